@@ -1,0 +1,60 @@
+"""The eight published sizes, and a tiny one for tests and the quickstart."""
+
+from qwen35_jax.config import ModelConfig, MoEConfig, RopeConfig, TextConfig, VisionConfig
+
+
+def _published(
+    *, layers: int, hidden: int, ffn: int | None, heads: tuple[int, int], value_heads: int,
+    vision: tuple[int, int, int, int], tied: bool = False, moe: MoEConfig | None = None,
+) -> ModelConfig:
+    """Builds a published size; ``heads`` is (query, key-value), ``vision`` is (depth, hidden, heads, ffn)."""
+    depth, vision_hidden, vision_heads, vision_ffn = vision
+    text = TextConfig(
+        vocab_size=248_320, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
+        num_attention_heads=heads[0], num_key_value_heads=heads[1], head_dim=256,
+        linear_num_key_heads=16, linear_num_value_heads=value_heads,
+        linear_key_head_dim=128, linear_value_head_dim=128, moe=moe,
+    )  # fmt: skip
+    tower = VisionConfig(
+        depth=depth, hidden_size=vision_hidden, intermediate_size=vision_ffn, num_heads=vision_heads,
+        out_hidden_size=hidden,
+    )  # fmt: skip
+    kind = "Moe" if moe else ""
+    return ModelConfig(text, tower, tied, f"Qwen3_5{kind}ForConditionalGeneration")
+
+
+def _tiny() -> ModelConfig:
+    """Two periods, three value heads for each key head, every part of the real architecture."""
+    text = TextConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=8,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+        linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim=16, linear_value_head_dim=8,
+        rope=RopeConfig(mrope_section=(2, 1, 1)), max_position_embeddings=4096,
+    )  # fmt: skip
+    tower = VisionConfig(
+        depth=2, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64, num_position_embeddings=16
+    )
+    return ModelConfig(text, tower, tie_word_embeddings=True)
+
+
+_SMALL, _LARGE = (24, 1024, 16, 4096), (27, 1152, 16, 4304)
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": _tiny(),
+    "0.8b": _published(
+        layers=24, hidden=1024, ffn=3584, heads=(8, 2), value_heads=16, vision=(12, 768, 12, 3072), tied=True
+    ),
+    "2b": _published(layers=24, hidden=2048, ffn=6144, heads=(8, 2), value_heads=16, vision=_SMALL, tied=True),
+    "4b": _published(layers=32, hidden=2560, ffn=9216, heads=(16, 4), value_heads=32, vision=_SMALL, tied=True),
+    "9b": _published(layers=32, hidden=4096, ffn=12288, heads=(16, 4), value_heads=32, vision=_LARGE),
+    "27b": _published(layers=64, hidden=5120, ffn=17408, heads=(24, 4), value_heads=48, vision=_LARGE),
+    "35b-a3b": _published(
+        layers=40, hidden=2048, ffn=None, heads=(16, 2), value_heads=32, vision=_LARGE, moe=MoEConfig(256, 8, 512, 512)
+    ),
+    "122b-a10b": _published(
+        layers=48, hidden=3072, ffn=None, heads=(32, 2), value_heads=64, vision=_LARGE, moe=MoEConfig(256, 8, 1024, 1024)
+    ),
+    "397b-a17b": _published(
+        layers=60, hidden=4096, ffn=None, heads=(32, 2), value_heads=64, vision=_LARGE, moe=MoEConfig(512, 10, 1024, 1024)
+    ),
+}
