@@ -1,0 +1,42 @@
+# Everything starts from python3 and make; each target sets up what it needs in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: quickstart test test-slow benchmark lint clean
+
+quickstart: $(VENV)/.core          ## from nothing to a fine-tuned, scored, exported model, on a CPU
+	$(BIN)/python -m configs.quickstart
+
+test: $(VENV)/.dev                 ## lint and all fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev            ## the tests that take minutes or gigabytes
+	$(BIN)/python -m pytest -m slow
+
+benchmark: $(VENV)/.dev            ## forward and backward against transformers
+	$(BIN)/python -m benchmarks.against_transformers
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+# --group needs a recent pip; torch comes first and alone, so that its CPU build is what the others find.
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install -q torch==2.13.0
+	$(BIN)/python -m pip install -q -e ".[eval]" --group dev --group reference
+	touch $@ $(VENV)/.core
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

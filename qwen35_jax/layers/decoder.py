@@ -1,0 +1,40 @@
+"""One decoder layer: a token mixer and an MLP, each behind a norm and a residual. Letters: ``B T D``."""
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from qwen35_jax.cache import DeltaState, KVCache
+from qwen35_jax.config import LINEAR, TextConfig
+from qwen35_jax.layers.attention import GatedAttention
+from qwen35_jax.layers.deltanet import GatedDeltaNet
+from qwen35_jax.layers.mlp import GatedMLP
+from qwen35_jax.layers.norms import RMSNorm
+from qwen35_jax.layers.parameters import Parameters
+from qwen35_jax.layers.tokens import Tokens
+from qwen35_jax.sharding import constrain
+
+
+class DecoderLayer(nnx.Module):
+    """A layer of kind ``"linear_attention"`` or ``"full_attention"``.
+
+    Source: ``Qwen3_5DecoderLayer`` in transformers.
+    """
+
+    def __init__(self, cfg: TextConfig, kind: str, *, make: Parameters):
+        self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, make=make)
+        if kind == LINEAR:
+            self.linear_attn = GatedDeltaNet(cfg, make=make)
+        else:
+            self.self_attn = GatedAttention(cfg, make=make)
+        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, make=make)
+        self.mlp = GatedMLP(cfg.hidden_size, cfg.intermediate_size, make=make)
+        self.kind = kind
+
+    def __call__(
+        self, x: Float[Array, "B T D"], tokens: Tokens, cache: KVCache | DeltaState | None = None
+    ) -> tuple[Float[Array, "B T D"], KVCache | DeltaState]:
+        mixer = self.linear_attn if self.kind == LINEAR else self.self_attn
+        mixed, cache = mixer(self.input_layernorm(x), tokens, cache)
+        x = x + mixed
+        x = x + self.mlp(self.post_attention_layernorm(x), tokens.dropout_key)
+        return constrain(x, ("batch", "length", "features")), cache

@@ -1,0 +1,82 @@
+"""Gated DeltaNet: a short convolution, the gated delta rule, and a gated norm.
+
+Letters: ``B`` batch, ``T`` tokens, ``D`` model width, ``C`` conv channels, ``N`` value heads, ``K`` and ``V`` key and
+value width of a head.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from qwen35_jax.cache import DeltaState
+from qwen35_jax.config import TextConfig
+from qwen35_jax.layers.linear import Linear
+from qwen35_jax.layers.norms import GatedRMSNorm
+from qwen35_jax.layers.parameters import Parameters
+from qwen35_jax.layers.tokens import Tokens
+from qwen35_jax.ops.conv import causal_conv
+from qwen35_jax.ops.gated_delta import gated_delta, l2_normalize
+
+
+class DepthwiseConv(nnx.Module):
+    """The weight of a causal depthwise convolution: (C, W), the last tap on the current token."""
+
+    def __init__(self, channels: int, taps: int, *, make: Parameters):
+        self.weight = make.normal((channels, taps), ("heads", None))
+
+
+class GatedDeltaNet(nnx.Module):
+    """Linear attention with a delta-rule state per value head.
+
+    ``in_proj_qkv``, ``in_proj_z``, ``in_proj_b`` and ``in_proj_a`` stay separate, as in the checkpoint. Each key head
+    serves ``num_value_heads / num_key_heads`` consecutive value heads.
+
+    Source: ``Qwen3_5GatedDeltaNet`` in transformers; arXiv:2412.06464. Here ``beta`` is float32 too.
+    """
+
+    def __init__(self, cfg: TextConfig, *, make: Parameters):
+        dim, heads = cfg.hidden_size, cfg.linear_num_value_heads
+        self.key_dim, self.key_head_dim = cfg.key_dim, cfg.linear_key_head_dim
+        self.num_heads, self.heads_per_key = heads, heads // cfg.linear_num_key_heads
+        self.in_proj_qkv = Linear("in_proj_qkv", dim, cfg.conv_dim, ("embed", "heads"), make=make)
+        self.in_proj_z = Linear("in_proj_z", dim, cfg.value_dim, ("embed", "heads"), make=make)
+        self.in_proj_b = Linear("in_proj_b", dim, heads, ("embed", "heads"), make=make)
+        self.in_proj_a = Linear("in_proj_a", dim, heads, ("embed", "heads"), make=make)
+        self.conv1d = DepthwiseConv(cfg.conv_dim, cfg.linear_conv_kernel_dim, make=make)
+        self.A_log = make.log_uniform((heads,), ("heads",))
+        self.dt_bias = make.constant((heads,), ("heads",), fill=1.0)
+        self.norm = GatedRMSNorm(cfg.linear_value_head_dim, cfg.rms_norm_eps, make=make)
+        self.out_proj = Linear("out_proj", cfg.value_dim, dim, ("heads", "embed"), make=make)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], tokens: Tokens, cache: DeltaState | None = None
+    ) -> tuple[Float[Array, "B T D"], DeltaState]:
+        """Mixes the tokens, starting from one layer's window (B, W-1, C) and state (B, N, K, V) if given."""
+        key, B, T = tokens.dropout_key, *x.shape[:2]
+        documents = {"segment_ids": tokens.segment_ids, "state_segment_ids": tokens.state_segment_ids}
+        window, state = (None, None) if cache is None else (cache.conv, cache.state)
+
+        mixed, window = causal_conv(
+            self.in_proj_qkv(x, key), self.conv1d.weight[...].astype(x.dtype), window, **documents
+        )
+        q, k, v = jnp.split(jax.nn.silu(mixed), [self.key_dim, 2 * self.key_dim], axis=-1)
+        q, k = (self._normalised_heads(part) for part in (q, k))
+        beta = jax.nn.sigmoid(self.in_proj_b(x, key).astype(jnp.float32))
+        step = jax.nn.softplus(self.in_proj_a(x, key).astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32))
+        out, state = gated_delta(
+            q * self.key_head_dim**-0.5,
+            k,
+            v.reshape(B, T, self.num_heads, -1),
+            -jnp.exp(self.A_log[...].astype(jnp.float32)) * step,
+            beta,
+            state,
+            implementation="recurrent" if T == 1 else "chunked",
+            **documents,
+        )
+        z = self.in_proj_z(x, key).reshape(out.shape)
+        return self.out_proj(self.norm(out, z).reshape(B, T, -1), key), DeltaState(window, state)
+
+    def _normalised_heads(self, x: Float[Array, "B T KD"]) -> Float[Array, "B T N K"]:
+        heads = l2_normalize(x.reshape(*x.shape[:2], -1, self.key_head_dim))
+        return jnp.repeat(heads, self.heads_per_key, axis=2)

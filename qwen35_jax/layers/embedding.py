@@ -1,0 +1,31 @@
+"""The token embedding. Letters: ``B`` batch, ``T`` tokens, ``V`` vocabulary, ``D`` model width."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from qwen35_jax.layers.parameters import Parameters
+
+
+class Embedding(nnx.Module):
+    """Looks tokens up in a table of shape (V, D); a tied output head reads the same ``weight``.
+
+    An adapter (``lora_a`` of shape (V, r), ``lora_b`` of shape (r, D)) acts on look-ups only, never on a tied head:
+    that is what PEFT does with an adapted embedding.
+    """
+
+    def __init__(self, vocab_size: int, dim: int, *, make: Parameters):
+        self.name = "embed_tokens"
+        self.weight = make.normal((vocab_size, dim), ("vocab", "embed"))
+        self.lora_a: nnx.LoRAParam | None = nnx.data(None)
+        self.lora_b: nnx.LoRAParam | None = nnx.data(None)
+        self.lora_scale = 0.0
+        self.lora_dropout = 0.0
+
+    def __call__(self, input_ids: Int[Array, "B T"], *, dtype: DTypeLike) -> Float[Array, "B T D"]:
+        x = jnp.take(self.weight[...], input_ids, axis=0).astype(dtype)
+        if self.lora_a is None:
+            return x
+        low_rank = jnp.take(self.lora_a[...], input_ids, axis=0).astype(dtype)
+        return x + (low_rank @ self.lora_b[...].astype(dtype)) * self.lora_scale

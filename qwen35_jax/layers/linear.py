@@ -1,0 +1,42 @@
+"""The linear layer, with room for a low-rank adapter.
+
+Letters: ``I`` input width, ``O`` output width; the leading axes of the input are free.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from qwen35_jax.layers.parameters import Parameters
+
+
+class Linear(nnx.Module):
+    """Computes ``x W`` without a bias, plus ``scale * dropout(x) A B`` where an adapter was added.
+
+    The weight is stored as (in, out), transposed from the checkpoint, and used in the dtype of the input.
+    ``qwen35_jax.lora`` sets the ``lora_*`` attributes.
+    """
+
+    def __init__(self, name: str, in_dim: int, out_dim: int, axes: tuple[str | None, str | None], *, make: Parameters):
+        self.name = name
+        self.weight = make.normal((in_dim, out_dim), axes)
+        self.lora_a: nnx.LoRAParam | None = nnx.data(None)
+        self.lora_b: nnx.LoRAParam | None = nnx.data(None)
+        self.lora_scale = 0.0
+        self.lora_dropout = 0.0
+
+    def __call__(
+        self, x: Float[Array, "*L I"], dropout_key: PRNGKeyArray | None = None
+    ) -> Float[Array, "*L O"]:
+        y = x @ self.weight[...].astype(x.dtype)
+        if self.lora_a is None:
+            return y
+        if dropout_key is not None and self.lora_dropout > 0:
+            key = jax.random.fold_in(dropout_key, zlib.crc32(self.name.encode()))
+            keep = jax.random.bernoulli(key, 1 - self.lora_dropout, x.shape)
+            x = jnp.where(keep, x / (1 - self.lora_dropout), 0)
+        low_rank = x @ self.lora_a[...].astype(x.dtype)
+        return y + (low_rank @ self.lora_b[...].astype(x.dtype)) * self.lora_scale

@@ -1,0 +1,22 @@
+"""The dense gated MLP. Letters: ``B`` batch, ``T`` tokens, ``D`` model width."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from qwen35_jax.layers.linear import Linear
+from qwen35_jax.layers.parameters import Parameters
+from qwen35_jax.sharding import constrain
+
+
+class GatedMLP(nnx.Module):
+    """Computes ``down(silu(gate(x)) * up(x))`` without biases. Source: ``Qwen3_5MLP`` in transformers."""
+
+    def __init__(self, dim: int, hidden_dim: int, *, make: Parameters):
+        self.gate_proj = Linear("gate_proj", dim, hidden_dim, ("embed", "mlp"), make=make)
+        self.up_proj = Linear("up_proj", dim, hidden_dim, ("embed", "mlp"), make=make)
+        self.down_proj = Linear("down_proj", hidden_dim, dim, ("mlp", "embed"), make=make)
+
+    def __call__(self, x: Float[Array, "B T D"], dropout_key: PRNGKeyArray | None = None) -> Float[Array, "B T D"]:
+        hidden = jax.nn.silu(self.gate_proj(x, dropout_key)) * self.up_proj(x, dropout_key)
+        return self.down_proj(constrain(hidden, ("batch", "length", "mlp")), dropout_key)

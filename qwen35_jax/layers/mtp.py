@@ -1,0 +1,48 @@
+"""The multi-token-prediction head: one more attention layer that predicts a token further ahead.
+
+Letters: ``B`` batch, ``T`` tokens, ``D`` model width.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from qwen35_jax.config import FULL, TextConfig
+from qwen35_jax.layers.decoder import DecoderLayer
+from qwen35_jax.layers.linear import Linear
+from qwen35_jax.layers.norms import RMSNorm
+from qwen35_jax.layers.parameters import Parameters
+from qwen35_jax.layers.tokens import Tokens
+
+
+class MTPHead(nnx.Module):
+    """Joins the vector of a token with the embedding of a later one and runs one attention layer.
+
+    The output, after ``norm``, goes through the shared output head; fed back as ``hidden`` with the embedding of the
+    next token, it predicts one token further.
+
+    Source: ``Qwen3_5MultiTokenPredictor`` in vLLM; arXiv:2412.19437, but with the embedding first.
+    """
+
+    def __init__(self, cfg: TextConfig, *, make: Parameters):
+        dim, eps = cfg.hidden_size, cfg.rms_norm_eps
+        self.pre_fc_norm_embedding = RMSNorm(dim, eps, make=make)
+        self.pre_fc_norm_hidden = RMSNorm(dim, eps, make=make)
+        self.fc = Linear("fc", 2 * dim, dim, (None, "embed"), make=make)
+        self.layers = nnx.List([DecoderLayer(cfg, FULL, make=make) for _ in range(cfg.mtp.num_hidden_layers)])
+        self.norm = RMSNorm(dim, eps, make=make)
+
+    def __call__(
+        self, hidden: Float[Array, "B T D"], embedding: Float[Array, "B T D"], tokens: Tokens
+    ) -> Float[Array, "B T D"]:
+        """Predicts the token after the one that ``embedding`` belongs to.
+
+        Args:
+          hidden: the decoder's output after its final norm, or this head's own output of the step before.
+          embedding: at position ``i`` the embedding of token ``i + k`` in step ``k``.
+          tokens: documents and angles at the positions of ``hidden``.
+        """
+        joined = [self.pre_fc_norm_embedding(embedding), self.pre_fc_norm_hidden(hidden)]
+        x = self.fc(jnp.concatenate(joined, axis=-1), tokens.dropout_key)
+        x, _ = self.layers[0](x, tokens)
+        return self.norm(x)

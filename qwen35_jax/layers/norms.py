@@ -1,0 +1,42 @@
+"""The two norms of Qwen3.5, both computed in float32. Letters: ``D`` normalised width."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from qwen35_jax.layers.parameters import Parameters
+
+
+def _unit_rms(x: Float[Array, "*L D"], eps: float) -> Float[Array, "*L D"]:
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+class RMSNorm(nnx.Module):
+    """Zero-centred RMS norm: ``x / rms(x) * (1 + w)``; ``w`` starts at 0.
+
+    Source: ``Qwen3_5RMSNorm`` in transformers.
+    """
+
+    def __init__(self, dim: int, eps: float, *, make: Parameters):
+        self.eps = eps
+        self.weight = make.constant((dim,), ("norm",), fill=0.0)
+
+    def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
+        return (_unit_rms(x, self.eps) * (1 + self.weight[...].astype(jnp.float32))).astype(x.dtype)
+
+
+class GatedRMSNorm(nnx.Module):
+    """RMS norm followed by a gate: ``w * x / rms(x) * silu(z)``; ``w`` starts at 1 and is always float32.
+
+    Source: ``Qwen3_5RMSNormGated`` in transformers; the product with ``w`` stays in float32 here.
+    """
+
+    def __init__(self, dim: int, eps: float, *, make: Parameters):
+        self.eps = eps
+        self.weight = make.constant((dim,), ("norm",), fill=1.0, dtype=jnp.float32)
+
+    def __call__(self, x: Float[Array, "*L D"], z: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
+        y = self.weight[...] * _unit_rms(x, self.eps) * jax.nn.silu(z.astype(jnp.float32))
+        return y.astype(x.dtype)
