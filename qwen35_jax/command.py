@@ -1,0 +1,132 @@
+"""What every command of this project does at its border: run files, overrides, one-line errors."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import itertools
+import operator
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+TRACEBACK_VARIABLE = "QWEN35_TRACEBACK"
+
+Config = TypeVar("Config")
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns the errors a user can act on into one line on stderr and a non-zero exit.
+
+    ``ValueError``, ``OSError`` and ``NotImplementedError`` are what this project raises for wrong
+    input; they end in exit code 2. Anything else is a defect and keeps its traceback. Set
+    ``QWEN35_TRACEBACK=1`` to see the traceback of every error. Works as a decorator too.
+
+    Raises:
+      SystemExit: code 2 for wrong input, 130 after Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, OSError, NotImplementedError) as err:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+            raise
+        print(f"error: {_one_line(str(err) or type(err).__name__)}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def load_config(path: str | Path) -> Any:
+    """Runs a Python run file and returns the frozen dataclass that its ``config()`` builds.
+
+    Raises:
+      ValueError: no such file, not Python, no ``config()``, or not a frozen dataclass.
+    """
+    path = Path(path)
+    if path.suffix != ".py" or not path.is_file():
+        raise ValueError(f"{path} is not a Python run file; give one such as configs/tiny_sft.py.")
+    spec = importlib.util.spec_from_file_location(f"run_file_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses defined in the file look their annotations up there
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as err:
+        raise ValueError(f"{path}:{err.lineno}: not valid Python: {err.msg}") from err
+    if not callable(getattr(module, "config", None)):
+        raise ValueError(f"{path} defines no function config(); a run file returns its settings from `def config()`.")
+    config = module.config()
+    if isinstance(config, type) or not dataclasses.is_dataclass(config) or not config.__dataclass_params__.frozen:
+        raise ValueError(f"config() of {path} returned {config!r}; it must return a frozen dataclass.")
+    return config
+
+
+def parse(
+    argv: Sequence[str], default: Config, *, program: str | None = None, description: str | None = None
+) -> Config:
+    """Returns ``default`` with the typed command-line overrides of ``argv`` (``--model.path DIR``).
+
+    ``--help`` prints every field with its default and exits with code 0.
+
+    Raises:
+      ValueError: an unknown option, or a value that does not fit the field's type.
+    """
+    return _run_tyro(type(default), argv, program=program, description=description, default=default)
+
+
+def config_from_command_line(argv: Sequence[str], config_type: type[Config], *, program: str) -> Config:
+    """Returns the settings of ``PROGRAM CONFIG.py [overrides]``.
+
+    Args:
+      argv: the arguments after the program's name.
+      config_type: what ``config()`` of the run file must return.
+      program: how the user calls it (``python -m train.sft``).
+
+    Raises:
+      ValueError: no run file first, a run file of another command, a wrong override.
+    """
+    usage = f"{program} CONFIG.py"
+    if argv and argv[0] in ("-h", "--help"):
+        _run_tyro(config_type, ["--help"], program=usage, description=None)
+    if not argv or argv[0].startswith("-"):
+        raise ValueError(f"the run file comes first: {usage} [overrides]; {usage} --help lists the overrides.")
+    default = load_config(argv[0])
+    if not isinstance(default, config_type):
+        raise ValueError(
+            f"{argv[0]} configures {type(default).__name__}, but {program} needs {config_type.__name__}; "
+            "give a run file written for this command."
+        )
+    return parse(argv[1:], default, program=usage)
+
+
+def _run_tyro(
+    config_type: type[Config], argv: Sequence[str], *, program: str | None, description: str | None, **default: Config
+) -> Config:
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(config_type, args=list(argv), prog=program, description=description, **default)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        _raise_first_message(messages.getvalue())
+
+
+def _raise_first_message(box: str) -> NoReturn:
+    """Raises the first paragraph of the box that tyro draws around an error, below the box's title."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    rows = [row.strip(" │─╭╮╰╯") for row in plain.splitlines()[1:]]
+    lines = ["" if set(row) <= {"-"} else row for row in rows]  # rules are dashes where the terminal is not UTF-8
+    paragraph = itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines))
+    raise ValueError(f"{_one_line(' '.join(paragraph))} (--help lists every option)")
+
+
+def _one_line(message: str) -> str:
+    return re.sub(r"\s*\n\s*", " ", message.strip())

@@ -1,0 +1,146 @@
+"""Run files, overrides and error lines, as every command handles them."""
+
+import dataclasses
+from typing import Literal
+
+import pytest
+
+from qwen35_jax.command import config_from_command_line, load_config, one_line_errors, parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    path: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    model: Source = Source()
+    tasks: tuple[str, ...] = ("qa",)
+    mode: Literal["thinking", "non_thinking"] = "non_thinking"
+    limit: int | None = None
+    out: str = "runs/x"
+
+    def __post_init__(self):
+        if self.limit == 0:
+            raise ValueError("limit=0 leaves nothing to do; give 1 or more.")
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    """Writes a run file with the given text and returns its path."""
+
+    def write(text, name="run.py"):
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+GOOD = """
+import dataclasses
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    steps: int = 3
+
+def config():
+    return Own(steps=7)
+"""
+
+
+def test_parse_applies_typed_overrides():
+    got = parse(
+        ["--model.path", "a/b", "--tasks", "x", "y", "--mode", "thinking", "--limit", "4"], Settings(out="kept")
+    )
+    assert got == Settings(Source("a/b"), ("x", "y"), "thinking", 4, "kept")
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--nope", "3"], ["--nope"]),
+        (["--model.pat", "3"], ["--model.pat"]),
+        (["--mode", "loud"], ["loud", "thinking"]),
+        (["--limit", "many"], ["--limit", "many"]),
+        (["--limit"], ["--limit"]),
+        (["stray"], ["stray"]),
+        (["--limit", "0"], ["limit=0"]),
+    ],
+)
+def test_wrong_override_is_one_line(argv, parts, capsys):
+    with pytest.raises(SystemExit) as stop, one_line_errors():
+        parse(argv, Settings())
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    for part in parts:
+        assert part in error
+
+
+def test_load_config_returns_what_the_file_builds(run_file):
+    config = load_config(run_file(GOOD))
+    assert config.steps == 7
+    assert parse(["--steps", "9"], config).steps == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\n", "defines no function config"),
+        ("def config():\n    retrun 3\n", "run.py:2: not valid Python"),
+        ("def config():\n    return 3\n", "must return a frozen dataclass"),
+        (GOOD.replace("frozen=True", ""), "must return a frozen dataclass"),
+    ],
+)
+def test_load_config_rejects(run_file, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(run_file(text))
+
+
+@pytest.mark.parametrize("name", ["absent.py", "folder", "run.yaml"])
+def test_load_config_needs_a_python_file(tmp_path, name):
+    with pytest.raises(ValueError, match="is not a Python run file"):
+        load_config(tmp_path / name)
+
+
+def test_the_run_file_comes_first():
+    for argv in ([], ["--limit", "3"]):
+        with pytest.raises(ValueError, match="the run file comes first"):
+            config_from_command_line(argv, Settings, program="python -m x")
+
+
+def test_a_run_file_of_another_command_is_refused(run_file):
+    with pytest.raises(ValueError, match="configures Own, but python -m x needs Settings"):
+        config_from_command_line([run_file(GOOD)], Settings, program="python -m x")
+
+
+@pytest.mark.parametrize("with_file", [False, True])
+def test_help_lists_the_fields(run_file, capsys, with_file):
+    with pytest.raises(SystemExit) as stop:
+        if with_file:
+            parse(["--help"], load_config(run_file(GOOD.replace("steps", "limit"))), program="x")
+        else:
+            config_from_command_line(["--help"], Settings, program="x")
+    assert stop.value.code == 0
+    assert "--limit" in capsys.readouterr().out
+
+
+def test_messages_lose_their_line_breaks_and_defects_keep_their_traceback(capsys, monkeypatch):
+    with pytest.raises(SystemExit), one_line_errors():
+        raise FileNotFoundError("no\n  such")
+    assert capsys.readouterr().err == "error: no such\n"
+    with pytest.raises(KeyError), one_line_errors():
+        raise KeyError("defect")
+    monkeypatch.setenv("QWEN35_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="seen"), one_line_errors():
+        raise ValueError("seen")
+
+
+def test_interruption_ends_with_code_130(capsys):
+    with pytest.raises(SystemExit) as stop, one_line_errors():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
