@@ -1,7 +1,7 @@
 """What the model remembers of the tokens it has seen: keys and values, recurrent states, and where each row stands.
 
 Letters: ``G`` periods, ``B`` batch, ``S`` slots, ``K`` key heads, ``H`` head width; of the delta rule ``N`` value
-heads, ``K`` and ``V`` key and value width; ``W`` conv taps, ``C`` conv channels.
+heads, ``K`` and ``V`` key and value width; ``W`` conv window (taps less one), ``C`` conv channels.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class KVCache:
 class DeltaState:
     """Conv window and float32 recurrent state of the DeltaNet layers at one place of the period."""
 
-    conv: Float[Array, "G B W-1 C"]
+    conv: Float[Array, "G B W C"]
     state: Float[Array, "G B N K V"]
 
 
@@ -80,7 +80,7 @@ class Cache:
         layers: tuple[KVCache | DeltaState, ...],
         segment_ids: Int[Array, "B T"],
         all_segment_ids: Int[Array, "B S"],
-        position_ids: Int[Array, "*3 B T"],
+        position_ids: Int[Array, "*axes B T"],
     ) -> "Cache":
         """Returns the memory after a call: ``layers`` hold its new states and the keys and values of its tokens."""
         T = segment_ids.shape[1]

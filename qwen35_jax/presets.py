@@ -29,12 +29,15 @@ def _tiny() -> ModelConfig:
         vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=8,
         num_attention_heads=4, num_key_value_heads=2, head_dim=32,
         linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim=16, linear_value_head_dim=8,
-        rope=RopeConfig(mrope_section=(2, 1, 1)), max_position_embeddings=4096,
+        rope=RopeConfig(mrope_section=(2, 1, 1)), max_position_embeddings=4096, eos_token_id=479,
     )  # fmt: skip
     tower = VisionConfig(
         depth=2, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64, num_position_embeddings=16
     )
-    return ModelConfig(text, tower, tie_word_embeddings=True)
+    return ModelConfig(
+        text, tower, tie_word_embeddings=True,
+        image_token_id=491, video_token_id=492, vision_start_token_id=488, vision_end_token_id=489,
+    )  # fmt: skip
 
 
 _SMALL, _LARGE = (24, 1024, 16, 4096), (27, 1152, 16, 4304)
