@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints and PEFT adapters, in and out."""

@@ -1,0 +1,226 @@
+"""The one name table: every tensor of a checkpoint, and where it lives in our parameter tree.
+
+A row of the templates below reads ``"mlp.gate_proj.weight": "F D -> D F"``: the name inside its block, the shape in
+the checkpoint, and our axes. An axis that we leave out has size 1 (the middle one of the convolution).
+
+Letters: ``V`` vocabulary, ``D`` model width, ``F`` MLP width, ``Q`` query and gate rows, ``O`` attention output,
+``K`` key (or value) rows, ``H`` attention head width, ``C`` convolution channels, ``W`` convolution taps, ``Z``
+DeltaNet value width, ``N`` DeltaNet value heads, ``U`` DeltaNet head width. Vision: ``d`` width, ``f`` MLP width,
+``m`` width of a merged patch, ``p`` patch side, ``t`` frames of a patch, ``c`` channels, ``g`` learned positions.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen35_jax.config import FULL, ModelConfig, VisionConfig
+
+_MODEL = {"embed_tokens.weight": "V D -> V D", "norm.weight": "D -> D"}
+_LAYER = {
+    "input_layernorm.weight": "D -> D",
+    "post_attention_layernorm.weight": "D -> D",
+    "mlp.gate_proj.weight": "F D -> D F",
+    "mlp.up_proj.weight": "F D -> D F",
+    "mlp.down_proj.weight": "D F -> F D",
+}
+_ATTENTION = _LAYER | {
+    "self_attn.q_proj.weight": "Q D -> D Q",
+    "self_attn.k_proj.weight": "K D -> D K",
+    "self_attn.v_proj.weight": "K D -> D K",
+    "self_attn.o_proj.weight": "D O -> O D",
+    "self_attn.q_norm.weight": "H -> H",
+    "self_attn.k_norm.weight": "H -> H",
+}
+_DELTANET = _LAYER | {
+    "linear_attn.in_proj_qkv.weight": "C D -> D C",
+    "linear_attn.in_proj_z.weight": "Z D -> D Z",
+    "linear_attn.in_proj_a.weight": "N D -> D N",
+    "linear_attn.in_proj_b.weight": "N D -> D N",
+    "linear_attn.conv1d.weight": "C 1 W -> C W",
+    "linear_attn.A_log": "N -> N",
+    "linear_attn.dt_bias": "N -> N",
+    "linear_attn.norm.weight": "U -> U",
+    "linear_attn.out_proj.weight": "D Z -> Z D",
+}
+_MTP = {
+    "fc.weight": "D 2D -> 2D D",
+    "pre_fc_norm_embedding.weight": "D -> D",
+    "pre_fc_norm_hidden.weight": "D -> D",
+    "norm.weight": "D -> D",
+}
+_VISION = {
+    "patch_embed.proj.weight": "d c t p p",
+    "patch_embed.proj.bias": "d",
+    "pos_embed.weight": "g d",
+    "merger.norm.weight": "d",
+    "merger.norm.bias": "d",
+    "merger.linear_fc1.weight": "m m",
+    "merger.linear_fc1.bias": "m",
+    "merger.linear_fc2.weight": "D m",
+    "merger.linear_fc2.bias": "D",
+}
+_VISION_BLOCK = {
+    "norm1.weight": "d",
+    "norm1.bias": "d",
+    "norm2.weight": "d",
+    "norm2.bias": "d",
+    "attn.qkv.weight": "3d d",
+    "attn.qkv.bias": "3d",
+    "attn.proj.weight": "d d",
+    "attn.proj.bias": "d",
+    "mlp.linear_fc1.weight": "f d",
+    "mlp.linear_fc1.bias": "f",
+    "mlp.linear_fc2.weight": "d f",
+    "mlp.linear_fc2.bias": "d",
+}
+# Float32 in the published checkpoints and in memory; everything else is bfloat16 on disk.
+_FLOAT32 = ("linear_attn.A_log", "linear_attn.norm.weight")
+
+Path = tuple[str | int, ...]
+Index = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a checkpoint.
+
+    Attributes:
+      name: its name in the checkpoint.
+      shape: its shape there.
+      dtype: how the published checkpoints store it.
+      path: its parameter in our tree; ``None`` for a tensor that passes through untouched.
+      row: its row in a parameter that stacks the layers of all periods; ``None`` for a parameter of its own.
+      axes: for each of our axes (without the stack) the axis in the checkpoint; one not listed has size 1.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    path: Path | None = None
+    row: int | None = None
+    axes: tuple[int, ...] = ()
+
+    def to_ours(self, array: np.ndarray) -> np.ndarray:
+        """Rearranges the checkpoint's layout, or a part of it cut by ``index_in_file``, into ours (a view)."""
+        singles = tuple(axis for axis in range(array.ndim) if axis not in self.axes)
+        return array.transpose(*self.axes, *singles).reshape([array.shape[axis] for axis in self.axes])
+
+    def to_file(self, array: np.ndarray) -> np.ndarray:
+        """Rearranges our layout of one row into the checkpoint's; the inverse of ``to_ours``."""
+        return array.transpose(np.argsort(self.axes)).reshape(self.shape)
+
+    def index_in_file(self, index: Index) -> Index:
+        """Turns slices of our axes into slices of the checkpoint's."""
+        found = dict(zip(self.axes, index, strict=True))
+        return tuple(found.get(axis, slice(None)) for axis in range(len(self.shape)))
+
+
+def tensor_table(config: ModelConfig) -> dict[str, TensorSpec]:
+    """Lists every tensor of a checkpoint of this configuration by name, the decoder first.
+
+    Raises:
+      ValueError: the configuration is of a mixture-of-experts size, whose layers do not exist yet.
+    """
+    text = config.text
+    if text.moe is not None:
+        raise ValueError(
+            f"{config.architecture}: the mixture-of-experts layers are not implemented yet, only their configuration "
+            "is read; use a dense size (0.8b, 2b, 4b, 9b, 27b)."
+        )
+    sizes = _text_sizes(config)
+    decoder = text_prefix(config)
+    blocks: list[tuple[str, Path, int | None, dict[str, str]]] = [(decoder, (), None, _MODEL)]
+    for layer, kind in enumerate(text.layer_types):
+        row, i = divmod(layer, text.period)
+        template = _ATTENTION if kind == FULL else _DELTANET
+        blocks.append((f"{decoder}layers.{layer}.", ("layers", i), row, template))
+    if not config.tie_word_embeddings:
+        blocks.append(("lm_head.", ("lm_head",), None, {"weight": "V D -> V D"}))
+    if text.mtp.num_hidden_layers:
+        blocks.append(("mtp.", ("mtp",), None, _MTP))
+    for layer in range(text.mtp.num_hidden_layers):
+        blocks.append((f"mtp.layers.{layer}.", ("mtp", "layers", layer), None, _ATTENTION))
+
+    specs = [
+        _spec(prefix + name, layout, sizes, (*path, *name.split(".")), row)
+        for prefix, path, row, template in blocks
+        for name, layout in template.items()
+    ]
+    if config.vision is not None:
+        specs += _vision_specs(config.vision)
+    return {spec.name: spec for spec in specs}
+
+
+def tied_head(config: ModelConfig) -> TensorSpec:
+    """Describes the copy of a tied embedding that some writers leave in the file as ``lm_head.weight``."""
+    return _spec("lm_head.weight", _MODEL["embed_tokens.weight"], _text_sizes(config), ("embed_tokens", "weight"), None)
+
+
+def text_prefix(config: ModelConfig) -> str:
+    """Returns what the names of the decoder's tensors begin with; text-only checkpoints have a shorter one."""
+    return "model.language_model." if config.has_vision_layout else "model."
+
+
+def module_of(name: str) -> str:
+    """Returns a decoder or MTP module's name without what depends on the architecture.
+
+    ``model.language_model.layers.0.mlp.up_proj`` and ``model.layers.0.mlp.up_proj`` are the same module.
+    """
+    return re.sub(r"^model\.(language_model\.)?", "", name)
+
+
+def _text_sizes(config: ModelConfig) -> dict[str, int]:
+    text = config.text
+    return {
+        "V": text.vocab_size,
+        "D": text.hidden_size,
+        "2D": 2 * text.hidden_size,
+        "F": text.intermediate_size,
+        "Q": 2 * text.num_attention_heads * text.head_dim,
+        "O": text.num_attention_heads * text.head_dim,
+        "K": text.num_key_value_heads * text.head_dim,
+        "H": text.head_dim,
+        "C": text.conv_dim,
+        "W": text.linear_conv_kernel_dim,
+        "Z": text.value_dim,
+        "N": text.linear_num_value_heads,
+        "U": text.linear_value_head_dim,
+        "1": 1,
+    }
+
+
+def _vision_specs(vision: VisionConfig) -> list[TensorSpec]:
+    width = vision.hidden_size
+    sizes = {
+        "d": width,
+        "3d": 3 * width,
+        "f": vision.intermediate_size,
+        "m": width * vision.spatial_merge_size**2,
+        "p": vision.patch_size,
+        "t": vision.temporal_patch_size,
+        "c": vision.in_channels,
+        "g": vision.num_position_embeddings,
+        "D": vision.out_hidden_size,
+    }
+    blocks = [("", _VISION)] + [(f"blocks.{i}.", _VISION_BLOCK) for i in range(vision.depth)]
+    return [
+        _spec(f"model.visual.{prefix}{name}", layout, sizes)
+        for prefix, template in blocks
+        for name, layout in template.items()
+    ]
+
+
+def _spec(
+    name: str, layout: str, sizes: dict[str, int], path: Path | None = None, row: int | None = None
+) -> TensorSpec:
+    stored, _, ours = layout.partition(" -> ")
+    letters = stored.split()
+    return TensorSpec(
+        name=name,
+        shape=tuple(sizes[letter] for letter in letters),
+        dtype="F32" if name.endswith(_FLOAT32) else "BF16",
+        path=path,
+        row=row,
+        axes=tuple(letters.index(letter) for letter in ours.split()),
+    )

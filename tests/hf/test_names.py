@@ -1,0 +1,76 @@
+"""The name table against the published manifests, and its layout changes."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+from qwen35_jax.config import MTPConfig
+from qwen35_jax.hf.names import tensor_table
+from qwen35_jax.presets import PRESETS
+from tests.conftest import shared_dir
+
+# Facts about the published files: number of tensors and of parameters.
+PUBLISHED = {
+    "0.8b": (488, 873_438_784),
+    "2b": (632, 2_274_069_824),
+    "4b": (738, 4_659_865_088),
+    "9b": (775, 9_653_104_368),
+    "27b": (1199, 27_781_427_952),
+}
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_counts_of_the_published_sizes(size):
+    table = tensor_table(PRESETS[size])
+    assert (len(table), sum(int(np.prod(spec.shape)) for spec in table.values())) == PUBLISHED[size]
+
+
+@pytest.mark.parametrize("size", ["2B", "0.8B"])
+def test_manifest(size):
+    if shared_dir() is None:
+        pytest.skip("the published manifests are not beside this checkout")
+    manifest = json.loads((shared_dir() / "qwen35" / f"weights_{size}_names_shapes_dtypes.json").read_text())
+    table = tensor_table(PRESETS[size.lower()])
+    assert {name: {"dtype": spec.dtype, "shape": list(spec.shape)} for name, spec in table.items()} == manifest
+
+
+def test_layouts_return():
+    for spec in tensor_table(PRESETS["tiny"]).values():
+        array = np.arange(np.prod(spec.shape)).reshape(spec.shape)
+        if spec.path is None:
+            continue
+        ours = spec.to_ours(array)
+        np.testing.assert_array_equal(spec.to_file(ours), array)
+        index = tuple(slice(size // 2, size) for size in ours.shape)
+        np.testing.assert_array_equal(spec.to_ours(array[spec.index_in_file(index)]), ours[index])
+
+
+def test_layers_are_rows_of_stacks():
+    table = tensor_table(PRESETS["2b"])
+    spec = table["model.language_model.layers.23.self_attn.o_proj.weight"]
+    assert (spec.path, spec.row, spec.axes) == (("layers", 3, "self_attn", "o_proj", "weight"), 5, (1, 0))
+    rows = {}
+    for spec in table.values():
+        if spec.row is not None:
+            rows.setdefault(spec.path, []).append(spec.row)
+    assert all(sorted(found) == list(range(6)) for found in rows.values())
+
+
+def test_without_vision_and_mtp():
+    config = PRESETS["tiny"]
+    text = dataclasses.replace(config.text, mtp=MTPConfig(0))
+    plain = dataclasses.replace(config, text=text, vision=None, architecture="Qwen3_5ForCausalLM")
+    names = set(tensor_table(plain))
+    assert names == {
+        re.sub(r"^model\.language_model", "model", name)
+        for name in tensor_table(config)
+        if not name.startswith(("model.visual", "mtp"))
+    }
+
+
+def test_mixture_of_experts_is_refused():
+    with pytest.raises(ValueError, match="mixture-of-experts layers are not implemented"):
+        tensor_table(PRESETS["35b-a3b"])
