@@ -1,0 +1,133 @@
+"""Builds a small tokenizer that is Qwen3.5's in everything but its merges, for tests and the quickstart.
+
+Same normaliser, pre-tokeniser, decoder and added tokens in the same order; the ids of the added tokens follow the base
+vocabulary, as in the original. The chat template beside it renders text conversations byte for byte as Qwen3.5's
+(2B and below) does.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from qwen35_jax.processing.tokenizer import END_OF_TEXT, END_OF_TURN
+
+PRE_TOKENIZER_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Cuts text into the pieces within which merges happen; digits stand alone."""
+
+_NOT_SPECIAL = (
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+)
+ADDED_TOKENS = (
+    END_OF_TEXT,
+    "<|im_start|>",
+    END_OF_TURN,
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    *_NOT_SPECIAL,
+    "<|audio_start|>",
+    "<|audio_end|>",
+    "<tts_pad>",
+    "<tts_text_bos>",
+    "<tts_text_eod>",
+    "<tts_text_bos_single>",
+    "<|audio_pad|>",
+)
+"""Qwen3.5's 33 added tokens in the order of their ids."""
+
+_NUM_BYTES = 256
+
+
+def build_tiny_tokenizer(texts: Iterable[str], out_dir: str | Path, *, vocab_size: int = 512) -> Path:
+    """Trains a byte-level BPE on ``texts`` and writes it as a Hugging Face folder; equal input gives equal files.
+
+    Args:
+      texts: what the merges are learnt from.
+      out_dir: receives tokenizer.json, tokenizer_config.json and chat_template.jinja; made if absent.
+      vocab_size: bytes, merges and the 33 added tokens together; small text may yield fewer.
+
+    Returns:
+      The folder, ready for `Tokenizer.from_pretrained`.
+
+    Raises:
+      ValueError: ``vocab_size`` has no room for the bytes and the added tokens.
+    """
+    smallest = _NUM_BYTES + len(ADDED_TOKENS)
+    if vocab_size < smallest:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: a byte-level vocabulary with Qwen3.5's added tokens needs at least "
+            f"{smallest}."
+        )
+    tokenizer = tokenizers.Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix=""))
+    tokenizer.normalizer = normalizers.NFC()
+    byte_level = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(PRE_TOKENIZER_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+        ]
+    )
+    tokenizer.post_processor = processors.ByteLevel(**byte_level)
+    tokenizer.decoder = decoders.ByteLevel(**byte_level)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(ADDED_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    flags = [_flags(token) for token in ADDED_TOKENS]
+    tokenizer.add_tokens([tokenizers.AddedToken(**flag) for flag in flags])
+
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    first = tokenizer.token_to_id(ADDED_TOKENS[0])
+    config = {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": {str(first + i): flag for i, flag in enumerate(flags)},
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": END_OF_TURN,
+        "errors": "replace",
+        "model_max_length": 262144,
+        "pad_token": END_OF_TEXT,
+        "pretokenize_regex": PRE_TOKENIZER_PATTERN,
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    template = Path(__file__).with_name("tiny_chat_template.jinja")
+    (folder / "chat_template.jinja").write_bytes(template.read_bytes())
+    return folder
+
+
+def _flags(token: str) -> dict[str, str | bool]:
+    never = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    return {"content": token, **never, "special": token not in _NOT_SPECIAL}

@@ -1,0 +1,173 @@
+"""The tokenizer of a Hugging Face folder: text to ids, ids to text, conversations to prompts."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from qwen35_jax.processing.chat_template import ChatTemplate
+
+END_OF_TURN = "<|im_end|>"
+END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""What a folder needs for `Tokenizer.from_pretrained`; the template may sit inside tokenizer_config.json instead."""
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer with Qwen3.5's special tokens; encoding is thread-safe."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, chat_template: ChatTemplate | None = None, name: str = ""):
+        """Wraps a backend that already holds every added token.
+
+        Args:
+          name: where it came from, for error messages.
+
+        Raises:
+          ValueError: the vocabulary lacks ``<|im_end|>`` or ``<|endoftext|>``.
+        """
+        self.backend = backend
+        self._chat_template = chat_template
+        self._name = name or "this tokenizer"
+        self.eos_token_ids: tuple[int, ...] = (self.token_id(END_OF_TURN), self.token_id(END_OF_TEXT))
+        self.pad_token_id: int = self.token_id(END_OF_TEXT)
+        added = backend.get_added_tokens_decoder()
+        self.special_tokens: tuple[str, ...] = tuple(added[i].content for i in sorted(added) if added[i].special)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "Tokenizer":
+        """Reads ``tokenizer.json``, ``tokenizer_config.json`` and the chat template of a local folder.
+
+        ``added_tokens_decoder`` of the configuration is applied over ``tokenizer.json``: the file of the Base
+        checkpoints lacks ``<think>`` and others, and would split them into pieces.
+
+        Raises:
+          ValueError: a file is missing or malformed, or a token's id is not the one the configuration says.
+        """
+        folder = Path(path)
+        tokenizer_file = folder / "tokenizer.json"
+        if not tokenizer_file.is_file():
+            raise ValueError(
+                f"{folder} holds no tokenizer.json; give the folder of a Hugging Face checkpoint, which has "
+                f"{', '.join(TOKENIZER_FILES)}."
+            )
+        model = _read_json(tokenizer_file).get("model")
+        if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
+            raise ValueError(f"{tokenizer_file} describes no BPE model (model.vocab and model.merges).")
+        backend = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+        config = _read_json(folder / "tokenizer_config.json")
+        _apply_added_tokens(backend, config.get("added_tokens_decoder", {}), folder)
+        return cls(backend, _read_chat_template(folder, config), name=str(folder))
+
+    def __len__(self) -> int:
+        """The number of tokens, added ones included; a model's vocabulary may be padded beyond it."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Turns text into ids. Special tokens written out in the text become single ids; none is added."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Turns text into ids and, for each, the range of characters ``[start, end)`` it was made from.
+
+        Tokens that share one character (its bytes) share its range. Unicode composition (NFC) happens inside, and the
+        offsets are those of the text as given.
+        """
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Turns ids into text. Ids of the padded vocabulary give nothing; broken UTF-8 gives U+FFFD.
+
+        ``<think>``, ``<tool_call>`` and their like are not special tokens, and stay.
+        """
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_id(self, token: str) -> int:
+        """Returns the id of one token of the vocabulary.
+
+        Raises:
+          ValueError: there is no such token.
+        """
+        token_id = self.backend.token_to_id(token)
+        if token_id is None:
+            raise ValueError(f"{self._name} has no token {token!r}; use the tokenizer of a Qwen3.5 checkpoint.")
+        return token_id
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The checkpoint's chat template.
+
+        Raises:
+          ValueError: the folder had none.
+        """
+        if self._chat_template is None:
+            raise ValueError(
+                f"{self._name} has no chat template: neither chat_template.jinja nor `chat_template` in "
+                "tokenizer_config.json. Copy the one of the Qwen3.5 checkpoint into the folder."
+            )
+        return self._chat_template
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
+        """Turns a conversation into the prompt for the assistant's next turn, generation prompt included.
+
+        Raises:
+          ChatTemplateError: the template refuses the conversation.
+        """
+        text = self.chat_template.render(
+            messages, tools=tools, add_generation_prompt=True, enable_thinking=enable_thinking
+        )
+        return self.encode(text)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as err:
+        raise ValueError(f"{path} is missing; copy it from the checkpoint the model was made from.") from err
+    except ValueError as err:
+        raise ValueError(f"{path} is not valid JSON: {err}") from err
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object.")
+    return content
+
+
+def _apply_added_tokens(backend: tokenizers.Tokenizer, added: Mapping[str, Any], folder: Path) -> None:
+    """Adds, in the order of their ids, the tokens that the configuration declares."""
+    ordered = sorted(added.items(), key=lambda item: int(item[0]))
+    backend.add_tokens([tokenizers.AddedToken(**flags) for _, flags in ordered])
+    for token_id, flags in ordered:
+        got = backend.token_to_id(flags["content"])
+        if got != int(token_id):
+            raise ValueError(
+                f"{folder}: tokenizer_config.json gives {flags['content']!r} the id {token_id}, tokenizer.json makes "
+                f"it {got}; the two files are not of one tokenizer."
+            )
+
+
+def _read_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
+    source = config.get("chat_template")
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        # No newline translation: the rendering is compared byte for byte.
+        source = file.read_bytes().decode("utf-8")
+    if isinstance(source, list):  # several named templates: the one for plain chat
+        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
+    return None if source is None else ChatTemplate(source, _special_token_variables(config))
+
+
+def _special_token_variables(config: Mapping[str, Any]) -> dict[str, str]:
+    """The ``eos_token``, ``pad_token``, ``image_token``, ... that transformers passes to a template."""
+    named = {key: value for key, value in config.items() if key.endswith("_token")}
+    extra = config.get("extra_special_tokens")
+    if isinstance(extra, Mapping):
+        named.update(extra)
+    text = {key: value.get("content") if isinstance(value, Mapping) else value for key, value in named.items()}
+    return {key: value for key, value in text.items() if isinstance(value, str)}

@@ -1,0 +1,131 @@
+"""The tokenizer against the official ids, and on a folder like a Base checkpoint's."""
+
+import json
+import unicodedata
+
+import pytest
+
+from qwen35_jax.processing import Tokenizer
+from qwen35_jax.processing.tiny_tokenizer import ADDED_TOKENS, build_tiny_tokenizer
+from tests.conftest import shared_dir
+
+real = pytest.mark.skipif(shared_dir() is None, reason="the official tokenizer's files are not beside the checkout")
+
+
+@pytest.fixture(scope="module")
+def official():
+    return Tokenizer.from_pretrained(shared_dir() / "qwen35" / "hf_2b_processor")
+
+
+@real
+def test_official_cases(official):
+    cases = json.loads((shared_dir() / "qwen35" / "tokenizer_fixture_63cases.json").read_text())["cases"]
+    assert len(cases) == 63
+    for case in cases:
+        assert official.encode(case["text"]) == case["ids"], case["text"]
+        assert official.decode(case["ids"], skip_special_tokens=False) == unicodedata.normalize("NFC", case["text"])
+
+
+@real
+def test_official_constants(official):
+    assert len(official) == 248077
+    assert official.eos_token_ids == (248046, 248044)
+    assert official.pad_token_id == 248044
+    assert len(official.special_tokens) == 21
+    prompt = official.encode_chat([{"role": "user", "content": "hi"}])
+    assert prompt == [248045, 846, 198, 5834, 248046, 198, 248045, 74455, 198, 248068, 271, 248069, 271]
+    assert official.decode(prompt) == "user\nhi\nassistant\n<think>\n\n</think>\n\n"
+    assert official.decode([846, 248300]) == "user"  # 248300 is a padding row of the embedding
+
+
+@real
+def test_added_tokens_of_the_configuration_complete_a_base_file(official, tmp_path):
+    source = shared_dir() / "qwen35"
+    content = json.loads((source / "hf_2b_processor" / "tokenizer.json").read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < 248066]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_bytes((source / "tokenizer_config_base.json").read_bytes())
+    base = Tokenizer.from_pretrained(tmp_path)
+    text = "<think>\na\n</think>\n\n<tool_response>b</tool_response><|audio_pad|><|im_end|>"
+    assert base.encode(text) == official.encode(text)
+    assert base.special_tokens == official.special_tokens
+    assert base.chat_template.source == official.chat_template.source.removesuffix("\n")
+
+
+def test_tiny_tokenizer_has_the_added_tokens_in_order(tiny_tokenizer):
+    first = len(tiny_tokenizer) - len(ADDED_TOKENS)
+    assert [tiny_tokenizer.token_id(token) for token in ADDED_TOKENS] == [*range(first, len(tiny_tokenizer))]
+    assert len(tiny_tokenizer.special_tokens) == 21
+    assert tiny_tokenizer.eos_token_ids == (first + 2, first)
+    assert tiny_tokenizer.pad_token_id == first
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "1234 abc\n\n", "naïve 毛泽东 👨‍👩‍👧", "<think>\n</think><|im_end|>x", "e\u0301"]
+)
+def test_round_trip(tiny_tokenizer, text):
+    ids = tiny_tokenizer.encode(text)
+    assert tiny_tokenizer.decode(ids, skip_special_tokens=False) == unicodedata.normalize("NFC", text)
+
+
+def test_offsets_are_those_of_the_text_before_composition(tiny_tokenizer):
+    text = "e\u0301a<think>x"
+    ids, offsets = tiny_tokenizer.encode_with_offsets(text)
+    assert ids == tiny_tokenizer.encode(text)
+    assert [offsets[i][0] for i, token in enumerate(ids) if token == tiny_tokenizer.token_id("<think>")] == [3]
+    assert text[slice(*offsets[-1])] == "x"
+
+
+def test_tiny_tokenizer_is_deterministic(tmp_path):
+    texts = ["alpha beta gamma", "beta gamma delta", "12 + 34 = 46"] * 3
+    for name in ("a", "b"):
+        build_tiny_tokenizer(texts, tmp_path / name, vocab_size=320)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("vocab_size", [0, 288])
+def test_tiny_tokenizer_needs_room_for_bytes_and_added_tokens(tmp_path, vocab_size):
+    with pytest.raises(ValueError, match="at least 289"):
+        build_tiny_tokenizer(["text"], tmp_path, vocab_size=vocab_size)
+
+
+def test_transformers_reads_the_tiny_tokenizer(tiny_tokenizer, tiny_tokenizer_dir):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    messages = [{"role": "user", "content": "What is 12 + 34, naïvely?"}]
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert tiny_tokenizer.encode_chat(messages) == list(expected)
+    assert len(theirs) == len(tiny_tokenizer)
+
+
+def _folder(path, **files):
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_errors_name_the_file(tmp_path, tiny_tokenizer_dir):
+    with pytest.raises(ValueError, match=r"holds no tokenizer\.json"):
+        Tokenizer.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not valid JSON"):
+        Tokenizer.from_pretrained(_folder(tmp_path, tokenizer="{"))
+    with pytest.raises(ValueError, match="describes no BPE model"):
+        Tokenizer.from_pretrained(_folder(tmp_path, tokenizer={"model": {"type": "BPE"}}))
+    good = (tiny_tokenizer_dir / "tokenizer.json").read_text()
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is missing"):
+        Tokenizer.from_pretrained(_folder(tmp_path, tokenizer=good))
+    config = json.loads((tiny_tokenizer_dir / "tokenizer_config.json").read_text())
+    moved = {"9000": config["added_tokens_decoder"].popitem()[1]}
+    with pytest.raises(ValueError, match=r"gives .* the id 9000"):
+        Tokenizer.from_pretrained(_folder(tmp_path, tokenizer_config={"added_tokens_decoder": moved}))
+    bare = Tokenizer.from_pretrained(_folder(tmp_path, tokenizer_config={}))
+    with pytest.raises(ValueError, match="has no chat template"):
+        bare.encode_chat([{"role": "user", "content": "hi"}])
+
+
+def test_other_vocabularies_are_refused(tmp_path, tiny_tokenizer_dir):
+    content = json.loads((tiny_tokenizer_dir / "tokenizer.json").read_text())
+    content["added_tokens"] = []
+    with pytest.raises(ValueError, match=r"has no token '<\|im_end\|>'"):
+        Tokenizer.from_pretrained(_folder(tmp_path, tokenizer=content, tokenizer_config={}))
