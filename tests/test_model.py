@@ -1,0 +1,282 @@
+"""The whole model against transformers in float32, and against itself: packed, padded, split and cached."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import qwen35_jax
+from qwen35_jax.cache import Cache
+from qwen35_jax.model import Qwen35
+from qwen35_jax.presets import PRESETS
+from tests.reference import by_reference_name, reference_model, reference_mtp, tiny_config, write_checkpoint
+
+CASES = {
+    "three value heads a key head, tied": {},
+    "two value heads a key head, untied": {"linear_num_value_heads": 4, "num_key_value_heads": 1, "tied": False},
+    "one value head a key head, wide heads, one period": {
+        "linear_num_value_heads": 2,
+        "linear_value_head_dim": 24,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 4,
+    },
+}
+LENGTHS = (1, 63, 65, 200)
+
+
+def tokens(length: int, batch: int = 2, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed + length).integers(0, 512, (batch, length))
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+def pair(request, tmp_path_factory):
+    """A transformers model, its MTP layer, and ours loaded from the checkpoint they wrote."""
+    config = tiny_config(**request.param)
+    reference, mtp = reference_model(config), reference_mtp(config)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(reference, folder, mtp)
+    return reference, mtp, qwen35_jax.load(folder, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Ours alone, random, with heads that forget slowly."""
+    model = Qwen35(tiny_config(), dtype="float32", rngs=nnx.Rngs(0))
+    for path, weight in nnx.to_flat_state(nnx.state(model)):
+        noise = jax.random.normal(jax.random.key(hash(path) % 2**31), weight.shape)
+        if path[-1] == "A_log":
+            weight[...] = jnp.log(jnp.full(weight.shape, 0.05)).at[:, 1:].set(noise[:, 1:])
+        elif weight[...].ndim > 2 and path[-2] != "conv1d":
+            weight[...] = noise * weight.shape[-2] ** -0.5
+        elif "norm" in path[-2]:
+            weight[...] += 0.2 * noise
+    return model
+
+
+def lm_loss(model, ids, weights):
+    """Mean next-token loss over ``weights``, through plain logits."""
+    logp = jax.nn.log_softmax(model.logits(ids)[:, :-1])
+    return -(jnp.take_along_axis(logp, ids[:, 1:, None], -1)[..., 0] * weights).sum() / weights.sum()
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_logits_match_transformers(pair, length):
+    import torch
+
+    reference, _, ours = pair
+    ids = tokens(length)
+    with torch.no_grad():
+        want = reference(input_ids=torch.as_tensor(ids)).logits.numpy()
+    # Logits are of order 1; eight layers of float32 in another order of summation.
+    np.testing.assert_allclose(ours.logits(ids), want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [65])
+def test_gradients_match_autograd(pair, length):
+    import torch
+
+    reference, _, ours = pair
+    ids = tokens(length)
+    reference.zero_grad(set_to_none=True)
+    reference(input_ids=torch.as_tensor(ids), labels=torch.as_tensor(ids)).loss.backward()
+    want = {n: p.grad.numpy() for n, p in reference.named_parameters() if p.grad is not None}
+
+    graphdef, state = nnx.split(ours)
+    weights = jnp.ones((2, length - 1))
+    grads = jax.grad(lambda s: lm_loss(nnx.merge(graphdef, s, copy=True), ids, weights))(state)
+    got = by_reference_name(
+        {path: leaf[...] for path, leaf in nnx.to_flat_state(grads) if path[0] != "mtp"}, ours.config.text.period
+    )
+    assert set(got) == set(want)
+    for name, gradient in want.items():
+        # Relative to the size of the whole tensor: single entries near zero carry only rounding.
+        distance = np.linalg.norm(got[name] - gradient) / np.linalg.norm(gradient)
+        assert distance < 1e-4, f"{name}: {distance:.2e}"
+
+
+def test_three_positions_match_transformers(pair):
+    import torch
+
+    reference, _, ours = pair
+    ids = tokens(40)
+    positions = np.sort(np.random.default_rng(0).integers(0, 40, (3, 2, 40)), axis=-1)
+    with torch.no_grad():
+        want = reference(input_ids=torch.as_tensor(ids), position_ids=torch.as_tensor(positions)).logits.numpy()
+    np.testing.assert_allclose(ours.logits(ids, position_ids=positions), want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [2, 63, 65])
+def test_mtp_logits_match_transformers(pair, length):
+    import torch
+
+    reference, mtp, ours = pair
+    ids = tokens(length)
+    text = reference.model.language_model
+    with torch.no_grad():
+        hidden = text(input_ids=torch.as_tensor(ids)).last_hidden_state[:, :-1]
+        positions = torch.arange(length - 1)[None]
+        mask = torch.full((length - 1, length - 1), -torch.inf).triu(1)[None, None]
+        ahead = mtp(
+            text.embed_tokens(torch.as_tensor(ids[:, 1:])), hidden, text.rotary_emb(hidden, positions), mask, None, None
+        )
+        want = reference.lm_head(ahead).numpy()
+    got = ours.mtp_logits(ids)
+    np.testing.assert_allclose(got[:, :-1], want, rtol=0, atol=1e-4)
+
+
+def test_later_mtp_steps_feed_the_output_back(model):
+    ids = tokens(9)
+    hidden = model.hidden_states(ids)
+    first, second = model.mtp_hidden_states(hidden, ids, num_steps=2)
+    # The second step on the first step's output, with embeddings one token further: the same head again.
+    (again,) = model.mtp_hidden_states(first, np.pad(ids[:, 1:], ((0, 0), (0, 1))))
+    np.testing.assert_allclose(again[:, :-2], second[:, :-2], rtol=0, atol=1e-6)
+    assert np.abs(second - first).max() > 0.01
+
+
+# Documents of 1, 70 and 20 tokens; 70 spans a chunk of the delta rule, 1 and 20 share one.
+DOCUMENTS = (1, 70, 20)
+LAYOUTS = {
+    "packed": (1, 2, 3),
+    "padding on the right": (1, 2, 3, 0),
+    "padding on the left": (0, 1, 2, 3),
+    "padding between": (1, 0, 2, 0, 3, 0),
+}
+
+
+def packed_row(layout) -> tuple[np.ndarray, np.ndarray]:
+    """One row of the documents in order, each 0 in ``layout`` being padding of other, arbitrary tokens."""
+    parts = [
+        (tokens(5, 1, seed=9)[0], np.zeros(5, int)) if d == 0 else (tokens(DOCUMENTS[d - 1], 1)[0], np.full(DOCUMENTS[d - 1], d))
+        for d in layout
+    ]  # fmt: skip
+    length = 101
+    ids, segments = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return np.pad(ids, (0, length - len(ids)))[None], np.pad(segments, (0, length - len(segments)))[None]
+
+
+def all_losses(model, ids, segments):
+    """Sums of the main and the MTP loss over every token that has a target in its own document."""
+    hidden = model.hidden_states(ids, segments)
+    ahead = model.mtp_hidden_states(hidden, ids, segments)[0]
+    total = 0.0
+    for steps, vectors in ((1, hidden), (2, ahead)):
+        logp = jax.nn.log_softmax(vectors @ model.head_weight().T)[:, :-steps]
+        counts = (segments[:, steps:] == segments[:, :-steps]) & (segments[:, steps:] > 0)
+        total += -(jnp.take_along_axis(logp, ids[:, steps:, None], -1)[..., 0] * counts).sum()
+    return total
+
+
+@functools.cache
+def compiled_losses(graphdef):
+    """Loss, gradient and both kinds of vectors, compiled once for each shape."""
+
+    @jax.jit
+    def run(state, ids, segments):
+        def loss(s):
+            return all_losses(nnx.merge(graphdef, s, copy=True), ids, segments)
+
+        return jax.value_and_grad(loss)(state)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """Logits of each document in a call of its own, and the sum of their losses and gradients."""
+    graphdef, state = nnx.split(model)
+    logits, loss, gradient = [], 0.0, None
+    for length in DOCUMENTS:
+        ids = jnp.asarray(tokens(length, 1))
+        logits.append((model.logits(ids)[0], model.mtp_logits(ids)[0]))
+        value, grads = compiled_losses(graphdef)(state, ids, jnp.ones_like(ids))
+        loss, gradient = loss + value, grads if gradient is None else jax.tree.map(jnp.add, gradient, grads)
+    return logits, loss, gradient
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_packed_equals_alone(model, alone, layout):
+    ids, segments = map(jnp.asarray, packed_row(layout))
+    graphdef, state = nnx.split(model)
+    logits, mtp_logits = model.logits(ids, segments)[0], model.mtp_logits(ids, segments)[0]
+    wanted, wanted_loss, wanted_gradient = alone
+    for document, (want, want_mtp) in enumerate(wanted, start=1):
+        own = np.flatnonzero(segments[0] == document)
+        # The same float32 sums over other chunk borders.
+        np.testing.assert_allclose(logits[own], want, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(mtp_logits[own][:-2], want_mtp[:-2], rtol=0, atol=1e-5)
+    loss, gradient = compiled_losses(graphdef)(state, ids, segments)
+    np.testing.assert_allclose(loss, wanted_loss, rtol=1e-5)
+    for path, want in nnx.to_flat_state(wanted_gradient):
+        got = dict(nnx.to_flat_state(gradient))[path]
+        distance = jnp.linalg.norm(got[...] - want[...]) / (jnp.linalg.norm(want[...]) + 1e-12)
+        assert distance < 1e-5, f"{path}: {distance:.2e}"
+
+
+@pytest.mark.parametrize("splits", [(0, 101), (0, 64, 101), (0, 1, 30, 31, 101)], ids=str)
+def test_any_split_with_a_cache_equals_one_call(model, splits):
+    ids, segments = packed_row(LAYOUTS["padding between"])
+    want = model.hidden_states(ids, segments)
+    cache, parts = Cache.empty(model.config.text, 1, 128, jnp.float32), []
+    for first, last in zip(splits, splits[1:], strict=False):
+        hidden, cache = model.forward(ids[:, first:last], cache, segments[:, first:last])
+        parts.append(hidden)
+    real = segments[0] > 0
+    np.testing.assert_allclose(np.concatenate(parts, axis=1)[0, real], want[0, real], rtol=0, atol=1e-5)
+
+
+def test_prefill_and_steps_equal_one_forward(model):
+    """Two rows of unequal prompts, padded on the left, then token by token."""
+    prompts, steps = (5, 17), 6
+    rows = [tokens(p + steps, 1)[0] for p in prompts]
+    ids = np.stack([np.pad(r, (17 + steps - len(r), 0)) for r in rows])
+    segments = np.stack([np.pad(np.ones(len(r), int), (17 + steps - len(r), 0)) for r in rows])
+    cache = Cache.empty(model.config.text, 2, 32, jnp.float32)
+    hidden, cache = model.forward(ids[:, :17], cache, segments[:, :17])
+    parts = [hidden]
+    for t in range(17, 17 + steps):
+        hidden, cache = model.forward(ids[:, t : t + 1], cache)
+        parts.append(hidden)
+    got = np.concatenate(parts, axis=1)
+    for row, line in enumerate(rows):
+        want = model.hidden_states(line[None])[0]
+        np.testing.assert_allclose(got[row, -len(line) :], want, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(cache.next_position, [p + steps for p in prompts])
+
+
+def test_remat_changes_memory_not_numbers(model):
+    graphdef, state = nnx.split(model)
+    ids = tokens(65)
+
+    def loss(state, remat):
+        hidden = nnx.merge(graphdef, state, copy=True).hidden_states(ids, remat=remat)
+        return jnp.sum(jnp.sin(hidden))
+
+    plain, saved = (jax.grad(functools.partial(loss, remat=remat))(state) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, saved)
+
+
+def test_stored_dtypes():
+    model = Qwen35(tiny_config(), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    kept = {path[-2:] for path, v in nnx.to_flat_state(nnx.state(model)) if v.dtype == jnp.float32}
+    assert kept == {("linear_attn", "A_log"), ("norm", "weight")}
+    assert model.norm.weight.dtype == jnp.bfloat16
+    assert model.hidden_states(tokens(5)).dtype == jnp.bfloat16
+    assert model.logits(tokens(5)).dtype == jnp.float32
+
+
+def test_unusable_input_is_refused(model):
+    with pytest.raises(ValueError, match=r"input_ids has shape \(5,\)"):
+        model.logits(np.zeros(5, int))
+    with pytest.raises(ValueError, match="segment_ids has shape"):
+        model.logits(np.zeros((1, 5), int), np.ones((1, 4), int))
+    with pytest.raises(ValueError, match="position_ids has shape"):
+        model.logits(np.zeros((1, 5), int), position_ids=np.ones((2, 1, 5), int))
+    with pytest.raises(ValueError, match="mixture-of-experts"):
+        Qwen35(PRESETS["35b-a3b"], rngs=nnx.Rngs(0))
+    headless = Qwen35(tiny_config(mtp=type(model.config.text.mtp)(0)), dtype="float32", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="no MTP head"):
+        headless.mtp_logits(tokens(4))
