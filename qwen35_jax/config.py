@@ -148,7 +148,9 @@ class TextConfig:
 
 def _check_layer_types(cfg: TextConfig) -> None:
     if len(cfg.layer_types) != cfg.num_hidden_layers:
-        raise ValueError(f"layer_types has {len(cfg.layer_types)} entries for num_hidden_layers={cfg.num_hidden_layers}.")
+        raise ValueError(
+            f"layer_types has {len(cfg.layer_types)} entries for num_hidden_layers={cfg.num_hidden_layers}."
+        )
     unknown = sorted(set(cfg.layer_types) - {LINEAR, FULL})
     if unknown:
         raise ValueError(f"layer_types contains {unknown}; allowed are {LINEAR!r} and {FULL!r}.")
@@ -304,9 +306,7 @@ def _text_from_hf(content: Mapping[str, Any], *, moe: bool) -> TextConfig:
 def _pick(cls, content: Mapping[str, Any], where: str, **given):
     """Builds dataclass ``cls`` from the keys of ``content`` that it has fields for."""
     fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in given}
-    missing = [
-        name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in content
-    ]
+    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in content]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}.")
     values = {name: content[name] for name in fields if name in content}

@@ -17,8 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from qwen35_jax.cache import Cache
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.layers.decoder import DecoderLayer
-from qwen35_jax.layers.embedding import Embedding
-from qwen35_jax.layers.linear import Linear
+from qwen35_jax.layers.embedding import Embedding, OutputHead
 from qwen35_jax.layers.mtp import MTPHead
 from qwen35_jax.layers.norms import RMSNorm
 from qwen35_jax.layers.parameters import Parameters
@@ -67,7 +66,9 @@ class Qwen35(nnx.Module):
         self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, make=make)
         self.layers = nnx.List([DecoderLayer(text, kind, make=stacked) for kind in text.layer_types[: text.period]])
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps, make=make)
-        self.lm_head = nnx.data(None if config.tie_word_embeddings else OutputHead(text, make=make))
+        self.lm_head = nnx.data(
+            None if config.tie_word_embeddings else OutputHead(text.vocab_size, text.hidden_size, make=make)
+        )
         self.mtp = nnx.data(MTPHead(text, make=make) if text.mtp.num_hidden_layers else None)
 
     def hidden_states(
@@ -156,18 +157,9 @@ class Qwen35(nnx.Module):
         return constrain(self.embed_tokens(input_ids, dtype=self.dtype), ("batch", "length", "features"))
 
 
-class OutputHead(nnx.Module):
-    """The weight of an untied output head: (V, D), as in the checkpoint."""
-
-    def __init__(self, text, *, make: Parameters):
-        self.weight = make.normal((text.vocab_size, text.hidden_size), ("vocab", "embed"))
-
-
 def _inputs(input_ids, segment_ids, position_ids) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """Checks the shapes of the three inputs and turns them into arrays."""
-    ids, segments, positions = (
-        None if x is None else jnp.asarray(x) for x in (input_ids, segment_ids, position_ids)
-    )
+    ids, segments, positions = (None if x is None else jnp.asarray(x) for x in (input_ids, segment_ids, position_ids))
     if ids.ndim != 2:
         raise ValueError(f"input_ids has shape {ids.shape}; expected (batch, tokens).")
     if segments is not None and segments.shape != ids.shape:

@@ -4,8 +4,15 @@ from qwen35_jax.config import ModelConfig, MoEConfig, RopeConfig, TextConfig, Vi
 
 
 def _published(
-    *, layers: int, hidden: int, ffn: int | None, heads: tuple[int, int], value_heads: int,
-    vision: tuple[int, int, int, int], tied: bool = False, moe: MoEConfig | None = None,
+    *,
+    layers: int,
+    hidden: int,
+    ffn: int | None,
+    heads: tuple[int, int],
+    value_heads: int,
+    vision: tuple[int, int, int, int],
+    tied: bool = False,
+    moe: MoEConfig | None = None,
 ) -> ModelConfig:
     """Builds a published size; ``heads`` is (query, key-value), ``vision`` is (depth, hidden, heads, ffn)."""
     depth, vision_hidden, vision_heads, vision_ffn = vision
@@ -55,9 +62,21 @@ PRESETS: dict[str, ModelConfig] = {
         layers=40, hidden=2048, ffn=None, heads=(16, 2), value_heads=32, vision=_LARGE, moe=MoEConfig(256, 8, 512, 512)
     ),
     "122b-a10b": _published(
-        layers=48, hidden=3072, ffn=None, heads=(32, 2), value_heads=64, vision=_LARGE, moe=MoEConfig(256, 8, 1024, 1024)
+        layers=48,
+        hidden=3072,
+        ffn=None,
+        heads=(32, 2),
+        value_heads=64,
+        vision=_LARGE,
+        moe=MoEConfig(256, 8, 1024, 1024),
     ),
     "397b-a17b": _published(
-        layers=60, hidden=4096, ffn=None, heads=(32, 2), value_heads=64, vision=_LARGE, moe=MoEConfig(512, 10, 1024, 1024)
+        layers=60,
+        hidden=4096,
+        ffn=None,
+        heads=(32, 2),
+        value_heads=64,
+        vision=_LARGE,
+        moe=MoEConfig(512, 10, 1024, 1024),
     ),
 }

@@ -31,8 +31,13 @@ def test_presets_survive_the_round_trip(name):
 
 @pytest.mark.parametrize(
     ("name", "periods", "key_dim", "conv_dim", "tied"),
-    [("0.8b", 6, 2048, 6144, True), ("2b", 6, 2048, 6144, True), ("9b", 8, 2048, 8192, False), ("27b", 16, 2048, 10240, False)],
-)  # fmt: skip
+    [
+        ("0.8b", 6, 2048, 6144, True),
+        ("2b", 6, 2048, 6144, True),
+        ("9b", 8, 2048, 8192, False),
+        ("27b", 16, 2048, 10240, False),
+    ],
+)
 def test_derived_sizes(name, periods, key_dim, conv_dim, tied):
     config = PRESETS[name]
     text = config.text

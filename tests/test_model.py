@@ -1,6 +1,7 @@
 """The whole model against transformers in float32, and against itself: packed, padded, split and cached."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -149,10 +150,9 @@ LAYOUTS = {
 
 def packed_row(layout) -> tuple[np.ndarray, np.ndarray]:
     """One row of the documents in order, each 0 in ``layout`` being padding of other, arbitrary tokens."""
-    parts = [
-        (tokens(5, 1, seed=9)[0], np.zeros(5, int)) if d == 0 else (tokens(DOCUMENTS[d - 1], 1)[0], np.full(DOCUMENTS[d - 1], d))
-        for d in layout
-    ]  # fmt: skip
+    padding = tokens(5, 1, seed=9)[0]
+    parts = [padding if d == 0 else tokens(DOCUMENTS[d - 1], 1)[0] for d in layout]
+    parts = [(part, np.full(len(part), d)) for part, d in zip(parts, layout, strict=True)]
     length = 101
     ids, segments = (np.concatenate(column) for column in zip(*parts, strict=True))
     return np.pad(ids, (0, length - len(ids)))[None], np.pad(segments, (0, length - len(segments)))[None]
@@ -221,7 +221,7 @@ def test_any_split_with_a_cache_equals_one_call(model, splits):
     ids, segments = packed_row(LAYOUTS["padding between"])
     want = model.hidden_states(ids, segments)
     cache, parts = Cache.empty(model.config.text, 1, 128, jnp.float32), []
-    for first, last in zip(splits, splits[1:], strict=False):
+    for first, last in itertools.pairwise(splits):
         hidden, cache = model.forward(ids[:, first:last], cache, segments[:, first:last])
         parts.append(hidden)
     real = segments[0] > 0

@@ -1,4 +1,4 @@
-"""The token embedding. Letters: ``B`` batch, ``T`` tokens, ``V`` vocabulary, ``D`` model width."""
+"""The token embedding and the untied output head. Letters: ``B`` batch, ``T`` tokens, ``V`` vocabulary, ``D`` model width."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -29,3 +29,10 @@ class Embedding(nnx.Module):
             return x
         low_rank = jnp.take(self.lora_a[...], input_ids, axis=0).astype(dtype)
         return x + (low_rank @ self.lora_b[...].astype(dtype)) * self.lora_scale
+
+
+class OutputHead(nnx.Module):
+    """The weight of an output head that is not tied to the embedding: (V, D), as in the checkpoint."""
+
+    def __init__(self, vocab_size: int, dim: int, *, make: Parameters):
+        self.weight = make.normal((vocab_size, dim), ("vocab", "embed"))

@@ -28,9 +28,7 @@ class Linear(nnx.Module):
         self.lora_scale = 0.0
         self.lora_dropout = 0.0
 
-    def __call__(
-        self, x: Float[Array, "*L I"], dropout_key: PRNGKeyArray | None = None
-    ) -> Float[Array, "*L O"]:
+    def __call__(self, x: Float[Array, "*L I"], dropout_key: PRNGKeyArray | None = None) -> Float[Array, "*L O"]:
         y = x @ self.weight[...].astype(x.dtype)
         if self.lora_a is None:
             return y
