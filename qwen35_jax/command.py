@@ -69,15 +69,20 @@ def load_config(path: str | Path) -> Any:
 
 
 def parse(
-    argv: Sequence[str], default: Config, *, program: str | None = None, description: str | None = None
+    argv: Sequence[str], default: Config | type[Config], *, program: str | None = None, description: str | None = None
 ) -> Config:
     """Returns ``default`` with the typed command-line overrides of ``argv`` (``--model.path DIR``).
 
     ``--help`` prints every field with its default and exits with code 0.
 
+    Args:
+      default: the settings to start from; the dataclass itself where some have no default.
+
     Raises:
-      ValueError: an unknown option, or a value that does not fit the field's type.
+      ValueError: an unknown or missing option, or a value that does not fit the field's type.
     """
+    if isinstance(default, type):
+        return _run_tyro(default, argv, program=program, description=description)
     return _run_tyro(type(default), argv, program=program, description=description, default=default)
 
 

@@ -26,6 +26,11 @@ class Settings:
             raise ValueError("limit=0 leaves nothing to do; give 1 or more.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Required:
+    task: str
+
+
 @pytest.fixture
 def run_file(tmp_path):
     """Writes a run file with the given text and returns its path."""
@@ -78,6 +83,12 @@ def test_wrong_override_is_one_line(argv, parts, capsys):
     assert error.count("\n") == 1
     for part in parts:
         assert part in error
+
+
+def test_a_field_without_default_is_required():
+    assert parse(["--task", "x"], Required) == Required("x")
+    with pytest.raises(ValueError, match="--task"):
+        parse([], Required)
 
 
 def test_load_config_returns_what_the_file_builds(run_file):

@@ -1,0 +1,1 @@
+"""Judgement of one response, without models and without files."""
