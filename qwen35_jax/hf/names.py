@@ -77,7 +77,7 @@ _VISION_BLOCK = {
 # Float32 in the published checkpoints and in memory; everything else is bfloat16 on disk.
 _FLOAT32 = ("linear_attn.A_log", "linear_attn.norm.weight")
 
-Path = tuple[str | int, ...]
+TreePath = tuple[str | int, ...]
 Index = tuple[slice, ...]
 
 
@@ -97,7 +97,7 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    path: Path | None = None
+    path: TreePath | None = None
     row: int | None = None
     axes: tuple[int, ...] = ()
 
@@ -116,8 +116,12 @@ class TensorSpec:
         return tuple(found.get(axis, slice(None)) for axis in range(len(self.shape)))
 
 
-def tensor_table(config: ModelConfig) -> dict[str, TensorSpec]:
+def tensor_table(config: ModelConfig, *, nested: bool | None = None) -> dict[str, TensorSpec]:
     """Lists every tensor of a checkpoint of this configuration by name, the decoder first.
+
+    Args:
+      nested: whether the decoder's names begin with ``model.language_model.`` rather than ``model.``. By default the
+        architecture decides; but transformers writes a text-only model that it cut from a whole one in either way.
 
     Raises:
       ValueError: the configuration is of a mixture-of-experts size, whose layers do not exist yet.
@@ -129,8 +133,8 @@ def tensor_table(config: ModelConfig) -> dict[str, TensorSpec]:
             "is read; use a dense size (0.8b, 2b, 4b, 9b, 27b)."
         )
     sizes = _text_sizes(config)
-    decoder = text_prefix(config)
-    blocks: list[tuple[str, Path, int | None, dict[str, str]]] = [(decoder, (), None, _MODEL)]
+    decoder = "model.language_model." if (config.has_vision_layout if nested is None else nested) else "model."
+    blocks: list[tuple[str, TreePath, int | None, dict[str, str]]] = [(decoder, (), None, _MODEL)]
     for layer, kind in enumerate(text.layer_types):
         row, i = divmod(layer, text.period)
         template = _ATTENTION if kind == FULL else _DELTANET
@@ -155,11 +159,6 @@ def tensor_table(config: ModelConfig) -> dict[str, TensorSpec]:
 def tied_head(config: ModelConfig) -> TensorSpec:
     """Describes the copy of a tied embedding that some writers leave in the file as ``lm_head.weight``."""
     return _spec("lm_head.weight", _MODEL["embed_tokens.weight"], _text_sizes(config), ("embed_tokens", "weight"), None)
-
-
-def text_prefix(config: ModelConfig) -> str:
-    """Returns what the names of the decoder's tensors begin with; text-only checkpoints have a shorter one."""
-    return "model.language_model." if config.has_vision_layout else "model."
 
 
 def module_of(name: str) -> str:
@@ -212,7 +211,7 @@ def _vision_specs(vision: VisionConfig) -> list[TensorSpec]:
 
 
 def _spec(
-    name: str, layout: str, sizes: dict[str, int], path: Path | None = None, row: int | None = None
+    name: str, layout: str, sizes: dict[str, int], path: TreePath | None = None, row: int | None = None
 ) -> TensorSpec:
     stored, _, ours = layout.partition(" -> ")
     letters = stored.split()

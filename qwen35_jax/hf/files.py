@@ -1,0 +1,225 @@
+"""Checkpoint files on disk: where each tensor's bytes are, and reading and writing them a part at a time.
+
+A safetensors file is eight bytes (little-endian length of the header), a JSON header, and the tensors' bytes. We read
+the header ourselves because export overwrites single tensors in place, and because reading block by block keeps
+resident memory at the model's size, which a mapping of the whole file does not.
+
+Source: the format's description in the safetensors project.
+"""
+
+import contextlib
+import json
+import math
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import huggingface_hub.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.typing import DTypeLike
+
+from qwen35_jax.hf.names import Index
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+DTYPES = {"BF16": np.dtype(jnp.bfloat16), "F16": np.dtype("float16"), "F32": np.dtype("float32")}
+# Other formats of weights, which would be stale beside an export.
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+_BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: ``offset`` counts bytes from the start of the file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def read(self, index: Index, dtype: DTypeLike) -> np.ndarray:
+        """Reads a part of the tensor, converted to ``dtype`` block by block."""
+        starts, stops, steps = zip(
+            *(cut.indices(size) for cut, size in zip(index, self.shape, strict=True)), strict=True
+        )
+        assert set(steps) <= {1}, "parts of arrays are contiguous in each axis"
+        out = np.empty([stop - start for start, stop in zip(starts, stops, strict=True)], dtype)
+        stored = DTYPES[self.dtype]
+        row_bytes = math.prod(self.shape[1:]) * stored.itemsize
+        for first, last in _blocks(starts[0], stops[0], row_bytes):
+            # A mapping per block: pages of the file that were touched count as ours until it is closed.
+            rows = np.memmap(self.file, stored, "r", self.offset + first * row_bytes, (last - first, *self.shape[1:]))
+            out[first - starts[0] : last - starts[0]] = rows[(slice(None), *index[1:])]
+        return out
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yields the tensor in the dtype and order of the file, a few megabytes of rows at a time."""
+        row_bytes = self.num_bytes // self.shape[0]
+        for first, last in _blocks(0, self.shape[0], row_bytes):
+            whole = (slice(None),) * (len(self.shape) - 1)
+            yield self.read((slice(first, last), *whole), DTYPES[self.dtype])
+
+
+def _blocks(start: int, stop: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    step = max(1, _BLOCK_BYTES // max(1, row_bytes))
+    for first in range(start, stop, step):
+        yield first, min(first + step, stop)
+
+
+def find_folder(path: str | Path) -> Path:
+    """Returns a local folder, or the local copy of a hub repository, downloading it if need be.
+
+    Raises:
+      FileNotFoundError: there is no such folder, and no such repository can be reached.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(huggingface_hub.snapshot_download(str(path), ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
+    except huggingface_hub.errors.HFValidationError as err:
+        raise FileNotFoundError(f"{path}: no such folder, and not the name of a hub repository either.") from err
+    except (huggingface_hub.errors.LocalEntryNotFoundError, huggingface_hub.errors.HfHubHTTPError, OSError) as err:
+        reason = str(err).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{path}: no such folder, and the hub repository of that name is not at hand ({reason}). "
+            "Give a local folder, or check the name and the network."
+        ) from err
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Lists the safetensors files that a checkpoint consists of.
+
+    Raises:
+      FileNotFoundError: there are no weights, or the index names a shard that is absent.
+      ValueError: the index is not valid.
+    """
+    index = folder / INDEX_FILE
+    if index.is_file():
+        names = sorted(set(_weight_map(index).values()))
+    elif (folder / SINGLE_FILE).is_file():
+        names = [SINGLE_FILE]
+    else:
+        raise FileNotFoundError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}.")
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{index} names the shard {name}, which is not in the folder; download it again.")
+    return [folder / name for name in names]
+
+
+def read_checkpoint(folder: Path) -> dict[str, Stored]:
+    """Finds every tensor of a checkpoint, from the headers alone.
+
+    Raises:
+      FileNotFoundError: as ``checkpoint_files``.
+      ValueError: a file is damaged, or the index and the files disagree.
+    """
+    files = checkpoint_files(folder)
+    stored = {name: tensor for file in files for name, tensor in read_header(file).items()}
+    index = folder / INDEX_FILE
+    if index.is_file():
+        for name, shard in _weight_map(index).items():
+            if name not in stored or stored[name].file.name != shard:
+                raise ValueError(f"{index} places {name} in {shard}, which does not hold it.")
+    return stored
+
+
+def _weight_map(index: Path) -> Mapping[str, str]:
+    try:
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as err:
+        raise ValueError(f"{index} is not an index of safetensors files ({err}).") from err
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """Finds every tensor of one safetensors file.
+
+    Raises:
+      ValueError: the file is damaged or cut short, or holds a tensor that is not of a floating-point type.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if 8 + length > size:
+            raise ValueError(f"{file} is cut short: its {size} bytes do not hold a safetensors header.")
+        try:
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            tensors = {
+                name: (
+                    Stored(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]),
+                    entry,
+                )
+                for name, entry in header.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
+            raise ValueError(f"{file} has no valid safetensors header ({err}).") from err
+    for name, (stored, entry) in tensors.items():
+        if stored.dtype not in DTYPES:
+            raise ValueError(f"{file}: {name} is stored as {stored.dtype}; supported are {', '.join(DTYPES)}.")
+        end = 8 + length + entry["data_offsets"][1]
+        if end - stored.offset != stored.num_bytes:
+            raise ValueError(
+                f"{file}: {name} of shape {list(stored.shape)} does not fit its {end - stored.offset} bytes."
+            )
+        if end > size:
+            raise ValueError(f"{file} is cut short: {name} ends at byte {end}, the file at {size}. Copy it again.")
+    return {name: stored for name, (stored, _) in tensors.items()}
+
+
+def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """Builds the start of a safetensors file whose tensors, (name, dtype, shape), follow in this order."""
+    header, offset = {}, 0
+    for name, dtype, shape in tensors:
+        end = offset + math.prod(shape) * DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def other_files(folder: Path) -> list[Path]:
+    """Lists what belongs to a checkpoint besides its weights: configuration, tokenizer, template, licence."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".") and path.suffix not in _WEIGHT_SUFFIXES
+    )
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a folder to fill, which appears under its name only when everything in it is written.
+
+    Raises:
+      ValueError: the path exists and is not an empty folder; nothing is ever overwritten.
+    """
+    out = Path(path)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out} already exists and is not an empty folder; choose another path or remove it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        folder = Path(scratch) / out.name
+        folder.mkdir()
+        yield folder
+        os.replace(folder, out)
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """Copies an array to the host; under several processes all must call it."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)

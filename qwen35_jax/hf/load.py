@@ -1,0 +1,150 @@
+"""Loads a Hugging Face checkpoint tensor by tensor into placed arrays."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from qwen35_jax.config import ModelConfig, MTPConfig
+from qwen35_jax.hf.adapter import load_adapter
+from qwen35_jax.hf.files import Stored, find_folder, read_checkpoint
+from qwen35_jax.hf.names import Index, TensorSpec, TreePath, tensor_table, tied_head
+from qwen35_jax.model import Qwen35
+from qwen35_jax.sharding import make_mesh, named_sharding
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    path: str | Path,
+    dtype: DTypeLike = "bfloat16",
+    mesh: Mesh | None = None,
+    adapter: str | Path | None = None,
+    *,
+    param_dtype: DTypeLike | None = None,
+) -> Qwen35:
+    """Loads a model from a Hugging Face folder or hub repository.
+
+    Names and shapes are checked from the files' headers before any array is read. Then each parameter is read
+    straight into its place on the mesh, every device's part on its own, so that the host holds the model's bytes and
+    a few tensors more. A checkpoint without any ``mtp.*`` tensor, as transformers writes it, loads without an MTP
+    head and with a warning.
+
+    Args:
+      dtype: what the model computes in.
+      mesh: where parameters are placed; by default one device.
+      adapter: a folder with an adapter in PEFT's format, added after loading.
+      param_dtype: what weights are stored in, by default ``dtype``; ``A_log`` and the gated norms are float32.
+
+    Raises:
+      FileNotFoundError: no such folder or repository, or a file that it should hold is absent.
+      ValueError: the architecture is unknown, a file is damaged, or a tensor is missing, unexpected or misshapen.
+    """
+    dtype = _float_dtype(dtype)
+    param_dtype = dtype if param_dtype is None else _float_dtype(param_dtype)
+    folder = find_folder(path)
+    config = ModelConfig.from_hf(folder)
+    stored = read_checkpoint(folder)
+    config, table = match_tensors(config, stored, folder)
+    mesh = make_mesh() if mesh is None else mesh
+
+    specs: dict[TreePath, list[TensorSpec]] = {}
+    for spec in table.values():
+        if spec.path is not None and spec.name in stored:
+            specs.setdefault(spec.path, []).append(spec)
+    with jax.set_mesh(mesh):
+        model = nnx.eval_shape(lambda: Qwen35(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+        graphdef, state = nnx.split(model)
+        # The largest first: its bytes on the way into place are then on top of nothing else.
+        for param_path, param in sorted(nnx.to_flat_state(state), key=lambda item: -item[1].size):
+            param.set_value(_place(param, specs[param_path], stored, mesh))
+        model = nnx.merge(graphdef, state)
+        if adapter is not None:
+            load_adapter(model, adapter)
+    return model
+
+
+def match_tensors(
+    config: ModelConfig, stored: dict[str, Stored], folder: Path
+) -> tuple[ModelConfig, dict[str, TensorSpec]]:
+    """Compares a checkpoint's headers with the name table of its configuration.
+
+    Returns:
+      The configuration, without the MTP head if the checkpoint has none, and the table.
+
+    Raises:
+      ValueError: a tensor is missing, unexpected or misshapen, or a tied head differs from the embedding.
+    """
+    if config.text.mtp.num_hidden_layers and not any(name.startswith("mtp.") for name in stored):
+        logger.warning("%s holds no mtp.* tensors; the model is built without its MTP head.", folder)
+        text = dataclasses.replace(config.text, mtp=MTPConfig(num_hidden_layers=0))
+        config = dataclasses.replace(config, text=text)
+    table = tensor_table(config, nested=any(name.startswith("model.language_model.") for name in stored))
+    if config.tie_word_embeddings and "lm_head.weight" in stored:
+        table["lm_head.weight"] = tied_head(config)
+    missing = [name for name in table if name not in stored]
+    if missing:
+        raise ValueError(
+            f"{folder} lacks the tensor {missing[0]}{_and_more(missing)}, which its config.json asks for; "
+            "the checkpoint is incomplete or the configuration is another model's."
+        )
+    unexpected = sorted(name for name in stored if name not in table)
+    if unexpected:
+        raise ValueError(
+            f"{folder} holds the tensor {unexpected[0]}{_and_more(unexpected)}, which its config.json has no place "
+            "for; the configuration is another model's, or the weights are not Qwen3.5's."
+        )
+    for name, spec in table.items():
+        if stored[name].shape != spec.shape:
+            raise ValueError(
+                f"{stored[name].file}: {name} has shape {list(stored[name].shape)}, but by config.json it should "
+                f"have {list(spec.shape)}."
+            )
+    if config.tie_word_embeddings and "lm_head.weight" in stored:
+        _check_tied_head(stored, table)
+    return config, table
+
+
+def _check_tied_head(stored: dict[str, Stored], table: dict[str, TensorSpec]) -> None:
+    path = table["lm_head.weight"].path
+    embedding = next(name for name, spec in table.items() if spec.path == path)
+    head, embed = stored["lm_head.weight"], stored[embedding]
+    blocks = zip(head.blocks(), embed.blocks(), strict=True)
+    if head.dtype != embed.dtype or not all(np.array_equal(ours, theirs) for ours, theirs in blocks):
+        raise ValueError(
+            f"{head.file}: lm_head.weight differs from {embedding}, although config.json ties them; "
+            "set tie_word_embeddings to false, or remove lm_head.weight."
+        )
+
+
+def _place(param: nnx.Variable, specs: list[TensorSpec], stored: dict[str, Stored], mesh: Mesh) -> jax.Array:
+    """Reads one parameter, all rows of its stack, into an array on the mesh."""
+
+    def read(spec: TensorSpec, index: Index) -> np.ndarray:
+        return spec.to_ours(stored[spec.name].read(spec.index_in_file(index), param.dtype))
+
+    def read_part(index: Index) -> np.ndarray:
+        if specs[0].row is None:
+            return read(specs[0], index)
+        rows = sorted(specs, key=lambda spec: spec.row)[index[0]]
+        return np.stack([read(spec, index[1:]) for spec in rows])
+
+    return jax.make_array_from_callback(param.shape, named_sharding(param, mesh), read_part)
+
+
+def _float_dtype(dtype: DTypeLike) -> np.dtype:
+    allowed = ("bfloat16", "float16", "float32")
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if name not in allowed:
+        raise ValueError(f"dtype={name!r}; choose one of {', '.join(allowed)}.")
+    return jnp.dtype(name)
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
