@@ -1,0 +1,209 @@
+"""Whole runs with an engine that answers from a table: files, resuming, protocols, wrong input."""
+
+import dataclasses
+import json
+
+import pytest
+
+from eval import run as run_module
+from eval.config import EvalConfig, ModelSource
+from eval.run import main, run
+from qwen35_jax.inference.sampling import SamplingParams
+from tests.conftest import REPO
+from tests.eval.conftest import FakeEngine, write_rows
+
+ANSWERS = {
+    "1+1?": "2",
+    "2+2??": "The answer is 5",
+    "3+3???": ("6 or so", "length"),
+    "4+4????": "",
+    "5+5?????": "**10**",
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    rows = [{"question": question, "answer": str(2 * int(question[0]))} for question in ANSWERS]
+    write_rows(tmp_path / "data" / "qa" / "test.jsonl", rows)
+    return EvalConfig(tasks=("qa",), data_dir=str(tmp_path / "data"), out=str(tmp_path / "out"))
+
+
+def samples(config, task="qa"):
+    return [json.loads(line) for line in open(f"{config.out}/samples/{task}.jsonl")]
+
+
+def test_a_run_writes_what_the_contract_names(config, tmp_path):
+    results = run(config, FakeEngine(ANSWERS))
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert stored == results
+    qa = stored["tasks"]["qa"]
+    assert qa["n"] == 5
+    assert qa["outcomes"] == {"correct": 2, "wrong": 1, "no_answer": 1, "truncated": 1}
+    assert qa["metrics"]["accuracy"]["value"] == pytest.approx(0.4)
+    assert 0 < qa["metrics"]["accuracy"]["low"] < 0.4 < qa["metrics"]["accuracy"]["high"] < 1
+    assert (stored["mode"], stored["protocol"]) == ("non_thinking", "official")
+    rows = {row["id"]: row for row in samples(config)}
+    assert set(rows[0]) == {
+        "id", "response", "thinking", "prediction", "correct", "outcome", "finish_reason", "checks",
+    }  # fmt: skip
+    assert [rows[index]["outcome"] for index in range(5)] == ["correct", "wrong", "truncated", "no_answer", "correct"]
+    assert (rows[1]["prediction"], rows[2]["finish_reason"], rows[3]["prediction"]) == ("5", "length", None)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "accuracy" in page and "40.00" in page and "The answer is 5" in page
+
+
+def test_thinking_is_kept_apart_from_what_is_scored(config):
+    answers = dict(ANSWERS)
+    answers["1+1?"] = "maybe 3\n</think>\n\n2"
+    answers["2+2??"] = ("4 4 4 4", "length")
+    answers["3+3???"] = "6"
+    engine = FakeEngine(answers)
+    run(dataclasses.replace(config, mode="thinking", limit=3), engine)
+    rows = {row["id"]: row for row in samples(config)}
+    assert (rows[0]["thinking"], rows[0]["response"], rows[0]["outcome"]) == ("maybe 3", "2", "correct")
+    assert (rows[1]["thinking"], rows[1]["response"], rows[1]["outcome"]) == ("4 4 4 4", "", "truncated")
+    assert (rows[2]["thinking"], rows[2]["response"], rows[2]["outcome"]) == ("6", "", "no_answer")
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(config, FakeEngine(ANSWERS, fail_after=2))
+    assert [row["id"] for row in samples(config)] == [4, 3]
+    assert not (tmp_path / "out" / "results.json").exists()
+    with open(f"{config.out}/samples/qa.jsonl", "a") as file:
+        file.write('{"id": 2, "respo')
+
+    engine = FakeEngine(ANSWERS)
+    resumed = run(config, engine)
+    assert engine.calls[0]["questions"] == ["1+1?", "2+2??", "3+3???"]
+    assert resumed["tasks"]["qa"]["resumed"] == 2
+    whole = run(dataclasses.replace(config, out=config.out + "_whole"), FakeEngine(ANSWERS))
+    for results in (resumed, whole):
+        del results["total_seconds"], results["tasks"]["qa"]["generation_seconds"], results["tasks"]["qa"]["resumed"]
+    assert resumed == whole
+
+    idle = FakeEngine({})
+    assert run(config, idle)["tasks"]["qa"]["resumed"] == 5
+    assert idle.calls == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mode": "thinking"}, {"protocol": "card"}, {"limit": 2}, {"max_new_tokens": 9}, {"seed": 1}, {"data": True}],
+)
+def test_other_settings_or_data_need_another_directory(config, tmp_path, change):
+    run(config, FakeEngine(ANSWERS))
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    if change == {"data": True}:
+        write_rows(tmp_path / "data" / "qa" / "test.jsonl", [{"question": "1+1?", "answer": "3"}])
+    else:
+        config = dataclasses.replace(config, **change)
+    with pytest.raises(ValueError, match="was made with other settings"):
+        run(config, FakeEngine(ANSWERS))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_other_weights_at_the_same_path_need_another_directory(config, tmp_path):
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    config = dataclasses.replace(config, model=ModelSource(path=str(weights.parent)))
+    run(config, FakeEngine(ANSWERS))
+    weights.write_bytes(b"second")
+    with pytest.raises(ValueError, match=r"other settings .*weights"):
+        run(config, FakeEngine(ANSWERS))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "mode", "sampling", "max_new_tokens"),
+    [
+        ("official", "non_thinking", SamplingParams(), 4096),
+        ("official", "thinking", SamplingParams(), 32768),
+        ("lm-eval", "non_thinking", SamplingParams(), 256),
+        ("card", "thinking", SamplingParams(1.0, 20, 0.95, 1.5), 32768),
+        ("card", "non_thinking", SamplingParams(1.0, 20, 1.0, 2.0), 32768),
+    ],
+)
+def test_protocols_set_sampling_and_length(config, protocol, mode, sampling, max_new_tokens):
+    engine = FakeEngine(ANSWERS)
+    run(dataclasses.replace(config, protocol=protocol, mode=mode), engine)
+    assert (engine.calls[0]["sampling"], engine.calls[0]["max_new_tokens"]) == (sampling, max_new_tokens)
+
+
+def test_a_length_of_its_own_replaces_the_protocols(config):
+    engine = FakeEngine(ANSWERS)
+    run(dataclasses.replace(config, protocol="card", max_new_tokens=7), engine)
+    assert engine.calls[0]["max_new_tokens"] == 7
+
+
+def test_ifeval_runs_end_to_end(verifiers, tmp_path):
+    rows = [
+        {"key": 11, "prompt": "a", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+        {
+            "key": 12,
+            "prompt": "bb",
+            "instruction_id_list": ["punctuation:no_comma", "startend:quotation"],
+            "kwargs": [{}, {}],
+        },
+    ]
+    write_rows(tmp_path / "data" / "ifeval" / "train.jsonl", rows)
+    config = EvalConfig(tasks=("ifeval",), data_dir=str(tmp_path / "data"), out=str(tmp_path / "out"))
+    results = run(config, FakeEngine({"a": "yes", "bb": 'Here:\n"yes"'}))
+    values = {name: metric["value"] for name, metric in results["tasks"]["ifeval"]["metrics"].items()}
+    assert values == {
+        "prompt_strict": 0.5,
+        "instruction_strict": pytest.approx(2 / 3),
+        "prompt_loose": 1.0,
+        "instruction_loose": 1.0,
+    }
+    assert [row["id"] for row in samples(config, "ifeval")] == [12, 11]
+
+
+@pytest.mark.parametrize("name", ["tiny_eval", "eval_2b"])
+def test_the_run_files_take_the_documented_flags(name, monkeypatch, tmp_path, capsys):
+    seen = []
+
+    def record(config):
+        seen.append(config)
+        return {"tasks": {}}
+
+    monkeypatch.setattr(run_module, "run", record)
+    flags = "--model.path M --tasks qa gsm8k --mode thinking --protocol lm-eval --limit 3 --data-dir D --out O"
+    main([str(REPO / "configs" / f"{name}.py"), *flags.split()])
+    main([str(REPO / "configs" / f"{name}.py")])
+    config = seen[0]
+    assert (config.model.path, config.tasks, config.mode, config.protocol) == (
+        "M",
+        ("qa", "gsm8k"),
+        "thinking",
+        "lm-eval",
+    )
+    assert (config.limit, config.data_dir, config.out) == (3, "D", "O")
+    assert dataclasses.replace(seen[1], out="x", mode="thinking").out == "x"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data-dir", "DATA"], "no model is named; give --model.path"),
+        (["--model.path", "nowhere/at/all", "--data-dir", "DATA"], "nowhere/at/all"),
+        (["--tasks", "mmlu"], "task 'mmlu' does not exist"),
+        (["--tasks"], "tasks is empty"),
+        (["--tasks", "qa", "qa"], "names a task twice"),
+        (["--data-dir", "nowhere"], "nowhere/qa is not a folder"),
+        ([], "give --data-dir"),
+        (["--limit", "0"], "limit=0 must be at least 1"),
+        (["--mode", "loud"], "loud"),
+        (["--modes", "thinking"], "--modes"),
+    ],
+)
+def test_wrong_commands_end_in_one_line_and_write_nothing(config, tmp_path, capsys, flags, message):
+    out = tmp_path / "fresh"
+    flags = [config.data_dir if flag == "DATA" else flag for flag in flags]
+    with pytest.raises(SystemExit) as stop:
+        main([str(REPO / "configs" / "tiny_eval.py"), *flags, "--out", str(out)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+    assert not out.exists()

@@ -1,0 +1,112 @@
+"""Scoring of stored responses, as a command."""
+
+import json
+
+import pytest
+
+from eval.score import main
+from tests.eval.conftest import write_rows
+
+QUESTIONS = [{"question": f"{n}+{n}?", "answer": f"work\n#### {2 * n}"} for n in range(4)]
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Runs the command on the given responses and returns the directory it wrote."""
+    write_rows(tmp_path / "data" / "gsm8k" / "test.jsonl", QUESTIONS)
+
+    def call(rows, *flags, task="gsm8k"):
+        responses = write_rows(tmp_path / "responses.jsonl", rows)
+        out = tmp_path / "out"
+        data = ["--data-dir", str(tmp_path / "data")]
+        main(["--task", task, "--responses", str(responses), *data, "--out", str(out), *flags])
+        return out
+
+    return call
+
+
+ROWS = [
+    {"id": 2, "response": "<think>\nhm 5\n</think>\n\n#### 4"},
+    {"id": "0", "response": "It is 0."},
+    {"id": 1, "response": "It is", "finish_reason": "length"},
+    {"id": 3, "response": "6 and then 7"},
+]
+
+
+def test_responses_are_scored_in_the_order_of_the_documents(command, capsys):
+    out = command(ROWS)
+    results = json.loads((out / "results.json").read_text())
+    task = results["tasks"]["gsm8k"]
+    assert (task["n"], task["missing"]) == (4, 0)
+    assert task["metrics"]["accuracy"]["value"] == 0.5
+    assert task["metrics"]["strict"]["value"] == 0.25
+    assert task["outcomes"] == {"correct": 2, "wrong": 1, "no_answer": 0, "truncated": 1}
+    rows = [json.loads(line) for line in (out / "samples" / "gsm8k.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [0, 1, 2, 3]
+    assert (rows[2]["thinking"], rows[2]["response"]) == ("hm 5", "#### 4")
+    assert (out / "report.html").exists() and (out / "config.json").exists()
+    assert "accuracy" in capsys.readouterr().out
+    first = (out / "results.json").read_text()
+    assert "seconds" in first
+    command(ROWS)
+    assert len((out / "samples" / "gsm8k.jsonl").read_text().splitlines()) == 4
+
+
+def test_documents_without_response_are_left_out_and_counted(command, caplog):
+    results = json.loads((command(ROWS[:2]) / "results.json").read_text())
+    assert (results["tasks"]["gsm8k"]["n"], results["tasks"]["gsm8k"]["missing"]) == (2, 2)
+    assert "2 of 4 documents have no response" in caplog.text
+
+
+def test_protocol_chooses_the_rules(command):
+    results = json.loads((command(ROWS, "--protocol", "lm-eval") / "results.json").read_text())
+    # "0." has two characters and ends in a point, so flexible-extract takes both and drops the point.
+    assert results["tasks"]["gsm8k"]["metrics"]["accuracy"]["value"] == 0.5
+    assert results["protocol"] == "lm-eval"
+
+
+def test_ifeval(verifiers, tmp_path, command):
+    row = {"key": 5, "prompt": "p", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    write_rows(tmp_path / "data" / "ifeval" / "prompts.jsonl", [row, row | {"key": 6}])
+    out = command([{"id": 5, "response": "fine"}, {"id": 6, "response": "a, b"}], task="ifeval")
+    task = json.loads((out / "results.json").read_text())["tasks"]["ifeval"]
+    assert {name: metric["value"] for name, metric in task["metrics"].items()} == {
+        "prompt_strict": 0.5,
+        "instruction_strict": 0.5,
+        "prompt_loose": 0.5,
+        "instruction_loose": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "message"),
+    [
+        ([{"id": 9, "response": "x"}], [], "1 ids are not in"),
+        ([ROWS[0], ROWS[0]], [], "responses.jsonl:2: id 2 has a response at"),
+        ([{"response": "x"}], [], "responses.jsonl:1: no field 'id'"),
+        ([{"id": 1}], [], "responses.jsonl:1: no field 'response'"),
+        ([{"id": 1, "response": None}], [], "response=None is a NoneType, expected str"),
+        ([{"id": 1.5, "response": "x"}], [], "id=1.5 is a float, expected int or str"),
+        ([{"id": 1, "response": "x", "finish_reason": "eos"}], [], "finish_reason='eos'"),
+        ([], [], "holds no rows"),
+        (ROWS, ["--protocol", "mine"], "mine"),
+        (ROWS, ["--responses", "absent.jsonl"], "cannot read absent.jsonl"),
+    ],
+)
+def test_wrong_responses_end_in_one_line(command, tmp_path, capsys, rows, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        command(rows, *flags)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_of_other_responses_is_left_alone(command, capsys):
+    out = command(ROWS)
+    before = (out / "results.json").read_text()
+    with pytest.raises(SystemExit):
+        command(ROWS[:1])
+    assert "was made with other settings" in capsys.readouterr().err
+    assert (out / "results.json").read_text() == before

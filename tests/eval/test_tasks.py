@@ -1,0 +1,214 @@
+"""Where rows come from, what is wrong with wrong ones, and the two exact-match tasks."""
+
+import json
+
+import huggingface_hub
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from eval.tasks import get_task
+from eval.tasks.gsm8k import CARD_REQUEST
+from tests.eval.conftest import write_rows
+
+QA_ROWS = [{"question": "2+2?", "answer": "4"}, {"question": "Sky?", "answer": "Blue", "id": "sky"}]
+SOLUTION = "She has 1,000 + 200 = <<1000+200=1200>>1,200.\n#### 1,200"
+
+
+def load(tmp_path, rows, task="qa", protocol="official", name="test.jsonl", limit=None):
+    write_rows(tmp_path / task / name, rows)
+    return get_task(task).load(protocol, str(tmp_path), limit)[1]
+
+
+def test_unknown_task():
+    with pytest.raises(ValueError, match=r"'mmlu' does not exist; choose from \['gsm8k', 'ifeval', 'qa'\]"):
+        get_task("mmlu")
+
+
+def test_ids_are_given_or_row_numbers_from_zero(tmp_path):
+    assert [document.id for document in load(tmp_path, [*QA_ROWS, QA_ROWS[0]])] == [0, "sky", 2]
+    assert [document.id for document in load(tmp_path, QA_ROWS, limit=1)] == [0]
+
+
+@pytest.mark.parametrize("names", [["test.jsonl", "train.jsonl"], ["questions.jsonl"], ["test.parquet"]])
+def test_the_data_file_is_found(tmp_path, names):
+    for name in names:
+        path = write_rows(tmp_path / "qa" / name, QA_ROWS if name != "train.jsonl" else [])
+        if path.suffix == ".parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist([QA_ROWS[0]]), path)
+    found, documents = get_task("qa").load("official", str(tmp_path))
+    assert found.name == names[0]
+    assert documents[0].prompt == "2+2?"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, "qa is not a folder; put the data of qa at"),
+        ([], "holds no data file; put the data of qa at"),
+        (["a.jsonl", "b.jsonl"], r"holds \['a.jsonl', 'b.jsonl'\]; put the data"),
+    ],
+)
+def test_no_data_file_can_be_chosen(tmp_path, files, message):
+    if files is not None:
+        (tmp_path / "qa").mkdir()
+        for name in files:
+            write_rows(tmp_path / "qa" / name, QA_ROWS)
+    with pytest.raises(ValueError, match=message):
+        get_task("qa").load("official", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no rows"),
+        ("\n\n", "holds no rows"),
+        ('{"question": "a", "answer": "b"}\n\n{"question": \n', r"test\.jsonl:3: not valid JSON"),
+        ("[1]\n", r"test\.jsonl:1: a list, expected a JSON object"),
+        ('{"question": "a"}\n', r"test\.jsonl:1: no field 'answer'; the row has \['question'\]"),
+        ('{"question": "a", "answer": 4}\n', r"test\.jsonl:1: answer=4 is a int, expected str"),
+        ('{"question": "a", "answer": " . "}\n', r"test\.jsonl:1: answer=' \. ' is empty"),
+        ('{"question": "a", "answer": "b", "id": true}\n', r"test\.jsonl:1: id=True is a bool, expected int or str"),
+        (
+            '{"question": "a", "answer": "b", "id": 1}\n{"question": "c", "answer": "d"}\n',
+            r"test\.jsonl:2: id 1 stands at .*test\.jsonl:1 already",
+        ),
+    ],
+)
+def test_wrong_files_are_named_with_their_line(tmp_path, text, message):
+    (tmp_path / "qa").mkdir()
+    (tmp_path / "qa" / "test.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        get_task("qa").load("official", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "test.parquet"])
+def test_unreadable_files(tmp_path, name):
+    (tmp_path / "qa").mkdir()
+    (tmp_path / "qa" / name).write_bytes(b"\xff\xfe broken")
+    with pytest.raises(ValueError, match=f"cannot read .*{name}"):
+        get_task("qa").load("official", str(tmp_path))
+
+
+def test_without_a_data_directory_the_hub_file_is_fetched_at_its_revision(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repo, filename, *, repo_type, revision):
+        asked.append((repo, filename, repo_type, revision))
+        return str(write_rows(tmp_path / "x.jsonl", [{"question": "q", "answer": SOLUTION}]))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    _, documents = get_task("gsm8k").load("official", None)
+    assert len(documents) == 1
+    ((repo, filename, repo_type, revision),) = asked
+    assert (repo, filename, repo_type) == ("openai/gsm8k", "main/test-00000-of-00001.parquet", "dataset")
+    assert len(revision) == 40
+
+
+def test_an_unreachable_hub_is_a_clear_error(monkeypatch):
+    def download(*args, **kwargs):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(ValueError, match=r"cannot fetch .* of openai/gsm8k@.*give --data-dir"):
+        get_task("gsm8k").load("official", None)
+    with pytest.raises(ValueError, match="task qa has no public data set"):
+        get_task("qa").load("official", None)
+
+
+@pytest.mark.parametrize(
+    ("response", "prediction", "correct"),
+    [("blue", "blue", True), ("I say: the answer is Blue.", "blue", True), ("red", "red", False), (" ", None, False)],
+)
+def test_qa_verdicts(tmp_path, response, prediction, correct):
+    verdict = load(tmp_path, QA_ROWS)[1].score(response)
+    assert (verdict.prediction, verdict.correct, verdict.answered) == (prediction, correct, prediction is not None)
+    assert verdict.checks == {"accuracy": [correct]}
+
+
+@pytest.mark.parametrize(
+    ("correct", "answered", "finish_reason", "outcome"),
+    [
+        ("1200", True, "stop", "correct"),
+        ("1200", True, "length", "correct"),
+        ("7", True, None, "wrong"),
+        ("7", True, "length", "truncated"),
+        ("", False, "stop", "no_answer"),
+        ("", False, "length", "truncated"),
+    ],
+)
+def test_outcomes(tmp_path, correct, answered, finish_reason, outcome):
+    (document,) = load(tmp_path, [{"question": "q", "answer": SOLUTION}], task="gsm8k")
+    verdict = document.score(correct)
+    assert verdict.answered == answered
+    assert verdict.outcome(finish_reason) == outcome
+
+
+@pytest.mark.parametrize(
+    ("protocol", "prompt"),
+    [
+        ("official", "How many?"),
+        ("card", f"How many?\n\n{CARD_REQUEST}"),
+        ("lm-eval", "Q: How many?\nA: Let's think step by step."),
+    ],
+)
+def test_gsm8k_prompts(tmp_path, protocol, prompt):
+    rows = [{"question": "How many?", "answer": SOLUTION}]
+    assert load(tmp_path, rows, task="gsm8k", protocol=protocol)[0].prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("response", "accuracy", "strict"),
+    [
+        ("... #### 1200", True, True),
+        ("... #### 1,200", True, True),
+        (r"\boxed{1,200.0}", True, False),
+        ("so #### 1200.", True, False),
+        ("It is 1,200 in all.", True, False),
+        ("#### 12", False, False),
+    ],
+)
+def test_gsm8k_official(tmp_path, response, accuracy, strict):
+    (document,) = load(tmp_path, [{"question": "q", "answer": SOLUTION}], task="gsm8k")
+    assert document.score(response).checks == {"accuracy": [accuracy], "strict": [strict]}
+
+
+def test_gsm8k_needs_the_solution_mark(tmp_path):
+    with pytest.raises(ValueError, match=r"test\.jsonl:1: .* does not end in '#### NUMBER'"):
+        load(tmp_path, [{"question": "q", "answer": "1200"}], task="gsm8k")
+
+
+def test_gsm8k_as_lm_eval_scores_it(tmp_path):
+    """The filters and the metric of the installed lm-evaluation-harness, on responses of many forms."""
+    extraction = pytest.importorskip("lm_eval.filters.extraction", reason="needs the extra eval")
+    from lm_eval.api.metrics import exact_match_hf_evaluate
+
+    (document,) = load(tmp_path, [{"question": "q", "answer": SOLUTION}], task="gsm8k", protocol="lm-eval")
+    filters = {
+        "accuracy": extraction.RegexFilter(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1),
+        "strict": extraction.RegexFilter(r"The answer is (\-?[0-9\.\,]+)."),
+    }
+    pieces = [
+        "The answer is 1,200.",
+        "The answer is 1200",
+        "#### 1200",
+        "$1,200.00",
+        "1200.",
+        "7",
+        "-1200",
+        "",
+        "...",
+        "no number",
+        "The answer is 3. The answer is 1200.",
+        "$1200",
+    ]
+    rng = np.random.default_rng(0)
+    for response in pieces + [" ".join(rng.choice(pieces, 3)) for _ in range(100)]:
+        for name, extract in filters.items():
+            ((found,),) = extract.apply([[response]], [{}])
+            score = exact_match_hf_evaluate(
+                [found], [SOLUTION], regexes_to_ignore=[",", r"\$", "(?s).*#### ", r"\.$"], ignore_case=True
+            )
+            assert document.score(response).checks[name] == [bool(score["exact_match"])], json.dumps([name, response])
+    assert document.score("It is 1200.\nQ: next? 5").correct, "what follows the stop string does not count"
