@@ -117,7 +117,11 @@ def _run_tyro(
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            return tyro.cli(config_type, args=list(argv), prog=program, description=description, **default)
+            # An optional part (`lora: LoraConfig | None`) is there or not as the run file says; its fields are options.
+            config = (tyro.conf.AvoidSubcommands,)
+            return tyro.cli(
+                config_type, args=list(argv), prog=program, description=description, config=config, **default
+            )
     except SystemExit as stop:
         if not stop.code:
             raise

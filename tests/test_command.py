@@ -91,6 +91,16 @@ def test_a_field_without_default_is_required():
         parse([], Required)
 
 
+def test_fields_of_an_optional_part_are_options():
+    @dataclasses.dataclass(frozen=True)
+    class Whole:
+        part: Source | None = None
+
+    assert parse(["--part.path", "x"], Whole(Source())) == Whole(Source("x"))
+    with pytest.raises(ValueError, match="--part.path"):
+        parse(["--part.path", "x"], Whole())
+
+
 def test_load_config_returns_what_the_file_builds(run_file):
     config = load_config(run_file(GOOD))
     assert config.steps == 7

@@ -1,0 +1,56 @@
+"""A tiny float32 model, a packed batch with every kind of token, and their compiled gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from qwen35_jax.config import FULL, LINEAR
+from qwen35_jax.model import Qwen35
+from qwen35_jax.presets import PRESETS
+from qwen35_jax.sharding import make_mesh
+
+ROWS, TOKENS = 8, 24
+
+
+def small_config():
+    """Returns the tiny preset at half its depth and width: most of a test's time is compilation."""
+    tiny = PRESETS["tiny"]
+    text = dataclasses.replace(
+        tiny.text, hidden_size=32, intermediate_size=48, num_hidden_layers=4, layer_types=(LINEAR, FULL) * 2
+    )
+    return dataclasses.replace(tiny, text=text, vision=dataclasses.replace(tiny.vision, out_hidden_size=32))
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    return make_mesh()
+
+
+@pytest.fixture(scope="session")
+def model(mesh):
+    with jax.set_mesh(mesh):
+        model = Qwen35(small_config(), dtype=jnp.float32, rngs=nnx.Rngs(0))
+        # Larger weights than the reference's initial ones, so that no gradient is lost in rounding.
+        graphdef, state = nnx.split(model)
+        rng = np.random.default_rng(0)
+        state = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), state)
+        return nnx.merge(graphdef, state)
+
+
+@pytest.fixture(scope="session")
+def host_batch():
+    """Rows of one to four documents, with padding, prompts that do not train, and one row without any target."""
+    rng = np.random.default_rng(1)
+    segment_ids = np.zeros((ROWS, TOKENS), np.int32)
+    for row in range(ROWS):
+        cuts = np.sort(rng.choice(np.arange(1, TOKENS - 3), size=row % 4, replace=False))
+        segment_ids[row] = 1 + np.searchsorted(cuts, np.arange(TOKENS), side="right")
+        segment_ids[row, TOKENS - row % 3 :] = 0
+    trained = (rng.random((ROWS, TOKENS)) < np.linspace(0.2, 0.9, ROWS)[:, None]) & (segment_ids > 0)
+    trained[2] = False
+    input_ids = rng.integers(0, 512, (ROWS, TOKENS)).astype(np.int32) * (segment_ids > 0)
+    return {"input_ids": input_ids.astype(np.int32), "segment_ids": segment_ids, "trained": trained}

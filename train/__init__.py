@@ -1,0 +1,1 @@
+"""Training: supervised fine-tuning with and without adapters. Run from the checkout: ``python -m train.sft``."""

@@ -1,0 +1,109 @@
+"""What a run reports: ``metrics.jsonl``, TensorBoard events, the progress bar and the plots.
+
+Fields that depend on the clock end in ``seconds`` or ``per_second``; all others of two equal runs are equal.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import jax
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from train.files import write_atomically
+
+METRICS = "metrics.jsonl"
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, float | int]
+
+
+class MetricsWriter:
+    """Appends one row a step; on resume, rows after the restored step are cut off first. Process 0 writes."""
+
+    def __init__(self, workdir: Path, *, first_step: int, last_step: int):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        path = workdir / METRICS
+        rows = [row for row in read_rows(path) if row["step"] < first_step]
+        if [row["step"] for row in rows] != list(range(1, first_step)):
+            logger.warning("%s lacks rows before step %d, where this run resumes", path, first_step)
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        self._bar = tqdm(total=last_step, initial=first_step - 1, desc="train", unit="step", dynamic_ncols=True)
+
+    def write(self, row: Row) -> None:
+        """Records one step; ``row["step"]`` counts from 1."""
+        if not self._active:
+            return
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if name != "step":
+                self._events.add_scalar(name, value, row["step"])
+        shown = {name: f"{row[name]:.4f}" for name in ("loss", "mtp_loss", "divergence") if name in row}
+        self._bar.set_postfix(shown | {"tokens/s": f"{row['tokens_per_second']:,.0f}"})
+        self._bar.update()
+
+    def sync(self) -> None:
+        """Puts all rows on disk; called before a checkpoint, which must never be ahead of them."""
+        if self._active:
+            os.fsync(self._file.fileno())
+            self._events.flush()
+
+    def close(self) -> None:
+        if self._active:
+            self._bar.close()
+            self._events.close()
+            self._file.close()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Reads ``metrics.jsonl``; a last line that a crash cut short is left out, an absent file has no rows.
+
+    Raises:
+      ValueError: another line is not JSON.
+    """
+    if not path.is_file():
+        return []
+    *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    if rest:
+        logger.warning("%s ends in an unfinished line, which is dropped", path)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as err:
+            raise ValueError(
+                f"{path}:{number}: not JSON ({err.msg}); remove the line or choose another workdir."
+            ) from err
+    return rows
+
+
+def plot_losses(workdir: Path) -> None:
+    """Draws every loss of ``metrics.jsonl`` over the steps into ``plots/losses.png``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_rows(workdir / METRICS)
+    names = [name for name in (rows[-1] if rows else {}) if _is_loss(name)]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="step", ylabel="nats per trained token")
+    for name in names:
+        axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=name, linewidth=1)
+    if names:
+        axes.legend()
+    axes.grid(alpha=0.3)
+    folder = workdir / "plots"
+    folder.mkdir(exist_ok=True)
+    figure.savefig(folder / "losses.png", dpi=120)
+
+
+def _is_loss(name: str) -> bool:
+    return name == "divergence" or "loss" in name

@@ -1,0 +1,53 @@
+"""The optimizer: AdamW with warmup, decay of the learning rate, clipping, and weight decay for matrices only."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from train.config import OptimConfig
+
+
+def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the number of updates done before.
+
+    It rises linearly over ``warmup_steps`` updates, of which the last uses the peak, and then follows
+    ``cfg.schedule``, which would reach ``final_fraction`` of the peak in the update after the last.
+    """
+
+    def schedule(count: jax.Array) -> jax.Array:
+        count = jnp.asarray(count, jnp.float32)
+        warmup = jnp.minimum(1.0, (count + 1) / max(cfg.warmup_steps, 1))
+        progress = jnp.clip((count - cfg.warmup_steps) / max(steps - cfg.warmup_steps, 1), 0.0, 1.0)
+        remaining = {
+            "constant": jnp.ones_like(progress),
+            "linear": 1.0 - progress,
+            "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+        }[cfg.schedule]
+        if cfg.schedule != "constant":
+            remaining = cfg.final_fraction + (1.0 - cfg.final_fraction) * remaining
+        return cfg.learning_rate * warmup * remaining
+
+    return schedule
+
+
+def make_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Builds the chain of clipping and AdamW; its moments have the dtype of the gradients it is fed."""
+    clip = optax.identity() if cfg.clip_norm is None else optax.clip_by_global_norm(cfg.clip_norm)
+    adamw = optax.adamw(
+        make_schedule(cfg, steps), b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay, mask=decay_mask
+    )
+    return optax.chain(clip, adamw)
+
+
+def decay_mask(params: PyTree) -> PyTree:
+    """Marks the parameters that weight decay shrinks: all but norms, ``A_log`` and ``dt_bias``.
+
+    The decision is by name, since stacking over layers gives vectors a second axis.
+    """
+
+    def decays(path, _) -> bool:
+        names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+        return not any("norm" in name or name in ("A_log", "dt_bias") for name in names)
+
+    return jax.tree_util.tree_map_with_path(decays, params)

@@ -1,0 +1,203 @@
+"""A training run from its settings to its export; what is minimised is the caller's."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from qwen35_jax import lora
+from qwen35_jax.config import ModelConfig
+from qwen35_jax.hf.adapter import save_adapter
+from qwen35_jax.hf.files import find_folder, read_checkpoint
+from qwen35_jax.hf.load import load
+from qwen35_jax.hf.save import save
+from qwen35_jax.model import Qwen35
+from qwen35_jax.processing.tokenizer import Tokenizer
+from qwen35_jax.sharding import make_mesh
+from train.checkpoint import Checkpoints
+from train.config import SFTConfig
+from train.data.pipeline import BatchIterator, make_batches
+from train.files import make_writable_folder
+from train.loop import run_steps
+from train.losses import Objective
+from train.metrics import MetricsWriter, plot_losses
+from train.optim import make_optimizer, make_schedule
+from train.record import check_resumable, make_record, write_record
+from train.state import TrainState, count_parameters, init_state, split_model
+from train.step import Step, abstract_batch, make_step, put_batch
+
+logger = logging.getLogger(__name__)
+
+
+class Inputs(NamedTuple):
+    """What a run reads, found and checked."""
+
+    folder: Path
+    batches: BatchIterator
+
+
+class Parts(NamedTuple):
+    """What the loop works on."""
+
+    graphdef: nnx.GraphDef
+    state: TrainState
+    frozen: nnx.State
+    step: Step
+
+
+def run(cfg: SFTConfig, workdir: Path, objective: Objective) -> None:
+    """Trains into ``workdir``, from its newest checkpoint if it has one, and exports the result.
+
+    Everything that can be wrong with the settings and the files is found before the model is loaded.
+
+    Raises:
+      ValueError: a setting, an input or the state of the directory does not allow the run.
+      OSError: a file is missing or cannot be read.
+    """
+    mesh = make_mesh(**dataclasses.asdict(cfg.mesh))
+    inputs = check_inputs(cfg)
+    record = make_record(cfg, model_folder=inputs.folder, data_identity=inputs.batches.get_state()["identity"])
+    checkpoints, done = open_workdir(workdir, record, keep=cfg.checkpoint.keep)
+    with jax.set_mesh(mesh):
+        parts = build(cfg, inputs.folder, objective, mesh)
+        if done is not None:
+            state, data_state = checkpoints.restore(done, parts.state)
+            parts = parts._replace(state=state)
+            inputs.batches.set_state(data_state)
+            logger.info("resumed after step %d of %s", done, workdir)
+        write_record(workdir, record)
+        state = _train(cfg, workdir, parts, inputs.batches, checkpoints, mesh)
+        checkpoints.close()
+        logger.info("data: %s", json.dumps(inputs.batches.report()))
+        plot_losses(workdir)
+        if cfg.export:
+            model = nnx.merge(parts.graphdef, state.params, parts.frozen)
+            export(model, workdir / "export", source=inputs.folder, adapter=cfg.lora is not None)
+
+
+def check_inputs(cfg: SFTConfig) -> Inputs:
+    """Finds checkpoint, tokenizer and data, and checks that they fit each other and the settings.
+
+    Raises:
+      ValueError, OSError: they do not; the message names file and remedy.
+    """
+    folder = find_folder(cfg.model.path)
+    model_config = ModelConfig.from_hf(folder)
+    names = read_checkpoint(folder)
+    has_mtp = model_config.text.mtp.num_hidden_layers and any(name.startswith("mtp.") for name in names)
+    if cfg.mtp.weight and not has_mtp:
+        raise ValueError(
+            f"{folder} has no MTP head (mtp.* tensors), but mtp.weight={cfg.mtp.weight}; set mtp.weight=0 or start "
+            "from a checkpoint that has one."
+        )
+    tokenizer = Tokenizer.from_pretrained(folder)
+    largest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
+    if largest >= model_config.text.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {folder} has ids up to {largest}, but the model's vocab_size is "
+            f"{model_config.text.vocab_size}; use the tokenizer that belongs to the checkpoint."
+        )
+    batches = make_batches(cfg.data, tokenizer)
+    # The first batch shows whether rows can be tokenised and are short enough, before anything large is loaded.
+    start = batches.get_state()
+    next(batches)
+    batches.set_state(start)
+    return Inputs(folder, batches)
+
+
+def open_workdir(workdir: Path, record: dict, *, keep: int) -> tuple[Checkpoints, int | None]:
+    """Opens a run directory and returns its checkpoints and the step to resume from, if there is one.
+
+    Raises:
+      ValueError: it cannot be written, belongs to a run with other settings, or cannot be resumed.
+    """
+    make_writable_folder(workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=keep)
+    done = checkpoints.latest_whole_step()
+    if done is not None:
+        check_resumable(workdir, record)
+    elif (workdir / "export").exists():
+        raise ValueError(
+            f"{workdir} holds an export but no checkpoint to resume from; choose another --workdir, or move it away."
+        )
+    return checkpoints, done
+
+
+def build(cfg: SFTConfig, folder: Path, objective: Objective, mesh: Mesh) -> Parts:
+    """Loads the model, adds the adapters, and makes state and step. Call it under the mesh.
+
+    Raises:
+      ValueError: a group of ``lora.targets`` matches nothing.
+    """
+    model = load(folder, cfg.model.dtype, mesh, param_dtype=cfg.param_dtype)
+    if cfg.lora is not None:
+        logger.info("adapters:\n%s", _table(lora.add(model, cfg.lora, cfg.seed)))
+    graphdef, params, frozen = split_model(model, adapters=cfg.lora is not None, train_mtp=cfg.mtp.weight > 0)
+    trainable = count_parameters(params)
+    logger.info("%s of %s parameters train", f"{trainable:,}", f"{trainable + count_parameters(frozen):,}")
+    tx, schedule = make_optimizer(cfg.optim, cfg.steps), make_schedule(cfg.optim, cfg.steps)
+    state = init_state(params, tx, mesh)
+    dropout = cfg.lora is not None and cfg.lora.dropout > 0
+    step = make_step(graphdef, objective, tx, schedule, seed=cfg.seed, dropout=dropout, state=state)
+    return Parts(graphdef, state, frozen, step)
+
+
+def _table(matches: Sequence[lora.Match]) -> str:
+    """Lays out the adapted modules, one kind a line."""
+    heading = ("group", "module", "layers", "in x out", "parameters")
+    body = [(m.group, m.module, str(m.count), "{} x {}".format(*m.shape), f"{m.parameters:,}") for m in matches]
+    widths = [max(map(len, column)) for column in zip(heading, *body, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heading, *body))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _train(
+    cfg: SFTConfig, workdir: Path, parts: Parts, batches: BatchIterator, checkpoints: Checkpoints, mesh: Mesh
+) -> TrainState:
+    """Compiles the step and runs the loop."""
+    done = int(parts.state.step)
+    if done >= cfg.steps:
+        logger.info("%s is complete: step %d of %d", workdir, done, cfg.steps)
+        return parts.state
+    shapes = abstract_batch(
+        rows=cfg.data.rows_per_batch, tokens=cfg.data.sequence_length, accumulation=cfg.accumulation, mesh=mesh
+    )
+    began = time.perf_counter()
+    step = parts.step.lower(parts.state, parts.frozen, shapes).compile()
+    logger.info("compiled the step in %.1f s", time.perf_counter() - began)
+    with contextlib.closing(MetricsWriter(workdir, first_step=done + 1, last_step=cfg.steps)) as metrics:
+        return run_steps(
+            parts.state,
+            parts.frozen,
+            step,
+            batches,
+            partial(put_batch, accumulation=cfg.accumulation, mesh=mesh),
+            last_step=cfg.steps,
+            checkpoints=checkpoints,
+            checkpoint_every=cfg.checkpoint.every,
+            metrics=metrics,
+        )
+
+
+def export(model: Qwen35, out_dir: Path, *, source: Path, adapter: bool) -> None:
+    """Writes a PEFT adapter or a whole Hugging Face folder; an earlier export gives way once the new one is whole."""
+    new, old = out_dir.with_name(out_dir.name + ".new"), out_dir.with_name(out_dir.name + ".old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    write: Callable[..., Any] = save_adapter if adapter else save
+    write(model, new, source=source)
+    if out_dir.exists():
+        out_dir.rename(old)
+    new.rename(out_dir)
+    shutil.rmtree(old, ignore_errors=True)
+    logger.info("exported to %s", out_dir)

@@ -1,0 +1,38 @@
+"""Supervised fine-tuning from a run file.
+
+    python -m train.sft CONFIG.py [--workdir DIR] [--model.path DIR] [--data.path FILE] [--steps N] ...
+
+Run again with the same arguments, it resumes from the newest checkpoint of the run directory.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwen35_jax.command import config_from_command_line, one_line_errors
+from train.config import SFTConfig
+from train.losses import sft_objective
+from train.run import run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command; wrong input ends in one line on stderr and exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    with one_line_errors():
+        cfg = config_from_command_line(argv, SFTConfig, program="python -m train.sft")
+        _set_up_logging()
+        workdir = Path(cfg.workdir or Path("runs", Path(argv[0]).stem))
+        run(cfg, workdir, sft_objective(cfg.mtp, loss_chunk=cfg.loss_chunk, remat=cfg.model.remat))
+
+
+def _set_up_logging() -> None:
+    """Sends logs to stdout, for stderr carries the progress bar and, if it comes to that, one line of error."""
+    # force: some imported libraries install handlers of their own.
+    logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(levelname)s %(message)s", force=True)
+    for name in ("qwen35_jax", "train"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    main()

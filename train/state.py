@@ -1,0 +1,74 @@
+"""The state of a run: which parameters train, their optimizer, and where all of it lives on the mesh."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, PyTree
+
+from qwen35_jax.model import Qwen35
+from train.losses import in_mtp_block
+
+
+class TrainState(NamedTuple):
+    """What a step changes and a checkpoint holds. Frozen weights are not part of it.
+
+    There is no random state: dropout keys are a function of the run's seed, the step and the micro-batch.
+    """
+
+    step: Int[Array, ""]
+    """Updates done so far."""
+    params: nnx.State
+    opt_state: optax.OptState
+
+
+def split_model(model: Qwen35, *, adapters: bool, train_mtp: bool) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Splits a model into its definition, the parameters that train and the rest.
+
+    Args:
+      adapters: train the LoRA parameters and nothing else.
+      train_mtp: whether a full fine-tune includes the MTP block; without its loss, weight decay alone
+        would change it.
+
+    Raises:
+      ValueError: nothing would train.
+    """
+
+    def trains(path, value) -> bool:
+        if isinstance(value, nnx.LoRAParam):
+            return adapters
+        return not adapters and isinstance(value, nnx.Param) and (train_mtp or not in_mtp_block(path, value))
+
+    graphdef, params, frozen = nnx.split(model, trains, ...)
+    if not jax.tree.leaves(params):
+        raise ValueError("no parameter would train: the model has no adapters; add some with qwen35_jax.lora.add.")
+    return graphdef, params, frozen
+
+
+def init_state(params: nnx.State, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Makes the state of step 0; moments are float32 and lie where their parameters lie."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.eval_shape(lambda p: tx.init(to_float32(p)), params)
+    shardings = optax.tree_map_params(
+        tx,
+        lambda _, param: param.sharding,
+        shapes,
+        params,
+        transform_non_params=lambda _: replicated,
+    )
+    opt_state = jax.jit(lambda p: tx.init(to_float32(p)), out_shardings=shardings)(params)
+    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated), params, opt_state)
+
+
+def to_float32(tree: PyTree[Array]) -> PyTree[Array]:
+    """Casts every array to float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def count_parameters(tree: PyTree[Array]) -> int:
+    """Counts the numbers in all arrays."""
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
