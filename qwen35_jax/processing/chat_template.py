@@ -90,8 +90,12 @@ class ChatTemplate:
             raise ChatTemplateError(f"The chat template refuses this conversation: {err}") from err
 
 
-def normalize_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the message as the template will see it: plain values, no None keys, reasoning under its usual name."""
+def normalize_message(message: Any) -> dict[str, Any]:
+    """Returns the message as the template will see it: plain values, no None keys, reasoning under its usual name.
+
+    Raises:
+      TypeError: the message is not a mapping.
+    """
     if not isinstance(message, Mapping):
         raise TypeError(f"a message must be a mapping with role and content, not {message!r}")
     plain = {str(key): _plain(value) for key, value in message.items() if value is not None}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from qwen35_jax.processing import ChatTemplate, ChatTemplateError, tiny_tokenizer
+from qwen35_jax.processing.chat_template import normalize_message
 from tests.conftest import shared_dir
 from tests.processing.conversations import ASK, ERRORS, TEXT, VISION, assistant, system, user
 
@@ -117,8 +118,8 @@ def test_messages_are_not_changed():
 def test_unusual_inputs_end_in_one_error():
     with pytest.raises(ChatTemplateError, match="empty conversation"):
         ChatTemplate(OWN).render([])
-    with pytest.raises(ChatTemplateError, match="must be a mapping"):
-        ChatTemplate(OWN).render(["hi"])
+    with pytest.raises(TypeError, match="must be a mapping with role and content, not 'hi'"):
+        normalize_message("hi")
     with pytest.raises(ChatTemplateError, match=r"not valid jinja, line 2"):
         ChatTemplate("a\n{% if %}")
 

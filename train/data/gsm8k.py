@@ -48,7 +48,7 @@ def to_question(row: dict[str, str]) -> dict[str, Any]:
 
 
 def convert(source: Path, target: Path, *, to: str = "conversations") -> int:
-    """Converts a file row by row and returns the number of rows; on an error no file is left.
+    """Converts a file and returns the number of rows; nothing is written if a row is wrong.
 
     Raises:
       ValueError: a row is not GSM8K's, or the target exists; the message names the line.
@@ -57,11 +57,14 @@ def convert(source: Path, target: Path, *, to: str = "conversations") -> int:
     if target.exists():
         raise ValueError(f"{target} exists; name a new file or remove it.")
     rows = []
-    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(), which also breaks at characters that JSON leaves inside a string.
+    for number, line in enumerate(source.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             rows.append(make(json.loads(line)))
-        except KeyError as err:
-            raise ValueError(f"{source} line {number}: no key {err}; GSM8K rows have question and answer.") from err
+        except (KeyError, TypeError) as err:
+            raise ValueError(f"{source} line {number}: not an object with question and answer ({err})") from err
         except ValueError as err:
             raise ValueError(f"{source} line {number}: {err}") from err
     target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

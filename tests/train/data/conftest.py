@@ -1,0 +1,26 @@
+"""A small tokenizer and a way to write rows of data."""
+
+import json
+
+import pytest
+
+from qwen35_jax.processing import Tokenizer
+from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
+from tests.processing.conftest import TEXTS
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    return Tokenizer.from_pretrained(build_tiny_tokenizer(TEXTS, tmp_path_factory.mktemp("tokenizer"), vocab_size=400))
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    """Writes rows (or lines as they are) to a JSONL file and returns its path."""
+
+    def write(rows, name="data.jsonl"):
+        lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+        (tmp_path / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
