@@ -1,7 +1,7 @@
 """The tokenizer of a Hugging Face folder: text to ids, ids to text, conversations to prompts."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class Tokenizer:
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Turns ids into text. Ids of the padded vocabulary give nothing; broken UTF-8 gives U+FFFD.
 
         ``<think>``, ``<tool_call>`` and their like are not special tokens, and stay.

@@ -34,7 +34,7 @@ def trained_text(tokenizer, messages, **options):
     assert example.input_ids.tolist() == tokenizer.encode(tokenizer.chat_template.render(messages))
     runs = np.flatnonzero(np.diff(np.concatenate([[False], example.trained, [False]])))
     return [
-        tokenizer.decode(example.input_ids[start:end], skip_special_tokens=False)
+        tokenizer.decode(example.input_ids[start:end].tolist(), skip_special_tokens=False)
         for start, end in runs.reshape(-1, 2).tolist()
     ]
 
@@ -78,7 +78,7 @@ def check_against_prompt(tokenizer, reasoning):
     # What is trained begins where the generation prompt ends, and all but the last newline is trained from there.
     assert example.input_ids[: len(prompt)].tolist() == prompt
     assert np.flatnonzero(example.trained).tolist() == [*range(len(prompt), len(example) - 1)]
-    assert tokenizer.decode(example.input_ids[-1:]) == "\n"
+    assert tokenizer.decode(example.input_ids[-1:].tolist()) == "\n"
 
 
 @pytest.mark.parametrize("reasoning", ["", "Two.\n\nAnd two."])
@@ -105,7 +105,7 @@ def test_every_usable_conversation_trains_its_answers(tokenizer):
         text = tokenizer.chat_template.render(messages, tools=tools)
         example = encode_conversation(tokenizer, messages, tools, train_on_thinking=False)
         wanted = "".join(text[start:end] for start, end in trained_spans(text, train_on_thinking=False))
-        assert tokenizer.decode(example.input_ids[example.trained], skip_special_tokens=False) == wanted
+        assert tokenizer.decode(example.input_ids[example.trained].tolist(), skip_special_tokens=False) == wanted
         assert wanted.count("<|im_end|>") == sum(message["role"] == "assistant" for message in messages)
     assert judged > 15
 
