@@ -1,6 +1,5 @@
 """What a row of training data must look like, and why a row that does not is left out."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -181,6 +180,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _kind(value: Any) -> str:
-    """Names a value's type as JSON does."""
+    """Names a value's type as JSON does; Parquet knows further types."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), f"the number {json.dumps(value, default=str)}")
+    number = f"the number {value}" if isinstance(value, int | float) else f"a {type(value).__name__}"
+    return names.get(type(value), number)
