@@ -1,0 +1,1 @@
+"""Generation: sampling, the batched engine, conversations, and the acceptance of MTP drafts."""

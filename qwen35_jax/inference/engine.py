@@ -1,0 +1,221 @@
+"""Batched generation with a cache: prompts in, completions out.
+
+Prompts are sorted by length, cut into batches and padded on the left, so that all rows of a batch
+end at the same cache slot. Prompt slots, rows and cache slots are rounded up to a few sizes, which
+bounds how many programs are compiled. The prompt is one program; the steps are another, a loop on
+the device that returns to the host every ``STEPS_PER_CALL`` tokens.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.inference.steps import STEPS_PER_CALL, Prompts, decode, grow, prefill
+from qwen35_jax.model import Qwen35
+from qwen35_jax.processing.tokenizer import Tokenizer
+
+# Cache slots beyond the prompt at the start. More are added as they are needed, so that short
+# completions do not pay for attention over the slots that a high limit would reserve.
+_FIRST_SLOTS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What the model wrote after one prompt.
+
+    Attributes:
+      token_ids: the generated tokens, with the stop token if there was one.
+      text: the same without special tokens.
+      finish_reason: ``"stop"`` at an end token, ``"length"`` at the limit of new tokens.
+    """
+
+    token_ids: list[int]
+    text: str
+    finish_reason: Literal["stop", "length"]
+
+
+class Engine:
+    """Generates completions for tokenised prompts.
+
+    Every prompt draws from its own random stream, given by the seed and its place in the list, so its
+    sample depends on neither its batch nor the order of work, up to the rounding of differently
+    shaped matrix products.
+
+    Args:
+      model: used as it is at each call, so a model in training can be sampled from.
+      tokenizer: gives the end tokens and the text.
+      max_batch: most prompts at once; memory and speed grow with it.
+
+    Raises:
+      ValueError: ``max_batch`` below 1, or a model split over the ``context`` mesh axis.
+    """
+
+    def __init__(self, model: Qwen35, tokenizer: Tokenizer, *, max_batch: int = 8):
+        if max_batch < 1:
+            raise ValueError(f"max_batch={max_batch}; give at least 1.")
+        sharding = model.head_weight().sharding
+        self._mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+        if self._mesh is not None and self._mesh.shape["context"] > 1:
+            raise ValueError(
+                f"the model's mesh has context={self._mesh.shape['context']}, but one token at a time cannot be "
+                "split over positions; load the model on a mesh with context=1."
+            )
+        self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        sampling: SamplingParams,
+        max_new_tokens: int,
+        seed: int = 0,
+        on_finish: Callable[[int, Completion], None] | None = None,
+    ) -> list[Completion]:
+        """Completes every prompt, stopping at the tokenizer's end tokens.
+
+        Args:
+          prompts: token ids, none empty.
+          sampling: how tokens are chosen.
+          max_new_tokens: most tokens of one completion.
+          seed: of the random streams; greedy decoding does not use it.
+          on_finish: called as each prompt finishes, with its place in ``prompts``; longer prompts may
+            come before shorter ones.
+
+        Returns:
+          The completions in the order of ``prompts``.
+
+        Raises:
+          ValueError: an empty prompt, a token id outside the vocabulary, or more tokens than the model has positions.
+        """
+        self._check(prompts, max_new_tokens)
+        done: dict[int, Completion] = {}
+        by_length = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+        for start in range(0, len(prompts), self.max_batch):
+            numbers = by_length[start : start + self.max_batch]
+            written: dict[int, list[int]] = {number: [] for number in numbers}
+            calls = self._new_tokens(
+                [prompts[number] for number in numbers], numbers, sampling, max_new_tokens, seed, STEPS_PER_CALL
+            )
+            for new_tokens in calls:
+                for number, row in zip(numbers, new_tokens.tolist(), strict=False):
+                    if number in done:
+                        continue
+                    completion = self._extend(written[number], row, max_new_tokens)
+                    if completion is not None:
+                        done[number] = completion
+                        if on_finish is not None:
+                            on_finish(number, completion)
+        return [done[number] for number in range(len(prompts))]
+
+    def stream(
+        self, prompt: Sequence[int], *, sampling: SamplingParams, max_new_tokens: int, seed: int = 0
+    ) -> Iterator[int]:
+        """Yields the tokens that ``generate`` would write for one prompt, each as soon as it is there.
+
+        Raises:
+          ValueError: as ``generate`` does.
+        """
+        self._check([prompt], max_new_tokens)
+        for new_tokens in self._new_tokens([prompt], [0], sampling, max_new_tokens, seed, 1):
+            yield int(new_tokens[0, 0])
+
+    def _extend(self, written: list[int], new_tokens: list[int], max_new_tokens: int) -> Completion | None:
+        """Adds a row's new tokens to those written; returns the completion once it is finished."""
+        for token in new_tokens:
+            written.append(token)
+            stopped = token in self.tokenizer.eos_token_ids
+            if stopped or len(written) == max_new_tokens:
+                text = self.tokenizer.decode(written, skip_special_tokens=True)
+                return Completion(written, text, "stop" if stopped else "length")
+        return None
+
+    def _new_tokens(
+        self,
+        prompts: Sequence[Sequence[int]],
+        numbers: Sequence[int],
+        sampling: SamplingParams,
+        max_new_tokens: int,
+        seed: int,
+        steps_per_call: int,
+    ) -> Iterator[np.ndarray]:
+        """Runs one batch; yields new tokens (B, n) until every row is done or the limit is reached.
+
+        Rows beyond the prompts are filling, and what follows an end token is noise.
+        """
+        with self._mesh_context():
+            graph, weights = nnx.split(self.model)
+            batch = self._pad(prompts, numbers, seed)
+            slots = batch.input_ids.shape[1]
+            capacity = _round_up(slots + min(max_new_tokens, _FIRST_SLOTS))
+            rows = prefill(graph, weights, batch, capacity, sampling)
+            first, done = jax.device_get((rows.token, rows.done))
+        yield first[:, None]
+        written = 1
+        while written < max_new_tokens and not done.all():
+            with self._mesh_context():
+                if slots + written > capacity:
+                    capacity = min(_round_up(2 * capacity), _round_up(slots + max_new_tokens))
+                    rows = dataclasses.replace(rows, cache=grow(rows.cache, self.model.config.text, capacity))
+                # The cache holds all but the newest token.
+                steps = min(steps_per_call, max_new_tokens - written, capacity - (slots + written - 1))
+                rows, new_tokens, taken = decode(graph, weights, rows, written, steps, sampling)
+                new_tokens, taken, done = jax.device_get((new_tokens, taken, rows.done))
+            written += int(taken)
+            yield new_tokens[:, :taken]
+
+    def _pad(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int], seed: int) -> Prompts:
+        """Lays prompts out on the right of a batch whose sizes are rounded up."""
+        split = 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        # A power of two or the largest batch, in whole rows for every device.
+        num_rows = min(1 << (len(prompts) - 1).bit_length(), self.max_batch)
+        num_rows = -(-num_rows // split) * split
+        slots = _round_up(max(len(prompt) for prompt in prompts))
+        input_ids = np.full((num_rows, slots), self.tokenizer.pad_token_id, np.int32)
+        segment_ids = np.zeros((num_rows, slots), np.int32)
+        # Filling rows hold one token, so that no row is without anything to attend to.
+        segment_ids[:, -1] = 1
+        for row, prompt in enumerate(prompts):
+            input_ids[row, slots - len(prompt) :] = prompt
+            segment_ids[row, slots - len(prompt) :] = 1
+        return Prompts(
+            input_ids=input_ids,
+            segment_ids=segment_ids,
+            filling=np.arange(num_rows) >= len(prompts),
+            numbers=np.pad(np.array(numbers, np.int32), (0, num_rows - len(prompts))),
+            key=jax.random.key(seed),
+            eos_token_ids=np.array(self.tokenizer.eos_token_ids, np.int32),
+        )
+
+    def _mesh_context(self) -> contextlib.AbstractContextManager[Mesh | None]:
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens}; give at least 1.")
+        text = self.model.config.text
+        for number, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise ValueError(f"prompt {number} has no tokens; a completion needs at least one to follow.")
+            if min(prompt) < 0 or max(prompt) >= text.vocab_size:
+                raise ValueError(
+                    f"prompt {number} has token ids from {min(prompt)} to {max(prompt)}, but the model knows 0 to "
+                    f"{text.vocab_size - 1}; use the tokenizer of the checkpoint."
+                )
+            if len(prompt) + max_new_tokens > text.max_position_embeddings:
+                raise ValueError(
+                    f"prompt {number} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} it passes the "
+                    f"model's {text.max_position_embeddings} positions; shorten it or lower max_new_tokens."
+                )
+
+
+def _round_up(size: int) -> int:
+    """Rounds up to a power of two or one and a half times one, at least 16: no more than half is padding."""
+    power = max(16, 1 << (size - 1).bit_length())
+    return 3 * power // 4 if power > 16 and size <= 3 * power // 4 else power
