@@ -33,15 +33,17 @@ class Checkpoints:
 
     def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
         """Saves under ``state.step``, replacing a damaged checkpoint of that step; then drops old ones."""
-        step = int(state.step)
-        write_atomically(self._saving, str(step))
+        step, first = int(state.step), jax.process_index() == 0
+        if first:
+            write_atomically(self._saving, str(step))
         if step in self._manager.all_steps():
             self._manager.delete(step)
         args = ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), data=ocp.args.JsonSave(data_state))
         self._manager.save(step, args=args)
-        folder = self.directory / str(step)
-        write_atomically(folder / MANIFEST, json.dumps(_sizes(folder), indent=1))
-        self._saving.unlink()
+        if first:
+            folder = self.directory / str(step)
+            write_atomically(folder / MANIFEST, json.dumps(_sizes(folder), indent=1))
+            self._saving.unlink()
         for old in sorted(self._manager.all_steps())[: -self.keep]:
             self._manager.delete(old)
 
@@ -74,12 +76,11 @@ class Checkpoints:
         """Returns the state and the data position of a step.
 
         Args:
-          like: gives shapes, dtypes and placement; its values are not used.
+          like: shapes, dtypes and placement, as ``train.state.abstract`` returns them.
         """
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(_named(shapes)), data=ocp.args.JsonRestore())
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_named(like)), data=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=args)
-        leaves = [restored.state[name] for name in _named(shapes)]
+        leaves = [restored.state[name] for name in _named(like)]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), restored.data
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from qwen35_jax import lora
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.hf.adapter import save_adapter
 from qwen35_jax.hf.files import find_folder, read_checkpoint
-from qwen35_jax.hf.load import load
+from qwen35_jax.hf.load import load, match_tensors
 from qwen35_jax.hf.save import save
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ from train.losses import Objective
 from train.metrics import MetricsWriter, plot_losses
 from train.optim import make_optimizer, make_schedule
 from train.record import check_resumable, make_record, write_record
-from train.state import TrainState, count_parameters, init_state, split_model
+from train.state import TrainState, abstract, count_parameters, init_state, split_model
 from train.step import Step, abstract_batch, make_step, put_batch
 
 logger = logging.getLogger(__name__)
@@ -71,15 +71,19 @@ def run(cfg: SFTConfig, workdir: Path, objective: Objective) -> None:
     with jax.set_mesh(mesh):
         parts = build(cfg, inputs.folder, objective, mesh)
         if done is not None:
+            # Shapes only, so that the initial state's memory is free before the restored one takes its place.
+            parts = parts._replace(state=abstract(parts.state))
             state, data_state = checkpoints.restore(done, parts.state)
             parts = parts._replace(state=state)
             inputs.batches.set_state(data_state)
             logger.info("resumed after step %d of %s", done, workdir)
-        write_record(workdir, record)
+        if jax.process_index() == 0:
+            write_record(workdir, record)
         state = _train(cfg, workdir, parts, inputs.batches, checkpoints, mesh)
         checkpoints.close()
         logger.info("data: %s", json.dumps(inputs.batches.report()))
-        plot_losses(workdir)
+        if jax.process_index() == 0:
+            plot_losses(workdir)
         if cfg.export:
             model = nnx.merge(parts.graphdef, state.params, parts.frozen)
             export(model, workdir / "export", source=inputs.folder, adapter=cfg.lora is not None)
@@ -92,10 +96,8 @@ def check_inputs(cfg: SFTConfig) -> Inputs:
       ValueError, OSError: they do not; the message names file and remedy.
     """
     folder = find_folder(cfg.model.path)
-    model_config = ModelConfig.from_hf(folder)
-    names = read_checkpoint(folder)
-    has_mtp = model_config.text.mtp.num_hidden_layers and any(name.startswith("mtp.") for name in names)
-    if cfg.mtp.weight and not has_mtp:
+    model_config, _ = match_tensors(ModelConfig.from_hf(folder), read_checkpoint(folder), folder)
+    if cfg.mtp.weight and not model_config.text.mtp.num_hidden_layers:
         raise ValueError(
             f"{folder} has no MTP head (mtp.* tensors), but mtp.weight={cfg.mtp.weight}; set mtp.weight=0 or start "
             "from a checkpoint that has one."
@@ -191,11 +193,15 @@ def _train(
 
 def export(model: Qwen35, out_dir: Path, *, source: Path, adapter: bool) -> None:
     """Writes a PEFT adapter or a whole Hugging Face folder; an earlier export gives way once the new one is whole."""
+    first = jax.process_index() == 0
     new, old = out_dir.with_name(out_dir.name + ".new"), out_dir.with_name(out_dir.name + ".old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    if first:
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
     write: Callable[..., Any] = save_adapter if adapter else save
     write(model, new, source=source)
+    if not first:
+        return
     if out_dir.exists():
         out_dir.rename(old)
     new.rename(out_dir)

@@ -72,3 +72,8 @@ def to_float32(tree: PyTree[Array]) -> PyTree[Array]:
 def count_parameters(tree: PyTree[Array]) -> int:
     """Counts the numbers in all arrays."""
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def abstract(state: TrainState) -> TrainState:
+    """Returns shapes, dtypes and placement of a state without its arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

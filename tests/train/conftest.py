@@ -1,6 +1,8 @@
 """A tiny float32 model, a packed batch with every kind of token, and their compiled gradients."""
 
 import dataclasses
+import json
+import random
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,10 @@ import pytest
 from flax import nnx
 
 from qwen35_jax.config import FULL, LINEAR
+from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.model import Qwen35
 from qwen35_jax.presets import PRESETS
+from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
 from qwen35_jax.sharding import make_mesh
 
 ROWS, TOKENS = 8, 24
@@ -54,3 +58,21 @@ def host_batch():
     trained[2] = False
     input_ids = rng.integers(0, 512, (ROWS, TOKENS)).astype(np.int32) * (segment_ids > 0)
     return {"input_ids": input_ids.astype(np.int32), "segment_ids": segment_ids, "trained": trained}
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """A folder with a checkpoint, ``base``, and conversations, ``train.jsonl``, that fit each other."""
+    folder = tmp_path_factory.mktemp("inputs")
+    rng = random.Random(0)
+    sums = [(a, b) for a in range(12) for b in range(12)]
+    rng.shuffle(sums)
+    texts = [f"What is {a} plus {b}? It is {a + b}." for a, b in sums]
+    build_tiny_tokenizer(texts, folder / "tokenizer", vocab_size=400)
+    create_checkpoint(small_config(), folder / "base", seed=0, dtype="float32", tokenizer_from=folder / "tokenizer")
+    rows = [
+        {"messages": [{"role": "user", "content": text.split("?")[0]}, {"role": "assistant", "content": text[-10:]}]}
+        for text in texts
+    ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

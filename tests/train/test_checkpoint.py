@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from train.checkpoint import MANIFEST, Checkpoints
-from train.state import TrainState, init_state
+from train.state import TrainState, abstract, init_state
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def saved(tmp_path, state):
 def test_round_trip_is_exact(saved, state):
     checkpoints = Checkpoints(saved, keep=3)
     assert checkpoints.latest_whole_step() == 6
-    got, data = checkpoints.restore(6, state)
+    got, data = checkpoints.restore(6, abstract(state))
     assert data == {"index": 6}
     assert jax.tree.structure(got) == jax.tree.structure(state)
     for g, w, like in zip(jax.tree.leaves(got), jax.tree.leaves(at(state, 6)), jax.tree.leaves(state), strict=True):
@@ -76,7 +76,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(saved, state, caplog, da
     with caplog.at_level(logging.WARNING):
         assert checkpoints.latest_whole_step() == 4
     assert "6 is skipped" in caplog.text
-    got, data = checkpoints.restore(4, state)
+    got, data = checkpoints.restore(4, abstract(state))
     assert data == {"index": 4} and int(got.step) == 4
     checkpoints.save(at(state, 6), {"index": 6})
     assert Checkpoints(saved, keep=3).latest_whole_step() == 6

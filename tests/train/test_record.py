@@ -1,0 +1,88 @@
+"""Resuming with other settings: what is refused, what is warned about, what is free."""
+
+import dataclasses
+import logging
+
+import pytest
+
+from train.config import CheckpointConfig, DataConfig, LoraConfig, MeshConfig, ModelSource, OptimConfig, SFTConfig
+from train.record import check_resumable, make_record, write_record
+
+CONFIG = SFTConfig(
+    ModelSource("base"), DataConfig("train.jsonl", sequence_length=64), steps=10, lora=LoraConfig(), workdir="here"
+)
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Records CONFIG and checks resuming with changes to it, to the base's weights or to the data."""
+    base, workdir = tmp_path / "base", tmp_path / "run"
+    base.mkdir()
+    workdir.mkdir()
+    (base / "model.safetensors").write_bytes(b"weights")
+    write_record(workdir, make_record(CONFIG, model_folder=base, data_identity={"data": "1"}))
+
+    def check(weights=b"weights", rows="1", **changes):
+        (base / "model.safetensors").write_bytes(weights)
+        config = dataclasses.replace(CONFIG, **changes)
+        check_resumable(workdir, make_record(config, model_folder=base, data_identity={"data": rows}))
+
+    return check
+
+
+def test_the_same_settings_resume(check, caplog):
+    check()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim": OptimConfig(learning_rate=0.5)}, r"optim.learning_rate was 0.0001, now 0.5"),
+        ({"steps": 20}, "steps was 10, now 20"),
+        ({"seed": 3}, "seed was 0, now 3"),
+        ({"lora": None}, "lora.rank was 16, now None"),
+        ({"data": DataConfig("train.jsonl", sequence_length=32)}, "data.sequence_length was 64, now 32"),
+        ({"weights": b"others"}, "model_fingerprint was"),
+        ({"rows": "2"}, "data_identity.data was '1', now '2'"),
+        ({"data": DataConfig("x.jsonl", sequence_length=64, seed=1)}, "data.seed was 0, now 1"),
+    ],
+)
+def test_what_affects_numbers_is_refused(check, changes, message):
+    with pytest.raises(ValueError, match=message):
+        check(**changes)
+
+
+def test_every_difference_is_named(check):
+    with pytest.raises(ValueError, match="seed was 0, now 1; steps was 10, now 11"):
+        check(seed=1, steps=11)
+
+
+def test_what_changes_no_number_is_free(check, caplog):
+    check(
+        checkpoint=CheckpointConfig(every=7, keep=9),
+        export=False,
+        workdir="there",
+        model=ModelSource("moved"),
+        data=DataConfig("moved.jsonl", sequence_length=64, num_threads=9, epochs=3),
+    )
+    assert not caplog.records
+
+
+def test_layout_is_allowed_with_a_warning(check, caplog):
+    with caplog.at_level(logging.WARNING):
+        check(mesh=MeshConfig(fsdp=2), loss_chunk=16, model=ModelSource("base", remat=False))
+    assert "loss_chunk, mesh.fsdp, model.remat differs" in caplog.text
+
+
+def test_a_run_at_a_constant_rate_may_go_on_longer(tmp_path, check):
+    constant = OptimConfig(schedule="constant")
+    record = make_record(dataclasses.replace(CONFIG, optim=constant), model_folder=tmp_path / "base", data_identity={})
+    write_record(tmp_path / "run", record)
+    longer = dataclasses.replace(CONFIG, optim=constant, steps=20)
+    check_resumable(tmp_path / "run", make_record(longer, model_folder=tmp_path / "base", data_identity={}))
+
+
+def test_an_unreadable_record_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        check_resumable(tmp_path, {})

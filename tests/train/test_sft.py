@@ -1,0 +1,290 @@
+"""The command: killed and resumed runs equal whole ones, a mesh equals one device, wrong input is one line."""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen35_jax.config import MTPConfig
+from qwen35_jax.hf.create import create_checkpoint
+from qwen35_jax.hf.files import read_checkpoint
+from tests.train.conftest import small_config
+from train.metrics import METRICS, read_rows
+from train.sft import main
+
+REPO = Path(__file__).resolve().parents[2]
+TINY = str(REPO / "configs" / "tiny_sft.py")
+
+
+@pytest.fixture(scope="session")
+def command(inputs, tmp_path_factory):
+    """Starts the command in a process of its own; compiled steps are shared through a cache."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+    }
+
+    def start(workdir, *options, config=TINY, devices=1):
+        flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+        files = ("--model.path", inputs / "base", "--data.path", inputs / "train.jsonl", "--workdir", workdir)
+        return subprocess.Popen(
+            [sys.executable, "-m", "train.sft", config, *map(str, files), *options],
+            cwd=REPO, env=environment | {"XLA_FLAGS": flags}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    return start
+
+
+def finish(process):
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
+    return out
+
+
+def timeless(workdir):
+    """Returns the rows of metrics without what depends on the clock."""
+    return [
+        {name: value for name, value in row.items() if not name.endswith(("seconds", "per_second"))}
+        for row in read_rows(workdir / METRICS)
+    ]
+
+
+LORA = (
+    *("--steps", "9", "--checkpoint.every", "3", "--accumulation", "2", "--data.sequence-length", "64"),
+    *("--lora.rank", "4", "--lora.dropout", "0.1", "--optim.warmup-steps", "2"),
+)
+
+
+@pytest.fixture(scope="session")
+def whole_run(command, tmp_path_factory):
+    """The directory and the output of a LoRA run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    return workdir, finish(command(workdir, *LORA))
+
+
+def kill_at(process, workdir, step):
+    """Kills the process as soon as it has written the row of a step."""
+    path = workdir / METRICS
+    deadline = time.monotonic() + 600
+    while not (path.is_file() and f'"step": {step},' in path.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(command, whole_run, tmp_path):
+    workdir = tmp_path / "run"
+    kill_at(command(workdir, *LORA), workdir, 5)
+    kill_at(command(workdir, *LORA), workdir, 6)
+    out = finish(command(workdir, *LORA))
+    assert "resumed after step" in out
+    want = timeless(whole_run[0])
+    assert len(want) == 9 and want[-1]["mtp_loss"] > 0
+    assert timeless(workdir) == want
+    ours, theirs = (folder / "export" / "adapter_model.safetensors" for folder in (workdir, whole_run[0]))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_checkpoint_cut_short_is_skipped(command, whole_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run[0], workdir)
+    files = [path for path in (workdir / "checkpoints" / "9").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    out = finish(command(workdir, *LORA))
+    assert "WARNING checkpoint" in out and "resumed after step 6" in out
+    assert timeless(workdir) == timeless(whole_run[0])
+
+
+def test_a_run_directory_holds_what_is_promised(whole_run):
+    workdir, out = whole_run
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {"config.json", METRICS, "tensorboard", "checkpoints", "export", "plots"}
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["lora"]["rank"] == 4 and config["steps"] == 9
+    row = read_rows(workdir / METRICS)[0]
+    assert {"step", "loss", "mtp_loss", "tokens", "grad_norm", "learning_rate", "tokens_per_second"} <= row.keys()
+    assert sorted(path.name for path in (workdir / "export").iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    assert (workdir / "plots" / "losses.png").is_file()
+    assert "mtp.layers.0.self_attn.q_proj" in out and "parameters train" in out and "packing_efficiency" in out
+
+
+def test_adapters_are_all_that_a_checkpoint_holds(whole_run):
+    metadata = json.loads((whole_run[0] / "checkpoints" / "9" / "state" / "_METADATA").read_text())
+    names = [key.strip("()',") for key in metadata["tree_metadata"]]
+    params = [name for name in names if name.startswith("params.")]
+    assert params and all(".lora_a" in name or ".lora_b" in name for name in params)
+    moments = [name for name in names if ".mu." in name or ".nu." in name]
+    assert len(moments) == 2 * len(params)
+
+
+FULL = """
+import dataclasses
+from configs.tiny_sft import config as tiny
+
+def config():
+    return dataclasses.replace(tiny(), lora=None, export={export})
+"""
+
+
+def test_full_fine_tuning_on_a_mesh_equals_one_device(command, inputs, tmp_path):
+    options = ("--steps", "3", "--data.sequence-length", "64", "--optim.warmup-steps", "1")
+    processes = {}
+    for name, devices, mesh in (("one", 1, ()), ("four", 4, ("--mesh.fsdp", "2", "--mesh.tensor", "2"))):
+        config = tmp_path / f"{name}.py"
+        config.write_text(FULL.format(export=devices == 1))
+        processes[name] = command(tmp_path / name, *options, *mesh, config=str(config), devices=devices)
+    for process in processes.values():
+        finish(process)
+    for one, four in zip(timeless(tmp_path / "one"), timeless(tmp_path / "four"), strict=True):
+        for name, value in one.items():
+            # float32 sums in another order; Adam divides small gradients by small moments.
+            np.testing.assert_allclose(four[name], value, rtol=1e-3, err_msg=name)
+    exported, source = read_checkpoint(tmp_path / "one" / "export"), read_checkpoint(inputs / "base")
+    assert exported.keys() == source.keys()
+    changed = {name for name in source if content(exported[name]) != content(source[name])}
+    assert "mtp.fc.weight" in changed and "model.language_model.embed_tokens.weight" in changed
+    assert not any("visual" in name for name in changed)
+
+
+def content(stored):
+    return stored.read((slice(None),) * len(stored.shape), np.float32).tobytes()
+
+
+@pytest.fixture(autouse=True)
+def restored_logging():
+    """Takes back what the command sets up, when it runs in this process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def copy_base(inputs, folder, *, without=(), **changes):
+    """Copies the checkpoint without some files, with other contents for others (name with _ for .)."""
+    folder.mkdir()
+    for path in (inputs / "base").iterdir():
+        if path.name not in without:
+            (folder / path.name).write_bytes(path.read_bytes())
+    for name, change in changes.items():
+        path = folder / name.replace("__", ".")
+        path.write_bytes(change(path.read_bytes()))
+    return folder
+
+
+def other_base(inputs, folder, **changes):
+    """Writes a checkpoint of another text configuration with the same tokenizer."""
+    config = small_config()
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, **changes))
+    return create_checkpoint(config, folder, tokenizer_from=inputs / "base")
+
+
+def rows_with(inputs, tmp_path, line, number=17):
+    """Writes the training data with another line in one place."""
+    lines = (inputs / "train.jsonl").read_text().splitlines()
+    lines[number - 1] = line
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path / "data.jsonl"
+
+
+def conversation(*roles):
+    return json.dumps({"messages": [{"role": role, "content": "hello " * 9} for role in roles]})
+
+
+# Each case: the options to add, and what the line must name. A later option replaces an earlier one.
+WRONG = {
+    "no such run file": (lambda i, t: ["absent.py"], "absent.py"),
+    "unknown override": (lambda i, t: [TINY, "--modle.path", "x"], "--modle.path"),
+    "override of a wrong type": (lambda i, t: [TINY, "--steps", "many"], "--steps"),
+    "no such choice": (lambda i, t: [TINY, "--optim.schedule", "square"], "square"),
+    "no model": (lambda i, t: [TINY, "--model.path", t / "absent"], "absent"),
+    "model without weights": (
+        lambda i, t: [TINY, "--model.path", copy_base(i, t / "m", without=["model.safetensors"])],
+        "model.safetensors",
+    ),
+    "weights cut short": (
+        lambda i, t: [TINY, "--model.path", copy_base(i, t / "m", model__safetensors=lambda x: x[:-9])],
+        "cut short",
+    ),
+    "no tokenizer": (
+        lambda i, t: [TINY, "--model.path", copy_base(i, t / "m", without=["tokenizer.json"])],
+        "tokenizer.json",
+    ),
+    "config of another model": (
+        lambda i, t: [TINY, "--model.path", copy_base(i, t / "m", config__json=lambda x: x.replace(b"512", b"640"))],
+        "has shape [512, 32]",
+    ),
+    "vocabulary too small": (
+        lambda i, t: [TINY, "--model.path", other_base(i, t / "m", vocab_size=270)],
+        "vocab_size is 270",
+    ),
+    "no MTP head": (
+        lambda i, t: [TINY, "--model.path", other_base(i, t / "m", mtp=MTPConfig(0))],
+        "mtp.weight=0.1",
+    ),
+    "no data": (lambda i, t: [TINY, "--data.path", t / "absent.jsonl"], "absent.jsonl"),
+    "empty data": (lambda i, t: [TINY, "--data.path", t / "empty.jsonl"], "empty"),
+    "bad JSON": (lambda i, t: [TINY, "--data.path", rows_with(i, t, '{"messages": [')], "line 17"),
+    "wrong order of roles": (
+        lambda i, t: [TINY, "--data.path", rows_with(i, t, conversation("assistant", "system"))],
+        "line 17",
+    ),
+    "a row that is too long": (
+        lambda i, t: [TINY, "--data.sequence-length", "24", "--data.long-rows", "error"],
+        "data.sequence_length=24",
+    ),
+    "steps within the warmup": (lambda i, t: [TINY, "--steps", "9"], "warmup of 10 steps"),
+    "rows that cannot be cut": (lambda i, t: [TINY, "--accumulation", "3"], "rows_per_batch=8"),
+    "more devices than there are": (lambda i, t: [TINY, "--mesh.tensor", "64"], "64 devices"),
+    "unknown LoRA target": (lambda i, t: [TINY, "--lora.targets", "attention", "vision"], "vision"),
+    "LoRA rank 0": (lambda i, t: [TINY, "--lora.rank", "0"], "rank=0"),
+    "MTP gradient that reaches nothing": (
+        lambda i, t: [TINY, "--lora.targets", "mlp", "--mtp.gradient", "head_only"],
+        "head_only",
+    ),
+    "workdir below a file": (lambda i, t: [TINY, "--workdir", t / "empty.jsonl" / "run"], "cannot be written"),
+    "workdir with an export only": (lambda i, t: [TINY, "--workdir", t / "exported"], "export but no checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_writes_nothing(inputs, tmp_path, capsys, case):
+    make, named = WRONG[case]
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "exported" / "export").mkdir(parents=True)
+    config, *options = map(str, make(inputs, tmp_path))
+    files = ["--model.path", inputs / "base", "--data.path", inputs / "train.jsonl", "--workdir", tmp_path / "run"]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        main([config, *map(str, files), *options])
+    assert stop.value.code not in (0, None)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and named in error
+    assert set(tmp_path.rglob("*")) - set(before) <= {tmp_path / "exported" / "checkpoints"}
+
+
+def test_resuming_with_other_settings_is_refused(whole_run, inputs, capsys):
+    workdir, _ = whole_run
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    files = ("--model.path", inputs / "base", "--data.path", inputs / "train.jsonl", "--workdir", workdir)
+    with pytest.raises(SystemExit):
+        main([TINY, *map(str, files), *LORA, "--optim.learning-rate", "0.5", "--seed", "4"])
+    error = capsys.readouterr().err
+    assert "optim.learning_rate was 0.002, now 0.5; seed was 0, now 4" in error and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
