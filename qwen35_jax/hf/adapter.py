@@ -26,6 +26,8 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _LINEAR = ("lora_A.weight", "lora_B.weight")
 _EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
+# peft puts a copy of an adapted embedding beside its factors.
+_BASE_COPY = "base_layer.weight"
 # Settings of PEFT that change the mathematics, with the values that leave it as it is here.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_dora": (False,),
@@ -43,16 +45,17 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def save_adapter(model: Qwen35, out_dir: str | Path, source: str | Path) -> Path:
+def save_adapter(model: Qwen35, out_dir: str | Path, source: str | Path, *, text_model: bool | None = None) -> Path:
     """Writes the model's adapter into a new folder, for ``peft.PeftModel.from_pretrained`` and ``load_adapter``.
 
-    Modules are listed by the end of their names (``layers.3.self_attn.q_proj``), so that the adapter fits the whole
-    model and the text model of transformers alike. Factors of the MTP head are written too; PEFT, whose base model
-    has no such head, passes over them.
+    Modules are listed by their full names, so that peft refuses a base model that names them otherwise. Factors of
+    the MTP head are written too; peft, whose base model has no such head, passes over them.
 
     Args:
       out_dir: a folder that does not exist yet, or is empty.
       source: the base model, as ``base_model_name_or_path`` should name it.
+      text_model: name modules as ``Qwen3_5ForCausalLM`` does (what ``AutoModelForCausalLM`` gives), not as
+        ``Qwen3_5ForConditionalGeneration``; by default as the checkpoint's own architecture.
 
     Raises:
       ValueError: the model has no adapter, or ``out_dir`` holds files.
@@ -61,13 +64,14 @@ def save_adapter(model: Qwen35, out_dir: str | Path, source: str | Path) -> Path
     if not layers:
         raise ValueError("the model has no adapter to write; add one (lora.add), or save the model itself.")
     tensors, modules = {}, []
-    for name, spec, layer in _modules(model.config, layers):
+    nested = None if text_model is None else not text_model
+    for name, spec, layer in _modules(model.config, layers, nested=nested):
         where = ... if spec.row is None else spec.row
         factors = [layer.lora_a[where], layer.lora_b[where]]
         pair = [np.ascontiguousarray(to_host(factor).astype(np.float32).T) for factor in factors]
         if not any(factor.any() for factor in pair):
             continue  # A layer that the loaded adapter left out: other rows of its stack were adapted.
-        modules.append(module_of(name))
+        modules.append(name)
         for suffix, factor in zip(_suffixes(layer), pair, strict=True):
             tensors[f"{_PREFIX}{name}.{suffix}"] = factor
     config = model.lora_config
@@ -179,7 +183,10 @@ def _read_pairs(
     for module, pair in pairs.items():
         name, spec, layer = known[module]
         in_dim, out_dim = layer.weight.shape[-2:]
-        for suffix, shape in zip(_suffixes(layer), ((rank, in_dim), (out_dim, rank)), strict=True):
+        shapes = dict(zip(_suffixes(layer), ((rank, in_dim), (out_dim, rank)), strict=True))
+        if _BASE_COPY in pair:
+            shapes[_BASE_COPY] = (in_dim, out_dim)
+        for suffix, shape in shapes.items():
             if suffix not in pair or pair[suffix].shape != shape:
                 present = list(pair[suffix].shape) if suffix in pair else "absent"
                 raise ValueError(
@@ -190,15 +197,19 @@ def _read_pairs(
 
 
 def _split_key(file: Path, key: str) -> tuple[str, str]:
-    match = re.fullmatch(rf"{re.escape(_PREFIX)}(.+)\.({'|'.join(map(re.escape, _LINEAR + _EMBEDDING))})", key)
+    match = re.fullmatch(
+        rf"{re.escape(_PREFIX)}(.+)\.({'|'.join(map(re.escape, (*_LINEAR, *_EMBEDDING, _BASE_COPY)))})", key
+    )
     if match is None:
         raise ValueError(f"{file}: {key} is not a LoRA factor of PEFT's, such as {_PREFIX}MODULE.lora_A.weight.")
     return match[1], match[2]
 
 
-def _modules(config: ModelConfig, layers: dict[TreePath, Layer]) -> Iterator[tuple[str, TensorSpec, Layer]]:
+def _modules(
+    config: ModelConfig, layers: dict[TreePath, Layer], *, nested: bool | None = None
+) -> Iterator[tuple[str, TensorSpec, Layer]]:
     """Yields the checkpoint's name of every module in ``layers``, with its tensor and our layer."""
-    for spec in tensor_table(config).values():
+    for spec in tensor_table(config, nested=nested).values():
         if spec.path is not None and spec.path[:-1] in layers and spec.path[-1] == "weight":
             yield spec.name.removesuffix(".weight"), spec, layers[spec.path[:-1]]
 

@@ -1,0 +1,130 @@
+"""Adapters: where they go, what they start as, and that merging keeps the function."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from qwen35_jax import lora
+from qwen35_jax.config import FULL, LINEAR
+from qwen35_jax.model import Qwen35
+from tests.reference import tiny_config
+
+IDS = np.random.default_rng(0).integers(0, 512, (2, 9))
+
+
+def _model(**changes):
+    config = tiny_config(num_hidden_layers=4, layer_types=(LINEAR, FULL) * 2, **changes)
+    return Qwen35(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+
+def _randomize(model):
+    rng = np.random.default_rng(1)
+    for _, layer in lora.adapted_layers(model):
+        for factor in (layer.lora_a, layer.lora_b):
+            factor.set_value(jnp.asarray(0.05 * rng.standard_normal(factor.shape), jnp.float32))
+
+
+def test_groups_and_table():
+    model = _model()
+    rows = lora.add(model, lora.LoraConfig(rank=4, targets=("deltanet", "attention", "mtp")), seed=0)
+    assert [(row.group, row.module) for row in rows if row.group == "attention"] == [
+        ("attention", f"self_attn.{name}_proj") for name in "koqv"
+    ]
+    assert {row.module: row.count for row in rows if row.group == "deltanet"} == {
+        f"linear_attn.{name}": 2 for name in ("in_proj_a", "in_proj_b", "in_proj_qkv", "in_proj_z", "out_proj")
+    }
+    assert {row.module for row in rows if row.group == "mtp"} >= {"mtp.fc", "mtp.layers.0.mlp.up_proj"}
+    q_proj = next(row for row in rows if row.module == "self_attn.q_proj")
+    assert (q_proj.count, q_proj.shape, q_proj.parameters) == (2, (64, 256), 2 * 4 * (64 + 256))
+    assert lora.count(model) == sum(row.parameters for row in rows)
+    assert model.layers[0].mlp.up_proj.lora_a is None and model.embed_tokens.lora_a is None
+
+
+def test_initial_values():
+    model, again, other = _model(), _model(), _model()
+    config = lora.LoraConfig(rank=4, targets=lora.GROUPS)
+    for each, seed in ((model, 0), (again, 0), (other, 1)):
+        lora.add(each, config, seed=seed)
+    layer = model.layers[0].mlp.down_proj
+    assert layer.lora_a.dtype == layer.lora_b.dtype == jnp.float32
+    # Uniform within 1 / sqrt(in): half the bound is the mean size, and the bound is nearly reached.
+    bound = 96**-0.5
+    assert 0.95 * bound < jnp.abs(layer.lora_a[...]).max() <= bound
+    np.testing.assert_allclose(jnp.abs(layer.lora_a[...]).mean(), bound / 2, rtol=0.1)
+    assert not layer.lora_b[...].any()
+    assert not model.embed_tokens.lora_a[...].any() and model.embed_tokens.lora_b[...].any()
+    np.testing.assert_array_equal(layer.lora_a[...], again.layers[0].mlp.down_proj.lora_a[...])
+    assert (layer.lora_a[...] != other.layers[0].mlp.down_proj.lora_a[...]).any()
+    assert (layer.lora_a[...] != model.layers[1].mlp.down_proj.lora_a[...]).any()
+
+
+def test_scale():
+    assert lora.LoraConfig(rank=16, alpha=32).scale == 2
+    assert lora.LoraConfig(rank=16, alpha=32, rank_stabilized=True).scale == 32 / math.sqrt(16)
+
+
+def test_merged_equals_adapted():
+    model = _model(tied=False)
+    lora.add(model, lora.LoraConfig(rank=4, targets=lora.GROUPS), seed=0)
+    _randomize(model)
+    want = model.logits(IDS)
+    fc = model.mtp.fc
+    want_fc = np.asarray(fc.weight[...]) + 8 * np.asarray(fc.lora_a[...]) @ np.asarray(fc.lora_b[...])
+    lora.merge(model)
+    assert lora.count(model) == 0 and model.lora_config is None
+    np.testing.assert_allclose(fc.weight[...], want_fc, atol=1e-6)
+    # float32; the sum is formed in the weights instead of in the outputs.
+    np.testing.assert_allclose(model.logits(IDS), want, atol=1e-4)
+    assert np.abs(_model(tied=False).logits(IDS) - want).max() > 0.01
+    lora.add(model, lora.LoraConfig(), seed=0)
+
+
+def test_factors_lie_as_their_weights():
+    model = _model()
+    lora.add(model, lora.LoraConfig(targets=lora.GROUPS), seed=0)
+    assert model.embed_tokens.lora_a.get_metadata("logical_axes") == ("vocab", "rank")
+    down = model.layers[0].mlp.down_proj
+    assert down.lora_a.get_metadata("logical_axes") == (None, "mlp", "rank")
+    assert down.lora_b.get_metadata("logical_axes") == (None, "rank", "embed")
+
+
+def test_shapes_without_arrays():
+    def build():
+        model = _model()
+        lora.add(model, lora.LoraConfig(rank=8), seed=0)
+        return model
+
+    assert nnx.eval_shape(build).layers[1].self_attn.q_proj.lora_a.shape == (2, 64, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"targets": ("attention", "experts")}, "targets=.*choose at least one of attention, deltanet"),
+        ({"targets": ()}, "choose at least one"),
+        ({"rank": 0}, "rank=0; it must be at least 1"),
+        ({"alpha": 0}, "alpha=0; it must be positive"),
+        ({"dropout": 1.0}, "dropout=1.0; it must be at least 0 and below 1"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        lora.LoraConfig(**settings)
+
+
+def test_refusals():
+    model = _model()
+    model.mtp = nnx.data(None)
+    with pytest.raises(
+        ValueError, match="'mtp' matches no layer of this model, which has attention, deltanet, mlp, em"
+    ):
+        lora.add(model, lora.LoraConfig(targets=("mlp", "mtp")), seed=0)
+    assert lora.count(model) == 0
+    lora.add(model, lora.LoraConfig(targets=("embed",)), seed=0)
+    with pytest.raises(ValueError, match="has adapters already"):
+        lora.add(model, lora.LoraConfig(), seed=0)
+    with pytest.raises(ValueError, match="the output head is tied to it"):
+        lora.merge(model)
