@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from qwen35_jax.layers.embedding import Embedding
@@ -100,14 +100,16 @@ def add(model: Qwen35, config: LoraConfig, seed: int) -> list[Match]:
             )
     chosen = {path: layer for path, layer in layers.items() if group_of(path) in config.targets}
     for path, layer in chosen.items():
-        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(".".join(map(str, path)).encode()))
-        attach(layer, *_initial_factors(layer, config.rank, key), config)
+        rng = np.random.default_rng([seed, zlib.crc32(".".join(map(str, path)).encode())])
+        attach(layer, *_initial_factors(layer, config.rank, rng), config)
     model.lora_config = config
     return _matches(chosen)
 
 
-def attach(layer: Layer, lora_a: Float[Array, "*G I R"], lora_b: Float[Array, "*G R O"], config: LoraConfig) -> None:
-    """Gives a layer the two factors, placed as its weight is."""
+def attach(
+    layer: Layer, lora_a: Float[np.ndarray, "*G I R"], lora_b: Float[np.ndarray, "*G R O"], config: LoraConfig
+) -> None:
+    """Gives a layer the two factors, given on the host, and places them as its weight is."""
     *stack, in_axis, out_axis = layer.weight.get_metadata("logical_axes")
     layer.lora_a = _placed(lora_a, (*stack, in_axis, "rank"), layer)
     layer.lora_b = _placed(lora_b, (*stack, "rank", out_axis), layer)
@@ -179,20 +181,23 @@ def _merge(weight, lora_a, lora_b, scale):
     return weight.astype(jnp.float32) + scale * product
 
 
-def _initial_factors(layer: Layer, rank: int, key: Array) -> tuple[Array, Array]:
+def _initial_factors(layer: Layer, rank: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draws on the host, where many shapes cost nothing to compile."""
     *stack, in_dim, out_dim = layer.weight.shape
     shapes = (*stack, in_dim, rank), (*stack, rank, out_dim)
     if isinstance(layer, Embedding):
-        return jnp.zeros(shapes[0], jnp.float32), jax.random.normal(key, shapes[1], jnp.float32)
+        return np.zeros(shapes[0], np.float32), rng.standard_normal(shapes[1], np.float32)
     # torch's default for linear layers, kaiming_uniform(a=sqrt(5)), written out.
     bound = in_dim**-0.5
-    return jax.random.uniform(key, shapes[0], jnp.float32, -bound, bound), jnp.zeros(shapes[1], jnp.float32)
+    return rng.uniform(-bound, bound, shapes[0]).astype(np.float32), np.zeros(shapes[1], np.float32)
 
 
-def _placed(value: ArrayLike, axes: tuple[str | None, ...], layer: Layer) -> nnx.LoRAParam:
-    param, weight = nnx.LoRAParam(jnp.asarray(value), logical_axes=axes), layer.weight[...]
+def _placed(value: np.ndarray, axes: tuple[str | None, ...], layer: Layer) -> nnx.LoRAParam:
+    param, weight = nnx.LoRAParam(value, logical_axes=axes), layer.weight[...]
     traced = isinstance(weight, jax.core.Tracer)  # shapes only, for a plan: nothing to place
-    if not traced and isinstance(weight.sharding, NamedSharding):
+    if traced or not isinstance(weight.sharding, NamedSharding):
+        param.set_value(jnp.asarray(value))
+    else:
         param.set_value(jax.device_put(value, named_sharding(param, weight.sharding.mesh)))
     return param
 
