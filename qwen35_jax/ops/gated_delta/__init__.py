@@ -1,0 +1,93 @@
+"""The gated delta rule, the recurrence of DeltaNet layers, in three forms that give the same numbers.
+
+README.md beside this file has the mathematics and says what the backward pass keeps.
+
+Letters: B batch, T tokens of this call, N value heads, K key width, V value width, C position in chunk, M chunks.
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int
+
+from qwen35_jax.ops.gated_delta.chunked import gated_delta_associative, gated_delta_chunked
+from qwen35_jax.ops.gated_delta.recurrent import gated_delta_recurrent
+
+__all__ = [
+    "gated_delta",
+    "gated_delta_associative",
+    "gated_delta_chunked",
+    "gated_delta_recurrent",
+    "l2_normalize",
+]
+
+_IMPLEMENTATIONS = ("recurrent", "chunked", "associative")
+
+
+def gated_delta(
+    q: Float[Array, "B T N K"],
+    k: Float[Array, "B T N K"],
+    v: Float[Array, "B T N V"],
+    log_decay: Float[Array, "B T N"],
+    beta: Float[Array, "B T N"],
+    state: Float32[Array, "B N K V"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    state_segment_ids: Int[Array, " B"] | None = None,
+    *,
+    implementation: Literal["recurrent", "chunked", "associative"] = "chunked",
+    chunk_size: int = 64,
+) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
+    """Runs the gated delta rule over packed rows, in float32 whatever the dtype of the inputs.
+
+    For each token of a document: ``S = exp(g) S``, then ``S = S + k beta (v - k S)``, then ``o = q S``.
+    A document starts from a zero state, or continues ``state`` if that belongs to it. Padding leaves the
+    state as it is, its inputs are ignored whatever they hold, and its output is zero.
+
+    Args:
+      q, k: queries and keys, L2-normalised, repeated to the value heads; ``q`` already scaled by
+        ``K ** -0.5``. A zero key is safe in value and gradient.
+      log_decay: natural log ``g`` of the forget gate: finite, at most 0.
+      beta: write strength, in [0, 1].
+      state: the state before the first token; zeros by default.
+      segment_ids: 0 for padding, else the token's document, not decreasing apart from padding. By
+        default the row is one document that continues ``state``.
+      state_segment_ids: the document that ``state`` belongs to; by default the row's first document.
+      implementation: "recurrent" goes token by token (the oracle; a single token always takes it),
+        "chunked" chunk by chunk, "associative" combines chunks in a tree of logarithmic depth.
+      chunk_size: tokens per chunk, a power of two; shorter rows use smaller chunks.
+
+    Returns:
+      Outputs in the dtype of ``v``; the float32 state of the row's last document after its last token.
+
+    Raises:
+      ValueError: for an unknown implementation, a chunk size that is not a power of two, or
+        ``state_segment_ids`` without ``segment_ids``.
+
+    Source: arXiv:2412.06464; ``torch_recurrent_gated_delta_rule`` and ``torch_chunk_gated_delta_rule`` in
+    transformers v5, which know no documents and scale ``q`` themselves.
+    """
+    if implementation not in _IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} is unknown; choose one of {', '.join(_IMPLEMENTATIONS)}.")
+    if chunk_size < 1 or chunk_size & (chunk_size - 1):
+        raise ValueError(f"chunk_size={chunk_size} is not a power of two; use 64, or 32 or 128.")
+    if state_segment_ids is not None and segment_ids is None:
+        raise ValueError("state_segment_ids is given without segment_ids; give both, or neither for one document.")
+    if state is None:
+        B, _, N, K = k.shape
+        state = jnp.zeros((B, N, K, v.shape[-1]), jnp.float32)
+    inputs = (q, k, v, log_decay, beta, state, segment_ids, state_segment_ids)
+    if implementation == "recurrent" or q.shape[1] == 1:
+        return gated_delta_recurrent(*inputs)
+    form = gated_delta_chunked if implementation == "chunked" else gated_delta_associative
+    return form(*inputs, chunk_size=chunk_size)
+
+
+def l2_normalize(x: Float[Array, "*shape H"], eps: float = 1e-6) -> Float32[Array, "*shape H"]:
+    """Divides each vector along the last axis by its length, in float32; a zero vector stays zero.
+
+    Source: ``l2norm`` of transformers v5 and flash-linear-attention: ``eps`` is under the root, added to
+    the sum of squares.
+    """
+    x = x.astype(jnp.float32)
+    return x * lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + eps)

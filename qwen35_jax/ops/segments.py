@@ -1,0 +1,33 @@
+"""Documents packed into one row, as the recurrent ops see them: padding filled, the carried state named.
+
+Letters: B batch, T tokens of this call.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int
+
+
+def fill_padding(
+    segment_ids: Int[Array, "B T"], state_segment_ids: Int[Array, " B"] | None = None
+) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
+    """Gives each padding token the document before it, so that every document is one unbroken run.
+
+    Padding then lies inside the document that it follows, where a state can pass through it, and a
+    document boundary is exactly a place where two neighbours differ.
+
+    Args:
+      segment_ids: 0 for padding, else the token's document; not decreasing apart from padding.
+      state_segment_ids: the document that the state carried into the row belongs to; by default the
+        document of the row's first token that is not padding.
+
+    Returns:
+      The document of each token, where padding before the first document counts as the state's; the
+      document of the state.
+    """
+    running = lax.cummax(segment_ids, axis=1)
+    if state_segment_ids is None:
+        nowhere = jnp.iinfo(segment_ids.dtype).max
+        state_segment_ids = jnp.min(jnp.where(segment_ids == 0, nowhere, segment_ids), axis=1)
+    state_segment_ids = state_segment_ids.astype(segment_ids.dtype)
+    return jnp.where(running == 0, state_segment_ids[:, None], running), state_segment_ids
