@@ -13,7 +13,15 @@ import qwen35_jax
 from qwen35_jax.cache import Cache
 from qwen35_jax.model import Qwen35
 from qwen35_jax.presets import PRESETS
-from tests.reference import by_reference_name, reference_model, reference_mtp, tiny_config, write_checkpoint
+from tests.reference import (
+    GAIN,
+    SLOW_DECAY,
+    by_reference_name,
+    reference_model,
+    reference_mtp,
+    tiny_config,
+    write_checkpoint,
+)
 
 CASES = {
     "three value heads a key head, tied": {},
@@ -49,11 +57,11 @@ def model():
     for path, weight in nnx.to_flat_state(nnx.state(model)):
         noise = jax.random.normal(jax.random.key(hash(path) % 2**31), weight.shape)
         if path[-1] == "A_log":
-            weight[...] = jnp.log(jnp.full(weight.shape, 0.05)).at[:, 1:].set(noise[:, 1:])
+            weight[...] = jnp.log(jnp.full(weight.shape, SLOW_DECAY)).at[:, 1:].set(noise[:, 1:])
         elif path[-2] == "conv1d":
             weight[...] = 0.4 * noise
         elif weight[...].ndim > 2:
-            weight[...] = noise * weight.shape[-2] ** -0.5
+            weight[...] = GAIN * noise * weight.shape[-2] ** -0.5
         elif "norm" in path[-2]:
             weight[...] += 0.2 * noise
     return model
