@@ -102,7 +102,7 @@ def put_batch(batch: Mapping[str, np.ndarray], *, accumulation: int, mesh: Mesh)
     return {name: put(np.asarray(x)) for name, x in batch.items()}
 
 
-def abstract_batch(*, rows: int, tokens: int, accumulation: int, mesh: Mesh) -> Batch:
+def abstract_batch(*, rows: int, tokens: int, accumulation: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes that ``put_batch`` makes of [rows, tokens] arrays, to compile a step before any data."""
     sharding = NamedSharding(mesh, spec((None, "batch", "length")))
     dtypes = {"input_ids": jnp.int32, "segment_ids": jnp.int32, "trained": jnp.bool_}

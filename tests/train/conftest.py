@@ -41,7 +41,7 @@ def model(mesh):
         # Larger weights than the reference's initial ones, so that no gradient is lost in rounding.
         graphdef, state = nnx.split(model)
         rng = np.random.default_rng(0)
-        state = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), state)
+        state = jax.tree.map(lambda x: x + 0.03 * rng.normal(size=x.shape).astype(np.float32), state)
         return nnx.merge(graphdef, state)
 
 
