@@ -94,7 +94,7 @@ class Engine:
         Raises:
           ValueError: an empty prompt, a token id outside the vocabulary, or more tokens than the model has positions.
         """
-        self._check(prompts, max_new_tokens)
+        self.check(prompts, max_new_tokens)
         done: dict[int, Completion] = {}
         by_length = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         for start in range(0, len(prompts), self.max_batch):
@@ -122,9 +122,28 @@ class Engine:
         Raises:
           ValueError: as ``generate`` does.
         """
-        self._check([prompt], max_new_tokens)
+        self.check([prompt], max_new_tokens)
         for new_tokens in self._new_tokens([prompt], [0], sampling, max_new_tokens, seed, 1):
             yield int(new_tokens[0, 0])
+
+    def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        """Raises ``ValueError`` for what ``generate`` would refuse, before anything is computed."""
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens}; give at least 1.")
+        text = self.model.config.text
+        for number, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise ValueError(f"prompt {number} has no tokens; a completion needs at least one to follow.")
+            if min(prompt) < 0 or max(prompt) >= text.vocab_size:
+                raise ValueError(
+                    f"prompt {number} has token ids from {min(prompt)} to {max(prompt)}, but the model knows 0 to "
+                    f"{text.vocab_size - 1}; use the tokenizer of the checkpoint."
+                )
+            if len(prompt) + max_new_tokens > text.max_position_embeddings:
+                raise ValueError(
+                    f"prompt {number} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} it passes the "
+                    f"model's {text.max_position_embeddings} positions; shorten it or lower max_new_tokens."
+                )
 
     def _extend(self, written: list[int], new_tokens: list[int], max_new_tokens: int) -> Completion | None:
         """Adds a row's new tokens to those written; returns the completion once it is finished."""
@@ -195,24 +214,6 @@ class Engine:
 
     def _mesh_context(self) -> contextlib.AbstractContextManager[Mesh | None]:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
-
-    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={max_new_tokens}; give at least 1.")
-        text = self.model.config.text
-        for number, prompt in enumerate(prompts):
-            if not len(prompt):
-                raise ValueError(f"prompt {number} has no tokens; a completion needs at least one to follow.")
-            if min(prompt) < 0 or max(prompt) >= text.vocab_size:
-                raise ValueError(
-                    f"prompt {number} has token ids from {min(prompt)} to {max(prompt)}, but the model knows 0 to "
-                    f"{text.vocab_size - 1}; use the tokenizer of the checkpoint."
-                )
-            if len(prompt) + max_new_tokens > text.max_position_embeddings:
-                raise ValueError(
-                    f"prompt {number} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} it passes the "
-                    f"model's {text.max_position_embeddings} positions; shorten it or lower max_new_tokens."
-                )
 
 
 def _round_up(size: int) -> int:

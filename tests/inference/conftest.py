@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -12,7 +13,7 @@ from qwen35_jax.model import Qwen35
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
-from qwen35_jax.sharding import make_mesh
+from qwen35_jax.sharding import make_mesh, named_sharding
 
 
 @pytest.fixture(scope="session")
@@ -26,18 +27,27 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 def make_model():
     """Makes, on a mesh, a float32 model of two periods, each of one DeltaNet and one attention layer.
 
-    The short period halves the time to compile. Matrices are enlarged to a gain of about 1: with the initial ones
-    every layer is nearly the identity, and greedy text repeats its last token.
+    The short period halves the time to compile. Matrices have a gain of about 1: with the initial ones every layer is
+    nearly the identity, and greedy text repeats its last token.
     """
     text = dataclasses.replace(PRESETS["tiny"].text, num_hidden_layers=4, layer_types=(LINEAR, FULL) * 2)
     config = dataclasses.replace(PRESETS["tiny"], text=text)
 
+    def value(path: tuple, param: nnx.Variable, rng: np.random.Generator) -> np.ndarray:
+        normal = rng.standard_normal(param.shape, np.float32)
+        if path[-1] == "A_log":
+            return np.log(rng.uniform(0.05, 4.0, param.shape)).astype(np.float32)
+        if "norm" in path[-2] or path[-1] == "dt_bias":
+            return 0.2 * normal + (path[-3:-1] == ("linear_attn", "norm"))
+        return normal * {"embed_tokens": 0.1, "conv1d": 0.4}.get(path[-2], param.shape[-2] ** -0.5)
+
     def make(mesh: jax.sharding.Mesh) -> Qwen35:
+        rng = np.random.default_rng(0)
         with jax.set_mesh(mesh):
-            model = Qwen35(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
-            state = nnx.state(model)
-            nnx.update(model, jax.tree.map(lambda x: 6 * x if x.ndim >= 2 and x.shape[-1] >= 16 else x, state))
-        return model
+            graphdef, state = nnx.split(nnx.eval_shape(lambda: Qwen35(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+            for path, param in nnx.to_flat_state(state):
+                param.set_value(jax.device_put(value(path, param, rng), named_sharding(param, mesh)))
+            return nnx.merge(graphdef, state)
 
     return make
 

@@ -1,0 +1,230 @@
+"""The ``qwen35`` command: generate, chat, export, merge."""
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jax.sharding import Mesh
+
+from qwen35_jax.command import one_line_errors
+from qwen35_jax.hf.adapter import save_adapter
+from qwen35_jax.hf.files import find_folder
+from qwen35_jax.hf.load import load
+from qwen35_jax.hf.save import save
+from qwen35_jax.hf.training_run import load_run, stored_dtype
+from qwen35_jax.inference import chat as chat_module
+from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.generate import MODES, Request, generate_rows, read_requests
+from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.model import Qwen35
+from qwen35_jax.processing.tokenizer import Tokenizer
+from qwen35_jax.sharding import make_mesh
+
+DTYPES = ("bfloat16", "float32")
+MODEL_HELP = "Hugging Face folder of a checkpoint, or hub id"
+
+
+@one_line_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command; wrong input ends in one line on stderr and exit code 2.
+
+    Args:
+      argv: the arguments after the program's name, by default those of the process.
+    """
+    args = _parser().parse_args(argv)
+    args.run(args)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong option like any other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} ({self.prog} --help lists the options)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="qwen35", description="Generate with Qwen3.5 checkpoints; export and merge what was trained.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    generate = add("generate", _generate, "answer prompts from the command line or from a file")
+    _add_model_options(generate)
+    _add_generation_options(generate)
+    generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="user turns, each a conversation of its own")
+    generate.add_argument("--input", type=Path, metavar="FILE.jsonl",
+                          help='conversations, one {"messages": [...], "tools"?: [...], "id"?: ...} a line; '
+                               'or {"text": ...}, continued without the chat template')  # fmt: skip
+    generate.add_argument("--output", type=Path, metavar="FILE.jsonl",
+                          help="where to write JSONL rows; without it, text goes to standard output")  # fmt: skip
+    generate.add_argument("--max-batch", type=int, default=8, metavar="N", help="most prompts at once")
+
+    chat = add("chat", _chat, f"talk with a model line by line; {chat_module.HELP.rstrip('.')}")
+    _add_model_options(chat)
+    _add_generation_options(chat)
+
+    export = add("export", _export, "write what a training run has learnt as a PEFT adapter or a checkpoint")
+    export.add_argument("run_dir", metavar="RUN_DIR", help="--workdir of the training run")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
+    export.add_argument("--step", type=int, metavar="N", help="which checkpoint, by default the newest")
+    export.add_argument("--merged", action="store_true", help="write a whole checkpoint, with adapters added in")
+    _add_mesh_options(export)
+
+    merge = add("merge", _merge, "write a checkpoint with an adapter's weights added in")
+    merge.add_argument("--model", required=True, metavar="DIR", help=MODEL_HELP)
+    merge.add_argument("--adapter", required=True, metavar="DIR", help="PEFT adapter for it")
+    merge.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the merged checkpoint")
+    _add_mesh_options(merge)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help=MODEL_HELP)
+    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter for it")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="what is computed and stored in")
+    _add_mesh_options(parser)
+
+
+def _add_mesh_options(parser: argparse.ArgumentParser) -> None:
+    for axis, purpose in (
+        ("data", "groups of devices that share out the batch"),
+        ("fsdp", "devices that share out weights and batch"),
+        ("tensor", "devices that share out each layer"),
+    ):
+        parser.add_argument(f"--mesh.{axis}", dest=axis, type=int, default=1, metavar="N", help=purpose)
+
+
+def _add_generation_options(parser: argparse.ArgumentParser) -> None:
+    defaults = SamplingParams()
+    parser.add_argument("--mode", choices=tuple(MODES), default="default",
+                        help="whether the model reasons first; default: as its chat template decides")  # fmt: skip
+    parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
+    parser.add_argument("--max-new-tokens", type=int, default=1024, metavar="N", help="most tokens of one answer")
+    parser.add_argument("--temperature", type=float, default=defaults.temperature, metavar="X",
+                        help="0 takes the most likely token")  # fmt: skip
+    parser.add_argument("--top-k", type=int, default=defaults.top_k, metavar="N", help="0 keeps all tokens")
+    parser.add_argument("--top-p", type=float, default=defaults.top_p, metavar="P", help="1 keeps all tokens")
+    parser.add_argument("--presence-penalty", type=float, default=defaults.presence_penalty, metavar="X",
+                        help="subtracted from the logits of tokens generated before")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random choices")
+
+
+def _sampling(args: argparse.Namespace) -> SamplingParams:
+    return SamplingParams(args.temperature, args.top_k, args.top_p, args.presence_penalty)
+
+
+def _mesh(args: argparse.Namespace) -> Mesh:
+    return make_mesh(data=args.data, fsdp=args.fsdp, tensor=args.tensor)
+
+
+def _load(args: argparse.Namespace, folder: Path) -> Qwen35:
+    return load(folder, args.dtype, _mesh(args), args.adapter)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    sampling = _sampling(args)
+    if bool(args.prompts) == bool(args.input):
+        raise ValueError("give prompts as arguments or a file with --input, one of the two.")
+    if args.input and args.system is not None:
+        raise ValueError("--system goes with prompts given as arguments; in a file it is the first message of a row.")
+    if args.output:
+        _check_output(args.output)
+    folder = find_folder(args.model)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    if args.input:
+        requests = read_requests(args.input, tokenizer, enable_thinking=MODES[args.mode])
+    else:
+        requests = [_request(number, text, args, tokenizer) for number, text in enumerate(args.prompts)]
+    engine = Engine(_load(args, folder), tokenizer, max_batch=args.max_batch)
+    engine.check([request.token_ids for request in requests], args.max_new_tokens)
+    run = functools.partial(generate_rows, engine, requests, sampling=sampling, max_new_tokens=args.max_new_tokens,
+                            seed=args.seed)  # fmt: skip
+    if not args.output:
+        run(lambda row: _print_row(row, titled=len(requests) > 1))
+        return
+    with open(args.output, "x", encoding="utf-8") as file:
+        run(lambda row: print(json.dumps(row, ensure_ascii=False), file=file, flush=True))
+
+
+def _check_output(path: Path) -> None:
+    if path.exists():
+        raise ValueError(f"{path} exists; choose another --output or remove it.")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path.absolute().parent} is not a folder; make it, or choose another --output.")
+
+
+def _request(number: int, text: str, args: argparse.Namespace, tokenizer: Tokenizer) -> Request:
+    messages = [] if args.system is None else [{"role": "system", "content": args.system}]
+    messages.append({"role": "user", "content": text})
+    return Request(number, tokenizer.encode_chat(messages, enable_thinking=MODES[args.mode]))
+
+
+def _print_row(row: dict[str, Any], *, titled: bool) -> None:
+    if titled:
+        print(f"--- {row['id']}")
+    if row["thinking"]:
+        print(f"thinking:\n{row['thinking']}\n\nanswer:")
+    print(row["response"], flush=True)
+
+
+def _chat(args: argparse.Namespace) -> None:
+    sampling = _sampling(args)
+    folder = find_folder(args.model)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    engine = Engine(_load(args, folder), tokenizer, max_batch=1)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        print(chat_module.HELP)
+    chat_module.chat(
+        engine,
+        _typed_lines() if interactive else sys.stdin,
+        sys.stdout,
+        sampling=sampling,
+        max_new_tokens=args.max_new_tokens,
+        enable_thinking=MODES[args.mode],
+        system=args.system,
+        seed=args.seed,
+        color=sys.stdout.isatty(),
+    )
+
+
+def _typed_lines() -> Iterator[str]:
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
+
+
+def _export(args: argparse.Namespace) -> None:
+    _check_new_folder(args.out)
+    trained = load_run(args.run_dir, step=args.step, mesh=_mesh(args))
+    write = save_adapter if trained.adapter and not args.merged else save
+    write(trained.model, args.out, source=trained.source)
+    print(f"wrote step {trained.step} to {args.out}")
+
+
+def _merge(args: argparse.Namespace) -> None:
+    _check_new_folder(args.out)
+    folder = find_folder(args.model)
+    model = load(folder, mesh=_mesh(args), adapter=args.adapter, param_dtype=stored_dtype(folder))
+    save(model, args.out, source=folder)
+    print(f"wrote {args.out}")
+
+
+def _check_new_folder(path: Path) -> None:
+    """Refuses an output folder before anything large is loaded for it."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} exists and is not an empty folder; choose another --out or remove it.")

@@ -1,0 +1,176 @@
+"""The ``qwen35`` command from end to end on a tiny random checkpoint, and its wrong inputs."""
+
+import dataclasses
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qwen35_jax import lora
+from qwen35_jax.cli import main
+from qwen35_jax.config import FULL, LINEAR
+from qwen35_jax.hf.adapter import save_adapter
+from qwen35_jax.hf.create import create_checkpoint
+from qwen35_jax.hf.load import load
+from qwen35_jax.presets import PRESETS
+from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
+from train.checkpoint import Checkpoints
+from train.state import TrainState, split_model
+
+SHORT = ["--dtype", "float32", "--max-new-tokens", "6"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    tokenizer = build_tiny_tokenizer(["user assistant\n"] * 4, tmp_path_factory.mktemp("tokenizer"), vocab_size=300)
+    text = dataclasses.replace(PRESETS["tiny"].text, num_hidden_layers=4, layer_types=(LINEAR, FULL) * 2)
+    config = dataclasses.replace(PRESETS["tiny"], text=text)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    return str(create_checkpoint(config, folder, seed=0, dtype="float32", tokenizer_from=tokenizer))
+
+
+@pytest.fixture(scope="module")
+def adapter(checkpoint, tmp_path_factory) -> str:
+    """An adapter strong enough to change every answer."""
+    model = load(checkpoint, "float32")
+    lora.add(model, lora.LoraConfig(rank=4), seed=0)
+    for _, layer in lora.adapted_layers(model):
+        layer.lora_b[...] = layer.lora_b[...] + 0.3
+    folder = tmp_path_factory.mktemp("adapter") / "lora"
+    save_adapter(model, folder, checkpoint)
+    return str(folder)
+
+
+@pytest.fixture
+def conversations(tmp_path) -> str:
+    path = tmp_path / "in.jsonl"
+    rows = [{"id": f"row {i}", "messages": [{"role": "user", "content": "x" * i}]} for i in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def rows_of(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_generate_writes_rows_in_order(checkpoint, conversations, tmp_path):
+    out = tmp_path / "out.jsonl"
+    main(["generate", "--model", checkpoint, "--input", conversations, "--output", str(out), *SHORT])
+    rows = rows_of(out)
+    assert [row["id"] for row in rows] == ["row 0", "row 1", "row 2"]
+    assert rows[0].keys() == {"id", "response", "thinking", "finish_reason", "num_tokens"}
+    assert all(row["thinking"] is None and row["num_tokens"] <= 6 for row in rows)
+
+
+def test_generate_prints_answers_to_prompts(checkpoint, capsys):
+    main(["generate", "--model", checkpoint, "hello", "you", "--mode", "thinking", "--system", "Short.", *SHORT])
+    shown = capsys.readouterr().out
+    assert shown.startswith("--- 0\n") and "\n--- 1\n" in shown
+
+
+def test_chat_answers_piped_lines(checkpoint, adapter, capsys, monkeypatch):
+    model = ["--model", checkpoint, "--adapter", adapter]
+    main(["generate", *model, "hello", *SHORT])
+    answer = capsys.readouterr().out.rstrip("\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n/reset\nhello\n"))
+    main(["chat", *model, *SHORT])
+    assert capsys.readouterr().out == f"{answer}\n\n{answer}\n\n"
+    assert answer
+
+
+def test_merged_checkpoint_answers_as_with_the_adapter(checkpoint, adapter, conversations, tmp_path):
+    merged = tmp_path / "merged"
+    main(["merge", "--model", checkpoint, "--adapter", adapter, "--out", str(merged)])
+    answers = []
+    for name, model in (("base", [checkpoint]), ("adapter", [checkpoint, "--adapter", adapter]), ("merged", [merged])):
+        out = tmp_path / f"{name}.jsonl"
+        main(["generate", "--model", *map(str, model), "--input", conversations, "--output", str(out), *SHORT])
+        answers.append(rows_of(out))
+    assert answers[1] == answers[2] != answers[0]
+
+
+@pytest.mark.parametrize("adapter_run", [True, False])
+def test_export_writes_what_a_step_had_trained(checkpoint, tmp_path, adapter_run):
+    model = load(checkpoint, "float32")
+    config = lora.LoraConfig(rank=4)
+    if adapter_run:
+        lora.add(model, config, seed=0)
+    for path, layer in lora.all_layers(model):
+        if adapter_run and layer.lora_b is not None:
+            layer.lora_b[...] = layer.lora_b[...] + 0.1
+        elif not adapter_run and path[0] == "layers":
+            layer.weight[...] = layer.weight[...] + 0.1
+    _, params, _ = split_model(model, adapters=adapter_run, train_mtp=True)
+    run_dir = tmp_path / "run"
+    checkpoints = Checkpoints(run_dir / "checkpoints", keep=2)
+    for step, scale in ((3, 1.0), (5, 0.0)):
+        scaled = jax.tree.map(lambda x, scale=scale: x * scale, params)
+        checkpoints.save(TrainState(jnp.array(step), scaled, optax.adam(1e-3).init(scaled)), {})
+    checkpoints.close()
+    record = {"model": {"path": checkpoint, "dtype": "float32"}}
+    record["lora"] = dataclasses.asdict(config) if adapter_run else None
+    (run_dir / "config.json").write_text(json.dumps(record))
+
+    ids = np.arange(12)[None]
+    out = tmp_path / "out"
+    main(["export", str(run_dir), "--out", str(out), "--step", "3"])
+    exported = load(checkpoint, "float32", adapter=out) if adapter_run else load(out, "float32")
+    np.testing.assert_array_equal(exported.logits(ids), model.logits(ids))
+    if adapter_run:
+        cut = run_dir / "checkpoints" / "7"
+        cut.mkdir()
+        (cut / "manifest.json").write_text('{"state/data": 12}')
+        main(["export", str(run_dir), "--out", str(tmp_path / "newest"), "--merged"])
+        # All factors of the newest whole step are 0.
+        merged, base = load(tmp_path / "newest", "float32"), load(checkpoint, "float32")
+        np.testing.assert_array_equal(merged.logits(ids), base.logits(ids))
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["chat"], ["export"], ["merge"]])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "usage: qwen35" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["train"], "invalid choice: 'train'"),
+        (["generate", "hi"], "--model"),
+        (["generate", "--model", "MODEL"], "one of the two"),
+        (["generate", "--model", "MODEL", "hi", "--input", "x.jsonl"], "one of the two"),
+        (["generate", "--model", "MODEL", "--input", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["generate", "--model", "MODEL", "--input", "x.jsonl", "--system", "y"], "--system"),
+        (["generate", "--model", "MODEL", "hi", "--output", "MODEL/config.json"], "exists"),
+        (["generate", "--model", "MODEL", "hi", "--output", "nowhere/out.jsonl"], "nowhere"),
+        (["generate", "--model", "nowhere", "hi"], "nowhere"),
+        (["generate", "--model", "MODEL", "hi", "--adapter", "nowhere"], "nowhere"),
+        (["generate", "--model", "MODEL", "hi", "--mode", "hard"], "hard"),
+        (["generate", "--model", "MODEL", "hi", "--top-p", "1.5"], "top_p=1.5"),
+        (["generate", "--model", "MODEL", "hi", "--top-k", "many"], "many"),
+        (["generate", "--model", "MODEL", "hi", "--max-new-tokens", "0"], "max_new_tokens=0"),
+        (["generate", "--model", "MODEL", "hi", "--max-new-tokens", "4090"], "4096 positions"),
+        (["generate", "--model", "MODEL", "hi", "--mesh.tensor", "99"], "99 devices"),
+        (["merge", "--model", "MODEL", "--out", "merged"], "--adapter"),
+        (["export", "MODEL", "--out", "out"], "not that of a training run"),
+        (["export", "nowhere", "--out", "out"], "nowhere is not the directory"),
+        (["export", "nowhere", "--out", "MODEL"], "not an empty folder"),
+        (["merge", "--model", "MODEL", "--adapter", "nowhere", "--out", "MODEL"], "not an empty folder"),
+    ],
+)
+def test_wrong_input_ends_in_one_line(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([argument.replace("MODEL", checkpoint) for argument in arguments])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message.replace("MODEL", checkpoint) in error
+    assert error.count("\n") == 1 and error.startswith("error: ")
+    assert not list(tmp_path.iterdir())
