@@ -193,11 +193,11 @@ def _boundary_states(
 def _affine_map(chunk: _Chunk) -> tuple[Float32[Array, "B N K K"], Float32[Array, "B N K V"]]:
     """Returns P and R of the map ``S -> P S + R`` that takes the state before the chunk to the one after it."""
     x = _prepare(chunk)
-    K = x.k.shape[-1]
+    B, N, _, K = x.k.shape
     # P is the next state of the identity in a chunk without values, R that of zero: both at once, side by side.
     targets = jnp.concatenate([-x.entry_decay[..., None] * x.k, x.v], axis=-1)
     writes = _solve(x.system, x.beta[..., None] * targets)
-    start = jnp.eye(K, targets.shape[-1], dtype=jnp.float32)
+    start = jnp.broadcast_to(jnp.eye(K, targets.shape[-1], dtype=jnp.float32), (B, N, K, targets.shape[-1]))
     after = _next_state(start, x, writes)
     return after[..., :K], after[..., K:]
 
