@@ -46,6 +46,13 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} ({self.prog} --help lists the options)")
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, except that of an option that is off or not given."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="qwen35", description="Generate with Qwen3.5 checkpoints; export and merge what was trained.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -55,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_HelpFormatter,
         )
         command.set_defaults(run=run)
         return command
@@ -114,8 +121,16 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=1024, metavar="N", help="most tokens of one answer")
     parser.add_argument("--temperature", type=float, default=defaults.temperature, metavar="X",
                         help="0 takes the most likely token")  # fmt: skip
-    parser.add_argument("--top-k", type=int, default=defaults.top_k, metavar="N", help="0 keeps all tokens")
-    parser.add_argument("--top-p", type=float, default=defaults.top_p, metavar="P", help="1 keeps all tokens")
+    parser.add_argument(
+        "--top-k", type=int, default=defaults.top_k, metavar="N", help="most likely tokens to choose from; 0 keeps all"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=defaults.top_p,
+        metavar="P",
+        help="probability they must reach together; 1 keeps all",
+    )
     parser.add_argument("--presence-penalty", type=float, default=defaults.presence_penalty, metavar="X",
                         help="subtracted from the logits of tokens generated before")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random choices")
@@ -228,3 +243,7 @@ def _check_new_folder(path: Path) -> None:
     """Refuses an output folder before anything large is loaded for it."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} exists and is not an empty folder; choose another --out or remove it.")
+
+
+if __name__ == "__main__":
+    main()

@@ -166,9 +166,9 @@ def test_greedy_equals_transformers(model, prompts, tmp_path):
     reference = reference_model(model.config)
     write_checkpoint(reference, tmp_path)
     completions = Engine(load(tmp_path, "float32"), Numbers(), max_batch=4).generate(
-        prompts, sampling=GREEDY, max_new_tokens=NEW_TOKENS
+        prompts[:4], sampling=GREEDY, max_new_tokens=NEW_TOKENS
     )
-    for prompt, completion in zip(prompts, completions, strict=True):
+    for prompt, completion in zip(prompts[:4], completions, strict=True):
         with torch.no_grad():
             text = reference.generate(
                 torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=511
