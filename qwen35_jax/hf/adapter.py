@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 
 from qwen35_jax import lora
 from qwen35_jax.config import ModelConfig
-from qwen35_jax.hf.files import Stored, find_folder, new_folder, read_header, to_host
+from qwen35_jax.hf.files import Stored, find_folder, new_folder, read_header, to_host, wait_for_all
 from qwen35_jax.hf.names import TensorSpec, TreePath, module_of, tensor_table
 from qwen35_jax.layers.embedding import Embedding
 from qwen35_jax.lora import Layer, LoraConfig
@@ -49,7 +50,8 @@ def save_adapter(model: Qwen35, out_dir: str | Path, source: str | Path, *, text
     """Writes the model's adapter into a new folder, for ``peft.PeftModel.from_pretrained`` and ``load_adapter``.
 
     Modules are listed by their full names, so that peft refuses a base model that names them otherwise. Factors of
-    the MTP head are written too; peft, whose base model has no such head, passes over them.
+    the MTP head are written too; peft, whose base model has no such head, passes over them. Under several processes
+    all of them call this; the first one writes.
 
     Args:
       out_dir: a folder that does not exist yet, or is empty.
@@ -91,9 +93,11 @@ def save_adapter(model: Qwen35, out_dir: str | Path, source: str | Path, *, text
         "use_dora": False,
         "use_rslora": config.rank_stabilized,
     }
-    with new_folder(out_dir) as folder:
-        (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    if jax.process_index() == 0:
+        with new_folder(out_dir) as folder:
+            (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    wait_for_all(f"saved {out_dir}")
     return Path(out_dir)
 
 
@@ -197,9 +201,8 @@ def _read_pairs(
 
 
 def _split_key(file: Path, key: str) -> tuple[str, str]:
-    match = re.fullmatch(
-        rf"{re.escape(_PREFIX)}(.+)\.({'|'.join(map(re.escape, (*_LINEAR, *_EMBEDDING, _BASE_COPY)))})", key
-    )
+    suffixes = "|".join(map(re.escape, (*_LINEAR, *_EMBEDDING, _BASE_COPY)))
+    match = re.fullmatch(rf"{re.escape(_PREFIX)}(.+)\.({suffixes})", key)
     if match is None:
         raise ValueError(f"{file}: {key} is not a LoRA factor of PEFT's, such as {_PREFIX}MODULE.lora_A.weight.")
     return match[1], match[2]

@@ -90,7 +90,7 @@ def find_folder(path: str | Path) -> Path:
         return Path(huggingface_hub.snapshot_download(str(path), ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
     except huggingface_hub.errors.HFValidationError as err:
         raise FileNotFoundError(f"{path}: no such folder, and not the name of a hub repository either.") from err
-    except (huggingface_hub.errors.LocalEntryNotFoundError, huggingface_hub.errors.HfHubHTTPError, OSError) as err:
+    except (huggingface_hub.errors.LocalEntryNotFoundError, huggingface_hub.errors.HfHubHTTPError) as err:
         reason = str(err).strip().splitlines()[0]
         raise FileNotFoundError(
             f"{path}: no such folder, and the hub repository of that name is not at hand ({reason}). "
@@ -223,3 +223,9 @@ def to_host(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
+
+
+def wait_for_all(event: str) -> None:
+    """Returns when every process has come here; at once if there is one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(event)

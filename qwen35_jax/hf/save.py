@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from qwen35_jax import lora
 from qwen35_jax.config import ModelConfig
@@ -20,6 +19,7 @@ from qwen35_jax.hf.files import (
     other_files,
     read_checkpoint,
     to_host,
+    wait_for_all,
 )
 from qwen35_jax.hf.load import match_tensors
 from qwen35_jax.hf.names import TensorSpec, TreePath
@@ -54,14 +54,13 @@ def save(model: Qwen35, out_dir: str | Path, source: str | Path) -> Path:
     else:
         for _ in tensors:
             pass
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"saved {out_dir}")
+    wait_for_all(f"saved {out_dir}")
     return Path(out_dir)
 
 
 def _write(
     tensors: Iterator[tuple[TensorSpec, np.ndarray]], stored: dict[str, Stored], folder: Path, out_dir: str | Path
-):
+) -> None:
     with new_folder(out_dir) as copy:
         for file in [*other_files(folder), *checkpoint_files(folder)]:
             shutil.copyfile(file, copy / file.name)
