@@ -191,7 +191,7 @@ def _tokens(model: Qwen35, ids, segments, positions) -> Tokens:
 
 def _angles(model: Qwen35, positions):
     rope = model.config.text.rope
-    return rotary_angles(positions, theta=rope.rope_theta, sections=rope.mrope_section)
+    return rotary_angles(positions, theta=float(rope.rope_theta), sections=rope.mrope_section)
 
 
 def _decode(model: Qwen35, x, tokens: Tokens, cache_layers=None, *, remat: bool = False):
