@@ -5,7 +5,8 @@ Letters: B batch, T tokens of this call, C channels, W taps.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int
 
 from qwen35_jax.ops.segments import fill_padding
 
@@ -66,7 +67,7 @@ def _skip_leading_padding(
     inputs: Float[Array, "B S C"], owners: Int[Array, "B S"], segment_ids: Int[Array, "B T"], W: int
 ) -> tuple[Float[Array, "B S C"], Int[Array, "B S"]]:
     """Moves the window, the first W - 1 inputs, up to the row's first token; the padding comes before it."""
-    num_leading = jnp.sum(jax.lax.cummax(segment_ids, axis=1) == 0, axis=1)
+    num_leading = jnp.sum(lax.cummax(segment_ids, axis=1) == 0, axis=1)
     source = jnp.arange(inputs.shape[1]) - num_leading[:, None]
     moved, moved_owners = inputs, jnp.where(source < 0, -1, owners)
     for w in range(W - 1):
@@ -75,21 +76,58 @@ def _skip_leading_padding(
     return moved, moved_owners
 
 
-@jax.checkpoint
+@jax.custom_vjp
 def _shifted_sum(
     inputs: Float[Array, "B S C"],
     weight: Float[Array, "C W"],
     owners: Int[Array, "B S"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T C"]:
-    """Sums W shifted products; under `jax.checkpoint`, or the backward pass would keep each shifted input."""
-    W = weight.shape[1]
-    T = inputs.shape[1] - (W - 1)
-    total = jnp.zeros((inputs.shape[0], T, inputs.shape[2]), jnp.float32)
+    """Sums W shifted products. The backward pass keeps the arguments alone, not each shifted input."""
+    C, W = weight.shape
+    B, T = inputs.shape[0], inputs.shape[1] - (W - 1)
+    total = jnp.zeros((B, T, C), jnp.float32)
     for w in range(W):
-        shifted = inputs[:, w : w + T]
-        if segment_ids is not None:
-            is_mine = (owners[:, w : w + T] == segment_ids) & (segment_ids != 0)
-            shifted = jnp.where(is_mine[..., None], shifted, 0)
-        total = total + weight[:, w].astype(jnp.float32) * shifted.astype(jnp.float32)
+        total = total + weight[:, w].astype(jnp.float32) * _shifted(inputs, w, T, owners, segment_ids)
     return total.astype(inputs.dtype)
+
+
+def _shifted(
+    x: Float[Array, "B S C"],
+    w: int | Int[Array, ""],
+    T: int,
+    owners: Int[Array, "B S"] | None,
+    segment_ids: Int[Array, "B T"] | None,
+) -> Float32[Array, "B T C"]:
+    """What tap w reads for each token, in float32; zero for padding and where it reads another document."""
+    shifted = lax.dynamic_slice_in_dim(x, w, T, axis=1).astype(jnp.float32)
+    if segment_ids is None:
+        return shifted
+    is_mine = (lax.dynamic_slice_in_dim(owners, w, T, axis=1) == segment_ids) & (segment_ids != 0)
+    return jnp.where(is_mine[..., None], shifted, 0)
+
+
+def _shifted_sum_forward(inputs, weight, owners=None, segment_ids=None):
+    return _shifted_sum(inputs, weight, owners, segment_ids), (inputs, weight, owners, segment_ids)
+
+
+def _shifted_sum_backward(residuals, cotangent):
+    inputs, weight, owners, segment_ids = residuals
+    W, T = weight.shape[1], cotangent.shape[1]
+    cotangent = cotangent.astype(jnp.float32)
+
+    def read(inputs):
+        return [_shifted(inputs, w, T, owners, segment_ids) for w in range(W)]
+
+    (inputs_cotangent,) = jax.linear_transpose(read, inputs)(
+        [weight[:, w].astype(jnp.float32) * cotangent for w in range(W)]
+    )
+    # A loop over the taps, because it makes XLA compute the cotangent once: inlined, the sum over tokens of each tap
+    # would compute it again, through the activation and this very convolution; twice the time of the whole on CPU.
+    weight_cotangent = lax.map(
+        lambda w: jnp.sum(cotangent * _shifted(inputs, w, T, owners, segment_ids), axis=(0, 1)), jnp.arange(W)
+    )
+    return inputs_cotangent, weight_cotangent.T.astype(weight.dtype), None, None
+
+
+_shifted_sum.defvjp(_shifted_sum_forward, _shifted_sum_backward)

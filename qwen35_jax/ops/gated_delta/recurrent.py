@@ -67,6 +67,5 @@ def _step(state: Float32[Array, "B N K V"], token: _Token) -> tuple[Float32[Arra
 
 
 def _read(key: Float32[Array, "B N K"], state: Float32[Array, "B N K V"]) -> Float32[Array, "B N V"]:
-    # A product with one vector is bound by reading the state: elementwise it fuses with the decay and the write,
-    # and is exact float32 on hardware whose matrix unit rounds to bfloat16.
-    return jnp.sum(key[..., None] * state, axis=-2)
+    # A product over K, not a sum of an elementwise product: that strides through the state, 10 times slower on CPU.
+    return jnp.einsum("BNK,BNKV->BNV", key, state, precision=lax.Precision.HIGHEST)
