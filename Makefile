@@ -12,7 +12,7 @@ quickstart: $(VENV)/.core          ## from nothing to a fine-tuned, scored, expo
 test: $(VENV)/.dev                 ## lint and all fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.dev            ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -m slow

@@ -97,7 +97,7 @@ def test_fields_of_an_optional_part_are_options():
         part: Source | None = None
 
     assert parse(["--part.path", "x"], Whole(Source())) == Whole(Source("x"))
-    with pytest.raises(ValueError, match="--part.path"):
+    with pytest.raises(ValueError, match=r"--part\.path"):
         parse(["--part.path", "x"], Whole())
 
 

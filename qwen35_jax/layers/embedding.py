@@ -1,4 +1,4 @@
-"""The token embedding and the untied output head. Letters: ``B T`` batch, tokens; ``V`` vocabulary; ``D`` model width."""
+"""The token embedding and the untied output head. Letters: ``B T`` batch, tokens; ``V`` vocabulary; ``D`` width."""
 
 import jax.numpy as jnp
 from flax import nnx
