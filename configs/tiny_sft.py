@@ -11,11 +11,11 @@ from train.config import CheckpointConfig, DataConfig, LoraConfig, ModelSource, 
 
 def config() -> SFTConfig:
     return SFTConfig(
-        model=ModelSource(path="runs/quickstart/base", dtype="float32", remat=False),
-        data=DataConfig(path="runs/quickstart/train.jsonl", sequence_length=256, rows_per_batch=8),
+        model=ModelSource(path="runs/quickstart/base/export", dtype="float32", remat=False),
+        data=DataConfig(path="runs/quickstart/data/train.jsonl", sequence_length=256, rows_per_batch=8),
         steps=200,
-        optim=OptimConfig(learning_rate=2e-3, warmup_steps=10, weight_decay=0.0),
+        optim=OptimConfig(learning_rate=7e-3, warmup_steps=10, weight_decay=0.0),
         lora=LoraConfig(rank=16, alpha=32.0, targets=("attention", "deltanet", "mlp", "mtp")),
         mtp=MtpLossConfig(weight=0.1),
-        checkpoint=CheckpointConfig(every=50),
+        checkpoint=CheckpointConfig(every=100),
     )
