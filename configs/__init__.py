@@ -1,0 +1,1 @@
+"""Run files, one run each, and the quickstart that strings them together."""
