@@ -106,7 +106,7 @@ def commands(settings: Settings) -> Iterator[tuple[str, list[str]]]:
         yield (
             f"MTP drafts of the {name} model",
             [
-                *("benchmarks.mtp_acceptance", model, questions, "--dtype", "float32", "--max-batch", "32"),
+                *("eval.mtp_acceptance", model, questions, "--dtype", "float32", "--max-batch", "32"),
                 *("--max-new-tokens", "128", "--out", scores / "mtp.json"),
             ],
         )

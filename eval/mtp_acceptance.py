@@ -1,6 +1,6 @@
 """Measures how many of the MTP head's drafts greedy decoding would accept, on a model's own answers.
 
-    python -m benchmarks.mtp_acceptance MODEL QUESTIONS.jsonl [--mode thinking] [--limit 100] [--out FILE.json]
+    python -m eval.mtp_acceptance MODEL QUESTIONS.jsonl [--mode thinking] [--limit 100] [--out FILE.json]
 
 QUESTIONS.jsonl holds rows {"question", ...}. Each is answered greedily, and the drafts for the answer are counted.
 """
