@@ -24,8 +24,8 @@ class Tokens:
       dropout_key: randomness for adapter dropout; ``None`` turns it off.
     """
 
-    cos: Float[Array, "B T R"]
-    sin: Float[Array, "B T R"]
+    cos: Float[Array, "#B T R"]
+    sin: Float[Array, "#B T R"]
     segment_ids: Int[Array, "B T"] | None = None
     key_segment_ids: Int[Array, "B S"] | None = None
     state_segment_ids: Int[Array, " B"] | None = None

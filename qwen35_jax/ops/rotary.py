@@ -37,7 +37,7 @@ def rotary_angles(
 
 
 def apply_rotary(
-    x: Float[Array, "B T N H"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
+    x: Float[Array, "B T N H"], cos: Float[Array, "#B T R"], sin: Float[Array, "#B T R"]
 ) -> Float[Array, "B T N H"]:
     """Rotates the first ``2 R`` of ``H`` features in pairs ``(i, i + R)``, in float32; returns the dtype of ``x``."""
     width = cos.shape[-1]

@@ -25,7 +25,7 @@ def test_matches_transformers_with_three_positions():
     want, _ = modeling.apply_rotary_pos_emb(*[torch.as_tensor(q).transpose(1, 2)] * 2, cos, sin)
     angles = rotary_angles(jnp.asarray(positions), theta=1e7, sections=SECTIONS)
     # Angles of up to 5,000 radians in float32 on both sides.
-    np.testing.assert_allclose(apply_rotary(q, *angles), want.transpose(1, 2), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(apply_rotary(jnp.asarray(q), *angles), want.transpose(1, 2), rtol=0, atol=1e-3)
 
 
 def test_equal_positions_are_plain_rotary_embedding():
