@@ -81,7 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"\nA random digit is right in {1 / tiny_task.NUM_DIGITS:.3f}: a model this small needs its reasoning. See it:"
     )
     question = tiny_task.make_problems(1, seed=2)[0].question
-    command = ["qwen35", "generate", "--model", work / "merged", "--dtype", "float32", "--mode", "thinking", question]
+    command = [
+        *(sys.executable, "-m", "qwen35_jax.cli", "generate", "--model", work / "merged"),
+        *("--dtype", "float32", "--mode", "thinking", question),
+    ]
     print(f"$ {shlex.join(map(str, command))}")
     if failure := what_failed(scores):
         raise SystemExit(f"the quickstart failed: {failure}")

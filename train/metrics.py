@@ -6,6 +6,7 @@ Fields that depend on the clock end in ``seconds`` or ``per_second``; all others
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -35,7 +36,11 @@ class MetricsWriter:
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
-        self._bar = tqdm(total=last_step, initial=first_step - 1, desc="train", unit="step", dynamic_ncols=True)
+        # In a log file every update is a line of its own.
+        pause = 0.1 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(
+            total=last_step, initial=first_step - 1, desc="train", unit="step", dynamic_ncols=True, mininterval=pause
+        )
 
     def write(self, row: Row) -> None:
         """Records one step; ``row["step"]`` counts from 1."""
@@ -47,7 +52,7 @@ class MetricsWriter:
             if name != "step":
                 self._events.add_scalar(name, value, row["step"])
         shown = {name: f"{row[name]:.4f}" for name in ("loss", "mtp_loss", "divergence") if name in row}
-        self._bar.set_postfix(shown | {"tokens/s": f"{row['tokens_per_second']:,.0f}"})
+        self._bar.set_postfix(shown | {"tokens/s": f"{row['tokens_per_second']:,.0f}"}, refresh=False)
         self._bar.update()
 
     def sync(self) -> None:

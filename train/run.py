@@ -121,9 +121,15 @@ def open_workdir(workdir: Path, record: dict, *, keep: int) -> tuple[Checkpoints
     """Opens a run directory and returns its checkpoints and the step to resume from, if there is one.
 
     Raises:
-      ValueError: it cannot be written, belongs to a run with other settings, or cannot be resumed.
+      ValueError: it cannot be written, holds something else, belongs to a run with other settings, or cannot be
+        resumed.
     """
     make_writable_folder(workdir)
+    # A run makes its folder of checkpoints before anything else.
+    if any(workdir.iterdir()) and not (workdir / "checkpoints").is_dir():
+        raise ValueError(
+            f"{workdir} is not empty and holds no training run; choose another --workdir, or move it away."
+        )
     checkpoints = Checkpoints(workdir / "checkpoints", keep=keep)
     done = checkpoints.latest_whole_step()
     if done is not None:

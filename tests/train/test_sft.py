@@ -260,6 +260,7 @@ WRONG = {
     ),
     "workdir below a file": (lambda i, t: [TINY, "--workdir", t / "empty.jsonl" / "run"], "cannot be written"),
     "workdir with an export only": (lambda i, t: [TINY, "--workdir", t / "exported"], "export but no checkpoint"),
+    "workdir with other files": (lambda i, t: [TINY, "--workdir", t / "foreign"], "holds no training run"),
 }
 
 
@@ -267,7 +268,9 @@ WRONG = {
 def test_wrong_input_is_one_line_and_writes_nothing(inputs, tmp_path, capsys, case):
     make, named = WRONG[case]
     (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "exported" / "export").mkdir(parents=True)
+    for folder in ("exported/export", "exported/checkpoints", "foreign"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "foreign" / METRICS).write_text('{"step": 5}')
     config, *options = map(str, make(inputs, tmp_path))
     files = ["--model.path", inputs / "base", "--data.path", inputs / "train.jsonl", "--workdir", tmp_path / "run"]
     before = sorted(tmp_path.rglob("*"))
@@ -276,7 +279,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(inputs, tmp_path, capsys, ca
     assert stop.value.code not in (0, None)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and named in error
-    assert set(tmp_path.rglob("*")) - set(before) <= {tmp_path / "exported" / "checkpoints"}
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_resuming_with_other_settings_is_refused(whole_run, inputs, capsys):
