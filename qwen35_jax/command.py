@@ -39,7 +39,10 @@ def one_line_errors() -> Iterator[None]:
     except (ValueError, OSError, NotImplementedError) as err:
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
-        print(f"error: {_one_line(str(err) or type(err).__name__)}", file=sys.stderr)
+        message = str(err) or type(err).__name__
+        if isinstance(err, OSError) and err.filename is not None and err.strerror:
+            message = f"{err.filename}: {err.strerror}"
+        print(f"error: {_one_line(message)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
