@@ -197,7 +197,7 @@ def _angles(model: Qwen35, positions):
 def _decode(model: Qwen35, x, tokens: Tokens, cache_layers=None, *, remat: bool = False):
     """Scans the periods; returns the normed output and what each layer leaves for the cache, stacked."""
     graphdef, stacked = nnx.split(model.layers)
-    num_periods, period = model.config.text.num_periods, len(model.layers)
+    num_periods = model.config.text.num_periods
     keys = None if tokens.dropout_key is None else jax.random.split(tokens.dropout_key, num_periods)
 
     def run_period(x, row):
@@ -210,14 +210,11 @@ def _decode(model: Qwen35, x, tokens: Tokens, cache_layers=None, *, remat: bool 
 
     body = jax.checkpoint(run_period, prevent_cse=False) if remat else run_period
     x, left = jax.lax.scan(body, x, (stacked, cache_layers, keys), length=num_periods)
-    assert len(left) == period
     return model.norm(x), left
 
 
 def _hidden_states(model: Qwen35, inputs, dropout_key=None, remat: bool = False):
-    tokens = _tokens(model, *inputs)
-    if dropout_key is not None:
-        tokens = tokens.for_layer(dropout_key, 0)
+    tokens = _tokens(model, *inputs).for_layer(dropout_key, 0)
     return _decode(model, model.embed(inputs[0]), tokens, remat=remat)[0]
 
 
