@@ -66,7 +66,7 @@ def run_ours(path: Path, num_tokens: int) -> dict:
 
     def loss(params):
         model = nnx.merge(graphdef, params, copy=True)
-        return linear_cross_entropy(model.hidden_states(ids), model.head_weight(), targets, weights, chunk_tokens=256)
+        return linear_cross_entropy(model.hidden_states(ids), model.head_weight(), targets, weights, chunk_tokens=512)
 
     forward, backward = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
     seconds = {"forward": time_calls(lambda: forward(params).block_until_ready())}

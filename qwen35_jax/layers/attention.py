@@ -14,6 +14,7 @@ from qwen35_jax.config import TextConfig
 from qwen35_jax.layers.linear import Linear
 from qwen35_jax.layers.norms import RMSNorm
 from qwen35_jax.layers.parameters import Parameters
+from qwen35_jax.layers.recompute import recomputed
 from qwen35_jax.layers.tokens import Tokens
 from qwen35_jax.ops.attention import attention
 from qwen35_jax.ops.rotary import apply_rotary
@@ -46,8 +47,8 @@ class GatedAttention(nnx.Module):
         key, B, T = tokens.dropout_key, *x.shape[:2]
         q, gate = jnp.split(self.q_proj(x, key).reshape(B, T, -1, 2 * self.head_dim), 2, axis=-1)
         k, v = (project(x, key).reshape(B, T, -1, self.head_dim) for project in (self.k_proj, self.v_proj))
-        q = apply_rotary(self.q_norm(q), tokens.cos, tokens.sin)
-        k = apply_rotary(self.k_norm(k), tokens.cos, tokens.sin)
+        q = recomputed(apply_rotary)(self.q_norm(q), tokens.cos, tokens.sin)
+        k = recomputed(apply_rotary)(self.k_norm(k), tokens.cos, tokens.sin)
         new = KVCache(k, v)
         if cache is None:
             out = attention(q, k, v, segment_ids=tokens.segment_ids, key_segment_ids=tokens.segment_ids)
@@ -61,5 +62,9 @@ class GatedAttention(nnx.Module):
                 segment_ids=tokens.segment_ids,
                 key_segment_ids=tokens.key_segment_ids,
             )
-        out = out * jax.nn.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)
-        return self.o_proj(out.reshape(B, T, -1), key), new
+        return self.o_proj(_gated(out, gate).reshape(B, T, -1), key), new
+
+
+@recomputed
+def _gated(out: Float[Array, "B T N H"], gate: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+    return out * jax.nn.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)

@@ -1,7 +1,7 @@
 """Gated DeltaNet: a short convolution, the gated delta rule, and a gated norm.
 
 Letters: ``B`` batch, ``T`` tokens, ``D`` model width, ``C`` conv channels, ``N`` value heads, ``K`` and ``V`` key and
-value width of a head.
+value width of a head, ``L`` tokens that the convolution looks back.
 """
 
 import jax
@@ -14,6 +14,7 @@ from qwen35_jax.config import TextConfig
 from qwen35_jax.layers.linear import Linear
 from qwen35_jax.layers.norms import GatedRMSNorm
 from qwen35_jax.layers.parameters import Parameters
+from qwen35_jax.layers.recompute import recomputed
 from qwen35_jax.layers.tokens import Tokens
 from qwen35_jax.ops.conv import causal_conv
 from qwen35_jax.ops.gated_delta import gated_delta, l2_normalize
@@ -57,17 +58,13 @@ class GatedDeltaNet(nnx.Module):
         documents = {"segment_ids": tokens.segment_ids, "state_segment_ids": tokens.state_segment_ids}
         window, state = (None, None) if cache is None else (cache.conv, cache.state)
 
-        mixed, window = causal_conv(
-            self.in_proj_qkv(x, key), self.conv1d.weight[...].astype(x.dtype), window, **documents
-        )
-        q, k, v = jnp.split(jax.nn.silu(mixed), [self.key_dim, 2 * self.key_dim], axis=-1)
-        q, k = (self._normalised_heads(part) for part in (q, k))
+        q, k, v, window = recomputed(self._convolved_heads)(self.in_proj_qkv(x, key), window, documents)
         beta = jax.nn.sigmoid(self.in_proj_b(x, key).astype(jnp.float32))
         step = jax.nn.softplus(self.in_proj_a(x, key).astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32))
         out, state = gated_delta(
-            q * self.key_head_dim**-0.5,
+            q,
             k,
-            v.reshape(B, T, self.num_heads, -1),
+            v,
             -jnp.exp(self.A_log[...].astype(jnp.float32)) * step,
             beta,
             state,
@@ -76,6 +73,14 @@ class GatedDeltaNet(nnx.Module):
         )
         z = self.in_proj_z(x, key).reshape(out.shape)
         return self.out_proj(self.norm(out, z).reshape(B, T, -1), key), DeltaState(window, state)
+
+    def _convolved_heads(self, projected: Float[Array, "B T C"], window: Float[Array, "B L C"] | None, documents):
+        """Returns normalised queries (scaled) and keys, values, all by value head, and the new window."""
+        taps = self.conv1d.weight[...].astype(projected.dtype)
+        mixed, window = causal_conv(projected, taps, window, **documents)
+        q, k, v = jnp.split(jax.nn.silu(mixed), [self.key_dim, 2 * self.key_dim], axis=-1)
+        q, k = (self._normalised_heads(part) for part in (q, k))
+        return q * self.key_head_dim**-0.5, k, v.reshape(*v.shape[:2], self.num_heads, -1), window
 
     def _normalised_heads(self, x: Float[Array, "B T KD"]) -> Float[Array, "B T N K"]:
         heads = l2_normalize(x.reshape(*x.shape[:2], -1, self.key_head_dim))

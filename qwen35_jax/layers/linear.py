@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qwen35_jax.layers.parameters import Parameters
+from qwen35_jax.ops.products import project
 
 
 class Linear(nnx.Module):
@@ -29,12 +30,12 @@ class Linear(nnx.Module):
         self.lora_dropout = 0.0
 
     def __call__(self, x: Float[Array, "*L I"], dropout_key: PRNGKeyArray | None = None) -> Float[Array, "*L O"]:
-        y = x @ self.weight[...].astype(x.dtype)
+        y = project(x, self.weight[...].astype(x.dtype))
         if self.lora_a is None:
             return y
         if dropout_key is not None and self.lora_dropout > 0:
             key = jax.random.fold_in(dropout_key, zlib.crc32(self.name.encode()))
             keep = jax.random.bernoulli(key, 1 - self.lora_dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.lora_dropout), 0)
-        low_rank = x @ self.lora_a[...].astype(x.dtype)
-        return y + (low_rank @ self.lora_b[...].astype(x.dtype)) * self.lora_scale
+        low_rank = project(x, self.lora_a[...].astype(x.dtype))
+        return y + project(low_rank, self.lora_b[...].astype(x.dtype)) * self.lora_scale

@@ -1,4 +1,5 @@
-"""The dense gated MLP. Letters: ``B`` batch, ``T`` tokens, ``D`` model width."""
+"""The dense gated MLP. Letters: ``B`` batch, ``T`` tokens, ``D`` model width,
+``F`` hidden width."""
 
 import jax
 from flax import nnx
@@ -6,6 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from qwen35_jax.layers.linear import Linear
 from qwen35_jax.layers.parameters import Parameters
+from qwen35_jax.layers.recompute import recomputed
 from qwen35_jax.sharding import constrain
 
 
@@ -18,5 +20,10 @@ class GatedMLP(nnx.Module):
         self.down_proj = Linear("down_proj", hidden_dim, dim, ("mlp", "embed"), make=make)
 
     def __call__(self, x: Float[Array, "B T D"], dropout_key: PRNGKeyArray | None = None) -> Float[Array, "B T D"]:
-        hidden = jax.nn.silu(self.gate_proj(x, dropout_key)) * self.up_proj(x, dropout_key)
+        hidden = _gated(self.gate_proj(x, dropout_key), self.up_proj(x, dropout_key))
         return self.down_proj(constrain(hidden, ("batch", "length", "mlp")), dropout_key)
+
+
+@recomputed
+def _gated(gate: Float[Array, "B T F"], up: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    return jax.nn.silu(gate) * up

@@ -1,16 +1,14 @@
 """The two norms of Qwen3.5, both computed in float32. Letters: ``D`` normalised width."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from qwen35_jax.layers.parameters import Parameters
-
-
-def _unit_rms(x: Float[Array, "*L D"], eps: float) -> Float[Array, "*L D"]:
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+from qwen35_jax.layers.recompute import recomputed
 
 
 class RMSNorm(nnx.Module):
@@ -24,7 +22,7 @@ class RMSNorm(nnx.Module):
         self.weight = make.constant((dim,), ("norm",), fill=0.0)
 
     def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
-        return (_unit_rms(x, self.eps) * (1 + self.weight[...].astype(jnp.float32))).astype(x.dtype)
+        return _norm(x, self.weight[...], self.eps)
 
 
 class GatedRMSNorm(nnx.Module):
@@ -38,5 +36,19 @@ class GatedRMSNorm(nnx.Module):
         self.weight = make.constant((dim,), ("norm",), fill=1.0, dtype=jnp.float32)
 
     def __call__(self, x: Float[Array, "*L D"], z: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
-        y = self.weight[...] * _unit_rms(x, self.eps) * jax.nn.silu(z.astype(jnp.float32))
-        return y.astype(x.dtype)
+        return _gated_norm(x, z, self.weight[...], self.eps)
+
+
+@partial(recomputed, static_argnums=2)
+def _norm(x, weight, eps):
+    return (_unit_rms(x, eps) * (1 + weight.astype(jnp.float32))).astype(x.dtype)
+
+
+@partial(recomputed, static_argnums=3)
+def _gated_norm(x, z, weight, eps):
+    return (weight * _unit_rms(x, eps) * jax.nn.silu(z.astype(jnp.float32))).astype(x.dtype)
+
+
+def _unit_rms(x: Float[Array, "*L D"], eps: float) -> Float[Array, "*L D"]:
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)

@@ -1,8 +1,8 @@
 """Cross-entropy of a linear head, computed chunk by chunk so that the logits never exist at once.
 
 One core serves every loss on logits: it takes hidden states, head weights and a function from a chunk's
-logits to a sum, and computes value and gradients in a single pass over the chunks. A chunk spans
-``chunk_tokens`` positions of every row, so rows keep their placement on a mesh.
+logits to a sum and its gradient, and computes value and gradients in a single pass over the chunks. A chunk
+spans ``chunk_tokens`` positions of every row, so rows keep their placement on a mesh.
 
 Letters: B batch, T tokens, D model width, V vocabulary, C positions in a chunk, M chunks.
 """
@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-TokenLoss = Callable[[Float[Array, "B C V"], PyTree[Array]], Float[Array, ""]]
+from qwen35_jax.ops.products import sum_of_outer_products
+
+TokenLoss = Callable[[Float[Array, "B C V"], PyTree[Array]], tuple[Float[Array, ""], Float[Array, "B C V"]]]
 
 
 def linear_cross_entropy(
@@ -48,19 +50,24 @@ def linear_cross_entropy(
     num_tokens = hidden.shape[1]
     chunk = min(chunk_tokens, num_tokens)
     padding = ((0, 0), (0, -num_tokens % chunk))
-    inputs = (jnp.pad(targets, padding), jnp.pad(jax.lax.stop_gradient(weights), padding))
     hidden = jnp.pad(hidden, (*padding, (0, 0)))
+    targets, weights = jnp.pad(targets, padding), jnp.pad(weights, padding)
+    # One row of the head for each token, instead of a search through the chunk's logits.
+    rows = jnp.take(head, targets, axis=0).astype(hidden.dtype)
+    target_logits = jnp.einsum("BTD,BTD->BT", hidden, rows, preferred_element_type=jnp.float32)
+    inputs = jax.lax.stop_gradient((targets, weights, target_logits))
     return _sum_over_chunks(_cross_entropy, chunk, hidden, head, inputs)
 
 
 def _cross_entropy(
-    logits: Float[Array, "B C V"], inputs: tuple[Int[Array, "B C"], Float[Array, "B C"]]
-) -> Float[Array, ""]:
-    targets, weights = inputs
-    # Compare and select instead of gather: its gradient is elementwise where a gather's is a scatter.
-    hit = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
-    target_logits = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-    return jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - target_logits))
+    logits: Float[Array, "B C V"], inputs: tuple[Int[Array, "B C"], Float[Array, "B C"], Float[Array, "B C"]]
+) -> tuple[Float[Array, ""], Float[Array, "B C V"]]:
+    targets, weights, target_logits = inputs
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    # Compared, not scattered: elementwise work that fuses and that a vocabulary split over a mesh leaves in place.
+    is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
+    gradient = weights[..., None] * (jnp.exp(logits - log_sum[..., None]) - is_target)
+    return jnp.sum(weights * (log_sum - target_logits)), gradient
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -71,7 +78,7 @@ def _sum_over_chunks(
     head: Float[Array, "V D"],
     inputs: PyTree[Array],
 ) -> Float[Array, ""]:
-    """Sums ``token_loss(logits, inputs)`` over chunks; T is a multiple of ``chunk``.
+    """Sums the values of ``token_loss(logits, inputs)`` over chunks; T is a multiple of ``chunk``.
 
     ``inputs`` are [B, T, ...] arrays that are cut like the hidden states and are not differentiated.
     """
@@ -79,7 +86,7 @@ def _sum_over_chunks(
 
     def body(total, xs):
         hidden_BCD, chunk_inputs = xs
-        return total + token_loss(_logits(hidden_BCD, weight), chunk_inputs), None
+        return total + token_loss(_logits(hidden_BCD, weight), chunk_inputs)[0], None
 
     total, _ = jax.lax.scan(body, jnp.zeros((), jnp.float32), _cut((hidden, inputs), chunk))
     return total
@@ -95,11 +102,11 @@ def _sum_over_chunks_forward(token_loss, chunk, hidden, head, inputs):
     def body(carry, xs):
         total, head_grad = carry
         hidden_BCD, chunk_inputs = xs
-        loss, logits_grad = jax.value_and_grad(token_loss)(_logits(hidden_BCD, weight), chunk_inputs)
+        loss, logits_grad = token_loss(_logits(hidden_BCD, weight), chunk_inputs)
         logits_grad = logits_grad.astype(hidden.dtype)
         hidden_grad = jnp.einsum("BCV,VD->BCD", logits_grad, weight, preferred_element_type=jnp.float32)
         if head_trains:
-            head_grad += jnp.einsum("BCV,BCD->VD", logits_grad, hidden_BCD, preferred_element_type=jnp.float32)
+            head_grad += sum_of_outer_products(logits_grad, hidden_BCD, dtype=jnp.float32)
         return (total + loss, head_grad), hidden_grad.astype(hidden.dtype)
 
     head_grad = jnp.zeros(head.shape, jnp.float32) if head_trains else None
