@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-REPEATS = 3
+REPEATS = 5
 
 
 def checkpoint_config():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -88,8 +89,11 @@ def kill_at(process, workdir, step):
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(command, whole_run, tmp_path):
     workdir = tmp_path / "run"
-    kill_at(command(workdir, *LORA), workdir, 5)
-    kill_at(command(workdir, *LORA), workdir, 6)
+    # From step 3 on a checkpoint may lie there; pytest shows the steps where the test fails.
+    kills = sorted(random.sample(range(4, 9), 2))
+    print(f"killed after steps {kills}")
+    for step in kills:
+        kill_at(command(workdir, *LORA), workdir, step)
     out = finish(command(workdir, *LORA))
     assert "resumed after step" in out
     want = timeless(whole_run[0])
