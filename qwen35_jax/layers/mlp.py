@@ -1,5 +1,4 @@
-"""The dense gated MLP. Letters: ``B`` batch, ``T`` tokens, ``D`` model width,
-``F`` hidden width."""
+"""The dense gated MLP. Letters: ``B`` batch, ``T`` tokens, ``D`` model width, ``F`` hidden width."""
 
 import jax
 from flax import nnx

@@ -4,7 +4,7 @@ from functools import partial
 
 import jax
 
-# For elementwise work between matrix products: its backward pass keeps the inputs alone. XLA may still merge the second
-# computation with the first (prevent_cse=False): inside a scan over layers they lie in different loops and cannot be
-# merged, and a barrier would keep the second one from fusing with its neighbours.
+# For elementwise work between matrix products: the backward pass keeps its inputs alone. Without a barrier
+# (prevent_cse=False) the second computation fuses with its neighbours. XLA might merge it with the first, but in a scan
+# over layers the two lie in different loops.
 recomputed = partial(jax.checkpoint, prevent_cse=False)

@@ -52,8 +52,9 @@ def linear_cross_entropy(
     padding = ((0, 0), (0, -num_tokens % chunk))
     hidden = jnp.pad(hidden, (*padding, (0, 0)))
     targets, weights = jnp.pad(targets, padding), jnp.pad(weights, padding)
-    # One row of the head for each token, instead of a search through the chunk's logits.
-    rows = jnp.take(head, targets, axis=0).astype(hidden.dtype)
+    # One row of the head for each token, instead of a search through the chunk's logits. Any target may stand where
+    # the weight is 0, so it is clipped: out of range, `take` would give NaN.
+    rows = jnp.take(head, targets, axis=0, mode="clip").astype(hidden.dtype)
     target_logits = jnp.einsum("BTD,BTD->BT", hidden, rows, preferred_element_type=jnp.float32)
     inputs = jax.lax.stop_gradient((targets, weights, target_logits))
     return _sum_over_chunks(_cross_entropy, chunk, hidden, head, inputs)

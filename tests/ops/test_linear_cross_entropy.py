@@ -95,6 +95,16 @@ def test_cotangent_scales_gradients_and_zero_weights_give_zero():
     assert not np.any(grad(1.0, jnp.zeros_like(weights)))
 
 
+def test_targets_without_weight_may_be_anything():
+    hidden, head, targets, weights = random_inputs(10)
+    weights = weights.at[:, 3].set(0)
+    loss = jax.value_and_grad(lambda h, t: linear_cross_entropy(h, head, t, weights, chunk_tokens=4))
+    want, want_grad = loss(hidden, targets)
+    for other in (-100, V):
+        got, got_grad = loss(hidden, targets.at[:, 3].set(other))
+        assert got == want and np.array_equal(got_grad, want_grad)
+
+
 def test_large_logits_do_not_overflow():
     hidden, head, targets, weights = random_inputs(5)
     value, grad = jax.value_and_grad(linear_cross_entropy)(hidden * 1e4, head, targets, weights, chunk_tokens=2)
