@@ -47,8 +47,8 @@ class GatedAttention(nnx.Module):
         key, B, T = tokens.dropout_key, *x.shape[:2]
         q, gate = jnp.split(self.q_proj(x, key).reshape(B, T, -1, 2 * self.head_dim), 2, axis=-1)
         k, v = (project(x, key).reshape(B, T, -1, self.head_dim) for project in (self.k_proj, self.v_proj))
-        q = recomputed(apply_rotary)(self.q_norm(q), tokens.cos, tokens.sin)
-        k = recomputed(apply_rotary)(self.k_norm(k), tokens.cos, tokens.sin)
+        q = apply_rotary(self.q_norm(q), tokens.cos, tokens.sin)
+        k = apply_rotary(self.k_norm(k), tokens.cos, tokens.sin)
         new = KVCache(k, v)
         if cache is None:
             out = attention(q, k, v, segment_ids=tokens.segment_ids, key_segment_ids=tokens.segment_ids)

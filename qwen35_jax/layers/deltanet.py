@@ -62,15 +62,9 @@ class GatedDeltaNet(nnx.Module):
         beta = jax.nn.sigmoid(self.in_proj_b(x, key).astype(jnp.float32))
         step = jax.nn.softplus(self.in_proj_a(x, key).astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32))
         out, state = gated_delta(
-            q,
-            k,
-            v,
-            -jnp.exp(self.A_log[...].astype(jnp.float32)) * step,
-            beta,
-            state,
-            implementation="recurrent" if T == 1 else "chunked",
-            **documents,
-        )
+            q, k, v, -jnp.exp(self.A_log[...].astype(jnp.float32)) * step, beta, state,
+            implementation="recurrent" if T == 1 else "chunked", **documents,
+        )  # fmt: skip
         z = self.in_proj_z(x, key).reshape(out.shape)
         return self.out_proj(self.norm(out, z).reshape(B, T, -1), key), DeltaState(window, state)
 

@@ -40,12 +40,14 @@ class GatedRMSNorm(nnx.Module):
 
 
 @partial(recomputed, static_argnums=2)
-def _norm(x, weight, eps):
+def _norm(x: Float[Array, "*L D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*L D"]:
     return (_unit_rms(x, eps) * (1 + weight.astype(jnp.float32))).astype(x.dtype)
 
 
 @partial(recomputed, static_argnums=3)
-def _gated_norm(x, z, weight, eps):
+def _gated_norm(
+    x: Float[Array, "*L D"], z: Float[Array, "*L D"], weight: Float[Array, " D"], eps: float
+) -> Float[Array, "*L D"]:
     return (weight * _unit_rms(x, eps) * jax.nn.silu(z.astype(jnp.float32))).astype(x.dtype)
 
 

@@ -32,7 +32,8 @@ def linear_cross_entropy(
     The product runs in the dtype of ``hidden`` with float32 accumulation; softmax, sums and the gradient
     of the head accumulate in float32. Differentiating costs one pass (the gradients are made beside the
     value); a head that is not differentiated costs nothing. Memory: one chunk of float32 logits,
-    ``B * chunk_tokens * V * 4`` bytes, about twice that while differentiating.
+    ``B * chunk_tokens * V * 4`` bytes, about twice that while differentiating, and a row of the head for
+    each token, as much as ``hidden`` takes.
 
     Args:
       targets: token ids in [0, V); ignored where the weight is 0.
