@@ -11,7 +11,7 @@ from train.config import CheckpointConfig, DataConfig, MeshConfig, ModelSource, 
 
 def config() -> SFTConfig:
     return SFTConfig(
-        model=ModelSource(path="Qwen/Qwen3.5-2B-Base", dtype="bfloat16", param_dtype="float32", remat=True),
+        model=ModelSource(path="Qwen/Qwen3.5-2B-Base", dtype="bfloat16", param_dtype="float32", remat="block"),
         data=DataConfig(path="data/train.jsonl", sequence_length=4096, rows_per_batch=32),
         steps=1_000,
         accumulation=4,

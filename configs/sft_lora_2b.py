@@ -19,7 +19,7 @@ from train.config import (
 
 def config() -> SFTConfig:
     return SFTConfig(
-        model=ModelSource(path="Qwen/Qwen3.5-2B-Base", dtype="bfloat16", remat=True),
+        model=ModelSource(path="Qwen/Qwen3.5-2B-Base", dtype="bfloat16", remat="block"),
         data=DataConfig(path="data/train.jsonl", sequence_length=4096, rows_per_batch=32),
         steps=1_000,
         accumulation=4,

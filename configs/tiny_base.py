@@ -11,7 +11,7 @@ from train.config import CheckpointConfig, DataConfig, ModelSource, MtpLossConfi
 def config() -> SFTConfig:
     """Returns the settings of the run."""
     return SFTConfig(
-        model=ModelSource(path="runs/quickstart/random", dtype="float32", remat=False),
+        model=ModelSource(path="runs/quickstart/random", dtype="float32", remat="none"),
         data=DataConfig(path="runs/quickstart/data/base.jsonl", sequence_length=256, rows_per_batch=4),
         steps=500,
         optim=OptimConfig(learning_rate=5e-3, warmup_steps=20, weight_decay=0.01),

@@ -11,7 +11,7 @@ from train.config import CheckpointConfig, DataConfig, LoraConfig, ModelSource, 
 
 def config() -> SFTConfig:
     return SFTConfig(
-        model=ModelSource(path="runs/quickstart/base/export", dtype="float32", remat=False),
+        model=ModelSource(path="runs/quickstart/base/export", dtype="float32", remat="none"),
         data=DataConfig(path="runs/quickstart/data/train.jsonl", sequence_length=256, rows_per_batch=8),
         steps=200,
         optim=OptimConfig(learning_rate=7e-3, warmup_steps=10, weight_decay=0.0),

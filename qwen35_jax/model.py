@@ -21,6 +21,7 @@ from qwen35_jax.layers.embedding import Embedding, OutputHead
 from qwen35_jax.layers.mtp import MTPHead
 from qwen35_jax.layers.norms import RMSNorm
 from qwen35_jax.layers.parameters import Parameters
+from qwen35_jax.layers.recompute import Remat, block_input, rematerialized
 from qwen35_jax.layers.tokens import Tokens
 from qwen35_jax.ops.positions import count_positions, shift_left
 from qwen35_jax.ops.rotary import rotary_angles
@@ -77,13 +78,13 @@ class Qwen35(nnx.Module):
         segment_ids: ArrayLike | None = None,
         position_ids: ArrayLike | None = None,
         *,
-        remat: bool = False,
+        remat: Remat = "none",
         dropout_key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T D"]:
         """Returns the decoder's output after the final norm, in the compute dtype.
 
         Args:
-          remat: keep only the input of each period for the backward pass and compute the rest again.
+          remat: what the backward pass keeps of each period of layers; it computes the rest again.
           dropout_key: turns adapter dropout on.
         """
         return _compiled(_hidden_states, remat)(self, _inputs(input_ids, segment_ids, position_ids), dropout_key)
@@ -102,7 +103,7 @@ class Qwen35(nnx.Module):
         position_ids: ArrayLike | None = None,
         *,
         num_steps: int = 1,
-        remat: bool = False,
+        remat: Remat = "none",
         dropout_key: PRNGKeyArray | None = None,
     ) -> list[Float[Array, "B T D"]]:
         """Runs the MTP head ``num_steps`` times, each on the output of the one before.
@@ -194,7 +195,7 @@ def _angles(model: Qwen35, positions):
     return rotary_angles(positions, theta=float(rope.rope_theta), sections=rope.mrope_section)
 
 
-def _decode(model: Qwen35, x, tokens: Tokens, cache_layers=None, *, remat: bool = False):
+def _decode(model: Qwen35, x, tokens: Tokens, cache_layers=None, *, remat: Remat = "none"):
     """Scans the periods; returns the normed output and what each layer leaves for the cache, stacked."""
     graphdef, stacked = nnx.split(model.layers)
     num_periods = model.config.text.num_periods
@@ -202,18 +203,17 @@ def _decode(model: Qwen35, x, tokens: Tokens, cache_layers=None, *, remat: bool 
 
     def run_period(x, row):
         state, caches, key = row
-        left = []
+        x, left = block_input(x), []
         for i, layer in enumerate(nnx.merge(graphdef, state)):
             x, new = layer(x, tokens.for_layer(key, i), None if caches is None else caches[i])
             left.append(new if caches is not None else None)
         return x, tuple(left)
 
-    body = jax.checkpoint(run_period, prevent_cse=False) if remat else run_period
-    x, left = jax.lax.scan(body, x, (stacked, cache_layers, keys), length=num_periods)
+    x, left = jax.lax.scan(rematerialized(run_period, remat), x, (stacked, cache_layers, keys), length=num_periods)
     return model.norm(x), left
 
 
-def _hidden_states(model: Qwen35, inputs, dropout_key=None, remat: bool = False):
+def _hidden_states(model: Qwen35, inputs, dropout_key=None, remat: Remat = "none"):
     tokens = _tokens(model, *inputs).for_layer(dropout_key, 0)
     return _decode(model, model.embed(inputs[0]), tokens, remat=remat)[0]
 
@@ -227,17 +227,16 @@ def _logits(model: Qwen35, inputs):
     return _head_logits(model, _hidden_states(model, inputs))
 
 
-def _mtp_hidden_states(model: Qwen35, hidden, inputs, dropout_key, num_steps: int, remat: bool):
+def _mtp_hidden_states(model: Qwen35, hidden, inputs, dropout_key, num_steps: int, remat: Remat):
     tokens = _tokens(model, *inputs)
 
     def step(hidden, k):
         head_tokens = tokens.for_layer(dropout_key, _MTP_DROPOUT + k)
-        return model.mtp(hidden, model.embed(shift_left(inputs[0], k)), head_tokens)
+        return model.mtp(block_input(hidden), model.embed(shift_left(inputs[0], k)), head_tokens)
 
-    run = jax.checkpoint(step, static_argnums=1) if remat else step
     outputs = []
     for k in range(1, num_steps + 1):
-        hidden = run(hidden, k)
+        hidden = rematerialized(functools.partial(step, k=k), remat)(hidden)
         outputs.append(hidden)
     return outputs
 

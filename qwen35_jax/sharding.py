@@ -28,19 +28,25 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, context: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+    data: int = 1, fsdp: int = 1, context: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """Builds the mesh from axis sizes; a laptop is the default mesh of one device.
+
+    Args:
+      devices: what to build it from, by default the devices that JAX sees.
 
     Raises:
       ValueError: the sizes ask for more devices than there are.
     """
     sizes = (data, fsdp, context, tensor)
-    wanted, present = int(np.prod(sizes)), jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    wanted, present = int(np.prod(sizes)), len(devices)
     if min(sizes) < 1 or wanted > present:
         shape = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise ValueError(f"mesh {shape} needs {wanted} devices, but JAX sees {present}; choose sizes of at least 1 "
+        raise ValueError(f"mesh {shape} needs {wanted} devices, but there are {present}; choose sizes of at least 1 "
                          f"whose product is at most {present}.")  # fmt: skip
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:wanted])
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:wanted])
 
 
 def spec(logical_axes: Sequence[str | None]) -> PartitionSpec:

@@ -12,6 +12,7 @@ from flax import nnx
 
 import qwen35_jax
 from qwen35_jax.cache import Cache
+from qwen35_jax.layers.recompute import REMAT, Remat
 from qwen35_jax.model import Qwen35
 from qwen35_jax.presets import PRESETS
 from tests.reference import (
@@ -172,7 +173,7 @@ def packed_row(layout) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def compiled(graphdef, remat: bool):
+def compiled(graphdef, remat: Remat):
     """Both kinds of logits, the sum of both losses, and its gradient: one program for each shape."""
 
     @jax.jit
@@ -200,19 +201,19 @@ def alone(model):
     logits, loss, gradient = [], 0.0, None
     for length in DOCUMENTS:
         ids = jnp.asarray(tokens(length, 1))
-        (value, both), grads = compiled(graphdef, False)(state, ids, jnp.ones_like(ids))
+        (value, both), grads = compiled(graphdef, "none")(state, ids, jnp.ones_like(ids))
         logits.append([part[0] for part in both])
         loss, gradient = loss + value, grads if gradient is None else jax.tree.map(jnp.add, gradient, grads)
     return logits, loss, gradient
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_packed_equals_alone(model, alone, layout):
-    """The packed side also runs with remat, which must not change a number."""
-    ids, segments = map(jnp.asarray, packed_row(layout))
+@pytest.mark.parametrize(("layout", "remat"), zip(LAYOUTS, itertools.cycle(REMAT[1:])))
+def test_packed_equals_alone(model, alone, layout, remat):
+    """The packed side also runs with the policies of rematerialization, which must not change a number."""
+    ids, segments = map(jnp.asarray, packed_row(LAYOUTS[layout]))
     wanted, wanted_loss, wanted_gradient = alone
     graphdef, state = nnx.split(model)
-    (loss, (logits, mtp_logits)), gradient = compiled(graphdef, True)(state, ids, segments)
+    (loss, (logits, mtp_logits)), gradient = compiled(graphdef, remat)(state, ids, segments)
     for document, (want, want_mtp) in enumerate(wanted, start=1):
         own = np.flatnonzero(segments[0] == document)
         # The same float32 sums over other chunk borders.

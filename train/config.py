@@ -7,6 +7,7 @@ What needs a file or a device is checked by ``train.sft`` before anything compil
 from dataclasses import dataclass
 from typing import Literal
 
+from qwen35_jax.layers.recompute import Remat
 from qwen35_jax.lora import LoraConfig
 from train.data.config import DataConfig
 
@@ -34,8 +35,9 @@ class ModelSource:
     """Dtype of the matrix products."""
     param_dtype: StorageDtype | None = None
     """Dtype in which the weights are held; by default float32 when they train, else ``dtype``."""
-    remat: bool = True
-    """Recompute each period of layers in the backward pass instead of keeping its activations."""
+    remat: Remat = "block"
+    """What the backward pass keeps of each period of layers: everything (``none``), its input alone (``block``), that
+    and the results of products with weights (``save_dots``), or its input in host memory (``offload``, on TPU)."""
 
 
 @dataclass(frozen=True)

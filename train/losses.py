@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from qwen35_jax.layers.recompute import Remat
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops.linear_cross_entropy import linear_cross_entropy
 from qwen35_jax.ops.positions import shift_left
@@ -36,14 +37,14 @@ class Objective(NamedTuple):
     sums: Callable[[Qwen35, Batch, PRNGKeyArray | None], Terms]
 
 
-def sft_objective(mtp: MtpLossConfig, *, loss_chunk: int, remat: bool) -> Objective:
+def sft_objective(mtp: MtpLossConfig, *, loss_chunk: int, remat: Remat) -> Objective:
     """Builds the main term ``loss`` and, unless its weight is 0, a term for each MTP step.
 
     These are ``mtp_loss`` for the first step, which predicts two tokens ahead, then ``mtp_loss_2`` and so on.
 
     Args:
       loss_chunk: positions of each row whose logits exist at once.
-      remat: recompute layers in the backward pass.
+      remat: what the backward pass keeps of each period of layers.
     """
     mtp_steps = range(1, mtp.num_steps + 1) if mtp.weight else range(0)
     offsets = {"loss": 1} | {"mtp_loss" if k == 1 else f"mtp_loss_{k}": k + 1 for k in mtp_steps}

@@ -71,7 +71,7 @@ def test_what_changes_no_number_is_free(check, caplog):
 
 def test_layout_is_allowed_with_a_warning(check, caplog):
     with caplog.at_level(logging.WARNING):
-        check(mesh=MeshConfig(fsdp=2), loss_chunk=16, model=ModelSource("base", remat=False))
+        check(mesh=MeshConfig(fsdp=2), loss_chunk=16, model=ModelSource("base", remat="none"))
     assert "loss_chunk, mesh.fsdp, model.remat differs" in caplog.text
 
 

@@ -11,7 +11,7 @@ from train.optim import make_optimizer, make_schedule
 from train.state import init_state, split_model
 from train.step import abstract_batch, make_gradients, make_step, put_batch
 
-OBJECTIVE = sft_objective(MtpLossConfig(weight=0.3, num_steps=2), loss_chunk=8, remat=True)
+OBJECTIVE = sft_objective(MtpLossConfig(weight=0.3, num_steps=2), loss_chunk=8, remat="block")
 TERMS = tuple(OBJECTIVE.weights)
 
 
