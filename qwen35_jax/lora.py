@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from qwen35_jax.layers.embedding import Embedding
 from qwen35_jax.layers.linear import Linear
 from qwen35_jax.model import Qwen35
-from qwen35_jax.sharding import named_sharding
+from qwen35_jax.sharding import Axes, named_sharding
 
 TreePath = tuple[str | int, ...]
 Layer = Linear | Embedding
@@ -192,7 +192,7 @@ def _initial_factors(layer: Layer, rank: int, rng: np.random.Generator) -> tuple
     return rng.uniform(-bound, bound, shapes[0]).astype(np.float32), np.zeros(shapes[1], np.float32)
 
 
-def _placed(value: np.ndarray, axes: tuple[str | None, ...], layer: Layer) -> nnx.LoRAParam:
+def _placed(value: np.ndarray, axes: Axes, layer: Layer) -> nnx.LoRAParam:
     param, weight = nnx.LoRAParam(value, logical_axes=axes), layer.weight[...]
     traced = isinstance(weight, jax.core.Tracer)  # shapes only, for a plan: nothing to place
     if traced or not isinstance(weight.sharding, NamedSharding):

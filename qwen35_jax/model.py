@@ -206,7 +206,7 @@ def _decode(model: Qwen35, x, tokens: Tokens, cache_layers=None, *, remat: Remat
         x, left = block_input(x), []
         for i, layer in enumerate(nnx.merge(graphdef, state)):
             x, new = layer(x, tokens.for_layer(key, i), None if caches is None else caches[i])
-            left.append(new if caches is not None else None)
+            left.append(new)
         return x, tuple(left)
 
     x, left = jax.lax.scan(rematerialized(run_period, remat), x, (stacked, cache_layers, keys), length=num_periods)

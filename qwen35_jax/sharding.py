@@ -1,30 +1,40 @@
 """From logical axis names to mesh axes: the one place that knows how anything is split over devices.
 
 Parameters carry logical names (``layers/parameters.py``), activations are constrained by logical names, and
-``RULES`` says which mesh axis each name is split over.
+``RULES`` says which mesh axes each name is split over. A name may come with the number of heads that lie along the
+axis, ``("heads", 16)``: the axis is then split between heads or not at all.
 """
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from qwen35_jax.config import TextConfig
 
 AXES = ("data", "fsdp", "context", "tensor")
 
-RULES: dict[str, str | tuple[str, ...] | None] = {
+Axis = str | tuple[str, int] | None
+Axes = Sequence[Axis]
+
+RULES: dict[str, tuple[str, ...]] = {
     # Parameters.
-    "embed": "fsdp",
-    "vocab": "tensor",
-    "heads": "tensor",
-    "mlp": "tensor",
-    "norm": None,
-    "rank": None,
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "norm": (),
+    "rank": (),
     # Activations.
     "batch": ("data", "fsdp"),
-    "length": "context",
-    "features": None,
+    "length": ("context",),
+    "features": (),
+    # The output head while a loss is computed: rows of the vocabulary over every device that shares its tokens.
+    "vocab_parts": ("fsdp", "tensor"),
 }
 
 
@@ -41,31 +51,135 @@ def make_mesh(
     """
     sizes = (data, fsdp, context, tensor)
     devices = jax.devices() if devices is None else devices
-    wanted, present = int(np.prod(sizes)), len(devices)
+    wanted, present = math.prod(sizes), len(devices)
     if min(sizes) < 1 or wanted > present:
-        shape = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise ValueError(f"mesh {shape} needs {wanted} devices, but there are {present}; choose sizes of at least 1 "
-                         f"whose product is at most {present}.")  # fmt: skip
+        raise ValueError(f"mesh {_named(sizes)} needs {wanted} devices, but there are {present}; choose sizes of at "
+                         f"least 1 whose product is at most {present}.")  # fmt: skip
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:wanted])
 
 
-def spec(logical_axes: Sequence[str | None]) -> PartitionSpec:
+def check_mesh(
+    text: TextConfig, mesh: Mapping[str, int], *, rows: int | None = None, tokens: int | None = None
+) -> None:
+    """Checks that a mesh divides a model and, if given, a batch.
+
+    Args:
+      mesh: size of each axis.
+      rows: rows of a batch, or of one micro-batch.
+      tokens: tokens of a row.
+
+    Raises:
+      ValueError: it does not; the message names the nearest meshes of as many devices that do.
+    """
+    sizes = tuple(mesh[axis] for axis in AXES)
+    problems = list(_indivisible(text, *sizes, rows, tokens))
+    if not problems:
+        return
+    total = math.prod(sizes)
+    divisors = [n for n in range(1, total + 1) if total % n == 0]
+    others = (other for other in itertools.product(divisors, repeat=len(AXES)) if math.prod(other) == total)
+    fitting = [other for other in others if not any(_indivisible(text, *other, rows, tokens))]
+    fitting.sort(key=lambda other: sum(abs(math.log(new / old)) for new, old in zip(other, sizes, strict=True)))
+    nearest = "; ".join(map(_named, fitting[:3]))
+    remedy = f"the nearest that fit {total} devices: {nearest}" if nearest else f"no mesh of {total} devices fits"
+    raise ValueError(f"mesh {_named(sizes)} does not fit: {', '.join(problems)}; {remedy}.")
+
+
+def _indivisible(
+    text: TextConfig, data: int, fsdp: int, context: int, tensor: int, rows: int | None, tokens: int | None
+) -> Iterator[str]:
+    """Names what the mesh does not divide."""
+    kv_heads = text.num_key_value_heads
+    for name, size, parts, axes in (
+        ("hidden_size", text.hidden_size, fsdp, "fsdp"),
+        ("vocab_size", text.vocab_size, fsdp * tensor, "fsdp*tensor"),
+        ("num_attention_heads", text.num_attention_heads, tensor, "tensor"),
+        ("linear_num_value_heads", text.linear_num_value_heads, tensor, "tensor"),
+        ("intermediate_size", text.intermediate_size, tensor, "tensor"),
+        ("the batch's rows", rows, data * fsdp, "data*fsdp"),
+        # Two halves a device, so that causal attention can be balanced.
+        ("tokens in a row", tokens, 1 if context == 1 else 2 * context, "2*context"),
+    ):
+        if size is not None and size % parts:
+            yield f"{name}={size} is not a multiple of {axes}={parts}"
+    # Where there are fewer key heads than devices, each is copied to several.
+    if kv_heads % tensor and tensor % kv_heads:
+        yield f"num_key_value_heads={kv_heads} and tensor={tensor} do not divide each other"
+
+
+def _named(sizes: Sequence[int]) -> str:
+    return " ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+
+
+def spec(logical_axes: Axes) -> PartitionSpec:
     """Turns logical names into a partition spec; ``None`` stays unsplit."""
-    return PartitionSpec(*(None if name is None else RULES[name] for name in logical_axes))
+    return PartitionSpec(*(RULES[_name(axis)] or None if axis else None for axis in logical_axes))
 
 
 def named_sharding(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
     """Returns where a parameter lives on ``mesh``; an axis that the mesh does not divide stays whole."""
-    axes = spec(variable.get_metadata("logical_axes"))
+    axes = variable.get_metadata("logical_axes")
     fitted = [
-        axis if axis is None or size % mesh.shape[axis] == 0 else None
+        axis if axis and (size if isinstance(axis, str) else axis[1]) % num_parts(axis, mesh) == 0 else None
         for axis, size in zip(axes, variable.shape, strict=True)
     ]
-    return NamedSharding(mesh, PartitionSpec(*fitted))
+    return NamedSharding(mesh, spec(fitted))
 
 
-def constrain(x: jax.Array, logical_axes: Sequence[str | None]) -> jax.Array:
+def num_parts(axis: Axis, mesh: Mesh | AbstractMesh) -> int:
+    """Counts the parts that a logical axis is split into."""
+    return math.prod(mesh.shape[name] for name in RULES[_name(axis)])
+
+
+def _name(axis: str | tuple[str, int]) -> str:
+    return axis if isinstance(axis, str) else axis[0]
+
+
+def constrain(x: jax.Array, logical_axes: Axes) -> jax.Array:
     """Fixes how an activation is split under the current mesh; without a mesh it returns ``x``."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(logical_axes))
+
+
+def current_mesh() -> AbstractMesh | None:
+    """Returns the mesh of the context if it has more than one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def current_platform() -> str:
+    """Returns what is compiled for: the platform of the mesh of the context, or else the default one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+
+
+def over_mesh(function: Callable, *args: Any, in_axes: Sequence[Axes], out_axes: Any) -> Any:
+    """Calls ``function`` on every device of the current mesh with that device's part of the arguments.
+
+    Without a mesh it is a plain call. Inside, collectives name mesh axes.
+
+    Args:
+      args: arrays, or ``None`` for an absent one.
+      in_axes: logical axes of each argument. A name that some argument's size does not divide is left whole.
+      out_axes: logical axes of the result, or a tuple of such for a tuple.
+    """
+    mesh = current_mesh()
+    if mesh is None:
+        return function(*args)
+    whole = {
+        name
+        for arg, axes in zip(args, in_axes, strict=True)
+        if arg is not None
+        for name, size in zip(axes, arg.shape, strict=True)
+        if name is not None and size % num_parts(name, mesh)
+    }
+
+    def fitted(axes):
+        if any(isinstance(axis, tuple) for axis in axes):
+            return tuple(map(fitted, axes))
+        return spec([None if axis in whole else axis for axis in axes])
+
+    in_specs = tuple(PartitionSpec() if arg is None else fitted(axes) for arg, axes in zip(args, in_axes, strict=True))
+    # Values that are equal on several devices are not tracked: scans would need their starts marked.
+    return jax.shard_map(function, in_specs=in_specs, out_specs=fitted(out_axes), check_vma=False)(*args)

@@ -32,7 +32,7 @@ class DecoderLayer(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B T D"], tokens: Tokens, cache: KVCache | DeltaState | None = None
-    ) -> tuple[Float[Array, "B T D"], KVCache | DeltaState]:
+    ) -> tuple[Float[Array, "B T D"], KVCache | DeltaState | None]:
         mixer = self.linear_attn if self.kind == LINEAR else self.self_attn
         mixed, cache = mixer(self.input_layernorm(x), tokens, cache)
         x = x + mixed

@@ -18,6 +18,7 @@ from qwen35_jax.layers.recompute import recomputed
 from qwen35_jax.layers.tokens import Tokens
 from qwen35_jax.ops.conv import causal_conv
 from qwen35_jax.ops.gated_delta import gated_delta, l2_normalize
+from qwen35_jax.ops.on_mesh import causal_conv_rows, gated_delta_rows
 
 
 class DepthwiseConv(nnx.Module):
@@ -52,26 +53,31 @@ class GatedDeltaNet(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B T D"], tokens: Tokens, cache: DeltaState | None = None
-    ) -> tuple[Float[Array, "B T D"], DeltaState]:
+    ) -> tuple[Float[Array, "B T D"], DeltaState | None]:
         """Mixes the tokens, starting from one layer's window (B, W-1, C) and state (B, N, K, V) if given."""
         key, B, T = tokens.dropout_key, *x.shape[:2]
         documents = {"segment_ids": tokens.segment_ids, "state_segment_ids": tokens.state_segment_ids}
-        window, state = (None, None) if cache is None else (cache.conv, cache.state)
+        window = None if cache is None else cache.conv
 
         q, k, v, window = recomputed(self._convolved_heads)(self.in_proj_qkv(x, key), window, documents)
         beta = jax.nn.sigmoid(self.in_proj_b(x, key).astype(jnp.float32))
         step = jax.nn.softplus(self.in_proj_a(x, key).astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32))
-        out, state = gated_delta(
-            q, k, v, -jnp.exp(self.A_log[...].astype(jnp.float32)) * step, beta, state,
-            implementation="recurrent" if T == 1 else "chunked", **documents,
-        )  # fmt: skip
+        log_decay = -jnp.exp(self.A_log[...].astype(jnp.float32)) * step
+        if cache is None:
+            out, new = gated_delta_rows(q, k, v, log_decay, beta, tokens.segment_ids), None
+        else:
+            out, state = gated_delta(q, k, v, log_decay, beta, cache.state, **documents)
+            new = DeltaState(window, state)
         z = self.in_proj_z(x, key).reshape(out.shape)
-        return self.out_proj(self.norm(out, z).reshape(B, T, -1), key), DeltaState(window, state)
+        return self.out_proj(self.norm(out, z).reshape(B, T, -1), key), new
 
     def _convolved_heads(self, projected: Float[Array, "B T C"], window: Float[Array, "B L C"] | None, documents):
-        """Returns normalised queries (scaled) and keys, values, all by value head, and the new window."""
+        """Returns normalised queries (scaled) and keys, values, all by value head, and the new window if any."""
         taps = self.conv1d.weight[...].astype(projected.dtype)
-        mixed, window = causal_conv(projected, taps, window, **documents)
+        if window is None:
+            mixed = causal_conv_rows(projected, taps, documents["segment_ids"])
+        else:
+            mixed, window = causal_conv(projected, taps, window, **documents)
         q, k, v = jnp.split(jax.nn.silu(mixed), [self.key_dim, 2 * self.key_dim], axis=-1)
         q, k = (self._normalised_heads(part) for part in (q, k))
         return q * self.key_head_dim**-0.5, k, v.reshape(*v.shape[:2], self.num_heads, -1), window

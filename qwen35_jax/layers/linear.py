@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from qwen35_jax.layers.parameters import Parameters
 from qwen35_jax.ops.products import project
+from qwen35_jax.sharding import Axis
 
 
 class Linear(nnx.Module):
@@ -21,7 +22,7 @@ class Linear(nnx.Module):
     ``qwen35_jax.lora`` sets the ``lora_*`` attributes.
     """
 
-    def __init__(self, name: str, in_dim: int, out_dim: int, axes: tuple[str | None, str | None], *, make: Parameters):
+    def __init__(self, name: str, in_dim: int, out_dim: int, axes: tuple[Axis, Axis], *, make: Parameters):
         self.name = name
         self.weight = make.normal((in_dim, out_dim), axes)
         self.lora_a: nnx.LoRAParam | None = nnx.data(None)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from qwen35_jax.sharding import Axes
+
 # The reference draws A from (0, 16); the lower end keeps its logarithm finite.
 A_RANGE = (0.01, 16.0)
 
@@ -27,20 +29,18 @@ class Parameters:
     initializer_range: float
     stack: int | None = None
 
-    def normal(self, shape: Sequence[int], axes: Sequence[str | None]) -> nnx.Param:
+    def normal(self, shape: Sequence[int], axes: Axes) -> nnx.Param:
         """Draws from a normal distribution of width ``initializer_range``."""
         shape, axes = self._stacked(shape, axes)
         value = jax.random.normal(self.rngs.params(), shape, jnp.float32) * self.initializer_range
         return nnx.Param(value.astype(self.dtype), logical_axes=axes)
 
-    def constant(
-        self, shape: Sequence[int], axes: Sequence[str | None], *, fill: float, dtype: DTypeLike | None = None
-    ) -> nnx.Param:
+    def constant(self, shape: Sequence[int], axes: Axes, *, fill: float, dtype: DTypeLike | None = None) -> nnx.Param:
         """Fills with one value; ``dtype`` overrides the storage dtype."""
         shape, axes = self._stacked(shape, axes)
         return nnx.Param(jnp.full(shape, fill, dtype or self.dtype), logical_axes=axes)
 
-    def log_uniform(self, shape: Sequence[int], axes: Sequence[str | None]) -> nnx.Param:
+    def log_uniform(self, shape: Sequence[int], axes: Axes) -> nnx.Param:
         """Draws the logarithm of a uniform value in ``A_RANGE``, in float32."""
         shape, axes = self._stacked(shape, axes)
         value = jax.random.uniform(self.rngs.params(), shape, jnp.float32, *A_RANGE)

@@ -10,13 +10,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 QUERY_BLOCK = 512
 
+# A row of many blocks is cut into this many parts, each of which computes only the slots up to its own end: 5/8 of the
+# square instead of all of it. Every part is a program of its own, so more parts compile longer for less gain.
+_PARTS = 4
+
 
 def attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     *,
-    query_offset: Int[Array, ""] | int = 0,
+    query_slots: Int[Array, " T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
     key_segment_ids: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B T N H"]:
@@ -26,7 +30,7 @@ def attention(
     by block, and the backward pass computes each block's scores again, so that no (T, S) array outlives its block.
 
     Args:
-      query_offset: slot of the first query; 0 unless keys come from a cache.
+      query_slots: slot of each query; by default query ``i`` is at slot ``i``.
       segment_ids, key_segment_ids: documents of queries and slots, 0 for padding, both or neither. A token without
         any slot to attend to (padding) gets a meaningless but finite value.
 
@@ -36,19 +40,40 @@ def attention(
     if (segment_ids is None) != (key_segment_ids is None):
         raise ValueError("attention needs segment_ids and key_segment_ids together; give both or neither.")
     B, T, N, H = q.shape
-    S, K = k.shape[1:3]
+    K = k.shape[2]
     q = q.reshape(B, T, K, N // K, H)
+    keys = (k, v, key_segment_ids)
+    if query_slots is not None or T < _PARTS * QUERY_BLOCK:
+        slots = jnp.arange(T) if query_slots is None else query_slots
+        return _by_blocks(q, slots, segment_ids, keys).reshape(B, T, N, H)
+    length = -(-T // (_PARTS * QUERY_BLOCK)) * QUERY_BLOCK
+    parts = []
+    for start in range(0, T, length):
+        mine, seen = slice(start, start + length), slice(start + length)
+        segments = None if segment_ids is None else segment_ids[:, mine]
+        keys = (k[:, seen], v[:, seen], None if segment_ids is None else key_segment_ids[:, seen])
+        parts.append(_by_blocks(q[:, mine], jnp.arange(T)[mine], segments, keys))
+    return jnp.concatenate(parts, axis=1).reshape(B, T, N, H)
+
+
+def _by_blocks(
+    q: Float[Array, "B T K G H"],
+    slots: Int[Array, " T"],
+    segment_ids: Int[Array, "B T"] | None,
+    keys: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"], Int[Array, "B S"] | None],
+) -> Float[Array, "B T K G H"]:
+    T = q.shape[1]
+    k, v, key_segment_ids = keys
 
     def block(q_BQKGH, slots_Q, segments_BQ):
-        visible = (slots_Q[:, None] >= jnp.arange(S))[None]
+        visible = (slots_Q[:, None] >= jnp.arange(k.shape[1]))[None]
         if segments_BQ is not None:
             same = segments_BQ[:, :, None] == key_segment_ids[:, None, :]
             visible = visible & same & (key_segment_ids > 0)[:, None, :]
         return _softmax_attention(q_BQKGH, k, v, visible)
 
-    slots = query_offset + jnp.arange(T)
     if T <= QUERY_BLOCK:
-        return block(q, slots, segment_ids).reshape(B, T, N, H)
+        return block(q, slots, segment_ids)
 
     def blocks(x, axis):
         """Splits the token axis into a leading axis of M blocks, padding the last one."""
@@ -58,7 +83,7 @@ def attention(
 
     segments = None if segment_ids is None else blocks(segment_ids, 1)
     out = jax.lax.map(jax.checkpoint(lambda args: block(*args)), (blocks(q, 1), blocks(slots, 0), segments))
-    return jnp.moveaxis(out, 0, 1).reshape(B, -1, N, H)[:, :T]
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :T]
 
 
 def _softmax_attention(

@@ -63,6 +63,25 @@ def causal_conv(
     return _shifted_sum(inputs, weight, owners, segment_ids), jnp.where(is_last_document[..., None], new_window, 0)
 
 
+def causal_conv_after(
+    x: Float[Array, "B T C"],
+    weight: Float[Array, "C W"],
+    past: Float[Array, "B W-1 C"],
+    past_segment_ids: Int[Array, "B W-1"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> Float[Array, "B T C"]:
+    """Convolves a part of a row, given the W - 1 inputs of the row right before it; see `causal_conv`.
+
+    Args:
+      past, past_segment_ids: what stands before the part, padding and other documents included; zeros before the
+        first part.
+    """
+    owners = None
+    if segment_ids is not None:
+        owners = jnp.concatenate([past_segment_ids, segment_ids], axis=1)
+    return _shifted_sum(jnp.concatenate([past, x], axis=1), weight, owners, segment_ids)
+
+
 def _skip_leading_padding(
     inputs: Float[Array, "B S C"], owners: Int[Array, "B S"], segment_ids: Int[Array, "B T"], W: int
 ) -> tuple[Float[Array, "B S C"], Int[Array, "B S"]]:

@@ -9,14 +9,35 @@ Letters: B batch, T tokens, D model width, V vocabulary, C positions in a chunk,
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from qwen35_jax.ops.products import sum_of_outer_products
+from qwen35_jax.sharding import current_mesh, over_mesh
 
-TokenLoss = Callable[[Float[Array, "B C V"], PyTree[Array]], tuple[Float[Array, ""], Float[Array, "B C V"]]]
+
+class VocabularyPart(NamedTuple):
+    """The entries of the vocabulary that a device has logits for, and how to reduce over all parts."""
+
+    first: Int[Array, ""] | int
+    axes: tuple[str, ...]
+
+    def logsumexp(self, logits: Float[Array, "B C V"]) -> Float[Array, "B C"]:
+        """Returns the logarithm of the sum over the whole vocabulary."""
+        if not self.axes:
+            return jax.nn.logsumexp(logits, axis=-1)
+        largest = jax.lax.pmax(jnp.max(logits, axis=-1), self.axes)
+        total = jax.lax.psum(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1), self.axes)
+        return jnp.log(total) + largest
+
+
+TokenLoss = Callable[
+    [Float[Array, "B C V"], PyTree[Array], VocabularyPart], tuple[Float[Array, ""], Float[Array, "B C V"]]
+]
+"""Returns the sum of the losses, which is the same on every part, and its gradient for the part's logits."""
 
 
 def linear_cross_entropy(
@@ -48,26 +69,23 @@ def linear_cross_entropy(
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 1; 256 is a good start.")
-    num_tokens = hidden.shape[1]
-    chunk = min(chunk_tokens, num_tokens)
-    padding = ((0, 0), (0, -num_tokens % chunk))
-    hidden = jnp.pad(hidden, (*padding, (0, 0)))
-    targets, weights = jnp.pad(targets, padding), jnp.pad(weights, padding)
     # One row of the head for each token, instead of a search through the chunk's logits. Any target may stand where
     # the weight is 0, so it is clipped: out of range, `take` would give NaN.
     rows = jnp.take(head, targets, axis=0, mode="clip").astype(hidden.dtype)
     target_logits = jnp.einsum("BTD,BTD->BT", hidden, rows, preferred_element_type=jnp.float32)
     inputs = jax.lax.stop_gradient((targets, weights, target_logits))
-    return _sum_over_chunks(_cross_entropy, chunk, hidden, head, inputs)
+    return _sum_over_chunks(_cross_entropy, chunk_tokens, hidden, head, inputs)
 
 
 def _cross_entropy(
-    logits: Float[Array, "B C V"], inputs: tuple[Int[Array, "B C"], Float[Array, "B C"], Float[Array, "B C"]]
+    logits: Float[Array, "B C V"],
+    inputs: tuple[Int[Array, "B C"], Float[Array, "B C"], Float[Array, "B C"]],
+    part: VocabularyPart,
 ) -> tuple[Float[Array, ""], Float[Array, "B C V"]]:
     targets, weights, target_logits = inputs
-    log_sum = jax.nn.logsumexp(logits, axis=-1)
-    # Compared, not scattered: elementwise work that fuses and that a vocabulary split over a mesh leaves in place.
-    is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
+    log_sum = part.logsumexp(logits)
+    # Compared, not scattered: elementwise work that fuses.
+    is_target = part.first + jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
     gradient = weights[..., None] * (jnp.exp(logits - log_sum[..., None]) - is_target)
     return jnp.sum(weights * (log_sum - target_logits)), gradient
 
@@ -75,67 +93,117 @@ def _cross_entropy(
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _sum_over_chunks(
     token_loss: TokenLoss,
-    chunk: int,
+    chunk_tokens: int,
     hidden: Float[Array, "B T D"],
     head: Float[Array, "V D"],
     inputs: PyTree[Array],
 ) -> Float[Array, ""]:
-    """Sums the values of ``token_loss(logits, inputs)`` over chunks; T is a multiple of ``chunk``.
+    """Sums the values of ``token_loss(logits, inputs)`` over chunks of tokens.
 
-    ``inputs`` are [B, T, ...] arrays that are cut like the hidden states and are not differentiated.
+    ``inputs`` are [B, T] arrays that are cut like the hidden states and are not differentiated.
     """
-    weight = head.astype(hidden.dtype)
-
-    def body(total, xs):
-        hidden_BCD, chunk_inputs = xs
-        return total + token_loss(_logits(hidden_BCD, weight), chunk_inputs)[0], None
-
-    total, _ = jax.lax.scan(body, jnp.zeros((), jnp.float32), _cut((hidden, inputs), chunk))
-    return total
+    return _on_mesh(token_loss, chunk_tokens, hidden, head, inputs, gradients=(False, False))[0]
 
 
-def _sum_over_chunks_forward(token_loss, chunk, hidden, head, inputs):
+def _sum_over_chunks_forward(token_loss, chunk_tokens, hidden, head, inputs):
     """Computes the value and, where asked for, the gradients, which are the residuals."""
-    head_trains = head.perturbed
-    hidden, head = hidden.value, head.value
     inputs = jax.tree.map(lambda x: x.value, inputs, is_leaf=lambda x: hasattr(x, "perturbed"))
-    weight = head.astype(hidden.dtype)
-
-    def body(carry, xs):
-        total, head_grad = carry
-        hidden_BCD, chunk_inputs = xs
-        loss, logits_grad = token_loss(_logits(hidden_BCD, weight), chunk_inputs)
-        logits_grad = logits_grad.astype(hidden.dtype)
-        hidden_grad = jnp.einsum("BCV,VD->BCD", logits_grad, weight, preferred_element_type=jnp.float32)
-        if head_trains:
-            head_grad += sum_of_outer_products(logits_grad, hidden_BCD, dtype=jnp.float32)
-        return (total + loss, head_grad), hidden_grad.astype(hidden.dtype)
-
-    head_grad = jnp.zeros(head.shape, jnp.float32) if head_trains else None
-    start = (jnp.zeros((), jnp.float32), head_grad)
-    (total, head_grad), grads_MBCD = jax.lax.scan(body, start, _cut((hidden, inputs), chunk))
-    hidden_grad = jnp.moveaxis(grads_MBCD, 0, 1).reshape(hidden.shape)
-    head_grad = head_grad.astype(head.dtype) if head_trains else None
-    return total, (hidden_grad, head_grad)
+    total, *grads = _on_mesh(
+        token_loss, chunk_tokens, hidden.value, head.value, inputs, gradients=(True, head.perturbed)
+    )
+    return total, grads
 
 
-def _sum_over_chunks_backward(token_loss, chunk, residuals, cotangent):
-    del token_loss, chunk
-    hidden_grad, head_grad = (None if grad is None else (cotangent * grad).astype(grad.dtype) for grad in residuals)
-    return hidden_grad, head_grad, None
+def _sum_over_chunks_backward(token_loss, chunk_tokens, residuals, cotangent):
+    del token_loss, chunk_tokens
+    return *(None if grad is None else (cotangent * grad).astype(grad.dtype) for grad in residuals), None
 
 
 _sum_over_chunks.defvjp(_sum_over_chunks_forward, _sum_over_chunks_backward, symbolic_zeros=True)
 
 
-def _logits(hidden_BCD: Float[Array, "B C D"], weight: Float[Array, "V D"]) -> Float[Array, "B C V"]:
-    return jnp.einsum("BCD,VD->BCV", hidden_BCD, weight, preferred_element_type=jnp.float32)
+def _on_mesh(
+    token_loss: TokenLoss,
+    chunk_tokens: int,
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    inputs: PyTree[Array],
+    *,
+    gradients: tuple[bool, bool],
+) -> tuple[Float[Array, ""], Float[Array, "B T D"] | None, Float[Array, "V D"] | None]:
+    """Computes the sum and the gradients of hidden states and head that are asked for, over the mesh if there is one.
+
+    Over a mesh every device holds an equal part of the vocabulary and sends its hidden states, chunk by chunk, to those
+    that share its tokens: less than the head, and no device ever holds the whole gradient of the head.
+    """
+    mesh = current_mesh()
+    divides = mesh is not None and not (
+        hidden.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"])
+        or hidden.shape[1] % mesh.shape["context"]
+        or head.shape[0] % (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    )
+    sharing = ("fsdp", "tensor") if divides else ()
+    run = partial(_scan_chunks, token_loss, chunk_tokens, gradients=gradients, sharing=sharing)
+    if not divides:
+        return run(hidden, head, *inputs)
+    tokens, rows = ("batch", "length"), ("vocab_parts", None)
+    out_axes = ((), *(axes if wanted else () for axes, wanted in zip(((*tokens, None), rows), gradients, strict=True)))
+    in_axes = ((*tokens, None), rows, *(tokens for _ in inputs))
+    return over_mesh(run, hidden, head, *inputs, in_axes=in_axes, out_axes=out_axes)
 
 
-def _cut(tree: PyTree[Array], chunk: int) -> PyTree[Array]:
-    """Turns [B, M * C, ...] arrays into [M, B, C, ...] ones."""
+def _scan_chunks(
+    token_loss: TokenLoss,
+    chunk_tokens: int,
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    *inputs: Array,
+    gradients: tuple[bool, bool],
+    sharing: tuple[str, ...],
+):
+    """Does the work of ``_on_mesh`` on one device; ``sharing``: the mesh axes that the vocabulary is split over."""
+    weight = head.astype(hidden.dtype)
+    first = jax.lax.axis_index(sharing) * head.shape[0] if sharing else 0
+    part = VocabularyPart(first, sharing)
+
+    def gather(x: Array) -> Array:
+        return jax.lax.all_gather(x, "fsdp", axis=0, tiled=True) if sharing else x
+
+    def body(carry, xs):
+        total, head_grad = carry
+        hidden_BCD, chunk_inputs = jax.tree.map(gather, xs)
+        logits = jnp.einsum("BCD,VD->BCV", hidden_BCD, weight, preferred_element_type=jnp.float32)
+        loss, logits_grad = token_loss(logits, chunk_inputs, part)
+        if not gradients[0]:
+            return (total + loss, None), None
+        logits_grad = logits_grad.astype(hidden.dtype)
+        hidden_grad = jnp.einsum("BCV,VD->BCD", logits_grad, weight, preferred_element_type=jnp.float32)
+        if sharing:
+            hidden_grad = jax.lax.psum_scatter(hidden_grad, "fsdp", scatter_dimension=0, tiled=True)
+            hidden_grad = jax.lax.psum(hidden_grad, "tensor")
+        if gradients[1]:
+            head_grad += sum_of_outer_products(logits_grad, hidden_BCD, dtype=jnp.float32)
+        return (total + loss, head_grad), hidden_grad.astype(hidden.dtype)
+
+    head_grad = jnp.zeros(head.shape, jnp.float32) if gradients[1] else None
+    start = (jnp.zeros((), jnp.float32), head_grad)
+    (total, head_grad), grads_MBCD = jax.lax.scan(body, start, _cut((hidden, inputs), chunk_tokens))
+    if sharing:
+        # Along these axes the tokens differ.
+        total, head_grad = jax.lax.psum((total, head_grad), ("data", "context"))
+    hidden_grad = None
+    if gradients[0]:
+        B, T, D = hidden.shape
+        hidden_grad = jnp.moveaxis(grads_MBCD, 0, 1).reshape(B, -1, D)[:, :T]
+    return total, hidden_grad, None if head_grad is None else head_grad.astype(head.dtype)
+
+
+def _cut(tree: PyTree[Array], chunk_tokens: int) -> PyTree[Array]:
+    """Turns [B, T, ...] arrays into [M, B, C, ...] ones, the last chunk filled up with zeros."""
 
     def cut(x):
+        chunk = min(chunk_tokens, x.shape[1])
+        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
     return jax.tree.map(cut, tree)

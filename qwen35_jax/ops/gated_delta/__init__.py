@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int
 
+from qwen35_jax.ops.gated_delta.affine import affine_map
 from qwen35_jax.ops.gated_delta.chunked import gated_delta_associative, gated_delta_chunked
 from qwen35_jax.ops.gated_delta.recurrent import gated_delta_recurrent
 
 __all__ = [
+    "affine_map",
     "gated_delta",
     "gated_delta_associative",
     "gated_delta_chunked",

@@ -1,0 +1,33 @@
+"""What a whole part of a row does to the state before it, as one affine map: the key to splitting rows over devices.
+
+Letters: B batch, T tokens of the part, N value heads, K key width, V value width.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+
+from qwen35_jax.ops.gated_delta.chunked import gated_delta_chunked
+
+
+def affine_map(
+    k: Float[Array, "B T N K"],
+    v: Float[Array, "B T N V"],
+    log_decay: Float[Array, "B T N"],
+    beta: Float[Array, "B T N"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    state_segment_ids: Int[Array, " B"] | None = None,
+    *,
+    chunk_size: int = 64,
+) -> tuple[Float32[Array, "B N K K"], Float32[Array, "B N K V"]]:
+    """Returns ``P`` and ``R``: tokens that meet the state ``S`` leave ``P S + R``. See `gated_delta` for the arguments.
+
+    Columns of the state do not meet, so the map is found by running the rule on the columns of an identity, which no
+    value is written to, beside those of a zero state.
+    """
+    B, T, N, K = k.shape
+    start = jnp.broadcast_to(jnp.eye(K, K + v.shape[-1], dtype=jnp.float32), (B, N, K, K + v.shape[-1]))
+    values = jnp.concatenate([jnp.zeros((B, T, N, K), v.dtype), v], axis=-1)
+    _, after = gated_delta_chunked(
+        jnp.zeros_like(k), k, values, log_decay, beta, start, segment_ids, state_segment_ids, chunk_size=chunk_size
+    )
+    return after[..., :K], after[..., K:]

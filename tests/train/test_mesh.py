@@ -1,0 +1,85 @@
+"""Eight devices give the numbers of one: losses and gradients of packed rows with MTP, however the mesh is cut."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from qwen35_jax.model import Qwen35
+from qwen35_jax.sharding import make_mesh, named_sharding
+from tests.train.conftest import small_config
+from train.config import MtpLossConfig
+from train.losses import sft_objective
+from train.state import split_model
+from train.step import make_gradients, put_batch
+
+MESHES = {
+    "data": {"data": 8},
+    "fsdp": {"fsdp": 8},
+    "tensor": {"tensor": 8},
+    "context": {"context": 8},
+    "data, fsdp, tensor": {"data": 2, "fsdp": 2, "tensor": 2},
+    "fsdp, context, tensor": {"fsdp": 2, "context": 2, "tensor": 2},
+    "context, tensor with copied key heads": {"context": 2, "tensor": 4},
+}
+ROWS, TOKENS = 8, 48
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    """Makes the loss terms and gradients of one fixed model and batch under a mesh."""
+    small = small_config()
+    text = dataclasses.replace(
+        small.text, hidden_size=64, intermediate_size=96, num_attention_heads=8, num_key_value_heads=2, head_dim=32,
+        linear_num_key_heads=4, linear_num_value_heads=8, linear_key_head_dim=16, linear_value_head_dim=16,
+    )  # fmt: skip
+    config = dataclasses.replace(small, text=text, vision=dataclasses.replace(small.vision, out_hidden_size=64))
+    model = Qwen35(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graphdef, params, frozen = split_model(model, adapters=False, train_mtp=True)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: np.asarray(x) + 0.03 * rng.normal(size=x.shape).astype(np.float32), params)
+    objective = sft_objective(MtpLossConfig(weight=0.3, num_steps=2), loss_chunk=5, remat="block")
+    # Borders of documents anywhere, also at the borders of parts; padding before, between and behind.
+    cuts = np.sort(rng.integers(1, TOKENS, (ROWS, 4)), axis=1)
+    segment_ids = 1 + np.sum(np.arange(TOKENS) >= cuts[..., None], axis=1)
+    segment_ids[1], segment_ids[2, 24:] = 1, 2
+    segment_ids[3, :9], segment_ids[4, 40:] = 0, 0
+    segment_ids[5] = np.repeat([1, 0, 2, 0], 12)
+    batch = {
+        "input_ids": rng.integers(0, 512, (ROWS, TOKENS)).astype(np.int32),
+        "segment_ids": segment_ids.astype(np.int32),
+        "trained": (rng.random((ROWS, TOKENS)) < 0.7) & (segment_ids > 0),
+    }
+
+    def numbers(**axes):
+        mesh = make_mesh(**axes)
+        with jax.set_mesh(mesh):
+            placed = jax.tree.map(
+                lambda variable: variable.replace(jax.device_put(variable[...], named_sharding(variable, mesh))),
+                params, is_leaf=lambda x: isinstance(x, nnx.Variable),
+            )  # fmt: skip
+            gradients = jax.jit(make_gradients(graphdef, objective, seed=0, dropout=False))
+            grads, sums, _ = gradients(placed, frozen, put_batch(batch, accumulation=1, mesh=mesh), jnp.int32(0))
+        return jax.device_get(sums), dict(nnx.to_flat_state(jax.device_get(grads)))
+
+    return numbers
+
+
+@pytest.fixture(scope="module")
+def single(numbers):
+    return numbers()
+
+
+@pytest.mark.parametrize("axes", MESHES.values(), ids=MESHES)
+def test_a_mesh_changes_no_number(numbers, single, axes):
+    sums, grads = numbers(**axes)
+    # The same float32 sums in another order.
+    for name, want in single[0].items():
+        np.testing.assert_allclose(sums[name], want, rtol=1e-5)
+    total = np.sqrt(sum(np.sum(np.square(grad[...], dtype=np.float64)) for grad in single[1].values()))
+    for path, want in single[1].items():
+        distance = np.linalg.norm(grads[path][...] - want[...])
+        assert distance <= 1e-5 * max(np.linalg.norm(want[...]), 1e-3 * total), (path, distance)
