@@ -10,6 +10,8 @@ class Device:
     Attributes:
       name: Google's short name, with which a topology starts ("v5e" in "v5e:2x4").
       peak_flops: bfloat16 operations per second; a multiplication and an addition are two.
+      cycles_per_second: the clock, as it follows from ``peak_flops`` and the matrix units: four of 128 x 128 in a v5e,
+        eight in a v5p, four of 256 x 256 in a v6e (of whose page a later version says two, too few for its peak).
       hbm_bytes: memory that a program may use, a little less than is installed: the limit that libtpu 0.0.52 states
         when it refuses a program.
       hbm_bytes_per_second: reads and writes together.
@@ -23,6 +25,7 @@ class Device:
 
     name: str
     peak_flops: float
+    cycles_per_second: float
     hbm_bytes: int
     hbm_bytes_per_second: float
     ici_bytes_per_second: float
@@ -31,9 +34,9 @@ class Device:
 _GIB = 2**30
 
 DEVICES = (
-    Device("v5e", 197e12, int(15.75 * _GIB), 819e9, 200e9),
-    Device("v5p", 459e12, int(95.73 * _GIB), 2765e9, 600e9),
-    Device("v6e", 918e12, int(31.24 * _GIB), 1640e9, 400e9),
+    Device("v5e", 197e12, 1.503e9, int(15.75 * _GIB), 819e9, 200e9),
+    Device("v5p", 459e12, 1.751e9, int(95.73 * _GIB), 2765e9, 600e9),
+    Device("v6e", 918e12, 1.751e9, int(31.24 * _GIB), 1640e9, 400e9),
 )
 
 # jax.Device.device_kind, in lower case. JAX calls a v5p "TPU v5".

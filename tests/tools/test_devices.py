@@ -34,3 +34,9 @@ def test_figures_are_in_the_stated_units(device):
     assert 1e14 < device.peak_flops < 1e16
     assert 2**33 < device.hbm_bytes < 2**37
     assert 1e11 < device.ici_bytes_per_second < device.hbm_bytes_per_second < 1e13
+
+
+@pytest.mark.parametrize(("name", "cells"), [("v5e", 4 * 128**2), ("v5p", 8 * 128**2), ("v6e", 4 * 256**2)])
+def test_every_cell_of_a_matrix_unit_multiplies_and_adds_once_a_cycle(name, cells):
+    device = find_device(name)
+    assert device.peak_flops == pytest.approx(2 * cells * device.cycles_per_second, rel=1e-3)

@@ -17,14 +17,12 @@ class Exchange:
     bytes: float
 
 
-def started_and_continued(module: Module, fused: set[str]) -> tuple[set[str], set[tuple[str, str]]]:
-    """Tells apart the copies of an asynchronous collective that the TPU compiler spreads over several fusions.
+def find_continued(module: Module, fused: set[str]) -> set[tuple[str, str]]:
+    """Returns, as (computation, instruction), the collectives that only go on with what another one started.
 
-    A fusion that ends in the custom call ``AsyncCollectiveStart`` starts it; fusions with other work and one with
-    ``AsyncCollectiveDone`` hold the same instruction again, under the same channel.
-
-    Returns:
-      The channels that are started so; (computation, instruction) of the copies that only continue.
+    The TPU compiler spreads an asynchronous collective over fusions: one ends in the custom call
+    ``AsyncCollectiveStart``; others, with work of their own or with ``AsyncCollectiveDone``, hold the same collective
+    again, under the same channel.
     """
     started, first = set(), set()
     for name in fused:
@@ -32,14 +30,14 @@ def started_and_continued(module: Module, fused: set[str]) -> tuple[set[str], se
         for instruction in computation.instructions.values():
             if 'custom_call_target="AsyncCollectiveStart"' in instruction.attributes:
                 for operand in computation.operands(instruction):
-                    started.add(operand.attribute(r"channel_id=(\d+)"))
+                    started.add(_channel(operand))
                     first.add((name, operand.name))
-    continued = {
+    again = {
         (name, instruction.name)
         for name in fused for instruction in module.computations[name].instructions.values()
-        if instruction.opcode in KINDS and instruction.attribute(r"channel_id=(\d+)") in started
+        if instruction.opcode in KINDS and _channel(instruction) in started
     }  # fmt: skip
-    return started, continued - first
+    return again - first
 
 
 def exchange(module: Module, computation: Computation, instruction: Instruction) -> Exchange | None:
@@ -75,3 +73,7 @@ def group_size(instruction: Instruction, num_devices: int) -> int:
     sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh))
     # An axis may be used in part: 'x':(2)4 is four consecutive devices out of two times four.
     return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", axes))
+
+
+def _channel(instruction: Instruction) -> str | None:
+    return instruction.attribute(r"channel_id=(\d+)")
