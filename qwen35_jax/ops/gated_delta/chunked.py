@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from qwen35_jax.ops.gated_delta import chunk as one
+from qwen35_jax.ops.gated_delta.product import product
 from qwen35_jax.ops.segments import fill_padding
 
 
@@ -124,7 +125,8 @@ def _backward(residuals, cotangents):
     q, k, v = (_join(g, x) for g, x in zip(grads[:3], row[:3], strict=True))
     # What changes the decay of token c changes all running sums from c on.
     sums, every, beta = (jnp.moveaxis(x, 0, 1) for x in grads[3:])
-    log_decay = lax.cumsum(sums, axis=3, reverse=True) + every[..., None]
+    C = sums.shape[-1]
+    log_decay = product("BMNC,CD->BMND", sums, jnp.tri(C, dtype=jnp.bfloat16)) + every[..., None]
     log_decay = jnp.where(row.log_decay > one.FORGOTTEN, log_decay, 0)
     return Row(q, k, v, log_decay, beta, None), d_state
 
