@@ -147,10 +147,18 @@ class SFTConfig:
     """Write ``export/`` at the end: a Hugging Face folder, or the PEFT adapter."""
     workdir: str | None = None
     """Where everything of the run is written; by default ``runs/`` and the name of the run file."""
+    plan: str | None = None
+    """Train nothing; print what the run needs on these TPUs, such as ``v5e:2x4``."""
+    plan_json: str | None = None
+    """A new file for the plan as JSON."""
+    plan_price: float | None = None
+    """Price of a chip for an hour, for the plan."""
 
     def __post_init__(self):
         _check_sizes(self)
         _check_mtp_trains_something(self)
+        if self.plan is None and (self.plan_json, self.plan_price) != (None, None):
+            raise ValueError("plan_json and plan_price belong to a plan; name its TPUs with --plan, such as v5e:2x4.")
 
     @property
     def param_dtype(self) -> StorageDtype:
@@ -173,8 +181,6 @@ def _check_sizes(cfg: SFTConfig) -> None:
             f"data.rows_per_batch={rows} cannot be cut into accumulation={cfg.accumulation} parts over "
             f"mesh.data*mesh.fsdp={splits} devices; make it a multiple of {cfg.accumulation * splits}."
         )
-    if cfg.mesh.context != 1:
-        raise ValueError(f"mesh.context={cfg.mesh.context}: rows cannot be split over devices yet; use mesh.context=1.")
 
 
 def _check_mtp_trains_something(cfg: SFTConfig) -> None:

@@ -14,7 +14,7 @@ RECORD = "config.json"
 # Settings that change no number of the run. Paths are judged by what lies there; rows that a policy leaves out
 # change the data's identity, or would have stopped the run before.
 _FREE = (
-    *("checkpoint", "export", "workdir", "model.path"),
+    *("checkpoint", "export", "workdir", "model.path", "plan", "plan_json", "plan_price"),
     *("data.path", "data.hub_files", "data.num_threads", "data.epochs", "data.long_rows", "data.bad_rows"),
 )
 # Settings that change only the order of floating-point sums.

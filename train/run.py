@@ -23,7 +23,7 @@ from qwen35_jax.hf.load import load, match_tensors
 from qwen35_jax.hf.save import save
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
-from qwen35_jax.sharding import make_mesh
+from qwen35_jax.sharding import check_mesh, make_mesh
 from train.checkpoint import Checkpoints
 from train.config import SFTConfig
 from train.data.pipeline import BatchIterator, make_batches
@@ -90,7 +90,7 @@ def run(cfg: SFTConfig, workdir: Path, objective: Objective) -> None:
 
 
 def check_inputs(cfg: SFTConfig) -> Inputs:
-    """Finds checkpoint, tokenizer and data, and checks that they fit each other and the settings.
+    """Finds checkpoint, tokenizer and data, and checks that they fit each other, the mesh and the settings.
 
     Raises:
       ValueError, OSError: they do not; the message names file and remedy.
@@ -102,6 +102,12 @@ def check_inputs(cfg: SFTConfig) -> Inputs:
             f"{folder} has no MTP head (mtp.* tensors), but mtp.weight={cfg.mtp.weight}; set mtp.weight=0 or start "
             "from a checkpoint that has one."
         )
+    check_mesh(
+        model_config.text,
+        dataclasses.asdict(cfg.mesh),
+        rows=cfg.data.rows_per_batch // cfg.accumulation,
+        tokens=cfg.data.sequence_length,
+    )
     tokenizer = Tokenizer.from_pretrained(folder)
     largest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
     if largest >= model_config.text.vocab_size:

@@ -1,8 +1,10 @@
 """Supervised fine-tuning from a run file.
 
     python -m train.sft CONFIG.py [--workdir DIR] [--model.path DIR] [--data.path FILE] [--steps N] ...
+    python -m train.sft CONFIG.py --plan v5e:2x4 [--plan-json FILE] [--plan-price DOLLARS]
 
-Run again with the same arguments, it resumes from the newest checkpoint of the run directory.
+Run again with the same arguments, it resumes from the newest checkpoint of the run directory. With ``--plan`` it trains
+nothing and prints what the run would need on TPUs of that kind.
 """
 
 import logging
@@ -12,7 +14,8 @@ from pathlib import Path
 
 from qwen35_jax.command import config_from_command_line, one_line_errors
 from train.config import SFTConfig
-from train.losses import sft_objective
+from train.losses import Objective, sft_objective
+from train.plan import print_plan
 from train.run import run
 
 
@@ -22,8 +25,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         cfg = config_from_command_line(argv, SFTConfig, program="python -m train.sft")
         _set_up_logging()
+        if cfg.plan is not None:
+            print_plan(cfg, objective)
+            return
         workdir = Path(cfg.workdir or Path("runs", Path(argv[0]).stem))
-        run(cfg, workdir, sft_objective(cfg.mtp, loss_chunk=cfg.loss_chunk, remat=cfg.model.remat))
+        run(cfg, workdir, objective(cfg))
+
+
+def objective(cfg: SFTConfig) -> Objective:
+    return sft_objective(cfg.mtp, loss_chunk=cfg.loss_chunk, remat=cfg.model.remat)
 
 
 def _set_up_logging() -> None:

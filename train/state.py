@@ -51,17 +51,23 @@ def split_model(model: Qwen35, *, adapters: bool, train_mtp: bool) -> tuple[nnx.
 
 def init_state(params: nnx.State, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Makes the state of step 0; moments are float32 and lie where their parameters lie."""
+    places = jax.tree.map(lambda x: x.sharding, abstract_state(params, tx, mesh))
+    opt_state = jax.jit(lambda p: tx.init(to_float32(p)), out_shardings=places.opt_state)(params)
+    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), places.step), params, opt_state)
+
+
+def abstract_state(params: nnx.State, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns shapes, dtypes and placement of the state that ``init_state`` makes; ``params`` may be shapes too."""
     replicated = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.eval_shape(lambda p: tx.init(to_float32(p)), params)
-    shardings = optax.tree_map_params(
+    opt_state = optax.tree_map_params(
         tx,
-        lambda _, param: param.sharding,
-        shapes,
+        lambda x, param: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=param.sharding),
+        jax.eval_shape(lambda p: tx.init(to_float32(p)), params),
         params,
-        transform_non_params=lambda _: replicated,
+        transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
     )
-    opt_state = jax.jit(lambda p: tx.init(to_float32(p)), out_shardings=shardings)(params)
-    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated), params, opt_state)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    return abstract(TrainState(step, params, opt_state))
 
 
 def to_float32(tree: PyTree[Array]) -> PyTree[Array]:
