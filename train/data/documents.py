@@ -1,9 +1,9 @@
 """The documents of a run by their position: read, checked, rendered and tokenised when they are asked for.
 
-Before a run starts its rows are checked, as far as that takes seconds: all rows of a source of up to 256 MiB; of a larger
-one as many as 256 MiB hold, in runs evenly spread over it, because to parse hundreds of gigabytes would take an hour at
-every start. In any case a row is checked when its turn comes, and the policies apply then. A run that a bad row stopped
-in the middle goes on from its checkpoint with ``bad_rows="drop"``, which changes nothing about the rows before.
+Before a run starts its rows are checked, as far as that takes seconds: all rows of a source of up to 256 MiB; of a
+larger one as many as 256 MiB hold, in runs evenly spread over it, because to parse hundreds of gigabytes would take an
+hour at every start. In any case a row is checked when its turn comes, and the policies apply then. A run that a bad row
+stopped in the middle goes on from its checkpoint with ``bad_rows="drop"``, which changes nothing about the rows before.
 """
 
 import logging

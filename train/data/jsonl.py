@@ -21,7 +21,7 @@ from train.data.rows import RowError
 
 logger = logging.getLogger(__name__)
 
-_BLOCK = 1 << 24
+_BLOCK = 1 << 22
 # Below this size a file is read again in less than a second.
 _CACHED_BYTES = 1 << 29
 _HEADER = 3

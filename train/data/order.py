@@ -1,9 +1,9 @@
 """Which row is the document at a position of a run: a pure function of the seed and the position.
 
 Sources are drawn from by a fixed pattern of 65,536 places, in which each has as many as its weight asks for, spread
-evenly with some chance. A source goes through its rows pass after pass, each pass in an order of its own: its row groups
-are shuffled and cut into windows of a bounded number of bytes, and the rows of a window are shuffled among each other.
-A source of JSONL files is one window, so that all its rows are.
+evenly with some chance. A source goes through its rows pass after pass, each pass in an order of its own: its groups of
+rows are shuffled and cut into windows of a bounded number of bytes, and the rows of a window are shuffled among each
+other. A source of JSONL files is one window, so that all its rows are.
 """
 
 from collections.abc import Sequence

@@ -83,7 +83,7 @@ class Shard:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from a state of `get_state`."""
-        # A text is cut into pieces that follow one another: keep the last few documents while their pieces are asked for.
+        # The pieces of a text that was cut follow one another: its tokens are kept while they are asked for.
         document = lru_cache(maxsize=32)(self._documents.__getitem__)
 
         def restore(keys: list[list[int]]) -> Row:

@@ -23,8 +23,8 @@ WINDOW_BYTES = 1 << 27
 class RowSource:
     """The rows of several files, one after the other.
 
-    They come in groups, each to be read as a whole: the row groups of Parquet files, and the JSONL files, whose rows can
-    be read one by one and which therefore hold no bytes.
+    They come in groups, each to be read as a whole: the row groups of Parquet files, and the JSONL files, whose rows
+    can be read one by one and which therefore count no bytes.
     """
 
     def __init__(self, paths: Sequence[Path]):
