@@ -13,8 +13,6 @@ from typing import Any
 
 from flax import nnx
 from jax.sharding import Mesh
-from qwen35_jax.tools.devices import Device, find_device
-from qwen35_jax.tools.flops import training_flops_per_token
 from qwen35_jax.tools.hlo import Costs, read_costs
 
 from qwen35_jax import lora
@@ -23,6 +21,8 @@ from qwen35_jax.model import Qwen35
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.sharding import check_mesh, make_mesh
 from qwen35_jax.tools.aot import Compiled, abstract_model, bytes_per_device, compile_abstract, topology_devices
+from qwen35_jax.tools.devices import Device, find_device
+from qwen35_jax.tools.flops import training_flops_per_token
 from train.config import SFTConfig
 from train.files import write_atomically
 from train.losses import Objective
