@@ -11,11 +11,19 @@ from train.files import fingerprint, write_atomically
 
 RECORD = "config.json"
 
-# Settings that change no number of the run. Paths are judged by what lies there; rows that a policy leaves out
-# change the data's identity, or would have stopped the run before.
+# Settings that change no number of the run. Data is judged by what lies at its paths and by the shares of the sources;
+# a row that one policy leaves out would have stopped the run under the other.
 _FREE = (
     *("checkpoint", "export", "workdir", "model.path"),
-    *("data.path", "data.hub_files", "data.num_threads", "data.epochs", "data.long_rows", "data.bad_rows"),
+    *(
+        "data.path",
+        "data.sources",
+        "data.hub_files",
+        "data.num_threads",
+        "data.epochs",
+        "data.long_rows",
+        "data.bad_rows",
+    ),
 )
 # Settings that change only the order of floating-point sums.
 _LAYOUT = ("mesh", "model.remat", "loss_chunk")

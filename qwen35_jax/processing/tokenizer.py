@@ -1,6 +1,7 @@
 """The tokenizer of a Hugging Face folder: text to ids, ids to text, conversations to prompts."""
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,29 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Turns text into ids. Special tokens written out in the text become single ids; none is added."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        # Unlike the backend's `encode`, its batch calls let other Python threads run meanwhile.
+        [encoding] = self.backend.encode_batch_fast([text], add_special_tokens=False)
+        return encoding.ids
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Turns text into ids and, for each, the range of characters ``[start, end)`` it was made from.
+    def encode_with_ranges(
+        self, text: str, ranges: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Turns text into ids and ranges ``[start, end)`` of its characters into ranges of these ids.
 
-        Tokens that share one character (its bytes) share its range. Unicode composition (NFC) happens inside, and the
-        offsets are those of the text as given.
+        A token belongs to a range if all characters that it was made from do. Tokens that share one character (its
+        bytes) share its place. Unicode composition (NFC) happens inside, and characters are those of the text as given.
         """
-        encoding = self.backend.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+        [encoding] = self.backend.encode_batch([text], add_special_tokens=False)
+        ids = encoding.ids
+
+        def first_from(start: int) -> int:
+            return bisect_left(range(len(ids)), start, key=lambda token: encoding.token_to_chars(token)[0])
+
+        def first_beyond(end: int) -> int:
+            return bisect_right(range(len(ids)), end, key=lambda token: encoding.token_to_chars(token)[1])
+
+        found = [(first_from(start), first_beyond(end)) for start, end in ranges]
+        return ids, [(first, max(first, stop)) for first, stop in found]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Turns ids into text. Ids of the padded vocabulary give nothing; broken UTF-8 gives U+FFFD.

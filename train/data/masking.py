@@ -67,11 +67,10 @@ def encode_conversation(
         )
     if train_on == "last":
         spans = spans[-1:]
-    ids, offsets = tokenizer.encode_with_offsets(text)
-    starts, ends = np.asarray(offsets, np.int64).reshape(-1, 2).T
+    ids, ranges = tokenizer.encode_with_ranges(text, spans)
     trained = np.zeros(len(ids), bool)
-    for start, end in spans:
-        trained |= (starts >= start) & (ends <= end)
+    for start, stop in ranges:
+        trained[start:stop] = True
     return Example(np.asarray(ids, np.int32), trained)
 
 
