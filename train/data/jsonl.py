@@ -55,8 +55,11 @@ class JsonlFile:
         """
         start, end = (int(offset) for offset in self._starts[index : index + 2])
         # Opened for each row: threads do not disturb each other, and a thousand files need no thousand descriptors.
-        with self.path.open("rb", buffering=0) as file:
-            line = os.pread(file.fileno(), end - start, start)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            line = os.pread(descriptor, end - start, start)
+        finally:
+            os.close(descriptor)
         try:
             return json.loads(line.rstrip(b"\n"))
         except ValueError as err:

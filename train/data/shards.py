@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import grain
+import numpy as np
 
 from train.data.documents import Documents, refusal
 from train.data.masking import Example
@@ -16,8 +17,10 @@ logger = logging.getLogger(__name__)
 
 _ENDLESS = 1 << 62
 _MAX_UNUSED = 100_000
+# Documents that a thread takes at a time: what grain does for each of its elements costs as much as a short document.
+_RUN = 8
 # What may be tokenised and not yet packed: enough for seconds of training, and bounded in memory.
-_MAX_DOCUMENTS_AHEAD, _MAX_TOKENS_AHEAD = 1024, 1 << 25
+_MAX_DOCUMENTS_AHEAD, _MAX_TOKENS_AHEAD = 2048, 1 << 26
 
 
 class Shard:
@@ -29,18 +32,17 @@ class Shard:
 
     def __init__(self, documents: Documents, number: int, num_threads: int):
         config = documents.config
-        self._documents, self._number, self._step = documents, number, config.shards
+        self._documents = documents
         end = _ENDLESS if config.epochs is None else config.epochs * documents.epoch_length
-        ahead = min(_MAX_DOCUMENTS_AHEAD, _MAX_TOKENS_AHEAD // config.sequence_length) * num_threads
+        self._positions = range(number, end, config.shards)
+        ahead = min(_MAX_DOCUMENTS_AHEAD, _MAX_TOKENS_AHEAD // config.sequence_length) // _RUN
         options = grain.ReadOptions(
-            num_threads=num_threads, prefetch_buffer_size=max(2 * num_threads, ahead // config.num_threads)
+            num_threads=num_threads,
+            prefetch_buffer_size=max(2 * num_threads, ahead * num_threads // config.num_threads),
         )
-        # A shard without any document is possible where there are more shards than documents.
-        self._stream = (
-            iter(grain.MapDataset.range(number, end, self._step).map(documents.__getitem__).to_iter_dataset(options))
-            if number < end
-            else None
-        )
+        num_runs = -(-len(self._positions) // _RUN)
+        self._stream = iter(grain.MapDataset.range(num_runs).map(self._load).to_iter_dataset(options))
+        self._loaded: deque[list[Example] | RowError] = deque()
         self._packer = Packer(config.sequence_length, config.open_rows)
         self._ready: deque[Row] = deque()
         self._taken = 0
@@ -60,15 +62,16 @@ class Shard:
           ValueError: a document is too long or unusable and its policy is ``error``, or none of very many was usable.
         """
         while len(self._ready) < count:
-            document = None if self._stream is None else next(self._stream, None)
-            if document is None:
+            if not self._loaded:
+                self._loaded.extend(next(self._stream, ()))
+            if not self._loaded:
                 self._ready.extend(self._packer.flush())
                 break
-            self._take(document)
+            self._take(self._loaded.popleft())
         rows = [self._ready.popleft() for _ in range(min(len(self._ready), count))]
         self.counts["rows"] += len(rows)
         self.counts["tokens"] += sum(map(used, rows))
-        self.counts["trained_tokens"] += sum(int(example.trained.sum()) for row in rows for _, example in row)
+        self.counts["trained_tokens"] += sum(np.count_nonzero(e.trained) for row in rows for _, e in row)
         return rows
 
     def get_state(self) -> dict[str, Any]:
@@ -90,16 +93,21 @@ class Shard:
             return [((position, part), document(position)[part]) for position, part in keys]
 
         self._taken = state["taken"]
-        if self._stream is not None:
-            self._stream.set_state({"next_index": self._taken})
+        run, place = divmod(self._taken, _RUN)
+        self._stream.set_state({"next_index": run})
+        self._loaded = deque([*next(self._stream, ())][place:])
         self._packer.restore([restore(keys) for keys in state["open"]])
         self._ready = deque(restore(keys) for keys in state["ready"])
         self.counts, self.dropped = Counter(state["counts"]), Counter(state["dropped"])
         self._unused_in_a_row = 0
 
+    def _load(self, run: int) -> list[list[Example] | RowError]:
+        """Reads and tokenises the next few documents; runs in grain's threads."""
+        return [self._documents[position] for position in self._positions[run * _RUN : (run + 1) * _RUN]]
+
     def _take(self, document: list[Example] | RowError) -> None:
         """Hands the next document to the packer, or counts why there is none."""
-        position = self._number + self._step * self._taken
+        position = self._positions[self._taken]
         self._taken += 1
         if not isinstance(document, RowError):
             self._unused_in_a_row = 0
@@ -113,7 +121,7 @@ class Shard:
             logger.warning("%s is left out, as will be all rows like it: %s", where, document)
         self.dropped[reason] += 1
         self._unused_in_a_row += 1
-        if self._unused_in_a_row == min(self._step * self._documents.epoch_length, _MAX_UNUSED):
+        if self._unused_in_a_row == min(self._positions.step * self._documents.epoch_length, _MAX_UNUSED):
             raise ValueError(
                 f"no row of {self._documents.names} can be used; {self._unused_in_a_row} documents in a row were left "
                 f"out: {dict(self.dropped)}; raise data.sequence_length or mend the rows."
