@@ -1,0 +1,1 @@
+"""What runs around a model: joining processes, the devices it runs on, and what a step costs on them."""

@@ -1,0 +1,43 @@
+"""How fast a step was, against what the devices could do, and the memory it took."""
+
+from typing import NamedTuple
+
+import jax
+
+from train.metrics import Row
+
+
+class Throughput(NamedTuple):
+    """What turns tokens and seconds into rates."""
+
+    num_devices: int
+    flops_per_token: float
+    """Of the model, forward and backward, without what is computed twice to save memory."""
+    peak_flops_per_second: float | None
+    """Of one device in bfloat16; None if unknown."""
+
+    def rates(self, tokens: int, seconds: float) -> Row:
+        """Returns the clock's fields of a row; ``tokens`` are those of documents, without padding.
+
+        ``fraction_of_peak_flops_per_second`` is the model-FLOPs utilisation (MFU).
+        """
+        per_second = tokens / seconds
+        rates = {
+            "step_seconds": seconds,
+            "tokens_per_second": per_second,
+            "tokens_per_device_per_second": per_second / self.num_devices,
+        }
+        if self.peak_flops_per_second is not None:
+            achieved = per_second * self.flops_per_token / self.num_devices
+            rates["fraction_of_peak_flops_per_second"] = achieved / self.peak_flops_per_second
+        return rates
+
+
+def memory_in_use() -> Row:
+    """Returns what the fullest local device holds and has held at most, in bytes; nothing where it cannot be told."""
+    stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    return {
+        f"hbm/{name}": max(each[name] for each in stats)
+        for name in ("bytes_in_use", "peak_bytes_in_use", "bytes_limit")
+        if stats and all(name in each for each in stats)
+    }
