@@ -1,1 +1,1 @@
-"""What runs around a model: joining processes, the devices it runs on, and what a step costs on them."""
+"""What surrounds a run: its processes, the devices, the work of a token, a compiled program."""
