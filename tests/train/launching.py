@@ -26,14 +26,9 @@ class Command:
 
     def start(self, workdir, *options, config=TINY, devices=1, processes=1):
         """Starts the processes of one run, each with so many devices, and returns them."""
-        environment = os.environ | {
+        env = environment(devices=devices) | {
             "JAX_COMPILATION_CACHE_DIR": str(self._cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": (
-                f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices} "
-                "--xla_cpu_multi_thread_eigen=false"
-            ),
         }
         files = ("--model.path", self._inputs / "base", "--data.path", self._inputs / "train.jsonl")
         command = [sys.executable, "-m", "train.sft", config, *map(str, (*files, "--workdir", workdir)), *options]
@@ -41,7 +36,7 @@ class Command:
         joined = [(*address, "--processes.index", str(index)) for index in range(processes)] if processes > 1 else [()]
         return [
             subprocess.Popen(
-                [*command, *each], cwd=REPO, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                [*command, *each], cwd=REPO, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
             for each in joined
         ]
@@ -51,7 +46,14 @@ class Command:
         return finish(self.start(workdir, *options, **where))
 
 
+def environment(*, devices):
+    """Returns the variables of a process that sees so many devices and imports from the checkout."""
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(REPO)}
+
+
 def free_port():
+    """Returns a port that nothing listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
