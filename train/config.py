@@ -165,7 +165,8 @@ class SFTConfig:
     export: bool = True
     """Write ``export/`` at the end: a Hugging Face folder, or the PEFT adapter."""
     workdir: str | None = None
-    """Where everything of the run is written; by default ``runs/`` and the name of the run file."""
+    """Where everything of the run is written; by default ``runs/`` and the name of the run file. On several hosts it
+    lies on a disk, or a mounted bucket, that all of them see under this path."""
 
     def __post_init__(self):
         _check_sizes(self)
@@ -177,6 +178,11 @@ class SFTConfig:
             )
         if self.profile is not None:
             parse_steps(self.profile)
+        if self.workdir is not None and "://" in self.workdir:
+            raise ValueError(
+                f"workdir={self.workdir!r} is an address, but a path is needed; mount the bucket (Cloud Storage FUSE) "
+                "and give the path of the mount."
+            )
 
     @property
     def param_dtype(self) -> StorageDtype:

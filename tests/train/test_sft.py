@@ -193,6 +193,20 @@ WRONG = {
     "rows that cannot be cut": (lambda i, t: [TINY, "--accumulation", "3"], "rows_per_batch=8"),
     "more devices than there are": (lambda i, t: [TINY, "--mesh.tensor", "64"], "64 devices"),
     "unknown LoRA target": (lambda i, t: [TINY, "--lora.targets", "attention", "vision"], "vision"),
+    "a mesh that does not divide the tokens": (
+        lambda i, t: [TINY, "--mesh.context", "8", "--data.sequence-length", "72"],
+        "tokens in a row=72",
+    ),
+    "steps to profile in the wrong order": (lambda i, t: [TINY, "--profile", "9:3"], "profile='9:3'"),
+    "evaluations without anything to evaluate": (lambda i, t: [TINY, "--evaluate-every", "5"], "evaluate_every=5"),
+    "unknown policy": (lambda i, t: [TINY, "--health.policy", "hope"], "hope"),
+    "limit that stops every step": (lambda i, t: [TINY, "--health.loss-factor", "0.5"], "health.loss_factor=0.5"),
+    "moments of an unknown dtype": (lambda i, t: [TINY, "--optim.first-moment-dtype", "int8"], "int8"),
+    "processes without a coordinator": (
+        lambda i, t: [TINY, "--processes.count", "2", "--processes.index", "0"],
+        "processes.coordinator",
+    ),
+    "bucket as a workdir": (lambda i, t: [TINY, "--workdir", "gs://bucket/run"], "mount the bucket"),
     "LoRA rank 0": (lambda i, t: [TINY, "--lora.rank", "0"], "rank=0"),
     "MTP gradient that reaches nothing": (
         lambda i, t: [TINY, "--lora.targets", "mlp", "--mtp.gradient", "head_only"],
@@ -232,3 +246,30 @@ def test_resuming_with_other_settings_is_refused(whole_run, inputs, capsys):
     assert f"optim.learning_rate was {tiny_config().optim.learning_rate}, now 0.5; seed was 0, now 4" in error
     assert error.count("\n") == 1
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+SCORED = """
+import dataclasses
+from configs.tiny_sft_scored import config as scored, score
+
+def on_these_questions(model, tokenizer):
+    return score(model, tokenizer, data_dir={data_dir!r})
+
+def config():
+    return dataclasses.replace(scored(), evaluate=on_these_questions, evaluate_every=4)
+"""
+
+
+def test_a_run_scores_itself_and_traces_chosen_steps(command, whole_run, tmp_path):
+    (tmp_path / "qa").mkdir()
+    (tmp_path / "qa" / "test.jsonl").write_text('{"question": "What is 1 plus 1", "answer": "2"}\n')
+    (tmp_path / "scored.py").write_text(SCORED.format(data_dir=str(tmp_path)))
+    workdir = tmp_path / "run"
+    command.run(workdir, *LORA, "--profile", "4:5", config=str(tmp_path / "scored.py"))
+    rows = timeless(workdir)
+    assert [row["step"] for row in rows if "eval_qa_accuracy" in row] == [4, 8]
+    assert [row | {"eval_qa_accuracy": 0} for row in rows] == [
+        row | {"eval_qa_accuracy": 0} for row in timeless(whole_run[0])
+    ]
+    assert json.loads((workdir / "config.json").read_text())["evaluate"].endswith(".on_these_questions")
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
