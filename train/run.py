@@ -224,7 +224,7 @@ def _train(
         contextlib.closing(MetricsWriter(workdir, first_step=done + 1, last_step=cfg.steps)) as metrics,
         watch_for_preemption() as is_preempted,
     ):
-        throughput = Throughput(mesh.size, 0.0, None)
+        throughput = Throughput.of(cfg, inputs.model_config, mesh)
         recorder = Recorder(
             workdir, metrics, throughput, cfg.health, positions=rows * tokens, first_row=inputs.rows.start
         )

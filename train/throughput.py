@@ -3,7 +3,12 @@
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
+from qwen35_jax.config import ModelConfig
+from qwen35_jax.tools.devices import find_device
+from qwen35_jax.tools.flops import training_flops_per_token
+from train.config import SFTConfig
 from train.metrics import Row
 
 
@@ -15,6 +20,18 @@ class Throughput(NamedTuple):
     """Of the model, forward and backward, without what is computed twice to save memory."""
     peak_flops_per_second: float | None
     """Of one device in bfloat16; None if unknown."""
+
+    @classmethod
+    def of(cls, cfg: SFTConfig, model_config: ModelConfig, mesh: Mesh) -> "Throughput":
+        """Returns the figures of a run, whose rows count as one document each: packed ones attend to a little less."""
+        device = find_device(mesh.devices.flat[0].device_kind)
+        work = training_flops_per_token(
+            model_config,
+            sequence_length=cfg.data.sequence_length,
+            adapters=cfg.lora is not None,
+            mtp_steps=cfg.mtp.num_steps if cfg.mtp.weight else 0,
+        )
+        return cls(mesh.size, work, None if device is None else device.peak_flops)
 
     def rates(self, tokens: int, seconds: float) -> Row:
         """Returns the clock's fields of a row; ``tokens`` are those of documents, without padding.
