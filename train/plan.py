@@ -290,7 +290,7 @@ def compile_step(
     """Compiles the step that ``train.run`` would run."""
     tx, schedule = make_optimizer(cfg.optim, cfg.steps), make_schedule(cfg.optim, cfg.steps)
     dropout = cfg.lora is not None and cfg.lora.dropout > 0
-    step = make_step(graphdef, objective, tx, schedule, seed=cfg.seed, dropout=dropout, state=state)
+    step = make_step(graphdef, objective, tx, schedule, seed=cfg.seed, dropout=dropout, state=state, health=cfg.health)
     batch = abstract_batch(
         rows=cfg.data.rows_per_batch, tokens=cfg.data.sequence_length, accumulation=cfg.accumulation, mesh=mesh
     )

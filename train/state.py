@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from qwen35_jax.model import Qwen35
+from train.health import Health, new_health
 from train.losses import in_mtp_block
 
 
@@ -21,9 +22,10 @@ class TrainState(NamedTuple):
     """
 
     step: Int[Array, ""]
-    """Updates done so far."""
+    """Steps done so far, those included whose update was skipped."""
     params: nnx.State
     opt_state: optax.OptState
+    health: Health
 
 
 def split_model(model: Qwen35, *, adapters: bool, train_mtp: bool) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -50,10 +52,11 @@ def split_model(model: Qwen35, *, adapters: bool, train_mtp: bool) -> tuple[nnx.
 
 
 def init_state(params: nnx.State, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Makes the state of step 0; moments are float32 and lie where their parameters lie."""
+    """Makes the state of step 0; moments have the dtype that ``tx`` gives them and lie where their parameters lie."""
     places = jax.tree.map(lambda x: x.sharding, abstract_state(params, tx, mesh))
     opt_state = jax.jit(lambda p: tx.init(to_float32(p)), out_shardings=places.opt_state)(params)
-    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), places.step), params, opt_state)
+    step, health = jax.device_put((np.int32(0), new_health()), (places.step, places.health))
+    return TrainState(step, params, opt_state, health)
 
 
 def abstract_state(params: nnx.State, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -66,8 +69,10 @@ def abstract_state(params: nnx.State, tx: optax.GradientTransformation, mesh: Me
         params,
         transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
     )
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-    return abstract(TrainState(step, params, opt_state))
+    step, health = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), (np.int32(0), new_health())
+    )
+    return abstract(TrainState(step, params, opt_state, health))
 
 
 def to_float32(tree: PyTree[Array]) -> PyTree[Array]:

@@ -71,7 +71,7 @@ class Shard:
         rows = [self._ready.popleft() for _ in range(min(len(self._ready), count))]
         self.counts["rows"] += len(rows)
         self.counts["tokens"] += sum(map(used, rows))
-        self.counts["trained_tokens"] += sum(np.count_nonzero(e.trained) for row in rows for _, e in row)
+        self.counts["trained_tokens"] += sum(int(np.count_nonzero(e.trained)) for row in rows for _, e in row)
         return rows
 
     def get_state(self) -> dict[str, Any]:
