@@ -16,7 +16,7 @@ from qwen35_jax.hf.adapter import load_adapter
 from qwen35_jax.hf.files import Stored, find_folder, read_checkpoint
 from qwen35_jax.hf.names import Index, TensorSpec, TreePath, tensor_table, tied_head
 from qwen35_jax.model import Qwen35
-from qwen35_jax.sharding import make_mesh, named_sharding
+from qwen35_jax.sharding import check_mesh, make_mesh, named_sharding
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ def load(
 
     Raises:
       FileNotFoundError: no such folder or repository, or a file that it should hold is absent.
-      ValueError: the architecture is unknown, a file is damaged, or a tensor is missing, unexpected or misshapen.
+      ValueError: the architecture is unknown, a file is damaged, or a tensor is missing, unexpected or misshapen;
+        or the mesh does not divide the model.
     """
     dtype = _float_dtype(dtype)
     param_dtype = dtype if param_dtype is None else _float_dtype(param_dtype)
@@ -53,6 +54,7 @@ def load(
     stored = read_checkpoint(folder)
     config, table = match_tensors(config, stored, folder)
     mesh = make_mesh() if mesh is None else mesh
+    check_mesh(config.text, mesh.shape)
 
     specs: dict[TreePath, list[TensorSpec]] = {}
     for spec in table.values():

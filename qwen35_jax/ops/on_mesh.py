@@ -163,9 +163,8 @@ def _swap_second_halves(x: Array | None, parts: int) -> Array | None:
 
 def _splash_kernel(num_tokens: int, num_heads: int, parts: int) -> splash.Kernel | None:
     """Returns the kernel for this platform, mesh and length, or None where it is the plain form's turn."""
-    if current_platform() != "tpu" or not splash.fits(num_tokens // parts, num_tokens):
+    if current_platform() != "tpu" or not splash.fits(num_tokens, parts):
         return None
     mesh = current_mesh()
-    return splash.make_kernel(
-        num_tokens, num_heads=num_heads // (1 if mesh is None else mesh.shape["tensor"]), parts=parts
-    )
+    tensor = 1 if mesh is None else mesh.shape["tensor"]
+    return splash.make_kernel(num_tokens, num_heads=num_heads // tensor, parts=parts)
