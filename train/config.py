@@ -9,7 +9,7 @@ from typing import Literal
 
 from qwen35_jax.layers.recompute import Remat
 from qwen35_jax.lora import LoraConfig
-from train.data.config import DataConfig
+from train.data.config import DataConfig, Source
 
 __all__ = [
     "CheckpointConfig",
@@ -20,6 +20,7 @@ __all__ = [
     "MtpLossConfig",
     "OptimConfig",
     "SFTConfig",
+    "Source",
 ]
 
 StorageDtype = Literal["bfloat16", "float32"]
