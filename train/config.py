@@ -13,7 +13,7 @@ from qwen35_jax.lora import LoraConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.tools.launch import ProcessConfig
-from train.data.config import DataConfig
+from train.data.config import DataConfig, Source
 from train.health import HealthConfig
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "OptimConfig",
     "ProcessConfig",
     "SFTConfig",
+    "Source",
 ]
 
 StorageDtype = Literal["bfloat16", "float32"]

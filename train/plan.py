@@ -306,7 +306,7 @@ def _kernel_flops(cfg: SFTConfig, config: ModelConfig, costs: Costs) -> float:
     products = (
         factor * count
         for name, factor in _KERNEL_PRODUCTS.items()
-        for kernel, count in costs.kernels.items()
+        for kernel, count in costs.without_cycles.items()
         if kernel.startswith(name)
     )
     return product * sum(products)

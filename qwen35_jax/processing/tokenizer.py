@@ -72,24 +72,18 @@ class Tokenizer:
         return encoding.ids
 
     def encode_with_ranges(
-        self, text: str, ranges: Sequence[tuple[int, int]]
-    ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Turns text into ids and ranges ``[start, end)`` of its characters into ranges of these ids.
+        self, texts: Sequence[str], ranges: Sequence[Sequence[tuple[int, int]]]
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Turns texts into ids, and ranges ``[start, end)`` of the characters of each into ranges of its ids.
 
         A token belongs to a range if all characters that it was made from do. Tokens that share one character (its
         bytes) share its place. Unicode composition (NFC) happens inside, and characters are those of the text as given.
         """
-        [encoding] = self.backend.encode_batch([text], add_special_tokens=False)
-        ids = encoding.ids
-
-        def first_from(start: int) -> int:
-            return bisect_left(range(len(ids)), start, key=lambda token: encoding.token_to_chars(token)[0])
-
-        def first_beyond(end: int) -> int:
-            return bisect_right(range(len(ids)), end, key=lambda token: encoding.token_to_chars(token)[1])
-
-        found = [(first_from(start), first_beyond(end)) for start, end in ranges]
-        return ids, [(first, max(first, stop)) for first, stop in found]
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            (encoding.ids, [_token_range(encoding, *span) for span in spans])
+            for encoding, spans in zip(encodings, ranges, strict=True)
+        ]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Turns ids into text. Ids of the padded vocabulary give nothing; broken UTF-8 gives U+FFFD.
@@ -139,6 +133,14 @@ class Tokenizer:
             messages, tools=tools, add_generation_prompt=True, enable_thinking=enable_thinking
         )
         return self.encode(text)
+
+
+def _token_range(encoding: tokenizers.Encoding, start: int, end: int) -> tuple[int, int]:
+    """Finds the tokens made from characters in ``[start, end)`` alone; their places never decrease."""
+    tokens = range(len(encoding))
+    first = bisect_left(tokens, start, key=lambda token: encoding.token_to_chars(token)[0])
+    stop = bisect_right(tokens, end, key=lambda token: encoding.token_to_chars(token)[1])
+    return first, max(first, stop)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

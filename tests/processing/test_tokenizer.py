@@ -71,7 +71,7 @@ def test_round_trip(tiny_tokenizer, text):
 
 def test_ranges_are_those_of_the_text_before_composition(tiny_tokenizer):
     text = "e\u0301a<think>x"
-    ids, ranges = tiny_tokenizer.encode_with_ranges(text, [(3, 10), (10, 11), (4, 10), (0, 11)])
+    [(ids, ranges)] = tiny_tokenizer.encode_with_ranges([text], [[(3, 10), (10, 11), (4, 10), (0, 11)]])
     assert ids == tiny_tokenizer.encode(text)
     think = ids.index(tiny_tokenizer.token_id("<think>"))
     assert ranges[:2] == [(think, think + 1), (think + 1, len(ids))]
@@ -85,7 +85,8 @@ def test_ranges_hold_the_tokens_whose_characters_they_hold(tiny_tokenizer):
         text = "".join(rng.choices(["What is ", "12", "é", "e\u0301", "👨‍👩", "\n\n", "<think>", "毛", " "], k=20))
         cuts = [sorted(rng.choices(range(len(text) + 1), k=2)) for _ in range(20)]
         offsets = tiny_tokenizer.backend.encode(text, add_special_tokens=False).offsets
-        ids, ranges = tiny_tokenizer.encode_with_ranges(text, cuts)
+        [(plain, none), (ids, ranges)] = tiny_tokenizer.encode_with_ranges(["12", text], [[], cuts])
+        assert (plain, none) == (tiny_tokenizer.encode("12"), [])
         assert len(ids) == len(offsets)
         for (start, end), (first, stop) in zip(cuts, ranges, strict=True):
             wanted = [i for i, (s, e) in enumerate(offsets) if s >= start and e <= end]

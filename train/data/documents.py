@@ -8,13 +8,13 @@ stopped in the middle goes on from its checkpoint with ``bad_rows="drop"``, whic
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qwen35_jax.processing import ChatTemplateError, Tokenizer
 from train.data.config import DataConfig
 from train.data.files import find_files
-from train.data.masking import Example, encode_conversation, encode_text
+from train.data.masking import Example, Rendered, encode_conversations, encode_text, render_conversation
 from train.data.order import Mixture, ShuffledRows
 from train.data.rows import RowError, check_row, forbidden_tokens
 from train.data.sources import WINDOW_BYTES, RowSource
@@ -54,15 +54,15 @@ class Documents:
         """The settings that name the data, for messages."""
         return f"data.path={self.config.path!r}" if self.config.path else "data.sources"
 
-    def __getitem__(self, position: int) -> list[Example] | RowError:
-        """Returns the examples of one document, several if a text was cut, or why it cannot be used."""
-        source, row = self._locate(position)
-        try:
-            content = self.sources[source][row]
-            check_row(content, self._forbidden)
-            return _encode_row(self.config, self._tokenizer, content)
-        except RowError as err:
-            return err
+    def load(self, positions: Sequence[int]) -> list[list[Example] | RowError]:
+        """Returns for each document its examples, several if a text was cut, or why it cannot be used.
+
+        Several positions take less time together than one by one.
+        """
+        prepared = [self._prepare(position) for position in positions]
+        conversations = [document for document in prepared if isinstance(document, Rendered)]
+        examples = iter(encode_conversations(self._tokenizer, conversations))
+        return [self._fitting(next(examples)) if isinstance(document, Rendered) else document for document in prepared]
 
     def where(self, position: int) -> str:
         """Names the file and the line of a document."""
@@ -109,6 +109,32 @@ class Documents:
             logger.warning("%d of %d rows are left out: %s", unusable.total(), checked, dict(unusable))
         return checked, unusable
 
+    def _prepare(self, position: int) -> Rendered | list[Example] | RowError:
+        """Reads and checks a row; renders a conversation, tokenises a text."""
+        source, row = self._locate(position)
+        try:
+            content = self.sources[source][row]
+            check_row(content, self._forbidden)
+            if content.get("messages") is None:
+                return encode_text(self._tokenizer, content["text"], max_length=self.config.sequence_length)
+            return render_conversation(
+                self._tokenizer.chat_template,
+                content["messages"],
+                content.get("tools"),
+                train_on=self.config.train_on,
+                train_on_thinking=self.config.train_on_thinking,
+            )
+        except ChatTemplateError as err:
+            return RowError("template", str(err))
+        except RowError as err:
+            return err
+
+    def _fitting(self, example: Example) -> list[Example] | RowError:
+        longest = self.config.sequence_length
+        if len(example) > longest:
+            return RowError("too_long", f"{len(example)} tokens, more than data.sequence_length={longest}")
+        return [example]
+
     def _locate(self, position: int) -> tuple[int, int]:
         source, draw = self._mixture[position]
         return source, self._rows[source][draw]
@@ -131,21 +157,3 @@ def _rows_to_check(source: RowSource) -> Iterator[int]:
     for number in range(_CHECKED_RUNS):
         start = number * (count - run) // (_CHECKED_RUNS - 1)
         yield from range(start, min(start + run, count))
-
-
-def _encode_row(config: DataConfig, tokenizer: Tokenizer, row: dict[str, Any]) -> list[Example]:
-    if row.get("messages") is None:
-        return encode_text(tokenizer, row["text"], max_length=config.sequence_length)
-    try:
-        example = encode_conversation(
-            tokenizer,
-            row["messages"],
-            row.get("tools"),
-            train_on=config.train_on,
-            train_on_thinking=config.train_on_thinking,
-        )
-    except ChatTemplateError as err:
-        raise RowError("template", str(err)) from err
-    if len(example) > config.sequence_length:
-        raise RowError("too_long", f"{len(example)} tokens, more than data.sequence_length={config.sequence_length}")
-    return [example]

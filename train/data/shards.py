@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter, deque
-from functools import lru_cache
 from typing import Any
 
 import grain
@@ -17,7 +16,8 @@ logger = logging.getLogger(__name__)
 
 _ENDLESS = 1 << 62
 _MAX_UNUSED = 100_000
-# Documents that a thread takes at a time: what grain does for each of its elements costs as much as a short document.
+# Documents that a thread takes at a time: grain's work for an element, and a tokenizer out of the processor's cache,
+# would cost as much as a short document.
 _RUN = 8
 # What may be tokenised and not yet packed: enough for seconds of training, and bounded in memory.
 _MAX_DOCUMENTS_AHEAD, _MAX_TOKENS_AHEAD = 2048, 1 << 26
@@ -86,24 +86,22 @@ class Shard:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from a state of `get_state`."""
-        # The pieces of a text that was cut follow one another: its tokens are kept while they are asked for.
-        document = lru_cache(maxsize=32)(self._documents.__getitem__)
-
-        def restore(keys: list[list[int]]) -> Row:
-            return [((position, part), document(position)[part]) for position, part in keys]
-
+        rows = [*state["open"], *state["ready"]]
+        positions = sorted({position for keys in rows for position, _ in keys})
+        held = dict(zip(positions, self._documents.load(positions), strict=True))
+        restored = [[((position, part), held[position][part]) for position, part in keys] for keys in rows]
         self._taken = state["taken"]
         run, place = divmod(self._taken, _RUN)
         self._stream.set_state({"next_index": run})
         self._loaded = deque([*next(self._stream, ())][place:])
-        self._packer.restore([restore(keys) for keys in state["open"]])
-        self._ready = deque(restore(keys) for keys in state["ready"])
+        self._packer.restore(restored[: len(state["open"])])
+        self._ready = deque(restored[len(state["open"]) :])
         self.counts, self.dropped = Counter(state["counts"]), Counter(state["dropped"])
         self._unused_in_a_row = 0
 
     def _load(self, run: int) -> list[list[Example] | RowError]:
         """Reads and tokenises the next few documents; runs in grain's threads."""
-        return [self._documents[position] for position in self._positions[run * _RUN : (run + 1) * _RUN]]
+        return self._documents.load(self._positions[run * _RUN : (run + 1) * _RUN])
 
     def _take(self, document: list[Example] | RowError) -> None:
         """Hands the next document to the packer, or counts why there is none."""

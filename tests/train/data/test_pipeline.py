@@ -175,6 +175,39 @@ def test_bad_rows(tokenizer, write_rows, line, reason, words):
     assert iterator.report()["unusable_rows"] == {reason: 1}
 
 
+@pytest.fixture
+def checked_by_sample(monkeypatch):
+    """Treats a hundred rows as large data, of which few are checked before a run starts."""
+    monkeypatch.setattr("train.data.documents._CHECKED_BYTES", 1000)
+    monkeypatch.setattr("train.data.documents._CHECKED_RUNS", 4)
+
+
+def test_a_bad_row_of_large_data_stops_the_run_when_it_is_met(tokenizer, write_rows, checked_by_sample):
+    """... and the run goes on where it was with the other policy, as if it had had that from the beginning."""
+    rows = [conversation(i, 1) for i in range(100)]
+    rows[90] = {"prompt": "a"}
+    config = DataConfig(write_rows(rows), LENGTH, rows_per_batch=1, open_rows=2, epochs=1)
+    stopped, dropping = (make_batches(replace(config, bad_rows=policy), tokenizer) for policy in ("error", "drop"))
+    assert 4 <= stopped.report()["rows_checked"] < 20
+    want, state, done = list(dropping), None, 0
+    with pytest.raises(ValueError, match=r"data.jsonl line 91: the row has neither .* or set data.bad_rows=drop"):
+        while True:
+            state = stopped.get_state()
+            next(stopped)
+            done += 1
+    assert 0 < done < len(want)
+    assert (dropping.report()["unusable_rows"], dropping.report()["dropped"]) == ({}, {"missing_key": 1})
+    resumed = make_batches(replace(config, bad_rows="drop"), tokenizer)
+    resumed.set_state(state)
+    assert_equal(list(resumed), want[done:])
+
+
+def test_the_sample_of_large_data_is_spread_over_it(tokenizer, write_rows, checked_by_sample):
+    rows = [conversation(i, 1) for i in range(99)] + [{"prompt": "a"}]
+    with pytest.raises(ValueError, match=r"data.jsonl line 100: .*; mend the row"):
+        make_batches(DataConfig(write_rows(rows), LENGTH), tokenizer)
+
+
 def test_long_rows_can_be_an_error(config, tokenizer):
     iterator = make_batches(replace(config, long_rows="error"), tokenizer)
     with pytest.raises(ValueError, match=r"data.jsonl line 21: \d+ tokens, more than data.sequence_length=96; raise"):

@@ -10,18 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from train.data import shards
 from train.data.config import DataConfig, Source
 from train.data.pipeline import make_batches, merge_states
 
 LENGTH, ROWS, SHARDS = 64, 8, 4
-
-
-@pytest.fixture(autouse=True)
-def little_is_read_ahead(monkeypatch):
-    """Restarts throw away what was read ahead; and that must decide nothing."""
-    monkeypatch.setattr(shards, "_RUN", 3)
-    monkeypatch.setattr(shards, "_MAX_DOCUMENTS_AHEAD", 6)
 
 
 def text(name, number, size):
