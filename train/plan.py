@@ -13,7 +13,6 @@ from typing import Any
 
 from flax import nnx
 from jax.sharding import Mesh
-from qwen35_jax.tools.hlo import Costs, read_costs
 
 from qwen35_jax import lora
 from qwen35_jax.config import ModelConfig
@@ -23,6 +22,7 @@ from qwen35_jax.sharding import check_mesh, make_mesh
 from qwen35_jax.tools.aot import Compiled, abstract_model, bytes_per_device, compile_abstract, topology_devices
 from qwen35_jax.tools.devices import Device, find_device
 from qwen35_jax.tools.flops import training_flops_per_token
+from qwen35_jax.tools.hlo import Costs, read_costs
 from train.config import SFTConfig
 from train.files import write_atomically
 from train.losses import Objective

@@ -63,7 +63,7 @@ def read_costs(text: str) -> Costs:
     """
     module = parse_module(text)
     runs = count_runs(module)
-    started, continued = started_and_continued(module, runs.fused)
+    _, continued = started_and_continued(module, runs.fused)
     traffic = Traffic(module, continued)
     flops = moved = cycles = 0
     without_cycles, counts, sent = Counter(), Counter(), Counter()
