@@ -24,8 +24,8 @@ def assert_equal_runs(ours, theirs):
     ours_export, theirs_export = (load_file(run / "export" / "adapter_model.safetensors") for run in (ours, theirs))
     assert ours_export.keys() == theirs_export.keys()
     for name, value in ours_export.items():
-        # Adam divides the rounding of small gradients by moments as small; a step moves a weight by 7e-3 at most.
-        np.testing.assert_allclose(value, theirs_export[name], atol=1e-4, err_msg=name)
+        # Nine steps of up to 7e-3 each.
+        np.testing.assert_allclose(value, theirs_export[name], atol=1e-5, err_msg=name)
 
 
 def test_two_processes_equal_one(command, whole_run, tmp_path):

@@ -260,6 +260,7 @@ def config():
 """
 
 
+@pytest.mark.slow
 def test_a_run_scores_itself_and_traces_chosen_steps(command, whole_run, tmp_path):
     (tmp_path / "qa").mkdir()
     (tmp_path / "qa" / "test.jsonl").write_text('{"question": "What is 1 plus 1", "answer": "2"}\n')
