@@ -1,0 +1,53 @@
+"""What one TPU chip can do at most: the published figures that utilisation and time estimates are measured against."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Device:
+    """The peak figures of one chip.
+
+    Attributes:
+      name: Google's short name, with which a topology starts ("v5e" in "v5e:2x4").
+      peak_flops: bfloat16 operations per second; a multiplication and an addition are two.
+      hbm_bytes: memory that a program may use, a little less than is installed: the limit that libtpu 0.0.52 states
+        when it refuses a program.
+      hbm_bytes_per_second: reads and writes together.
+      clock_hz: cycles per second, by which the peak is the work of the matrix units.
+      ici_bytes_per_second: what all links to other chips together carry in one direction. The documentation gives
+        either this (1600 Gbps = 200 GB/s for v5e) or twice as much as "bidirectional". A collective over one axis of
+        a mesh uses the two links of one axis of the torus: half of it on v5e and v6e, a third on v5p.
+
+    Source: the pages "TPU v5e", "TPU v5p" and "TPU v6e" of the Cloud TPU documentation. The
+    page of v6e has given 1600 and 1640 GB/s for its memory, and 3200 and 3584 Gbps for its links.
+    """
+
+    name: str
+    peak_flops: float
+    hbm_bytes: int
+    hbm_bytes_per_second: float
+    ici_bytes_per_second: float
+    clock_hz: float
+
+
+_GIB = 2**30
+
+DEVICES = (
+    Device("v5e", 197e12, int(15.75 * _GIB), 819e9, 200e9, 1.503e9),
+    Device("v5p", 459e12, int(95.73 * _GIB), 2765e9, 600e9, 1.75e9),
+    Device("v6e", 918e12, int(31.24 * _GIB), 1640e9, 400e9, 1.75e9),
+)
+
+# jax.Device.device_kind, in lower case. JAX calls a v5p "TPU v5".
+_KINDS = {"v5 lite": "v5e", "v5": "v5p", "v6 lite": "v6e"}
+
+
+def find_device(name: str) -> Device | None:
+    """Returns the chip that ``name`` means, ``None`` when it is not one of ``DEVICES``.
+
+    Args:
+      name: a ``device_kind`` of JAX ("TPU v5 lite") or a topology, with or without its shape ("v5e", "v5e:2x4").
+    """
+    kind = name.lower().removeprefix("tpu ").split(":")[0].strip()
+    kind = _KINDS.get(kind, kind)
+    return next((device for device in DEVICES if device.name == kind), None)

@@ -1,0 +1,36 @@
+"""Tests for tools/devices.py."""
+
+import pytest
+
+from qwen35_jax.tools.devices import DEVICES, find_device
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5e", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("TPU v6e", "v6e"),
+        ("v5e", "v5e"),
+        ("v5e:2x4", "v5e"),
+        ("v5p:2x2x1", "v5p"),
+        ("v6e:1x1", "v6e"),
+    ],
+)
+def test_names_of_jax_and_of_topologies_are_known(name, want):
+    assert find_device(name).name == want
+
+
+@pytest.mark.parametrize("name", ["cpu", "TPU v4", "NVIDIA H200", "", "v5e2x4"])
+def test_other_devices_are_not(name):
+    assert find_device(name) is None
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
+def test_figures_are_in_the_stated_units(device):
+    assert 1e14 < device.peak_flops < 1e16
+    assert 2**33 < device.hbm_bytes < 2**37
+    assert 1e11 < device.ici_bytes_per_second < device.hbm_bytes_per_second < 1e13
