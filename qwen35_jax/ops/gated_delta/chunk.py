@@ -117,11 +117,10 @@ def backward(
 
     d_q = None
     if o is not None:
-        d_read = decays.entry * o.astype(jnp.float32)
-        d_state = d_state + product("BNCK,BNCV->BNKV", x.q, d_read)
+        d_state = d_state + product("BNCK,BNCV->BNKV", x.q, decays.entry * o.astype(jnp.float32))
         d_scores = product("BNCV,BNDV->BNCD", o, writes) * decays.between
         d_between = d_between + d_scores * similarity
-        d_q = lax.optimization_barrier(product("BNCV,BNKV->BNCK", d_read, state))
+        d_q = lax.optimization_barrier(decays.entry * product("BNCV,BNKV->BNCK", o, state))
         d_sums = d_sums + jnp.sum(d_q * x.q.astype(jnp.float32), axis=-1)
         d_q = d_q + product("BNCD,BNDK->BNCK", d_scores, x.k, rounded_to=x.q.dtype)
         d_k = d_k + product("BNCD,BNCK->BNDK", d_scores, x.q, rounded_to=x.k.dtype)

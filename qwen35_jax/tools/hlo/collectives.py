@@ -1,0 +1,77 @@
+"""The communication of a module: which instructions exchange data between devices, and how much."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from qwen35_jax.tools.hlo.text import Computation, Instruction, Module
+
+KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One instruction that communicates: its kind and the bytes that each device sends when it runs once."""
+
+    kind: str
+    bytes: float
+
+
+def started_and_continued(module: Module, fused: set[str]) -> tuple[set[str], set[tuple[str, str]]]:
+    """Tells apart the copies of an asynchronous collective that the TPU compiler spreads over several fusions.
+
+    A fusion that ends in the custom call ``AsyncCollectiveStart`` starts it; fusions with other work and one with
+    ``AsyncCollectiveDone`` hold the same instruction again, under the same channel.
+
+    Returns:
+      The channels that are started so; (computation, instruction) of the copies that only continue.
+    """
+    started, first = set(), set()
+    for name in fused:
+        computation = module.computations[name]
+        for instruction in computation.instructions.values():
+            if 'custom_call_target="AsyncCollectiveStart"' in instruction.attributes:
+                for operand in computation.operands(instruction):
+                    started.add(operand.attribute(r"channel_id=(\d+)"))
+                    first.add((name, operand.name))
+    continued = {
+        (name, instruction.name)
+        for name in fused for instruction in module.computations[name].instructions.values()
+        if instruction.opcode in KINDS and instruction.attribute(r"channel_id=(\d+)") in started
+    }  # fmt: skip
+    return started, continued - first
+
+
+def exchange(module: Module, computation: Computation, instruction: Instruction) -> Exchange | None:
+    """Returns what an instruction exchanges; ``None`` when it does not communicate or ends what another began."""
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in KINDS:
+        return None
+    given = sum(array.num_bytes for x in computation.operands(instruction) for array in x.arrays)
+    # A reduction of which each device keeps a part is one fusion of an all-reduce and a slice on TPUs.
+    if kind == "all-reduce" and computation.root.opcode == "dynamic-slice":
+        kind = "reduce-scatter"
+    others = group_size(instruction, module.num_devices) - 1
+    share = {
+        "all-gather": others,
+        "all-reduce": 2 * others / (others + 1),
+        "all-to-all": others / (others + 1),
+        "collective-permute": 1,
+        "reduce-scatter": others / (others + 1),
+    }[kind]
+    return Exchange(kind, given * share)
+
+
+def group_size(instruction: Instruction, num_devices: int) -> int:
+    """Returns how many devices take part with one: ``replica_groups`` in any of the forms that XLA writes."""
+    groups = instruction.attribute(r"replica_groups=(\{\{[\d,]+\}|\[[\d,]+\]|mesh\[[^\]]*\] ?\{[^}]*\})")
+    if groups is None:
+        return num_devices
+    if groups.startswith("{"):
+        return groups.count(",") + 1
+    if groups.startswith("["):
+        return int(groups[1:-1].split(",")[-1])
+    mesh, axes = groups.removeprefix("mesh[").split("]")
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh))
+    # An axis may be used in part: 'x':(2)4 is four consecutive devices out of two times four.
+    return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", axes))

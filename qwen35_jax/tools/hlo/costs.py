@@ -1,0 +1,124 @@
+"""What one run of a compiled program costs a device: operations, cycles, memory traffic, communication."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from qwen35_jax.tools.hlo.collectives import KINDS, exchange, started_and_continued
+from qwen35_jax.tools.hlo.loops import count_runs
+from qwen35_jax.tools.hlo.products import product_flops
+from qwen35_jax.tools.hlo.text import Instruction, array_types, parse_module
+from qwen35_jax.tools.hlo.traffic import Traffic, is_mark
+
+
+@dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind ("all-gather", ...).
+
+    Attributes:
+      count: how many run.
+      bytes: what each device sends, and receives, in all of them when the data takes the shortest way round a ring of
+        ``n`` devices: for an all-gather ``(n - 1) / n`` of its result, for a reduce-scatter or an all-to-all as much
+        of its operand, for an all-reduce twice as much, for a collective-permute the operand.
+    """
+
+    kind: str
+    count: int
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one device does in one run of a program. Loops count as often as they run, branches always.
+
+    Attributes:
+      flops: of ``dot`` and ``convolution`` inside fusions and out; a multiplication and an addition are two. A Pallas
+        kernel hides its products.
+      bytes: read from and written to the main memory by instructions outside fusions, without the padding of layouts:
+        an estimate of HBM traffic.
+      cycles: the compiler's own estimates, added up. Only for a TPU does it make any; waiting for collectives and for
+        asynchronous copies is not in them.
+      without_cycles: the custom calls (Pallas kernels) and custom fusions (gathers, scatters) that run without an
+        estimate, by name, with how often they run. Collectives are not listed.
+      collectives: by kind.
+      unknown_loops: loops whose trip count depends on data; they count as if they ran once.
+    """
+
+    flops: float
+    bytes: float
+    cycles: int
+    without_cycles: dict[str, int]
+    collectives: list[Collective]
+    unknown_loops: tuple[str, ...]
+
+
+def read_costs(text: str) -> Costs:
+    """Adds up the costs of a compiled program.
+
+    Args:
+      text: ``compiled.as_text()``.
+
+    Raises:
+      ValueError: it is not the text of an HLO module.
+    """
+    module = parse_module(text)
+    runs = count_runs(module)
+    _, continued = started_and_continued(module, runs.fused)
+    traffic = Traffic(module, continued)
+    flops = moved = cycles = 0
+    without_cycles, counts, sent = Counter(), Counter(), Counter()
+    for name, times in runs.times.items():
+        computation = module.computations[name]
+        for instruction in computation.instructions.values():
+            flops += times * product_flops(computation, instruction)
+            found = None if (name, instruction.name) in continued else exchange(module, computation, instruction)
+            if found is not None:
+                counts[found.kind] += times
+                sent[found.kind] += times * found.bytes
+            if name in runs.fused:
+                continue
+            moved += times * traffic(computation, instruction)
+            if estimate := _estimated_cycles(instruction):
+                cycles += times * estimate
+            elif _works_unestimated(instruction) and not _communicates(module, instruction):
+                without_cycles[re.sub(r"[\d.]+$", "", instruction.name)] += times
+    collectives = [Collective(kind, counts[kind], sent[kind]) for kind in KINDS if counts[kind]]
+    return Costs(flops, moved, cycles, dict(without_cycles), collectives, runs.unknown_loops)
+
+
+def array_shapes(text: str) -> set[tuple[str, tuple[int, ...]]]:
+    """Returns dtype and shape of every array that a compiled program stores in any memory.
+
+    Values inside a fusion are left out, for they only ever exist in part; so are those inside a Pallas kernel, which
+    the text does not show. Shapes are those of one device.
+
+    Args:
+      text: ``compiled.as_text()``.
+
+    Raises:
+      ValueError: it is not the text of an HLO module.
+    """
+    module = parse_module(text)
+    runs = count_runs(module)
+    types = {
+        instruction.type
+        for name in runs.times.keys() - runs.fused for instruction in module.computations[name].instructions.values()
+    }  # fmt: skip
+    return {(array.dtype, array.shape) for type_ in types for array in array_types(type_)}
+
+
+def _estimated_cycles(instruction: Instruction) -> int:
+    return int(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0)
+
+
+def _works_unestimated(instruction: Instruction) -> bool:
+    if instruction.opcode == "custom-call":
+        return not is_mark(instruction)
+    return instruction.opcode == "fusion" and "kind=kCustom" in instruction.attributes
+
+
+def _communicates(module, instruction: Instruction) -> bool:
+    if instruction.opcode != "fusion":
+        return False
+    inner = module.computations[instruction.called("calls")]
+    return any(x.opcode in KINDS for x in inner.instructions.values())
