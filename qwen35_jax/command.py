@@ -24,9 +24,9 @@ Config = TypeVar("Config")
 def one_line_errors() -> Iterator[None]:
     """Turns the errors a user can act on into one line on stderr and a non-zero exit.
 
-    ``ValueError``, ``OSError`` and ``NotImplementedError`` are what this project raises for wrong
-    input; they end in exit code 2. Anything else is a defect and keeps its traceback. Set
-    ``QWEN35_TRACEBACK=1`` to see the traceback of every error. Works as a decorator too.
+    ``ValueError`` and ``OSError`` are what this project raises for wrong input; they end in exit
+    code 2. Anything else is a defect and keeps its traceback. Set ``QWEN35_TRACEBACK=1`` to see
+    the traceback of every error. Works as a decorator too.
 
     Raises:
       SystemExit: code 2 for wrong input, 130 after Ctrl-C.
@@ -36,7 +36,7 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except (ValueError, OSError, NotImplementedError) as err:
+    except (ValueError, OSError) as err:
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
         message = str(err) or type(err).__name__

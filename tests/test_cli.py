@@ -19,6 +19,7 @@ from qwen35_jax.hf.load import load
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
 from train.checkpoint import Checkpoints
+from train.health import new_health
 from train.state import TrainState, split_model
 
 SHORT = ["--dtype", "float32", "--max-new-tokens", "6"]
@@ -109,7 +110,7 @@ def test_export_writes_what_a_step_had_trained(checkpoint, tmp_path, adapter_run
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=2)
     for step, scale in ((3, 1.0), (5, 0.0)):
         scaled = jax.tree.map(lambda x, scale=scale: x * scale, params)
-        checkpoints.save(TrainState(jnp.array(step), scaled, optax.adam(1e-3).init(scaled)), {})
+        checkpoints.save(TrainState(jnp.array(step), scaled, optax.adam(1e-3).init(scaled), new_health()), {})
     checkpoints.close()
     record = {"model": {"path": checkpoint, "dtype": "float32"}}
     record["lora"] = dataclasses.asdict(config) if adapter_run else None

@@ -4,22 +4,30 @@ A run file in ``configs/`` returns an ``SFTConfig``; the command line overrides 
 What needs a file or a device is checked by ``train.sft`` before anything compiles.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from qwen35_jax.layers.recompute import Remat
 from qwen35_jax.lora import LoraConfig
-from train.data.config import DataConfig
+from qwen35_jax.model import Qwen35
+from qwen35_jax.processing.tokenizer import Tokenizer
+from qwen35_jax.tools.launch import ProcessConfig
+from train.data.config import DataConfig, Source
+from train.health import HealthConfig
 
 __all__ = [
     "CheckpointConfig",
     "DataConfig",
+    "HealthConfig",
     "LoraConfig",
     "MeshConfig",
     "ModelSource",
     "MtpLossConfig",
     "OptimConfig",
+    "ProcessConfig",
     "SFTConfig",
+    "Source",
 ]
 
 StorageDtype = Literal["bfloat16", "float32"]
@@ -83,6 +91,9 @@ class OptimConfig:
     eps: float = 1e-8
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; None switches clipping off."""
+    first_moment_dtype: StorageDtype = "float32"
+    """Dtype in which Adam's mean of gradients is held: bfloat16 saves 2 bytes a trained parameter. The mean of squares
+    is float32 always: a step changes it by a fraction 1 - b2, which bfloat16 mostly rounds away."""
 
     def __post_init__(self):
         if self.learning_rate <= 0:
@@ -101,7 +112,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Number of devices along each mesh axis; batch rows are split over ``data`` and ``fsdp``."""
+    """Devices along each mesh axis: batch rows are split over ``data`` and ``fsdp``, their tokens over ``context``."""
 
     data: int = 1
     fsdp: int = 1
@@ -111,7 +122,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the state is saved. The last step always is."""
+    """When the state is saved. The last step always is, and the one after which SIGTERM ends the run."""
 
     every: int = 100
     """Steps between checkpoints."""
@@ -137,25 +148,67 @@ class SFTConfig:
     mtp: MtpLossConfig = MtpLossConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    health: HealthConfig = field(default_factory=HealthConfig)
+    processes: ProcessConfig = field(default_factory=ProcessConfig)
     accumulation: int = 1
     """Micro-batches per step: the rows of a batch are cut into this many parts, one after the other in memory."""
     loss_chunk: int = 256
     """Positions of each row whose logits exist at once; memory only."""
     seed: int = 0
     """Seeds new adapters and dropout. The order of the data has its own: ``data.seed``."""
+    evaluate: Callable[[Qwen35, Tokenizer], Mapping[str, float]] | None = None
+    """Called with the model every ``evaluate_every`` steps, by all processes, from the run file only; the figures it
+    returns stand in that step's metrics. It must not keep the model, whose arrays the next step consumes."""
+    evaluate_every: int | None = None
+    """Steps between evaluations."""
+    profile: str | None = None
+    """``FIRST:LAST``: writes a trace of these steps, both included, into ``profile/`` (for XProf or Perfetto)."""
     export: bool = True
     """Write ``export/`` at the end: a Hugging Face folder, or the PEFT adapter."""
     workdir: str | None = None
-    """Where everything of the run is written; by default ``runs/`` and the name of the run file."""
+    """Where everything of the run is written; by default ``runs/`` and the name of the run file. On several hosts it
+    lies on a disk, or a mounted bucket, that all of them see under this path."""
+    plan: str | None = None
+    """Train nothing; print what the run needs on these TPUs, such as ``v5e:2x4``."""
+    plan_json: str | None = None
+    """A new file for the plan as JSON."""
+    plan_price: float | None = None
+    """Price of a chip for an hour, for the plan."""
 
     def __post_init__(self):
         _check_sizes(self)
         _check_mtp_trains_something(self)
+        if (self.evaluate is None) != (self.evaluate_every is None) or (self.evaluate_every or 1) < 1:
+            raise ValueError(
+                f"evaluate={self.evaluate} and evaluate_every={self.evaluate_every}: give both, the second at least "
+                "1, or neither; evaluate is a function in the run file."
+            )
+        if self.profile is not None:
+            parse_steps(self.profile)
+        if self.workdir is not None and "://" in self.workdir:
+            raise ValueError(
+                f"workdir={self.workdir!r} is an address, but a path is needed; mount the bucket (Cloud Storage FUSE) "
+                "and give the path of the mount."
+            )
+        if self.plan is None and (self.plan_json, self.plan_price) != (None, None):
+            raise ValueError("plan_json and plan_price belong to a plan; name its TPUs with --plan, such as v5e:2x4.")
 
     @property
     def param_dtype(self) -> StorageDtype:
         """Dtype in which the weights of the model are held."""
         return self.model.param_dtype or ("float32" if self.lora is None else self.model.dtype)
+
+
+def parse_steps(steps: str) -> range:
+    """Returns the steps of ``FIRST:LAST``, both included.
+
+    Raises:
+      ValueError: not two numbers in this order, from 1.
+    """
+    first, _, last = steps.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"profile={steps!r} names no steps; give FIRST:LAST, such as 10:12.")
+    return range(int(first), int(last) + 1)
 
 
 def _check_sizes(cfg: SFTConfig) -> None:
@@ -173,8 +226,6 @@ def _check_sizes(cfg: SFTConfig) -> None:
             f"data.rows_per_batch={rows} cannot be cut into accumulation={cfg.accumulation} parts over "
             f"mesh.data*mesh.fsdp={splits} devices; make it a multiple of {cfg.accumulation * splits}."
         )
-    if cfg.mesh.context != 1:
-        raise ValueError(f"mesh.context={cfg.mesh.context}: rows cannot be split over devices yet; use mesh.context=1.")
 
 
 def _check_mtp_trains_something(cfg: SFTConfig) -> None:

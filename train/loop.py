@@ -1,20 +1,22 @@
 """The training loop: batches in, metrics and checkpoints out, whatever the step computes."""
 
 import logging
-import math
-import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
-import jax
 import numpy as np
 from flax import nnx
 
+from qwen35_jax.tools.launch import gather_json
 from train.checkpoint import Checkpoints
+from train.data.pipeline import merge_states
 from train.losses import Batch
-from train.metrics import MetricsWriter, Row
+from train.preemption import Preempted
+from train.recorder import Recorder
 from train.state import TrainState
-from train.step import Metrics, Step
+from train.step import Step
+from train.trace import Trace
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,16 @@ class Batches(Protocol):
 
     def get_state(self) -> dict[str, Any]: ...
 
+    def documents(self) -> list[list[str]]: ...
+
+
+class Schedule(NamedTuple):
+    """When something happens."""
+
+    last_step: int
+    checkpoint_every: int
+    evaluate_every: int | None = None
+
 
 def run_steps(
     state: TrainState,
@@ -35,79 +47,65 @@ def run_steps(
     step: Step,
     batches: Batches,
     put: Callable[[HostBatch], Batch],
+    schedule: Schedule,
     *,
-    last_step: int,
     checkpoints: Checkpoints,
-    checkpoint_every: int,
-    metrics: MetricsWriter,
+    recorder: Recorder,
+    trace: Trace,
+    is_preempted: Callable[[int], bool],
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
 ) -> TrainState:
-    """Trains from the step after ``state.step`` through ``last_step`` and returns the final state.
+    """Trains from the step after ``state.step`` through ``schedule.last_step`` and returns the final state.
 
-    The host stays one step ahead of the device. A checkpoint is written every ``checkpoint_every`` steps and
-    after the last one, once its step's metrics proved finite and are on disk. When the data end early,
+    The host stays one step ahead of the device. A checkpoint is written every ``checkpoint_every`` steps, after the
+    last one and on preemption, once its step's metrics proved sound and are on disk. When the data end early,
     training stops there with a warning.
 
     Args:
       put: places a batch on the mesh.
+      is_preempted: asked after every step.
+      evaluate: returns figures for the metrics of a step; must leave the state as it is.
 
     Raises:
-      ValueError: the loss or the gradient is not finite; checkpoints stay as they were.
+      ValueError: a step is unsound; checkpoints stay as they were.
+      Preempted: the machine is taken away; the state is saved.
     """
     saved = int(state.step)
-    recorder = _Recorder(metrics)
 
-    def save() -> int:
-        recorder.flush()
-        metrics.sync()
-        checkpoints.save(state, batches.get_state())
-        recorder.restart_clock()
+    def save(state: TrainState) -> int:
+        recorder.sync()
+        with recorder.timed("checkpoint_seconds"):
+            checkpoints.save(state, merge_states(gather_json(batches.get_state())))
+        recorder.leave_out()
         return int(state.step)
 
-    for number in range(saved + 1, last_step + 1):
-        batch = next(batches, None)
+    for number in range(saved + 1, schedule.last_step + 1):
+        with recorder.timed("data_seconds"):
+            batch = next(batches, None)
         if batch is None:
-            logger.warning("the data ended after step %d of %d; raise data.epochs to train on", number - 1, last_step)
-            break
-        state, values = step(state, frozen, put(batch))
-        recorder.add(number, values)
-        if number % checkpoint_every == 0:
-            saved = save()
-    if int(state.step) > saved:
-        save()
-    return state
-
-
-class _Recorder:
-    """Writes the metrics of a step while the next one runs, with the time between the ends of the two."""
-
-    def __init__(self, metrics: MetricsWriter):
-        self._metrics = metrics
-        self._pending: tuple[int, Metrics] | None = None
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Leaves out what happened since the last step ended."""
-        self._ended = time.perf_counter()
-
-    def add(self, number: int, values: Metrics) -> None:
-        """Takes the metrics of a step that was just dispatched, and writes those of the step before."""
-        self.flush()
-        self._pending = (number, values)
-
-    def flush(self) -> None:
-        """Waits for the step last added and writes its metrics."""
-        if self._pending is None:
-            return
-        number, values = self._pending
-        self._pending = None
-        row: Row = {"step": number} | {name: value.item() for name, value in jax.device_get(values).items()}
-        bad = {name: value for name, value in row.items() if not math.isfinite(value)}
-        if bad:
-            shown = ", ".join(f"{name} is {value}" for name, value in bad.items())
-            raise ValueError(
-                f"step {number}: {shown}; training stopped and checkpoints are as before. Lower "
-                "optim.learning_rate, lengthen optim.warmup_steps or look at the data of that step."
+            logger.warning(
+                "the data ended after step %d of %d; raise data.epochs to train on", number - 1, schedule.last_step
             )
-        now = time.perf_counter()
-        seconds, self._ended = now - self._ended, now
-        self._metrics.write(row | {"step_seconds": seconds, "tokens_per_second": row["input_tokens"] / seconds})
+            break
+        if trace.starts_at(number):
+            recorder.flush()
+            trace.start()
+        state, values = step(state, frozen, put(batch))
+        recorder.add(number, values, batches.documents())
+        if trace.ends_at(number):
+            recorder.flush()
+            trace.stop()
+        if evaluate is not None and number % schedule.evaluate_every == 0:
+            recorder.flush(partial(evaluate, state))
+        if is_preempted(number):
+            save(state)
+            checkpoints.wait()
+            raise Preempted(number)
+        if number % schedule.checkpoint_every == 0:
+            saved = save(state)
+    trace.stop()
+    if int(state.step) > saved:
+        save(state)
+    # Here, where SIGTERM does not end the process yet.
+    checkpoints.wait()
+    return state

@@ -1,6 +1,7 @@
 """What a run reports: ``metrics.jsonl``, TensorBoard events, the progress bar and the plots.
 
-Fields that depend on the clock end in ``seconds`` or ``per_second``; all others of two equal runs are equal.
+Fields of a row that depend on the clock end in ``seconds`` or ``per_second``; all others of two equal runs are equal.
+What is true of a moment only, such as the memory in use, goes to TensorBoard alone. What is not finite becomes null.
 """
 
 import json
@@ -19,7 +20,7 @@ METRICS = "metrics.jsonl"
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, float | int]
+Row = dict[str, float | int | None]
 
 
 class MetricsWriter:
@@ -42,17 +43,24 @@ class MetricsWriter:
             total=last_step, initial=first_step - 1, desc="train", unit="step", dynamic_ncols=True, mininterval=pause
         )
 
-    def write(self, row: Row) -> None:
-        """Records one step; ``row["step"]`` counts from 1."""
+    def write(self, row: Row, *, momentary: Row | None = None) -> None:
+        """Records one step; ``row["step"]`` counts from 1.
+
+        Args:
+          momentary: goes to TensorBoard alone.
+        """
         if not self._active:
             return
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for name, value in row.items():
-            if name != "step":
+        for name, value in (row | (momentary or {})).items():
+            if name != "step" and value is not None:
                 self._events.add_scalar(name, value, row["step"])
-        shown = {name: f"{row[name]:.4f}" for name in ("loss", "mtp_loss", "divergence") if name in row}
-        self._bar.set_postfix(shown | {"tokens/s": f"{row['tokens_per_second']:,.0f}"}, refresh=False)
+        shown = {name: f"{row[name]:.4f}" for name in ("loss", "mtp_loss", "divergence") if row.get(name) is not None}
+        shown["tokens/s"] = f"{row['tokens_per_second']:,.0f}"
+        if "fraction_of_peak_flops_per_second" in row:
+            shown["MFU"] = f"{row['fraction_of_peak_flops_per_second']:.1%}"
+        self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
     def sync(self) -> None:
@@ -96,12 +104,13 @@ def plot_losses(workdir: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = read_rows(workdir / METRICS)
-    names = [name for name in (rows[-1] if rows else {}) if _is_loss(name)]
+    names = sorted({name for row in rows for name, value in row.items() if _is_loss(name) and value is not None})
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel="nats per trained token")
     for name in names:
-        axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=name, linewidth=1)
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
     if names:
         axes.legend()
     axes.grid(alpha=0.3)

@@ -32,11 +32,12 @@ def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Builds the chain of clipping and AdamW; its moments have the dtype of the gradients it is fed."""
+    """Builds the chain of clipping and AdamW, for gradients in float32; the second moment is float32 too."""
     clip = optax.identity() if cfg.clip_norm is None else optax.clip_by_global_norm(cfg.clip_norm)
     adamw = optax.adamw(
-        make_schedule(cfg, steps), b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay, mask=decay_mask
-    )
+        make_schedule(cfg, steps), b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, mu_dtype=cfg.first_moment_dtype,
+        weight_decay=cfg.weight_decay, mask=decay_mask,
+    )  # fmt: skip
     return optax.chain(clip, adamw)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from train.files import fingerprint, write_atomically
 
 RECORD = "config.json"
 
-# Settings that change no number of the run. Paths are judged by what lies there; rows that a policy leaves out
-# change the data's identity, or would have stopped the run before.
+# Settings that change no number of the run. Data is judged by what lies at its paths and by the shares of the sources;
+# a row that one policy leaves out would have stopped the run under the other.
 _FREE = (
-    *("checkpoint", "export", "workdir", "model.path"),
-    *("data.path", "data.hub_files", "data.num_threads", "data.epochs", "data.long_rows", "data.bad_rows"),
+    *("checkpoint", "evaluate", "evaluate_every", "export", "processes", "profile", "workdir", "model.path"),
+    *("plan", "plan_json", "plan_price", "data.path", "data.sources", "data.hub_files", "data.num_threads"),
+    *("data.epochs", "data.long_rows", "data.bad_rows"),
 )
 # Settings that change only the order of floating-point sums.
 _LAYOUT = ("mesh", "model.remat", "loss_chunk")
@@ -33,7 +34,7 @@ def make_record(config: Any, *, model_folder: Path, data_identity: Mapping[str, 
     """
     weights = [path for path in model_folder.iterdir() if path.suffix == ".safetensors" or path.name == "config.json"]
     identity = {"model_fingerprint": fingerprint(weights), "data_identity": dict(data_identity)}
-    return json.loads(json.dumps(dataclasses.asdict(config) | identity))
+    return json.loads(json.dumps(dataclasses.asdict(config) | identity, default=_name))
 
 
 def write_record(workdir: Path, record: Mapping[str, Any]) -> None:
@@ -74,6 +75,11 @@ def check_resumable(workdir: Path, record: Mapping[str, Any]) -> None:
             f"{workdir} was started with other settings: {changes}. Give the old values to resume, or another "
             "--workdir to start anew."
         )
+
+
+def _name(function: Callable) -> str:
+    """Returns where a function of a run file is defined."""
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +23,23 @@ from qwen35_jax.hf.load import load, match_tensors
 from qwen35_jax.hf.save import save
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
-from qwen35_jax.sharding import make_mesh
+from qwen35_jax.sharding import check_mesh, make_mesh
+from qwen35_jax.tools.launch import check_shared, raised_by_all
 from train.checkpoint import Checkpoints
-from train.config import SFTConfig
+from train.config import SFTConfig, parse_steps
 from train.data.pipeline import BatchIterator, make_batches
 from train.files import make_writable_folder
-from train.loop import run_steps
+from train.loop import Schedule, run_steps
 from train.losses import Objective
 from train.metrics import MetricsWriter, plot_losses
 from train.optim import make_optimizer, make_schedule
+from train.preemption import watch_for_preemption
 from train.record import check_resumable, make_record, write_record
+from train.recorder import Recorder
 from train.state import TrainState, abstract, count_parameters, init_state, split_model
-from train.step import Step, abstract_batch, make_step, put_batch
+from train.step import Step, abstract_batch, make_step, put_batch, rows_of_process
+from train.throughput import Throughput
+from train.trace import Trace
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +48,11 @@ class Inputs(NamedTuple):
     """What a run reads, found and checked."""
 
     folder: Path
+    model_config: ModelConfig
+    tokenizer: Tokenizer
     batches: BatchIterator
+    rows: range
+    """The rows of every batch that this process feeds."""
 
 
 class Parts(NamedTuple):
@@ -58,16 +67,28 @@ class Parts(NamedTuple):
 def run(cfg: SFTConfig, workdir: Path, objective: Objective) -> None:
     """Trains into ``workdir``, from its newest checkpoint if it has one, and exports the result.
 
-    Everything that can be wrong with the settings and the files is found before the model is loaded.
+    Everything that can be wrong with the settings and the files is found before the model is loaded. Under several
+    processes all of them call this; each reads its part of the weights and the data, and the first one writes
+    what is not an array.
 
     Raises:
       ValueError: a setting, an input or the state of the directory does not allow the run.
       OSError: a file is missing or cannot be read.
+      Preempted: SIGTERM came; the state is saved.
     """
     mesh = make_mesh(**dataclasses.asdict(cfg.mesh))
-    inputs = check_inputs(cfg)
-    record = make_record(cfg, model_folder=inputs.folder, data_identity=inputs.batches.get_state()["identity"])
-    checkpoints, done = open_workdir(workdir, record, keep=cfg.checkpoint.keep)
+    if jax.process_count() > 1 and mesh.size != jax.device_count():
+        raise ValueError(
+            f"the mesh has {mesh.size} devices, but the {jax.process_count()} processes of the run have "
+            f"{jax.device_count()}; every device must be in it: raise mesh.data or mesh.fsdp."
+        )
+    with raised_by_all():
+        inputs = check_inputs(cfg, mesh)
+        record = make_record(cfg, model_folder=inputs.folder, data_identity=inputs.batches.get_state()["identity"])
+        check_workdir(workdir)
+    with raised_by_all():
+        check_shared(workdir)
+        checkpoints, done = open_workdir(workdir, record, keep=cfg.checkpoint.keep)
     with jax.set_mesh(mesh):
         parts = build(cfg, inputs.folder, objective, mesh)
         if done is not None:
@@ -79,7 +100,7 @@ def run(cfg: SFTConfig, workdir: Path, objective: Objective) -> None:
             logger.info("resumed after step %d of %s", done, workdir)
         if jax.process_index() == 0:
             write_record(workdir, record)
-        state = _train(cfg, workdir, parts, inputs.batches, checkpoints, mesh)
+        state = _train(cfg, workdir, parts, inputs, checkpoints, mesh)
         checkpoints.close()
         logger.info("data: %s", json.dumps(inputs.batches.report()))
         if jax.process_index() == 0:
@@ -89,14 +110,20 @@ def run(cfg: SFTConfig, workdir: Path, objective: Objective) -> None:
             export(model, workdir / "export", source=inputs.folder, adapter=cfg.lora is not None)
 
 
-def check_inputs(cfg: SFTConfig) -> Inputs:
-    """Finds checkpoint, tokenizer and data, and checks that they fit each other and the settings.
+def check_inputs(cfg: SFTConfig, mesh: Mesh) -> Inputs:
+    """Finds checkpoint, tokenizer and data, and checks that they fit each other, the mesh and the settings.
 
     Raises:
       ValueError, OSError: they do not; the message names file and remedy.
     """
     folder = find_folder(cfg.model.path)
     model_config, _ = match_tensors(ModelConfig.from_hf(folder), read_checkpoint(folder), folder)
+    check_mesh(
+        model_config.text,
+        mesh.shape,
+        rows=cfg.data.rows_per_batch // cfg.accumulation,
+        tokens=cfg.data.sequence_length,
+    )
     if cfg.mtp.weight and not model_config.text.mtp.num_hidden_layers:
         raise ValueError(
             f"{folder} has no MTP head (mtp.* tensors), but mtp.weight={cfg.mtp.weight}; set mtp.weight=0 or start "
@@ -109,27 +136,37 @@ def check_inputs(cfg: SFTConfig) -> Inputs:
             f"the tokenizer of {folder} has ids up to {largest}, but the model's vocab_size is "
             f"{model_config.text.vocab_size}; use the tokenizer that belongs to the checkpoint."
         )
-    batches = make_batches(cfg.data, tokenizer)
+    rows = rows_of_process(
+        rows=cfg.data.rows_per_batch, tokens=cfg.data.sequence_length, accumulation=cfg.accumulation, mesh=mesh
+    )
+    batches = make_batches(cfg.data, tokenizer, rows)
     # The first batch shows whether rows can be tokenised and are short enough, before anything large is loaded.
     start = batches.get_state()
     next(batches)
     batches.set_state(start)
-    return Inputs(folder, batches)
+    return Inputs(folder, model_config, tokenizer, batches, rows)
 
 
-def open_workdir(workdir: Path, record: dict, *, keep: int) -> tuple[Checkpoints, int | None]:
-    """Opens a run directory and returns its checkpoints and the step to resume from, if there is one.
+def check_workdir(workdir: Path) -> None:
+    """Makes a run directory if it is absent.
 
     Raises:
-      ValueError: it cannot be written, holds something else, belongs to a run with other settings, or cannot be
-        resumed.
+      ValueError: it cannot be written, or holds something else.
     """
     make_writable_folder(workdir)
-    # A run makes its folder of checkpoints before anything else.
-    if any(workdir.iterdir()) and not (workdir / "checkpoints").is_dir():
+    # A run makes its folder of checkpoints before anything else; other processes may be trying the folder too.
+    if any(not path.name.startswith(".") for path in workdir.iterdir()) and not (workdir / "checkpoints").is_dir():
         raise ValueError(
             f"{workdir} is not empty and holds no training run; choose another --workdir, or move it away."
         )
+
+
+def open_workdir(workdir: Path, record: dict, *, keep: int) -> tuple[Checkpoints, int | None]:
+    """Opens the checkpoints of a run directory and returns the step to resume from, if there is one.
+
+    Raises:
+      ValueError: the directory belongs to a run with other settings, or cannot be resumed.
+    """
     checkpoints = Checkpoints(workdir / "checkpoints", keep=keep)
     done = checkpoints.latest_whole_step()
     if done is not None:
@@ -156,7 +193,7 @@ def build(cfg: SFTConfig, folder: Path, objective: Objective, mesh: Mesh) -> Par
     tx, schedule = make_optimizer(cfg.optim, cfg.steps), make_schedule(cfg.optim, cfg.steps)
     state = init_state(params, tx, mesh)
     dropout = cfg.lora is not None and cfg.lora.dropout > 0
-    step = make_step(graphdef, objective, tx, schedule, seed=cfg.seed, dropout=dropout, state=state)
+    step = make_step(graphdef, objective, tx, schedule, seed=cfg.seed, dropout=dropout, state=state, health=cfg.health)
     return Parts(graphdef, state, frozen, step)
 
 
@@ -170,31 +207,47 @@ def _table(matches: Sequence[lora.Match]) -> str:
 
 
 def _train(
-    cfg: SFTConfig, workdir: Path, parts: Parts, batches: BatchIterator, checkpoints: Checkpoints, mesh: Mesh
+    cfg: SFTConfig, workdir: Path, parts: Parts, inputs: Inputs, checkpoints: Checkpoints, mesh: Mesh
 ) -> TrainState:
     """Compiles the step and runs the loop."""
     done = int(parts.state.step)
     if done >= cfg.steps:
         logger.info("%s is complete: step %d of %d", workdir, done, cfg.steps)
         return parts.state
-    shapes = abstract_batch(
-        rows=cfg.data.rows_per_batch, tokens=cfg.data.sequence_length, accumulation=cfg.accumulation, mesh=mesh
-    )
+    rows, tokens = cfg.data.rows_per_batch, cfg.data.sequence_length
+    shapes = abstract_batch(rows=rows, tokens=tokens, accumulation=cfg.accumulation, mesh=mesh)
     began = time.perf_counter()
     step = parts.step.lower(parts.state, parts.frozen, shapes).compile()
     logger.info("compiled the step in %.1f s", time.perf_counter() - began)
-    with contextlib.closing(MetricsWriter(workdir, first_step=done + 1, last_step=cfg.steps)) as metrics:
+    put = partial(put_batch, accumulation=cfg.accumulation, mesh=mesh, num_rows=rows, first_row=inputs.rows.start)
+    with (
+        contextlib.closing(MetricsWriter(workdir, first_step=done + 1, last_step=cfg.steps)) as metrics,
+        watch_for_preemption() as is_preempted,
+    ):
+        throughput = Throughput.of(cfg, inputs.model_config, mesh)
+        recorder = Recorder(
+            workdir, metrics, throughput, cfg.health, positions=rows * tokens, first_row=inputs.rows.start
+        )
         return run_steps(
             parts.state,
             parts.frozen,
             step,
-            batches,
-            partial(put_batch, accumulation=cfg.accumulation, mesh=mesh),
-            last_step=cfg.steps,
+            inputs.batches,
+            put,
+            Schedule(cfg.steps, cfg.checkpoint.every, cfg.evaluate_every),
             checkpoints=checkpoints,
-            checkpoint_every=cfg.checkpoint.every,
-            metrics=metrics,
+            recorder=recorder,
+            trace=Trace(workdir / "profile", parse_steps(cfg.profile) if cfg.profile else range(0)),
+            is_preempted=is_preempted,
+            evaluate=_evaluation(cfg, parts, inputs),
         )
+
+
+def _evaluation(cfg: SFTConfig, parts: Parts, inputs: Inputs) -> Callable[[TrainState], Mapping[str, float]] | None:
+    """Returns the run file's evaluation as a function of the state."""
+    if cfg.evaluate is None:
+        return None
+    return lambda state: cfg.evaluate(nnx.merge(parts.graphdef, state.params, parts.frozen), inputs.tokenizer)
 
 
 def export(model: Qwen35, out_dir: Path, *, source: Path, adapter: bool) -> None:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from qwen35_jax.model import Qwen35
+from train.health import Health, new_health
 from train.losses import in_mtp_block
 
 
@@ -21,9 +22,10 @@ class TrainState(NamedTuple):
     """
 
     step: Int[Array, ""]
-    """Updates done so far."""
+    """Steps done so far, those included whose update was skipped."""
     params: nnx.State
     opt_state: optax.OptState
+    health: Health
 
 
 def split_model(model: Qwen35, *, adapters: bool, train_mtp: bool) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -50,18 +52,27 @@ def split_model(model: Qwen35, *, adapters: bool, train_mtp: bool) -> tuple[nnx.
 
 
 def init_state(params: nnx.State, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Makes the state of step 0; moments are float32 and lie where their parameters lie."""
+    """Makes the state of step 0; moments have the dtype that ``tx`` gives them and lie where their parameters lie."""
+    places = jax.tree.map(lambda x: x.sharding, abstract_state(params, tx, mesh))
+    opt_state = jax.jit(lambda p: tx.init(to_float32(p)), out_shardings=places.opt_state)(params)
+    step, health = jax.device_put((np.int32(0), new_health()), (places.step, places.health))
+    return TrainState(step, params, opt_state, health)
+
+
+def abstract_state(params: nnx.State, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns shapes, dtypes and placement of the state that ``init_state`` makes; ``params`` may be shapes too."""
     replicated = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.eval_shape(lambda p: tx.init(to_float32(p)), params)
-    shardings = optax.tree_map_params(
+    opt_state = optax.tree_map_params(
         tx,
-        lambda _, param: param.sharding,
-        shapes,
+        lambda x, param: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=param.sharding),
+        jax.eval_shape(lambda p: tx.init(to_float32(p)), params),
         params,
-        transform_non_params=lambda _: replicated,
+        transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
     )
-    opt_state = jax.jit(lambda p: tx.init(to_float32(p)), out_shardings=shardings)(params)
-    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated), params, opt_state)
+    step, health = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), (np.int32(0), new_health())
+    )
+    return abstract(TrainState(step, params, opt_state, health))
 
 
 def to_float32(tree: PyTree[Array]) -> PyTree[Array]:

@@ -83,7 +83,8 @@ def _read_record(run_dir: Path) -> dict[str, Any]:
 
 
 def _choose_step(run_dir: Path, step: int | None) -> int:
-    folders = (run_dir / "checkpoints").glob("[0-9]*")
+    # A folder that is still being written, or was left so, has more than the number in its name.
+    folders = (path for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit())
     whole = sorted(int(folder.name) for folder in folders if _is_whole(folder))
     if not whole:
         raise ValueError(f"{run_dir / 'checkpoints'} holds no whole checkpoint.")

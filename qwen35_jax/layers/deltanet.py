@@ -80,7 +80,9 @@ class GatedDeltaNet(nnx.Module):
             mixed, window = causal_conv(projected, taps, window, **documents)
         q, k, v = jnp.split(jax.nn.silu(mixed), [self.key_dim, 2 * self.key_dim], axis=-1)
         q, k = (self._normalised_heads(part) for part in (q, k))
-        return q * self.key_head_dim**-0.5, k, v.reshape(*v.shape[:2], self.num_heads, -1), window
+        # In the compute dtype, as the reference has them: products of bfloat16 numbers are exact in float32.
+        q, k = (q * self.key_head_dim**-0.5).astype(v.dtype), k.astype(v.dtype)
+        return q, k, v.reshape(*v.shape[:2], self.num_heads, -1), window
 
     def _normalised_heads(self, x: Float[Array, "B T KD"]) -> Float[Array, "B T N K"]:
         heads = l2_normalize(x.reshape(*x.shape[:2], -1, self.key_head_dim))

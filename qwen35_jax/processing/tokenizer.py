@@ -1,6 +1,7 @@
 """The tokenizer of a Hugging Face folder: text to ids, ids to text, conversations to prompts."""
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,23 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Turns text into ids. Special tokens written out in the text become single ids; none is added."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        # Unlike the backend's `encode`, its batch calls let other Python threads run meanwhile.
+        [encoding] = self.backend.encode_batch_fast([text], add_special_tokens=False)
+        return encoding.ids
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Turns text into ids and, for each, the range of characters ``[start, end)`` it was made from.
+    def encode_with_ranges(
+        self, texts: Sequence[str], ranges: Sequence[Sequence[tuple[int, int]]]
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Turns texts into ids, and ranges ``[start, end)`` of the characters of each into ranges of its ids.
 
-        Tokens that share one character (its bytes) share its range. Unicode composition (NFC) happens inside, and the
-        offsets are those of the text as given.
+        A token belongs to a range if all characters that it was made from do. Tokens that share one character (its
+        bytes) share its place. Unicode composition (NFC) happens inside, and characters are those of the text as given.
         """
-        encoding = self.backend.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            (encoding.ids, [_token_range(encoding, *span) for span in spans])
+            for encoding, spans in zip(encodings, ranges, strict=True)
+        ]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Turns ids into text. Ids of the padded vocabulary give nothing; broken UTF-8 gives U+FFFD.
@@ -125,6 +133,14 @@ class Tokenizer:
             messages, tools=tools, add_generation_prompt=True, enable_thinking=enable_thinking
         )
         return self.encode(text)
+
+
+def _token_range(encoding: tokenizers.Encoding, start: int, end: int) -> tuple[int, int]:
+    """Finds the tokens made from characters in ``[start, end)`` alone; their places never decrease."""
+    tokens = range(len(encoding))
+    first = bisect_left(tokens, start, key=lambda token: encoding.token_to_chars(token)[0])
+    stop = bisect_right(tokens, end, key=lambda token: encoding.token_to_chars(token)[1])
+    return first, max(first, stop)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

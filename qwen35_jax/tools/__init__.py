@@ -1,1 +1,1 @@
-"""What answers questions about a run without running it: the devices, the work of a token, a compiled program."""
+"""What surrounds a run: its processes, the devices, the work of a token, a compiled program."""

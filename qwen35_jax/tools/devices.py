@@ -10,11 +10,11 @@ class Device:
     Attributes:
       name: Google's short name, with which a topology starts ("v5e" in "v5e:2x4").
       peak_flops: bfloat16 operations per second; a multiplication and an addition are two.
-      cycles_per_second: the clock, as it follows from ``peak_flops`` and the matrix units: four of 128 x 128 in a v5e,
-        eight in a v5p, four of 256 x 256 in a v6e (of whose page a later version says two, too few for its peak).
       hbm_bytes: memory that a program may use, a little less than is installed: the limit that libtpu 0.0.52 states
         when it refuses a program.
       hbm_bytes_per_second: reads and writes together.
+      clock_hz: cycles per second, as it follows from the peak and the matrix units: four of 128 x 128 in a v5e, eight
+        in a v5p, four of 256 x 256 in a v6e (a later version of its page says two, too few for its peak).
       ici_bytes_per_second: what all links to other chips together carry in one direction. The documentation gives
         either this (1600 Gbps = 200 GB/s for v5e) or twice as much as "bidirectional". A collective over one axis of
         a mesh uses the two links of one axis of the torus: half of it on v5e and v6e, a third on v5p.
@@ -25,18 +25,18 @@ class Device:
 
     name: str
     peak_flops: float
-    cycles_per_second: float
     hbm_bytes: int
     hbm_bytes_per_second: float
     ici_bytes_per_second: float
+    clock_hz: float
 
 
 _GIB = 2**30
 
 DEVICES = (
-    Device("v5e", 197e12, 1.503e9, int(15.75 * _GIB), 819e9, 200e9),
-    Device("v5p", 459e12, 1.751e9, int(95.73 * _GIB), 2765e9, 600e9),
-    Device("v6e", 918e12, 1.751e9, int(31.24 * _GIB), 1640e9, 400e9),
+    Device("v5e", 197e12, int(15.75 * _GIB), 819e9, 200e9, 1.503e9),
+    Device("v5p", 459e12, int(95.73 * _GIB), 2765e9, 600e9, 1.75e9),
+    Device("v6e", 918e12, int(31.24 * _GIB), 1640e9, 400e9, 1.75e9),
 )
 
 # jax.Device.device_kind, in lower case. JAX calls a v5p "TPU v5".

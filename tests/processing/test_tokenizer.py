@@ -1,6 +1,7 @@
 """The tokenizer against the official ids, and on a folder like a Base checkpoint's."""
 
 import json
+import random
 import unicodedata
 
 import pytest
@@ -68,12 +69,28 @@ def test_round_trip(tiny_tokenizer, text):
     assert tiny_tokenizer.decode(ids, skip_special_tokens=False) == unicodedata.normalize("NFC", text)
 
 
-def test_offsets_are_those_of_the_text_before_composition(tiny_tokenizer):
+def test_ranges_are_those_of_the_text_before_composition(tiny_tokenizer):
     text = "e\u0301a<think>x"
-    ids, offsets = tiny_tokenizer.encode_with_offsets(text)
+    [(ids, ranges)] = tiny_tokenizer.encode_with_ranges([text], [[(3, 10), (10, 11), (4, 10), (0, 11)]])
     assert ids == tiny_tokenizer.encode(text)
-    assert [offsets[i][0] for i, token in enumerate(ids) if token == tiny_tokenizer.token_id("<think>")] == [3]
-    assert text[slice(*offsets[-1])] == "x"
+    think = ids.index(tiny_tokenizer.token_id("<think>"))
+    assert ranges[:2] == [(think, think + 1), (think + 1, len(ids))]
+    assert ranges[2][0] == ranges[2][1]  # a part of a token is none
+    assert ranges[3] == (0, len(ids))
+
+
+def test_ranges_hold_the_tokens_whose_characters_they_hold(tiny_tokenizer):
+    rng = random.Random(0)
+    for _ in range(50):
+        text = "".join(rng.choices(["What is ", "12", "é", "e\u0301", "👨‍👩", "\n\n", "<think>", "毛", " "], k=20))
+        cuts = [sorted(rng.choices(range(len(text) + 1), k=2)) for _ in range(20)]
+        offsets = tiny_tokenizer.backend.encode(text, add_special_tokens=False).offsets
+        [(plain, none), (ids, ranges)] = tiny_tokenizer.encode_with_ranges(["12", text], [[], cuts])
+        assert (plain, none) == (tiny_tokenizer.encode("12"), [])
+        assert len(ids) == len(offsets)
+        for (start, end), (first, stop) in zip(cuts, ranges, strict=True):
+            wanted = [i for i, (s, e) in enumerate(offsets) if s >= start and e <= end]
+            assert wanted == [*range(first, stop)]
 
 
 def test_tiny_tokenizer_is_deterministic(tmp_path):

@@ -16,6 +16,7 @@ from qwen35_jax.model import Qwen35
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
 from qwen35_jax.sharding import make_mesh
+from tests.train.launching import LORA, Command
 
 ROWS, TOKENS = 8, 24
 
@@ -76,3 +77,16 @@ def inputs(tmp_path_factory):
     ]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture(scope="session")
+def command(inputs, tmp_path_factory):
+    """The training command in processes of its own."""
+    return Command(inputs, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def whole_run(command, tmp_path_factory):
+    """The directory and the output of a LoRA run of 9 steps that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    return workdir, command.run(workdir, *LORA)

@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
+from qwen35_jax.sharding import make_mesh
 from train.checkpoint import MANIFEST, Checkpoints
 from train.state import TrainState, abstract, init_state
 
@@ -79,6 +80,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(saved, state, caplog, da
     got, data = checkpoints.restore(4, abstract(state))
     assert data == {"index": 4} and int(got.step) == 4
     checkpoints.save(at(state, 6), {"index": 6})
+    checkpoints.wait()
     assert Checkpoints(saved, keep=3).latest_whole_step() == 6
 
 
@@ -91,26 +93,68 @@ def test_without_a_whole_checkpoint_nothing_starts_afresh(saved, state):
     assert sorted(path for path in saved.rglob("*")) == before
 
 
-def test_an_interrupted_first_save_is_no_checkpoint(tmp_path, state, caplog):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+def test_an_interrupted_save_is_no_checkpoint(tmp_path, state):
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder, keep=2)
     assert checkpoints.latest_whole_step() is None
     checkpoints.save(at(state, 3), {})
-    # As left by a kill between orbax's rename and the manifest.
-    remove_manifest(tmp_path / "checkpoints" / "3")
-    (tmp_path / "checkpoints.saving").write_text("3")
-    with caplog.at_level(logging.WARNING):
-        assert Checkpoints(tmp_path / "checkpoints", keep=2).latest_whole_step() is None
-    assert "never finished" in caplog.text
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    checkpoints.close()
+    # As left by a kill before the last rename, and by one while an old step is deleted.
+    (folder / "3").rename(folder / "3.orbax-checkpoint-tmp")
+    (folder / ".deleted-1").mkdir()
+    checkpoints = Checkpoints(folder, keep=2)
+    assert checkpoints.latest_whole_step() is None
     checkpoints.save(at(state, 3), {})
-    assert checkpoints.latest_whole_step() == 3
+    checkpoints.close()
+    assert [path.name for path in folder.iterdir()] == ["3"]
+    assert Checkpoints(folder, keep=2).latest_whole_step() == 3
 
 
 def test_old_checkpoints_go_after_the_new_one_is_whole(tmp_path, state):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder, keep=1)
     for step in (1, 2, 3):
         checkpoints.save(at(state, step), {})
-        left = [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
-        assert [path.name for path in left] == [str(step)]
-        assert json.loads((left[0] / MANIFEST).read_text())
-    assert not (tmp_path / "checkpoints.saving").exists()
+        assert step == 1 or (folder / str(step - 1) / MANIFEST).is_file()
+    checkpoints.close()
+    assert [path.name for path in folder.iterdir()] == ["3"]
+    assert json.loads((folder / "3" / MANIFEST).read_text())
+
+
+def test_a_state_may_be_consumed_as_soon_as_it_is_saved(tmp_path, mesh):
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    weight = jax.device_put(jnp.asarray(np.random.default_rng(0).normal(size=(512, 1024)).astype(np.float32)), sharding)
+    want = np.array(weight)
+    state = init_state(nnx.State({"weight": nnx.Param(weight)}), optax.sgd(1e-3), mesh)
+    consume = jax.jit(lambda state: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state), donate_argnums=0)
+    like = abstract(state)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(state, {})
+    for _ in range(5):
+        state = consume(state)
+    jax.block_until_ready(state)
+    checkpoints.wait()
+    got, _ = checkpoints.restore(0, like)
+    np.testing.assert_array_equal(got.params["weight"][...], want)
+
+
+def test_a_state_restores_onto_another_mesh(tmp_path, mesh):
+    def shardings(mesh):
+        return {name: jax.sharding.NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+
+    values = {name: np.arange(32.0, dtype=np.float32).reshape(4, 8) for name in SPECS}
+    wide = make_mesh(fsdp=2, tensor=2)
+    params = {name: nnx.Param(jax.device_put(values[name], place)) for name, place in shardings(wide).items()}
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(init_state(nnx.State(params), optax.adam(1e-3), wide), {})
+    checkpoints.close()
+    params = {name: nnx.Param(jax.device_put(0 * values[name], place)) for name, place in shardings(mesh).items()}
+    got, _ = Checkpoints(tmp_path / "checkpoints", keep=1).restore(
+        0, abstract(init_state(nnx.State(params), optax.adam(1e-3), mesh))
+    )
+    for name, value in values.items():
+        np.testing.assert_array_equal(got.params[name][...], value)
+        assert got.params[name][...].sharding.mesh.size == 1
+
+
+SPECS = {"rows": jax.sharding.PartitionSpec("fsdp", None), "both": jax.sharding.PartitionSpec("fsdp", "tensor")}

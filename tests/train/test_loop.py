@@ -1,14 +1,25 @@
-"""The loop with a step that is plain arithmetic: order of writes, early ends, numbers that are not finite."""
+"""The loop with a step that is plain arithmetic: order of writes, early ends, preemption, evaluation, traces."""
 
+import contextlib
+import json
 import logging
+import os
+import signal
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
-from train.loop import run_steps
+from train.config import HealthConfig
+from train.health import new_health
+from train.loop import Schedule, run_steps
 from train.metrics import METRICS, MetricsWriter, read_rows
+from train.preemption import EXIT_CODE, Preempted, watch_for_preemption
+from train.recorder import Recorder
 from train.state import TrainState
+from train.throughput import Throughput
+from train.trace import Trace
 
 
 class Counter:
@@ -24,37 +35,56 @@ class Counter:
         return {"number": self.at}
 
     def get_state(self):
-        return {"at": self.at}
+        return {"identity": {"shards": 1}, "batches": self.at, "shards": {"0": {}}}
+
+    def documents(self):
+        return [[f"data line {self.at}"]]
 
 
 class Saved:
-    """Stands for checkpoints; notes what was saved and how many rows were on disk by then."""
+    """Stands for checkpoints; notes what was saved, how many rows were on disk by then, and waits."""
 
     def __init__(self, workdir):
         self.workdir, self.log = workdir, []
 
     def save(self, state, data_state):
-        self.log.append((int(state.step), data_state["at"], len(read_rows(self.workdir / METRICS))))
+        self.log.append((int(state.step), data_state["batches"], len(read_rows(self.workdir / METRICS))))
+
+    def wait(self):
+        self.log.append("waited")
 
 
-def step(state, frozen, batch):
-    del frozen
-    loss = jnp.float32("nan") if batch["number"] == 7 else jnp.float32(batch["number"])
-    return state._replace(step=state.step + 1), {"loss": loss, "input_tokens": jnp.int32(4)}
+def step_with(unsound=()):
+    """Returns a step whose batches of these numbers are unsound, as `train.step` treats them."""
+
+    def step(state, frozen, batch):
+        del frozen
+        number, health = batch["number"], state.health
+        bad = number in unsound
+        skips = health.skips + 1 if bad else jnp.int32(0)
+        loss = jnp.float32("nan") if bad else jnp.float32(number)
+        values = {"loss": loss, "input_tokens": jnp.int32(4), "skipped": skips}
+        return state._replace(step=state.step + 1, health=health._replace(skips=skips)), values
+
+    return step
 
 
-def train(workdir, *, steps, batches=100, start=0, every=3):
-    saved, metrics = Saved(workdir), MetricsWriter(workdir, first_step=start + 1, last_step=steps)
-    iterator = Counter(batches)
-    iterator.at = start
-    state = TrainState(jnp.int32(start), nnx.State({}), ())
-    try:
-        state = run_steps(
-            state, nnx.State({}), step, iterator, lambda batch: batch,
-            last_step=steps, checkpoints=saved, checkpoint_every=every, metrics=metrics,
-        )  # fmt: skip
-    finally:
-        metrics.close()
+def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **schedule):
+    saved, metrics = Saved(workdir), MetricsWriter(workdir, first_step=1, last_step=steps)
+    health = HealthConfig() if health is None else health
+    recorder = Recorder(workdir, metrics, Throughput(2, 1.0, 8.0), health, positions=8, first_row=5)
+    evaluate = schedule.pop("evaluate", None)
+    profile = schedule.pop("profile", range(0))
+    state = TrainState(jnp.int32(0), nnx.State({}), (), new_health())
+    with contextlib.closing(metrics):
+        try:
+            state = run_steps(
+                state, nnx.State({}), step_with(unsound), Counter(batches), lambda batch: batch,
+                Schedule(steps, schedule.pop("every", 3), **schedule), checkpoints=saved, recorder=recorder,
+                trace=Trace(workdir / "profile", profile), is_preempted=stop or (lambda step: False), evaluate=evaluate,
+            )  # fmt: skip
+        finally:
+            train.log = saved.log
     return state, saved.log
 
 
@@ -65,7 +95,14 @@ def test_checkpoints_come_after_their_rows_and_at_the_end(tmp_path):
     rows = read_rows(tmp_path / METRICS)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["loss"] for row in rows] == [1, 2, 3, 4, 5]
-    assert all(row["tokens_per_second"] > 0 and row["step_seconds"] > 0 for row in rows)
+    for row in rows:
+        assert row["packing_efficiency"] == 0.5
+        assert row["tokens_per_second"] == pytest.approx(4 / row["step_seconds"])
+        assert row["tokens_per_device_per_second"] == row["tokens_per_second"] / 2
+        # One operation a token against eight that the device could do each second.
+        assert row["fraction_of_peak_flops_per_second"] == row["tokens_per_device_per_second"] / 8
+        assert row["data_seconds"] > 0
+    assert [row["checkpoint_seconds"] > 0 for row in rows] == [False, False, False, True, False]
 
 
 def test_a_last_step_on_the_beat_is_saved_once(tmp_path):
@@ -79,12 +116,55 @@ def test_data_that_end_early_end_the_run_with_a_warning(tmp_path, caplog):
     assert "ended after step 4 of 9" in caplog.text
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_next_checkpoint(tmp_path):
+@pytest.mark.parametrize("last", [7, 20])
+def test_an_unsound_step_stops_before_the_next_checkpoint_and_names_its_documents(tmp_path, last):
     with pytest.raises(ValueError, match=r"step 7: loss is nan; .*learning_rate"):
-        train(tmp_path, steps=20, every=8)
-    assert len(read_rows(tmp_path / METRICS)) == 6
+        train(tmp_path, steps=last, every=7, unsound=[7])
+    assert len(read_rows(tmp_path / METRICS)) == 6 and train.log == []
+    [report] = (tmp_path / "unsound").iterdir()
+    assert json.loads(report.read_text())["documents_by_row"] == {"5": ["data line 7"]}
 
 
-def test_the_last_step_is_checked_too(tmp_path):
-    with pytest.raises(ValueError, match="step 7"):
-        train(tmp_path, steps=7, every=7)
+def test_unsound_steps_are_skipped_by_policy(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        state, _ = train(tmp_path, steps=6, unsound=[2, 4, 5], health=HealthConfig(policy="skip", max_skips=2))
+    assert int(state.step) == 6
+    rows = read_rows(tmp_path / METRICS)
+    assert [row["skipped"] for row in rows] == [0, 1, 0, 1, 2, 0]
+    assert rows[1]["loss"] is None
+    assert "step 2: loss is nan; the step is skipped" in caplog.text
+    assert len(list((tmp_path / "unsound").iterdir())) == 3
+
+
+def test_too_many_skips_in_a_row_stop_the_run(tmp_path):
+    with pytest.raises(ValueError, match=r"step 5: .*3 steps in a row .* health.max_skips=2"):
+        train(tmp_path, steps=9, unsound=[3, 4, 5], health=HealthConfig(policy="skip", max_skips=2))
+
+
+def test_preemption_saves_the_step_waits_for_it_and_leaves_with_its_code(tmp_path):
+    with pytest.raises(Preempted) as stop:
+        train(tmp_path, steps=9, every=9, stop=lambda step: step == 4)
+    assert stop.value.code == EXIT_CODE == 75
+    assert train.log == [(4, 4, 4), "waited"]
+
+
+def test_a_signal_is_noticed_after_the_step_and_its_handler_is_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with watch_for_preemption() as is_preempted:
+        assert not is_preempted(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert is_preempted(2)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_evaluation_adds_its_figures_to_the_row_of_its_step(tmp_path):
+    evaluate = lambda state: {"accuracy": np.float32(int(state.step) / 10), "none": float("nan")}  # noqa: E731
+    train(tmp_path, steps=5, every=2, evaluate=evaluate, evaluate_every=2)
+    rows = read_rows(tmp_path / METRICS)
+    assert [row.get("eval_accuracy") for row in rows] == [None, pytest.approx(0.2), None, pytest.approx(0.4), None]
+    assert rows[1]["eval_none"] is None and rows[1]["evaluation_seconds"] > 0
+
+
+def test_a_trace_of_chosen_steps_is_written(tmp_path):
+    train(tmp_path, steps=4, profile=range(2, 4))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))

@@ -6,11 +6,6 @@ import logging
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,71 +15,9 @@ from qwen35_jax.config import MTPConfig
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.files import read_checkpoint
 from tests.train.conftest import small_config
+from tests.train.launching import LORA, TINY, finish, kill, timeless, wait_for_step
 from train.metrics import METRICS, read_rows
 from train.sft import main
-
-REPO = Path(__file__).resolve().parents[2]
-TINY = str(REPO / "configs" / "tiny_sft.py")
-
-
-@pytest.fixture(scope="session")
-def command(inputs, tmp_path_factory):
-    """Starts the command in a process of its own; compiled steps are shared through a cache."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": "cpu",
-    }
-
-    def start(workdir, *options, config=TINY, devices=1):
-        flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
-        files = ("--model.path", inputs / "base", "--data.path", inputs / "train.jsonl", "--workdir", workdir)
-        return subprocess.Popen(
-            [sys.executable, "-m", "train.sft", config, *map(str, files), *options],
-            cwd=REPO, env=environment | {"XLA_FLAGS": flags}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    return start
-
-
-def finish(process):
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, out + err
-    return out
-
-
-def timeless(workdir):
-    """Returns the rows of metrics without what depends on the clock."""
-    return [
-        {name: value for name, value in row.items() if not name.endswith(("seconds", "per_second"))}
-        for row in read_rows(workdir / METRICS)
-    ]
-
-
-LORA = (
-    *("--steps", "9", "--checkpoint.every", "3", "--accumulation", "2", "--data.sequence-length", "64"),
-    *("--lora.rank", "4", "--lora.dropout", "0.1", "--optim.warmup-steps", "2"),
-)
-
-
-@pytest.fixture(scope="session")
-def whole_run(command, tmp_path_factory):
-    """The directory and the output of a LoRA run that nothing interrupted."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    return workdir, finish(command(workdir, *LORA))
-
-
-def kill_at(process, workdir, step):
-    """Kills the process as soon as it has written the row of a step."""
-    path = workdir / METRICS
-    deadline = time.monotonic() + 600
-    while not (path.is_file() and f'"step": {step},' in path.read_text()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
 
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(command, whole_run, tmp_path):
@@ -93,8 +26,10 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(command, whole_run,
     kills = sorted(random.sample(range(4, 9), 2))
     print(f"killed after steps {kills}")
     for step in kills:
-        kill_at(command(workdir, *LORA), workdir, step)
-    out = finish(command(workdir, *LORA))
+        processes = command.start(workdir, *LORA)
+        wait_for_step(processes, workdir, step)
+        kill(processes)
+    out = command.run(workdir, *LORA)
     assert "resumed after step" in out
     want = timeless(whole_run[0])
     assert len(want) == 9 and want[-1]["mtp_loss"] > 0
@@ -109,7 +44,7 @@ def test_a_checkpoint_cut_short_is_skipped(command, whole_run, tmp_path):
     files = [path for path in (workdir / "checkpoints" / "9").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
-    out = finish(command(workdir, *LORA))
+    out = command.run(workdir, *LORA)
     assert "WARNING checkpoint" in out and "resumed after step 6" in out
     assert timeless(workdir) == timeless(whole_run[0])
 
@@ -153,9 +88,9 @@ def test_full_fine_tuning_on_a_mesh_equals_one_device(command, inputs, tmp_path)
     for name, devices, mesh in (("one", 1, ()), ("four", 4, ("--mesh.fsdp", "2", "--mesh.tensor", "2"))):
         config = tmp_path / f"{name}.py"
         config.write_text(FULL.format(export=devices == 1))
-        processes[name] = command(tmp_path / name, *options, *mesh, config=str(config), devices=devices)
-    for process in processes.values():
-        finish(process)
+        processes[name] = command.start(tmp_path / name, *options, *mesh, config=str(config), devices=devices)
+    for each in processes.values():
+        finish(each)
     for one, four in zip(timeless(tmp_path / "one"), timeless(tmp_path / "four"), strict=True):
         for name, value in one.items():
             # float32 sums in another order; Adam divides small gradients by small moments.
@@ -258,6 +193,20 @@ WRONG = {
     "rows that cannot be cut": (lambda i, t: [TINY, "--accumulation", "3"], "rows_per_batch=8"),
     "more devices than there are": (lambda i, t: [TINY, "--mesh.tensor", "64"], "64 devices"),
     "unknown LoRA target": (lambda i, t: [TINY, "--lora.targets", "attention", "vision"], "vision"),
+    "a mesh that does not divide the tokens": (
+        lambda i, t: [TINY, "--mesh.context", "8", "--data.sequence-length", "72"],
+        "tokens in a row=72",
+    ),
+    "steps to profile in the wrong order": (lambda i, t: [TINY, "--profile", "9:3"], "profile='9:3'"),
+    "evaluations without anything to evaluate": (lambda i, t: [TINY, "--evaluate-every", "5"], "evaluate_every=5"),
+    "unknown policy": (lambda i, t: [TINY, "--health.policy", "hope"], "hope"),
+    "limit that stops every step": (lambda i, t: [TINY, "--health.loss-factor", "0.5"], "health.loss_factor=0.5"),
+    "moments of an unknown dtype": (lambda i, t: [TINY, "--optim.first-moment-dtype", "int8"], "int8"),
+    "processes without a coordinator": (
+        lambda i, t: [TINY, "--processes.count", "2", "--processes.index", "0"],
+        "processes.coordinator",
+    ),
+    "bucket as a workdir": (lambda i, t: [TINY, "--workdir", "gs://bucket/run"], "mount the bucket"),
     "LoRA rank 0": (lambda i, t: [TINY, "--lora.rank", "0"], "rank=0"),
     "MTP gradient that reaches nothing": (
         lambda i, t: [TINY, "--lora.targets", "mlp", "--mtp.gradient", "head_only"],
@@ -297,3 +246,31 @@ def test_resuming_with_other_settings_is_refused(whole_run, inputs, capsys):
     assert f"optim.learning_rate was {tiny_config().optim.learning_rate}, now 0.5; seed was 0, now 4" in error
     assert error.count("\n") == 1
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+SCORED = """
+import dataclasses
+from configs.tiny_sft_scored import config as scored, score
+
+def on_these_questions(model, tokenizer):
+    return score(model, tokenizer, data_dir={data_dir!r})
+
+def config():
+    return dataclasses.replace(scored(), evaluate=on_these_questions, evaluate_every=4)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_scores_itself_and_traces_chosen_steps(command, whole_run, tmp_path):
+    (tmp_path / "qa").mkdir()
+    (tmp_path / "qa" / "test.jsonl").write_text('{"question": "What is 1 plus 1", "answer": "2"}\n')
+    (tmp_path / "scored.py").write_text(SCORED.format(data_dir=str(tmp_path)))
+    workdir = tmp_path / "run"
+    command.run(workdir, *LORA, "--profile", "4:5", config=str(tmp_path / "scored.py"))
+    rows = timeless(workdir)
+    assert [row["step"] for row in rows if "eval_qa_accuracy" in row] == [4, 8]
+    assert [row | {"eval_qa_accuracy": 0} for row in rows] == [
+        row | {"eval_qa_accuracy": 0} for row in timeless(whole_run[0])
+    ]
+    assert json.loads((workdir / "config.json").read_text())["evaluate"].endswith(".on_these_questions")
+    assert list((workdir / "profile").rglob("*.xplane.pb"))

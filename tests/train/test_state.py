@@ -6,6 +6,8 @@ import optax
 import pytest
 from flax import nnx
 
+from train.config import OptimConfig
+from train.optim import make_optimizer
 from train.state import TrainState, abstract, count_parameters, init_state, split_model
 
 
@@ -37,8 +39,15 @@ def test_moments_are_float32_and_lie_where_their_parameters_lie(mesh):
     state = init_state(nnx.State({"weight": weight}), optax.adam(1e-3), mesh)
     mu = state.opt_state[0].mu["weight"]
     assert mu.dtype == jnp.float32 and mu[...].sharding == sharding
-    assert int(state.step) == 0
+    assert int(state.step) == 0 and int(state.health.updates) == 0
     assert count_parameters(state.params) == 24
     shapes = abstract(state)
     assert isinstance(shapes, TrainState)
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(shapes))
+
+
+def test_the_first_moment_may_be_bfloat16_and_the_second_stays_float32(mesh):
+    weight = nnx.Param(jax.device_put(jnp.ones((4, 6)), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())))
+    tx = make_optimizer(OptimConfig(first_moment_dtype="bfloat16"), 10)
+    state = init_state(nnx.State({"weight": weight}), tx, mesh)
+    assert sorted(str(x.dtype) for x in jax.tree.leaves(state.opt_state) if x.ndim) == ["bfloat16", "float32"]

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.config import MtpLossConfig, OptimConfig
+from qwen35_jax.sharding import make_mesh
+from train.config import HealthConfig, MtpLossConfig, OptimConfig
 from train.losses import sft_objective
 from train.optim import make_optimizer, make_schedule
 from train.state import init_state, split_model
-from train.step import abstract_batch, make_gradients, make_step, put_batch
+from train.step import abstract_batch, make_gradients, make_step, put_batch, rows_of_process
 
 OBJECTIVE = sft_objective(MtpLossConfig(weight=0.3, num_steps=2), loss_chunk=8, remat="block")
 TERMS = tuple(OBJECTIVE.weights)
@@ -61,7 +62,8 @@ def compiled_step(split, mesh):
 
     with jax.set_mesh(mesh):
         state = fresh()
-        step = make_step(graphdef, OBJECTIVE, tx, make_schedule(optim, 10), seed=0, dropout=False, state=state)
+        schedule, health = make_schedule(optim, 10), HealthConfig(loss_factor=3.0)
+        step = make_step(graphdef, OBJECTIVE, tx, schedule, seed=0, dropout=False, state=state, health=health)
         batch = abstract_batch(rows=8, tokens=24, accumulation=2, mesh=mesh)
         compiled = step.lower(state, frozen, batch).compile()
     return lambda state, batch: compiled(state, frozen, batch), fresh
@@ -90,3 +92,31 @@ def test_a_batch_without_targets_gives_zero_and_no_nan(compiled_step, mesh, host
     assert all(metrics[name] == 0 for name in (*TERMS, "tokens", "grad_norm"))
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(jax.device_get(state.params)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_unsound_step_leaves_all_but_its_number_and_the_count_of_skips(compiled_step, mesh, host_batch):
+    step, fresh = compiled_step
+    before = fresh()
+    # As if the last updates had had a loss of 0.1.
+    before = before._replace(health=before.health._replace(updates=jnp.int32(40), loss=jnp.float32(0.1)))
+    want = jax.device_get(before)
+    after, metrics = step(before, put_batch(host_batch, accumulation=2, mesh=mesh))
+    assert metrics["skipped"] == 1 and metrics["loss"] > 0.3
+    assert int(after.step) == 1 and int(after.health.updates) == 40 and int(after.health.skips) == 1
+    assert after.health.loss == want.health.loss
+    pairs = zip(
+        jax.tree.leaves((want.params, want.opt_state)), jax.tree.leaves((after.params, after.opt_state)), strict=True
+    )
+    for a, b in pairs:
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("axes", [{"data": 2}, {"data": 2, "context": 2}, {"tensor": 2}])
+def test_a_batch_lies_the_same_whoever_feeds_it(axes):
+    mesh = make_mesh(**axes)
+    batch = {"input_ids": np.arange(12 * 8, dtype=np.int32).reshape(12, 8)}
+    rows = rows_of_process(rows=12, tokens=8, accumulation=3, mesh=mesh)
+    assert rows == range(12)  # one process holds every device
+    placed = put_batch(batch, accumulation=3, mesh=mesh)["input_ids"]
+    for row in range(12):
+        np.testing.assert_array_equal(placed[row % 3, row // 3], batch["input_ids"][row])

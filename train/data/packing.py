@@ -1,7 +1,6 @@
 """Documents into rows of a fixed length, rows into batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -15,39 +14,52 @@ Row = list[tuple[Key, Example]]
 Batch = dict[str, Int32[np.ndarray, "R T"] | Bool[np.ndarray, "R T"]]
 
 
-@dataclass
 class Packer:
     """First fit with a bounded number of open rows.
 
     A document goes into the oldest open row that has room for it. If none has and no more may be opened, the fullest
     row is closed. Which row a document goes to depends on the documents before it alone.
+
+    Waste is bounded: of two rows open side by side at most one is half empty, since otherwise the later one's documents
+    had gone into the earlier. So with two open rows or more, every row closed is more than half full, and lacks less
+    than the document that closed it is long; only `flush` may close one row a good deal emptier.
     """
 
-    row_length: int
-    open_rows: int
+    def __init__(self, row_length: int, open_rows: int):
+        self._row_length, self._open_rows = row_length, open_rows
+        self._open: list[tuple[Row, int]] = []
 
-    def __post_init__(self) -> None:
-        self.open: list[Row] = []
+    @property
+    def open(self) -> list[Row]:
+        """The unfinished rows, the oldest first."""
+        return [row for row, _ in self._open]
+
+    def restore(self, rows: Sequence[Row]) -> None:
+        """Takes unfinished rows in place of its own."""
+        self._open = [(list(row), used(row)) for row in rows]
 
     def add(self, key: Key, example: Example) -> list[Row]:
         """Places one document of at most ``row_length`` tokens and returns the rows that this closed."""
-        assert 0 < len(example) <= self.row_length, (len(example), self.row_length)
+        length = len(example)
+        assert 0 < length <= self._row_length, (length, self._row_length)
         closed = []
-        row = next((row for row in self.open if used(row) + len(example) <= self.row_length), None)
-        if row is None:
-            if len(self.open) == self.open_rows:
-                closed.append(self.open.pop(int(np.argmax([used(row) for row in self.open]))))
-            row = []
-            self.open.append(row)
+        place = next((i for i, (_, filled) in enumerate(self._open) if filled + length <= self._row_length), None)
+        if place is None:
+            if len(self._open) == self._open_rows:
+                fullest = int(np.argmax([filled for _, filled in self._open]))
+                closed.append(self._open.pop(fullest)[0])
+            place = len(self._open)
+            self._open.append(([], 0))
+        row, filled = self._open[place]
         row.append((key, example))
-        if used(row) == self.row_length:
-            self.open.remove(row)
-            closed.append(row)
+        self._open[place] = (row, filled + length)
+        if filled + length == self._row_length:
+            closed.append(self._open.pop(place)[0])
         return closed
 
     def flush(self) -> list[Row]:
         """Closes and returns every open row, the oldest first."""
-        rows, self.open = self.open, []
+        rows, self._open = self.open, []
         return rows
 
 
@@ -56,13 +68,13 @@ def used(row: Row) -> int:
     return sum(len(example) for _, example in row)
 
 
-def make_batch(rows: Sequence[Row], *, num_rows: int, row_length: int, pad_token_id: int) -> Batch:
-    """Lays rows out as arrays ``[num_rows, row_length]``, missing rows and row ends as padding.
+def make_batch(rows: Sequence[Row], *, row_length: int, pad_token_id: int) -> Batch:
+    """Lays rows, which may be empty, out as arrays ``[R, row_length]``, their ends as padding.
 
     Returns:
       ``input_ids`` and ``segment_ids`` (0 padding; 1, 2, ... the documents of a row), int32, and ``trained``, bool.
     """
-    shape = (num_rows, row_length)
+    shape = (len(rows), row_length)
     input_ids = np.full(shape, pad_token_id, np.int32)
     segment_ids = np.zeros(shape, np.int32)
     trained = np.zeros(shape, bool)

@@ -1,99 +1,31 @@
-"""Rows of training data by number: JSONL and Parquet files, local or from the hub.
+"""Rows of training data by number, over several JSONL and Parquet files.
 
-A JSONL file is held as the byte offsets of its lines, a Parquet file as Arrow columns; a row becomes Python objects
-when it is asked for. Reading is thread-safe.
+Nothing here grows with the length of the rows: a JSONL file is held as offsets, of Parquet files a bounded number of
+row groups is in memory. Reading is thread-safe.
 """
 
-import glob
-import json
-import os
-import re
 import zlib
 from collections.abc import Sequence
-from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from train.data.rows import RowError
+from train.data.files import ENDINGS
+from train.data.jsonl import JsonlFile
+from train.data.parquet import GroupCache, ParquetFile, row_of
 
-ENDINGS = (".jsonl", ".parquet")
-_HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
-_KEYS = ("messages", "tools", "text")
-_BLOCK = 1 << 24
-
-
-class JsonlFile:
-    """The non-empty lines of one file."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._file = path.open("rb")
-        newlines, size, checksum = [], 0, 0
-        while block := self._file.read(_BLOCK):
-            newlines.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + size)
-            size += len(block)
-            checksum = zlib.crc32(block, checksum)
-        ends = np.concatenate([*newlines, [size]]).astype(np.int64)
-        starts = np.concatenate([[0], ends[:-1] + 1])
-        filled = np.flatnonzero(ends > starts)
-        self._lines, self._starts, self._ends = filled + 1, starts[filled], ends[filled]
-        self.checksum = checksum
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, index: int) -> Any:
-        start = int(self._starts[index])
-        # pread moves no shared file position, so that threads do not disturb each other.
-        line = os.pread(self._file.fileno(), int(self._ends[index]) - start, start)
-        try:
-            return json.loads(line)
-        except ValueError as err:
-            raise RowError("invalid_json", f"not valid JSON: {err}") from err
-
-    def where(self, index: int) -> str:
-        return f"{self._path} line {self._lines[index]}"
-
-
-class ParquetFile:
-    """The rows of one file; keys of nested objects whose value is null are left out.
-
-    Arrow gives every object of a column the same keys and fills the absent ones with null.
-    """
-
-    def __init__(self, path: Path):
-        self._path = path
-        with path.open("rb") as file:
-            self.checksum = 0
-            while block := file.read(_BLOCK):
-                self.checksum = zlib.crc32(block, self.checksum)
-        try:
-            columns = [name for name in pq.read_schema(path).names if name in _KEYS]
-            self._table = pq.read_table(path, columns=columns, memory_map=True)
-        except pa.ArrowException as err:
-            raise ValueError(f"{path} is not a readable Parquet file: {err}") from err
-        if not {"messages", "text"} & set(columns):
-            names = ", ".join(pq.read_schema(path).names)
-            raise ValueError(f"{path} has neither a column 'messages' nor 'text'; its columns: {names}.")
-
-    def __len__(self) -> int:
-        return self._table.num_rows
-
-    def __getitem__(self, index: int) -> Any:
-        return _without_nulls(self._table.slice(index, 1).to_pylist(maps_as_pydicts="strict")[0])
-
-    def where(self, index: int) -> str:
-        return f"{self._path} row {index + 1}"
+WINDOW_BYTES = 1 << 27
+"""How many bytes of Parquet rows are shuffled among each other; twice as many may be in memory."""
 
 
 class RowSource:
-    """The rows of several files, one after the other."""
+    """The rows of several files, one after the other.
+
+    They come in groups, each to be read as a whole: the row groups of Parquet files, and the JSONL files, whose rows
+    can be read one by one and which therefore count no bytes.
+    """
 
     def __init__(self, paths: Sequence[Path]):
         """Opens and indexes the files.
@@ -103,6 +35,9 @@ class RowSource:
         """
         self._files = [_open(path) for path in paths]
         self._first = np.cumsum([0, *map(len, self._files)])
+        # The windows that are being left and entered, each up to one row group larger than it should be.
+        self._cache = GroupCache(2 * (WINDOW_BYTES + max(self.groups[1])))
+        self.num_bytes = sum(file.num_bytes for file in self._files)
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -113,75 +48,39 @@ class RowSource:
         Raises:
           RowError: the row is not valid JSON.
         """
-        file, row = self._locate(index)
-        return file[row]
+        number, row = self._locate(index)
+        file = self._files[number]
+        if isinstance(file, JsonlFile):
+            return file[row]
+        group, row = file.locate(row)
+        table = self._cache.get((number, group), partial(file.read_group, group), file.group_bytes[group])
+        return row_of(table, row)
 
     def where(self, index: int) -> str:
         """Names the file and the line of a row, for messages."""
-        file, row = self._locate(index)
-        return file.where(row)
+        number, row = self._locate(index)
+        return self._files[number].where(row)
+
+    @property
+    def groups(self) -> tuple[list[int], list[int]]:
+        """The rows and the bytes of each group, in order."""
+        rows, sizes = [], []
+        for file in self._files:
+            rows += [len(file)] if isinstance(file, JsonlFile) else file.group_rows
+            sizes += [0] if isinstance(file, JsonlFile) else file.group_bytes
+        return rows, sizes
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the content and the order of the files; not with their names."""
-        return "-".join(f"{file.checksum:08x}" for file in self._files)
+        """Changes with the content and the order of the files; not with their names.
 
-    def _locate(self, index: int) -> tuple[JsonlFile | ParquetFile, int]:
+        Of a Parquet file, size, footer and samples are judged.
+        """
+        return f"{zlib.crc32(repr([(len(file), file.checksum) for file in self._files]).encode()):08x}"
+
+    def _locate(self, index: int) -> tuple[int, int]:
         number = int(np.searchsorted(self._first, index, side="right")) - 1
-        return self._files[number], index - int(self._first[number])
-
-
-def find_files(path: str, *, hub_files: str = "*train*") -> list[Path]:
-    """Turns a file name, a glob or a hub dataset id into the files to read, sorted by name.
-
-    A hub dataset's files are downloaded into the hub's cache; what is there already needs no network.
-
-    Args:
-      path: ``file``, ``glob`` or ``org/name[@revision]``. What exists on disk goes before the hub.
-      hub_files: pattern for a hub file's path without the ending.
-
-    Raises:
-      ValueError: there is no such file, or the hub does not give it.
-    """
-    local = Path(path).expanduser()
-    if local.is_file():
-        return [local]
-    if local.is_dir():
-        raise ValueError(f"data.path={path!r} is a folder; name its files with a glob such as '{local}/*.jsonl'.")
-    if glob.has_magic(path):
-        files = sorted(Path(name) for name in glob.glob(str(local), recursive=True) if Path(name).is_file())
-        if not files:
-            raise ValueError(f"data.path={path!r} matches no file.")
-        return files
-    hub_id = _HUB_ID.fullmatch(path)
-    if hub_id is None or path.endswith(ENDINGS):
-        raise ValueError(
-            f"data.path={path!r} does not exist; give a JSONL or Parquet file, a glob, or a hub dataset id (org/name)."
-        )
-    return _download(path, hub_id["name"], hub_id["revision"], hub_files)
-
-
-def _download(path: str, name: str, revision: str | None, hub_files: str) -> list[Path]:
-    patterns = [hub_files + ending for ending in ENDINGS]
-    try:
-        folder = Path(
-            huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns)
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as err:
-        reason = str(err).strip().splitlines()[0]
-        raise ValueError(
-            f"data.path={path!r} is no local file, and as a dataset on the hub it cannot be read: {reason} "
-            "Check the name and the network, or download the file and give its path."
-        ) from err
-    # The cached snapshot may also hold files of an earlier download with another pattern.
-    found = (file for file in folder.rglob("*") if file.is_file())
-    files = sorted(file for file in found if any(fnmatch(file.relative_to(folder).as_posix(), p) for p in patterns))
-    if not files:
-        raise ValueError(
-            f"the hub dataset {name!r} has no .jsonl or .parquet file that matches data.hub_files={hub_files!r}; "
-            "look at its files on the hub and set data.hub_files."
-        )
-    return files
+        return number, index - int(self._first[number])
 
 
 def _open(path: Path) -> JsonlFile | ParquetFile:
@@ -194,11 +93,3 @@ def _open(path: Path) -> JsonlFile | ParquetFile:
     if len(file) == 0:
         raise ValueError(f"{path} is empty; it must hold one conversation or text a row.")
     return file
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value

@@ -12,7 +12,8 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int
 
 from qwen35_jax.ops.gated_delta.affine import affine_map
-from qwen35_jax.ops.gated_delta.chunked import gated_delta_associative, gated_delta_chunked
+from qwen35_jax.ops.gated_delta.associative import gated_delta_associative
+from qwen35_jax.ops.gated_delta.chunked import gated_delta_chunked
 from qwen35_jax.ops.gated_delta.recurrent import gated_delta_recurrent
 
 __all__ = [
@@ -38,7 +39,7 @@ def gated_delta(
     state_segment_ids: Int[Array, " B"] | None = None,
     *,
     implementation: Literal["recurrent", "chunked", "associative"] = "chunked",
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
     """Runs the gated delta rule over packed rows, in float32 whatever the dtype of the inputs.
 
@@ -57,13 +58,14 @@ def gated_delta(
       state_segment_ids: the document that ``state`` belongs to; by default the row's first document.
       implementation: "recurrent" goes token by token (the oracle; a single token always takes it),
         "chunked" chunk by chunk, "associative" combines chunks in a tree of logarithmic depth.
-      chunk_size: tokens per chunk, a power of two; shorter rows use smaller chunks.
+      chunk_size: tokens per chunk, a power of two from 2 to 512; by default 128 if ``v`` is bfloat16, else 64. Shorter
+        rows use smaller chunks.
 
     Returns:
       Outputs in the dtype of ``v``; the float32 state of the row's last document after its last token.
 
     Raises:
-      ValueError: for an unknown implementation, a chunk size that is not a power of two, or
+      ValueError: for an unknown implementation, a chunk size that is not a power of two from 2 to 512, or
         ``state_segment_ids`` without ``segment_ids``.
 
     Source: arXiv:2412.06464; ``torch_recurrent_gated_delta_rule`` and ``torch_chunk_gated_delta_rule`` in
@@ -71,8 +73,8 @@ def gated_delta(
     """
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is unknown; choose one of {', '.join(_IMPLEMENTATIONS)}.")
-    if chunk_size < 1 or chunk_size & (chunk_size - 1):
-        raise ValueError(f"chunk_size={chunk_size} is not a power of two; use 64, or 32 or 128.")
+    if chunk_size is not None and (not 2 <= chunk_size <= 512 or chunk_size & (chunk_size - 1)):
+        raise ValueError(f"chunk_size={chunk_size} is not a power of two from 2 to 512; use 128, or 64 or 32.")
     if state_segment_ids is not None and segment_ids is None:
         raise ValueError("state_segment_ids is given without segment_ids; give both, or neither for one document.")
     if state is None:

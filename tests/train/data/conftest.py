@@ -7,6 +7,7 @@ import pytest
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
 from tests.processing.conftest import TEXTS
+from train.data import shards
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +25,10 @@ def write_rows(tmp_path):
         return str(tmp_path / name)
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def little_is_read_ahead(monkeypatch):
+    """Tests restart often, which throws away what was read ahead. How much that is decides nothing."""
+    monkeypatch.setattr(shards, "_RUN", 3)
+    monkeypatch.setattr(shards, "_MAX_DOCUMENTS_AHEAD", 6)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.data.config import DataConfig
+from train.data.config import DataConfig, Source
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,29 @@ from train.data.config import DataConfig
         ("train_on", "first", "choose one of all, last"),
         ("long_rows", "cut", "choose one of drop, error"),
         ("bad_rows", "ignore", "choose one of drop, error"),
+        ("shards", 0, "at least 1"),
+        ("shards", 3, "rows_per_batch=8 cannot be dealt to data.shards=3; make it a multiple of 3"),
+        ("sources", (Source("a.jsonl"), Source("b.jsonl"), Source("a.jsonl", 2.0)), "names 'a.jsonl' twice"),
     ],
 )
 def test_refused(field, value, words):
     fields = {"path": "data.jsonl", "sequence_length": 64} | {field: value}
     with pytest.raises(ValueError, match=words):
         DataConfig(**fields)
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf")])
+def test_weights_are_positive(weight):
+    with pytest.raises(ValueError, match=r"of 'a.jsonl' in data.sources must be a positive number"):
+        Source("a.jsonl", weight)
+
+
+def test_a_source_has_a_path():
+    with pytest.raises(ValueError, match=r"a path of data.sources is empty"):
+        Source("")
+
+
+def test_a_path_takes_the_place_of_sources():
+    sources = (Source("a.jsonl", 3.0), Source("b.jsonl"))
+    assert DataConfig(sources=sources).mixture == sources
+    assert DataConfig("org/name", sources=sources, hub_files="*a*").mixture == (Source("org/name", hub_files="*a*"),)

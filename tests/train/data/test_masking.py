@@ -8,7 +8,7 @@ import pytest
 from qwen35_jax.processing import ChatTemplate, Tokenizer
 from tests.conftest import shared_dir
 from tests.processing.conversations import ASK, TEXT, assistant, call, system, tool, user
-from train.data.masking import encode_conversation, encode_text, trained_spans
+from train.data.masking import encode_conversations, encode_text, render_conversation, trained_spans
 from train.data.rows import RowError, check_row, forbidden_tokens
 
 TURNS = [
@@ -25,6 +25,13 @@ STEPS = [
     assistant("Noon.", reasoning_content="second"),
 ]
 CALL = "\n\n<tool_call>\n<function=clock>\n<parameter=zone>\nUTC\n</parameter>\n</function>\n</tool_call>"
+
+
+def encode_conversation(tokenizer, messages, tools=None, **options):
+    [example] = encode_conversations(
+        tokenizer, [render_conversation(tokenizer.chat_template, messages, tools, **options)]
+    )
+    return example
 
 
 def trained_text(tokenizer, messages, **options):
@@ -140,9 +147,17 @@ def test_any_characters(tokenizer):
 
 def test_a_template_without_the_marks_is_refused(tokenizer):
     template = ChatTemplate("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}")
-    other = Tokenizer(tokenizer.backend, template)
     with pytest.raises(ValueError, match="renders 1 assistant turns with 0 headers"):
-        encode_conversation(other, [ASK, assistant("4")])
+        render_conversation(template, [ASK, assistant("4")])
+
+
+def test_several_at_a_time_are_as_one_by_one(tokenizer):
+    rendered = [render_conversation(tokenizer.chat_template, messages) for messages in (TURNS, STEPS, TURNS[:3])]
+    for together, alone in zip(encode_conversations(tokenizer, rendered), rendered, strict=True):
+        [example] = encode_conversations(tokenizer, [alone])
+        assert together.input_ids.tolist() == example.input_ids.tolist()
+        assert together.trained.tolist() == example.trained.tolist()
+    assert encode_conversations(tokenizer, []) == []
 
 
 @pytest.mark.parametrize("length", [4, 7, 1000])

@@ -46,8 +46,8 @@ def test_every_document_once_and_whole(open_rows):
 
 
 def test_batch_layout():
-    rows = [[((0, 0), example(3, 10)), ((1, 0), example(2, 20))], [((2, 0), example(4, 30))]]
-    batch = make_batch(rows, num_rows=3, row_length=6, pad_token_id=99)
+    rows = [[((0, 0), example(3, 10)), ((1, 0), example(2, 20))], [((2, 0), example(4, 30))], []]
+    batch = make_batch(rows, row_length=6, pad_token_id=99)
     assert {name: array.dtype for name, array in batch.items()} == {
         "input_ids": np.int32,
         "segment_ids": np.int32,

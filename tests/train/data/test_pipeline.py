@@ -27,7 +27,7 @@ def conversation(number, size):
 @pytest.fixture
 def path(write_rows):
     rows = [conversation(100 + i, 1 + i % 13) for i in range(60)]
-    rows[7] = {"text": "The answer is 46. " * 40}  # cut into several pieces
+    rows[7] = {"text": "The answer is 46. " * 99}  # cut into several pieces
     rows[20] = conversation(120, 200)  # too long
     return write_rows(rows)
 
@@ -79,7 +79,7 @@ def test_one_epoch_holds_every_usable_document_once(config, tokenizer, caplog):
     assert report["tokens"] == sum(len(ids) * count for ids, count in expected.items())
     assert report["trained_tokens"] == sum(int(batch["trained"].sum()) for batch in batches)
     assert 0.8 < report["packing_efficiency"] <= 1
-    [warning] = [record.getMessage() for record in caplog.records if record.name == "train.data.pipeline"]
+    [warning] = [record.getMessage() for record in caplog.records if record.name == "train.data.shards"]
     assert "data.jsonl line 21 is left out" in warning
     assert f"more than data.sequence_length={LENGTH}" in warning
 
@@ -119,8 +119,8 @@ def test_any_interruption_continues_exactly(config, tokenizer, epochs):
     for done, state in enumerate(states):
         resumed.set_state(state)
         assert_equal([batch for _, batch in zip(want[done:], resumed, strict=False)], want[done:])
-    assert any(state["open"] for state in states)
-    assert any(state["ready"] for state in states)
+    assert any(state["shards"]["0"]["open"] for state in states)
+    assert any(state["shards"]["0"]["ready"] for state in states)
     final = make_batches(config, tokenizer)
     final.set_state(states[5])
     assert_equal(take(final, len(want) - 5), want[5:])
@@ -173,6 +173,39 @@ def test_bad_rows(tokenizer, write_rows, line, reason, words):
     iterator = make_batches(replace(config, bad_rows="drop"), tokenizer)
     assert sum(documents(iterator).values()) == 17
     assert iterator.report()["unusable_rows"] == {reason: 1}
+
+
+@pytest.fixture
+def checked_by_sample(monkeypatch):
+    """Treats a hundred rows as large data, of which few are checked before a run starts."""
+    monkeypatch.setattr("train.data.documents._CHECKED_BYTES", 1000)
+    monkeypatch.setattr("train.data.documents._CHECKED_RUNS", 4)
+
+
+def test_a_bad_row_of_large_data_stops_the_run_when_it_is_met(tokenizer, write_rows, checked_by_sample):
+    """... and the run goes on where it was with the other policy, as if it had had that from the beginning."""
+    rows = [conversation(i, 1) for i in range(100)]
+    rows[90] = {"prompt": "a"}
+    config = DataConfig(write_rows(rows), LENGTH, rows_per_batch=1, open_rows=2, epochs=1)
+    stopped, dropping = (make_batches(replace(config, bad_rows=policy), tokenizer) for policy in ("error", "drop"))
+    assert 4 <= stopped.report()["rows_checked"] < 20
+    want, state, done = list(dropping), None, 0
+    with pytest.raises(ValueError, match=r"data.jsonl line 91: the row has neither .* or set data.bad_rows=drop"):
+        while True:
+            state = stopped.get_state()
+            next(stopped)
+            done += 1
+    assert 0 < done < len(want)
+    assert (dropping.report()["unusable_rows"], dropping.report()["dropped"]) == ({}, {"missing_key": 1})
+    resumed = make_batches(replace(config, bad_rows="drop"), tokenizer)
+    resumed.set_state(state)
+    assert_equal(list(resumed), want[done:])
+
+
+def test_the_sample_of_large_data_is_spread_over_it(tokenizer, write_rows, checked_by_sample):
+    rows = [conversation(i, 1) for i in range(99)] + [{"prompt": "a"}]
+    with pytest.raises(ValueError, match=r"data.jsonl line 100: .*; mend the row"):
+        make_batches(DataConfig(write_rows(rows), LENGTH), tokenizer)
 
 
 def test_long_rows_can_be_an_error(config, tokenizer):

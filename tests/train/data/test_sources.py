@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from train.data import sources
+from train.data import jsonl
+from train.data.files import find_files
 from train.data.rows import RowError
-from train.data.sources import RowSource, find_files
+from train.data.sources import RowSource
 
 ROWS = [{"text": "eins ä"}, {"text": "zwei\u2028"}, {"text": "drei"}]
 
@@ -31,7 +32,7 @@ def test_jsonl_without_a_last_newline_and_with_windows_ends(tmp_path):
 
 
 def test_jsonl_across_reading_blocks(write_rows, monkeypatch):
-    monkeypatch.setattr(sources, "_BLOCK", 7)
+    monkeypatch.setattr(jsonl, "_BLOCK", 7)
     source = RowSource([Path(write_rows(ROWS))])
     assert [source[i] for i in range(len(source))] == ROWS
 

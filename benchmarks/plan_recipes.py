@@ -1,0 +1,85 @@
+"""Plans every recipe of ``configs/`` that names a topology, and prints the table of the README.
+
+    python -m benchmarks.plan_recipes [NAME ...]     plans these recipes (by default all), minutes each
+    python -m benchmarks.plan_recipes --table        prints the table of the plans that are stored
+
+Plans are stored in ``configs/plans/NAME.json`` with the settings they were made for; a test compares both, and the
+table with the README. The step time of the table is the compiler's estimate, without waiting for other chips.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import importlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from train.config import SFTConfig
+from train.files import write_atomically
+from train.plan import make_plan
+from train.sft import objective
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+PLANS = CONFIGS / "plans"
+
+
+def recipes() -> Iterator[tuple[str, str, SFTConfig]]:
+    """Yields name, topology and settings of each recipe."""
+    for path in sorted(CONFIGS.glob("*.py")):
+        if "\nTOPOLOGY = " in path.read_text():
+            module = importlib.import_module(f"configs.{path.stem}")
+            yield path.stem, module.TOPOLOGY, module.config()
+
+
+def fingerprint(topology: str, cfg: SFTConfig) -> str:
+    """Identifies the settings that a plan was made for."""
+    text = json.dumps([topology, dataclasses.asdict(cfg)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def table() -> str:
+    """Lays the stored plans out as Markdown."""
+    lines = [
+        "| recipe | chips | tokens a step | HBM, GiB a chip | step, s | least, s, bound by | tokens/s a chip |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, topology, _ in recipes():
+        plan = json.loads((PLANS / f"{name}.json").read_text())
+        peak, capacity = (plan["hbm"][key] / 2**30 for key in ("peak", "capacity"))
+        cells = [f"`configs/{name}.py`", topology]
+        if plan["fits"]:
+            seconds, tokens = plan["estimated_seconds"], plan["tokens_per_step"]
+            cells += [
+                f"{tokens:,}",
+                f"{peak:.1f} of {capacity:.1f}",
+                f"{seconds:.2f}",
+                f"{plan['roofline_seconds']:.2f}, {plan['limits']}",
+                f"{tokens / seconds / plan['num_devices']:,.0f}",
+            ]
+        else:
+            cells += ["", f"{peak:.1f} of {capacity:.1f}: does not fit", "", "", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not options.table:
+        PLANS.mkdir(exist_ok=True)
+        for name, topology, cfg in recipes():
+            if not options.names or name in options.names:
+                plan = make_plan(cfg, topology, objective)
+                report = plan.to_json() | {"settings": fingerprint(topology, cfg)}
+                write_atomically(PLANS / f"{name}.json", json.dumps(report, indent=1) + "\n")
+                print(f"{name}\n{plan.to_text()}", flush=True)
+    print(table())
+
+
+if __name__ == "__main__":
+    main()

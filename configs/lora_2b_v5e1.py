@@ -1,0 +1,25 @@
+"""LoRA fine-tuning of Qwen3.5-2B-Base with the MTP loss on a single TPU v5e chip.
+
+    python -m train.sft configs/lora_2b_v5e1.py --data.path data/train.jsonl --workdir runs/lora_2b
+    python -m train.sft configs/lora_2b_v5e1.py --plan v5e:1x1
+
+The README's table of recipes says what the second command prints.
+"""
+
+from train.config import CheckpointConfig, DataConfig, LoraConfig, ModelSource, MtpLossConfig, OptimConfig, SFTConfig
+
+TOPOLOGY = "v5e:1x1"
+
+
+def config() -> SFTConfig:
+    return SFTConfig(
+        model=ModelSource(path="Qwen/Qwen3.5-2B-Base"),
+        data=DataConfig(path="data/train.jsonl", sequence_length=4096, rows_per_batch=16),
+        steps=1_000,
+        # One row at a time; the batch is that of 16.
+        accumulation=16,
+        optim=OptimConfig(learning_rate=2e-4, warmup_steps=30),
+        lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05, targets=("attention", "deltanet", "mlp", "mtp")),
+        mtp=MtpLossConfig(weight=0.1),
+        checkpoint=CheckpointConfig(every=100),
+    )

@@ -1,0 +1,106 @@
+"""Compiles for TPUs that are not there: topologies by name, abstract parameters, and what the compiler says of memory.
+
+Needs ``libtpu``, which brings the TPU compiler to any Linux machine: ``pip install "qwen35-jax[plan]"``.
+"""
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from qwen35_jax.model import Qwen35
+from qwen35_jax.sharding import named_sharding
+
+_NAME = re.compile(r"(v5e|v5p|v6e):\d+x\d+(x\d+)?")
+_EXAMPLES = "v5e:1x1, v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x2 (v5p-16), v5p:2x2x4 (v5p-32)"
+
+# What libtpu looks up about its host where there is no TPU; the kind of host does not change what is compiled.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    # A compiler does not hold a device that a second one could want.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+class Compiled(NamedTuple):
+    """What the compiler made of a program, per device."""
+
+    peak_bytes: int
+    """Most HBM in use at a time: arguments, results and temporaries."""
+    text: str | None
+    """The optimised program, or None where it does not fit."""
+
+    @property
+    def fits(self) -> bool:
+        return self.text is not None
+
+
+def topology_devices(name: str) -> list[jax.Device]:
+    """Returns the devices of a TPU slice by its chips, such as ``v5e:2x4``.
+
+    Raises:
+      ValueError: the name is unknown, or libtpu is missing.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"topology {name!r} is unknown; give chip and grid, such as {_EXAMPLES}.")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("a plan needs the TPU compiler; install it with `pip install libtpu`.")
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    try:
+        return list(topologies.get_topology_desc(name, platform="tpu").devices)
+    except jax.errors.JaxRuntimeError as err:
+        reason = str(err).splitlines()[0].partition(": ")[2]
+        raise ValueError(f"topology {name!r} does not exist ({reason}); examples: {_EXAMPLES}.") from err
+
+
+def abstract_model(make: Callable[[], Qwen35], mesh: Mesh) -> Qwen35:
+    """Returns the model that ``make`` builds with shapes, placed on ``mesh``, in place of arrays.
+
+    Call it outside the mesh's context: there are no devices to hold what ``make`` draws.
+    """
+    graphdef, state = nnx.split(nnx.eval_shape(make))
+
+    def place(variable: nnx.Variable) -> nnx.Variable:
+        sharding = named_sharding(variable, mesh)
+        return variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding))
+
+    return nnx.merge(graphdef, jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable)))
+
+
+def compile_abstract(function: jax.stages.Wrapped, *arguments, mesh: Mesh) -> Compiled:
+    """Compiles a jitted function for the devices of ``mesh``. One that does not fit is an answer, not an error."""
+    with jax.set_mesh(mesh):
+        lowered = function.lower(*arguments)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as err:
+        used = _OUT_OF_MEMORY.search(str(err))
+        if used is None:
+            raise
+        return Compiled(round(float(used[1]) * _UNITS[used[2]]), None)
+    return Compiled(compiled.memory_analysis().peak_memory_in_bytes, compiled.as_text())
+
+
+def bytes_per_device(tree) -> int:
+    """Adds up the part of every array that one device holds."""
+    return sum(_shard_size(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _shard_size(leaf: jax.ShapeDtypeStruct | jax.Array) -> int:
+    size = 1
+    for length in leaf.sharding.shard_shape(leaf.shape):
+        size *= length
+    return size

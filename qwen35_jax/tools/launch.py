@@ -1,0 +1,165 @@
+"""Joins the processes of a run, and keeps them in step about what only the hosts know.
+
+On a TPU slice the hosts find each other. Elsewhere flags or the environment name the coordinator (the address of
+process 0), how many processes there are and which one this is.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+COORDINATOR = "JAX_COORDINATOR_ADDRESS"
+NUM_PROCESSES = "JAX_NUM_PROCESSES"
+PROCESS_ID = "JAX_PROCESS_ID"
+
+_TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """The processes of a run. Nothing is needed on one machine, nor on a TPU slice."""
+
+    coordinator: str | None = None
+    """Address of process 0, ``host:port``; by default the variable JAX_COORDINATOR_ADDRESS."""
+    count: int | None = None
+    """Number of processes; by default JAX_NUM_PROCESSES."""
+    index: int | None = None
+    """Which one this is, from 0; by default JAX_PROCESS_ID."""
+    detect: bool | None = None
+    """Whether JAX asks the cluster (TPU slice, GKE, Slurm, Open MPI) for these three; by default on TPUs."""
+
+
+def initialize(config: ProcessConfig) -> None:
+    """Joins the processes of a run; call it before anything asks JAX for its devices.
+
+    Raises:
+      ValueError: the settings are incomplete or contradict each other, or the others cannot be reached.
+    """
+    coordinator, count, index = resolve(config, os.environ)
+    detect = _is_on_tpu() if config.detect is None else config.detect
+    if coordinator is None and not detect:
+        return
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except (RuntimeError, ValueError) as err:
+        raise ValueError(
+            f"the processes of the run could not be joined ({err}); check --processes.coordinator ({coordinator}), "
+            "that every process was started, and that the port is free and open."
+        ) from err
+
+
+def resolve(config: ProcessConfig, environment: Mapping[str, str]) -> tuple[str | None, int | None, int | None]:
+    """Returns coordinator, number of processes and index from flags or else the environment: all, or none.
+
+    Raises:
+      ValueError: some are missing, not numbers, or out of range.
+    """
+    coordinator = config.coordinator or environment.get(COORDINATOR)
+    count = _number(config.count, NUM_PROCESSES, environment)
+    index = _number(config.index, PROCESS_ID, environment)
+    given = {"coordinator": coordinator, "count": count, "index": index}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return None, None, None
+    if missing:
+        raise ValueError(
+            f"processes.{missing[0]} is not given, but {', '.join(given.keys() - set(missing))} is; give all of "
+            f"--processes.coordinator HOST:PORT, --processes.count and --processes.index, or the variables "
+            f"{COORDINATOR}, {NUM_PROCESSES} and {PROCESS_ID}."
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"processes.coordinator={coordinator!r} is no address; give HOST:PORT of process 0.")
+    if count < 1 or not 0 <= index < count:
+        raise ValueError(
+            f"processes.index={index} of processes.count={count}: the index counts from 0 to one less than the count."
+        )
+    return coordinator, count, index
+
+
+def _number(value: int | None, variable: str, environment: Mapping[str, str]) -> int | None:
+    if value is not None or variable not in environment:
+        return value
+    try:
+        return int(environment[variable])
+    except ValueError as err:
+        raise ValueError(f"the variable {variable}={environment[variable]!r} is not a number.") from err
+
+
+def _is_on_tpu() -> bool:
+    """Whether JAX will use TPUs of a Cloud TPU machine, found without starting them."""
+    platforms = jax.config.jax_platforms
+    return (
+        (not platforms or "tpu" in platforms.split(","))
+        and importlib.util.find_spec("libtpu") is not None
+        and "TPU_SKIP_MDS_QUERY" not in os.environ
+        and any(Path(file).exists() for file in _TPU_FILES)
+    )
+
+
+def gather_json(value: Any) -> list[Any]:
+    """Returns the JSON-able values of all processes in their order; all must call it, at the same point."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray(data.size, np.int32))
+    # A power of two, so that few lengths are ever compiled.
+    padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+@contextlib.contextmanager
+def raised_by_all() -> Iterator[None]:
+    """Raises an error about wrong input that one process meets inside in every process, so that none waits for it.
+
+    All processes must enter and leave it at the same points.
+
+    Raises:
+      ValueError, OSError: the process's own error.
+      ValueError: that of another process.
+    """
+    own: ValueError | OSError | None = None
+    try:
+        yield
+    except (ValueError, OSError) as err:
+        own = err
+    problems = gather_json(None if own is None else str(own))
+    if own is not None:
+        raise own
+    for index, problem in enumerate(problems):
+        if problem is not None:
+            raise ValueError(f"process {index}: {problem}")
+
+
+def check_shared(folder: Path) -> None:
+    """Checks that all processes see the same folder.
+
+    Raises:
+      ValueError: this process does not see what process 0 wrote there.
+    """
+    if jax.process_count() == 1:
+        return
+    mark = folder / ".seen-by-all-processes"
+    if jax.process_index() == 0:
+        mark.touch()
+    multihost_utils.sync_global_devices("mark written")
+    seen = mark.exists()
+    multihost_utils.sync_global_devices("mark read")
+    if jax.process_index() == 0:
+        mark.unlink()
+    if not seen:
+        raise ValueError(
+            f"{folder} is not shared by all processes: what process 0 wrote there is missing in process "
+            f"{jax.process_index()}; put it on a disk or mounted bucket that every host sees under this path."
+        )

@@ -1,0 +1,192 @@
+"""Plans: the compiled step's memory and shapes, the search for a change that fits, wrong input, the README's table."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from benchmarks import plan_recipes
+from qwen35_jax.lora import LoraConfig
+from qwen35_jax.presets import PRESETS
+from qwen35_jax.sharding import make_mesh
+from qwen35_jax.tools.devices import find_device
+from qwen35_jax.tools.hlo import Collective, Costs, array_shapes
+from tests.conftest import REPO
+from tests.train.conftest import small_config
+from train import plan as planning
+from train.config import DataConfig, MeshConfig, ModelSource, SFTConfig
+from train.plan import Plan, abstract_parts, compile_step, make_plan, nearest_changes
+from train.sft import main, objective
+
+VOCABULARY = PRESETS["2b"].text.vocab_size
+TOKENS, CHUNK = 48, 8
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
+)
+
+
+def settings(**changes) -> SFTConfig:
+    cfg = SFTConfig(
+        model=ModelSource("Qwen/Qwen3.5-2B-Base", remat="none"),
+        data=DataConfig("train.jsonl", sequence_length=TOKENS, rows_per_batch=16),
+        steps=10,
+        loss_chunk=CHUNK,
+    )
+    return dataclasses.replace(cfg, **changes)
+
+
+def real_vocabulary():
+    small = small_config()
+    return dataclasses.replace(small, text=dataclasses.replace(small.text, vocab_size=VOCABULARY))
+
+
+def arrays_of_logits(text: str) -> list[tuple[int, ...]]:
+    """Lists the arrays that hold a row of the vocabulary for more tokens than a chunk has."""
+    rows = 16 * CHUNK
+    shapes = [shape for _, shape in array_shapes(text) if VOCABULARY in shape]
+    assert shapes, "the program must show its output head, or the test sees nothing"
+    # The head itself has the vocabulary beside the width of the model, 32.
+    return [shape for shape in shapes if jnp.prod(jnp.array(shape)) // VOCABULARY > max(rows, 32)]
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["all weights", "adapters"])
+def test_no_step_holds_the_logits_of_all_tokens(lora):
+    cfg = settings(lora=lora)
+    mesh = make_mesh()
+    parts = abstract_parts(cfg, real_vocabulary(), mesh)
+    assert arrays_of_logits(compile_step(cfg, *parts, objective(cfg), mesh).text) == []
+
+
+def test_a_step_that_holds_them_would_be_found():
+    cfg = settings()
+    mesh = make_mesh()
+    graphdef, state, frozen = abstract_parts(cfg, real_vocabulary(), mesh)
+
+    def loss(params, frozen, input_ids):
+        return jnp.sum(jax.nn.logsumexp(nnx.merge(graphdef, params, frozen, copy=True).logits(input_ids), axis=-1))
+
+    ids = jax.ShapeDtypeStruct((16, TOKENS), jnp.int32)
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(loss)).lower(state.params, frozen, ids).compile().as_text()
+    assert arrays_of_logits(text)
+
+
+def pretend(monkeypatch, fits):
+    """Replaces the compiler by a rule on settings; returns the list of settings that were tried."""
+    tried = []
+
+    def plan(cfg, config, topology, devices, make_objective):
+        tried.append(cfg)
+        device = find_device(topology)
+        hbm = dict.fromkeys(("weights", "adapters", "optimizer", "temporaries"), 2**30) | {"peak": 4 * 2**30}
+        costs = Costs(1e12, 1e9, 10**6, {}, [Collective("all-gather", 3, 1e9)], ()) if fits(cfg) else None
+        return Plan(topology, device, len(devices), hbm | {"capacity": device.hbm_bytes}, 1000, 1e12, costs)
+
+    monkeypatch.setattr(planning, "_plan", plan)
+    monkeypatch.setattr(planning, "topology_devices", lambda name: [None] * 8)
+    return tried
+
+
+def test_the_nearest_change_that_fits_is_searched_for(monkeypatch):
+    tried = pretend(monkeypatch, lambda cfg: cfg.accumulation >= 2)
+    plan = make_plan(settings(mesh=MeshConfig(data=8)), "v5e:2x4", objective)
+    assert not plan.fits and plan.limits == "memory"
+    assert plan.remedy == "with --model.remat block --mesh.data 1 --mesh.fsdp 8 --accumulation 2 it does: peak 4.00 GiB"
+    assert [cfg.model.remat for cfg in tried] == ["none", "block", "block", "block"]
+    assert "does not fit; with --model.remat block" in plan.to_text()
+    assert plan.to_json()["remedy"] == plan.remedy
+
+
+def test_no_change_helps(monkeypatch):
+    tried = pretend(monkeypatch, lambda cfg: False)
+    plan = make_plan(settings(mesh=MeshConfig(fsdp=8)), "v5e:2x4", objective)
+    assert plan.remedy is None and "no change that was tried does" in plan.to_text()
+    assert len(tried) <= 1 + planning._MOST_CANDIDATES
+
+
+def test_changes_keep_the_batch_and_the_numbers():
+    for description, cfg in nearest_changes(settings(mesh=MeshConfig(data=2, fsdp=4), loss_chunk=256)):
+        assert cfg.data == settings().data and cfg.steps == 10, description
+        assert (cfg.data.rows_per_batch // cfg.accumulation) % (cfg.mesh.data * cfg.mesh.fsdp) == 0, description
+
+
+def test_a_plan_as_json_and_text(monkeypatch, tmp_path, capsys):
+    pretend(monkeypatch, lambda cfg: True)
+    target = tmp_path / "plan.json"
+    run_file = "configs/full_2b_v5e8.py"
+    main([run_file, "--plan", "v5e:2x4", "--plan-json", str(target), "--plan-price", "1.2"])
+    report = json.loads(target.read_text())
+    assert report["fits"] and report["topology"] == "v5e:2x4"
+    assert set(report["hbm"]) == {"weights", "adapters", "optimizer", "temporaries", "peak", "capacity"}
+    assert report["collectives"] == [{"kind": "all-gather", "count": 3, "bytes": 1e9}]
+    # 1e12 FLOPs at 197e12 a second, 1e9 bytes at 819e9, and 1e9 at 200e9: the slowest binds.
+    assert report["roofline_seconds"] == pytest.approx(1e12 / 197e12)
+    assert report["limits"] == "compute"
+    assert report["tokens_per_second"] == pytest.approx(1000 / report["roofline_seconds"])
+    printed = capsys.readouterr().out
+    assert "peak 4.00 of 15.75" in printed
+    # 8 chips at 1.2 an hour for 1e9 / 197,000 seconds.
+    assert "14 for a billion tokens" in printed
+    with pytest.raises(SystemExit):
+        main([run_file, "--plan", "v5e:2x4", "--plan-json", str(target)])
+    assert "exists; name a new file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plan", "v4:8"], "topology 'v4:8' is unknown"),
+        (["--plan", "v5e:2x4", "--model.path", "Qwen/Qwen3.5-3B"], "neither a local folder nor a published size"),
+        (["--plan", "v5e:2x4", "--mesh.fsdp", "4"], "the mesh has 4 devices, but v5e:2x4 has 8"),
+        (["--plan", "v5e:2x4", "--mesh.fsdp", "1", "--mesh.tensor", "16"], "num_attention_heads=8"),
+        (["--plan-json", "plan.json"], "name its TPUs with --plan"),
+    ],
+)
+def test_wrong_input_is_one_line(monkeypatch, capsys, options, message):
+    real = planning.topology_devices
+    monkeypatch.setattr(planning, "topology_devices", lambda name: [None] * 8 if name == "v5e:2x4" else real(name))
+    with pytest.raises(SystemExit) as stop:
+        main(["configs/full_2b_v5e8.py", *options])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_real_plan_of_a_small_model(tmp_path):
+    """The compiler is asked; parts of the memory are those of the shapes, and what does not fit is said so."""
+    (tmp_path / "config.json").write_text(json.dumps(small_config().to_hf()))
+    cfg = settings(model=ModelSource(str(tmp_path)), mesh=MeshConfig(fsdp=4, tensor=2))
+    plan = make_plan(cfg, "v5e:2x4", objective)
+    assert plan.fits and plan.hbm["peak"] < 2**30
+    # Weights in float32, two moments, both split over eight chips but for the norms.
+    assert plan.hbm["optimizer"] == pytest.approx(2 * plan.hbm["weights"], rel=0.01)
+    assert {collective.kind for collective in plan.costs.collectives} >= {"all-gather", "reduce-scatter"}
+    assert 0 < plan.roofline_seconds < plan.estimated_seconds < 1
+
+
+def test_the_table_in_the_readme_is_that_of_the_stored_plans():
+    assert plan_recipes.table() in (REPO / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("name", "topology", "cfg"), list(plan_recipes.recipes()), ids=lambda value: str(value)[:24])
+def test_stored_plans_are_those_of_the_recipes(name, topology, cfg):
+    plan = json.loads((plan_recipes.PLANS / f"{name}.json").read_text())
+    assert plan["settings"] == plan_recipes.fingerprint(topology, cfg)
+    assert plan["fits"] and plan["topology"] == topology
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_stored_plan_of_a_single_chip_is_what_the_compiler_says():
+    ((_, topology, cfg),) = (recipe for recipe in plan_recipes.recipes() if recipe[0] == "lora_2b_v5e1")
+    stored = json.loads((plan_recipes.PLANS / "lora_2b_v5e1.json").read_text())
+    plan = make_plan(cfg, topology, objective)
+    # Other versions of the compiler schedule differently; what a user rents by must not change.
+    assert plan.hbm["peak"] == pytest.approx(stored["hbm"]["peak"], rel=0.1)
+    assert plan.flops == pytest.approx(stored["flops"], rel=0.05)

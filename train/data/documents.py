@@ -1,0 +1,159 @@
+"""The documents of a run by their position: read, checked, rendered and tokenised when they are asked for.
+
+Before a run starts its rows are checked, as far as that takes seconds: all rows of a source of up to 256 MiB; of a
+larger one as many as 256 MiB hold, in runs evenly spread over it, because to parse hundreds of gigabytes would take an
+hour at every start. In any case a row is checked when its turn comes, and the policies apply then. A run that a bad row
+stopped in the middle goes on from its checkpoint with ``bad_rows="drop"``, which changes nothing about the rows before.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from qwen35_jax.processing import ChatTemplateError, Tokenizer
+from train.data.config import DataConfig
+from train.data.files import find_files
+from train.data.masking import Example, Rendered, encode_conversations, encode_text, render_conversation
+from train.data.order import Mixture, ShuffledRows
+from train.data.rows import RowError, check_row, forbidden_tokens
+from train.data.sources import WINDOW_BYTES, RowSource
+
+logger = logging.getLogger(__name__)
+
+_CHECKED_BYTES = 1 << 28
+_CHECKED_RUNS = 64
+
+
+class Documents:
+    """Every document that a run may draw, by its position in the order; a pure function of data and settings."""
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer):
+        """Finds and indexes the files of every source.
+
+        Raises:
+          ValueError: a source cannot be read or holds no row, or its weight is too small.
+        """
+        self.config, self._tokenizer = config, tokenizer
+        self._forbidden = forbidden_tokens(tokenizer.special_tokens)
+        self.sources = [RowSource(find_files(s.path, hub_files=s.hub_files)) for s in config.mixture]
+        self._rows = [
+            ShuffledRows(*source.groups, window_bytes=WINDOW_BYTES, seed=(config.seed, number))
+            for number, source in enumerate(self.sources)
+        ]
+        weights = [source.weight for source in config.mixture]
+        self._mixture = Mixture([len(source) for source in self.sources], weights, config.seed)
+
+    @property
+    def epoch_length(self) -> int:
+        """Documents in one epoch."""
+        return self._mixture.epoch_length
+
+    @property
+    def names(self) -> str:
+        """The settings that name the data, for messages."""
+        return f"data.path={self.config.path!r}" if self.config.path else "data.sources"
+
+    def load(self, positions: Sequence[int]) -> list[list[Example] | RowError]:
+        """Returns for each document its examples, several if a text was cut, or why it cannot be used.
+
+        Several positions take less time together than one by one.
+        """
+        prepared = [self._prepare(position) for position in positions]
+        conversations = [document for document in prepared if isinstance(document, Rendered)]
+        examples = iter(encode_conversations(self._tokenizer, conversations))
+        return [self._fitting(next(examples)) if isinstance(document, Rendered) else document for document in prepared]
+
+    def where(self, position: int) -> str:
+        """Names the file and the line of a document."""
+        source, row = self._locate(position)
+        return self.sources[source].where(row)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the documents and their order."""
+        names = ("sequence_length", "seed", "train_on", "train_on_thinking")
+        return {
+            "data": "-".join(source.fingerprint for source in self.sources),
+            "rows": sum(map(len, self.sources)),
+            "shares": self._mixture.places,
+            "vocabulary": len(self._tokenizer),
+        } | {name: getattr(self.config, name) for name in names}
+
+    def passes_before(self, position: int) -> dict[str, float]:
+        """Says for each source how often it was passed before a position."""
+        draws = self._mixture.draws_before(position)
+        parts = zip(self.config.mixture, draws, self.sources, strict=True)
+        return {setting.path: count / len(source) for setting, count, source in parts}
+
+    def check(self) -> tuple[int, Counter[str]]:
+        """Checks rows as the module says; returns how many, and the unusable ones among them by reason.
+
+        Raises:
+          ValueError: a row is unusable and ``bad_rows`` is ``error``, or every row is.
+        """
+        checked, unusable = 0, Counter()
+        for source in self.sources:
+            for row in _rows_to_check(source):
+                checked += 1
+                try:
+                    check_row(source[row], self._forbidden)
+                except RowError as err:
+                    if self.config.bad_rows == "error":
+                        raise refusal(source.where(row), err) from err
+                    if err.reason not in unusable:
+                        logger.warning("%s is left out, as are all rows like it: %s", source.where(row), err)
+                    unusable[err.reason] += 1
+        if unusable.total() == checked:
+            raise ValueError(f"no row of {self.names} can be used: {dict(unusable)}; mend the rows.")
+        if unusable:
+            logger.warning("%d of %d rows are left out: %s", unusable.total(), checked, dict(unusable))
+        return checked, unusable
+
+    def _prepare(self, position: int) -> Rendered | list[Example] | RowError:
+        """Reads and checks a row; renders a conversation, tokenises a text."""
+        source, row = self._locate(position)
+        try:
+            content = self.sources[source][row]
+            check_row(content, self._forbidden)
+            if content.get("messages") is None:
+                return encode_text(self._tokenizer, content["text"], max_length=self.config.sequence_length)
+            return render_conversation(
+                self._tokenizer.chat_template,
+                content["messages"],
+                content.get("tools"),
+                train_on=self.config.train_on,
+                train_on_thinking=self.config.train_on_thinking,
+            )
+        except ChatTemplateError as err:
+            return RowError("template", str(err))
+        except RowError as err:
+            return err
+
+    def _fitting(self, example: Example) -> list[Example] | RowError:
+        longest = self.config.sequence_length
+        if len(example) > longest:
+            return RowError("too_long", f"{len(example)} tokens, more than data.sequence_length={longest}")
+        return [example]
+
+    def _locate(self, position: int) -> tuple[int, int]:
+        source, draw = self._mixture[position]
+        return source, self._rows[source][draw]
+
+
+def refusal(where: str, err: RowError) -> ValueError:
+    """Makes the error that stops a run at a row, with the ways out."""
+    long = err.reason == "too_long"
+    policy, other = ("long_rows", "raise data.sequence_length") if long else ("bad_rows", "mend the row")
+    return ValueError(f"{where}: {err}; {other}, or set data.{policy}=drop to leave such rows out.")
+
+
+def _rows_to_check(source: RowSource) -> Iterator[int]:
+    """Yields every row, or runs of neighbours (cheap to read in any format) evenly spread over a large source."""
+    count = len(source)
+    if source.num_bytes <= _CHECKED_BYTES:
+        yield from range(count)
+        return
+    run = max(1, count * _CHECKED_BYTES // source.num_bytes // _CHECKED_RUNS)
+    for number in range(_CHECKED_RUNS):
+        start = number * (count - run) // (_CHECKED_RUNS - 1)
+        yield from range(start, min(start + run, count))

@@ -1,0 +1,126 @@
+"""Which row is the document at a position of a run: a pure function of the seed and the position.
+
+Sources are drawn from by a fixed pattern of 65,536 places, in which each has as many as its weight asks for, spread
+evenly with some chance. A source goes through its rows pass after pass, each pass in an order of its own: its groups of
+rows are shuffled and cut into windows of a bounded number of bytes, and the rows of a window are shuffled among each
+other. A source of JSONL files is one window, so that all its rows are.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Int64
+
+PLACES = 1 << 16
+
+
+class Mixture:
+    """Which source each position draws from, and the how-manieth draw from that source it is.
+
+    An epoch is as many documents as it takes until every source was passed once; those that are short for their weight
+    repeat meanwhile. With one source it is one pass.
+    """
+
+    def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int):
+        """Lays out the pattern.
+
+        Args:
+          lengths: the rows of each source.
+          weights: how many documents to take from each source, relative to the others.
+
+        Raises:
+          ValueError: a weight is too small to be given a place.
+        """
+        self.places = _shares(weights)
+        rng = np.random.default_rng([seed, len(weights)])
+        # The n-th of a source's places lies somewhere in the n-th of as many equal parts of the pattern.
+        times = [(np.arange(count) + rng.random(count)) / count for count in self.places]
+        order = np.argsort(np.concatenate(times), kind="stable")
+        self._source = np.repeat(np.arange(len(weights)), self.places)[order]
+        self._draw = np.concatenate([np.arange(count) for count in self.places])[order]
+        self.epoch_length = max(self._position_of(source, rows - 1) + 1 for source, rows in enumerate(lengths))
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """Returns the source that a position draws from, and how many draws from it came before."""
+        period, place = divmod(position, len(self._source))
+        source = int(self._source[place])
+        return source, period * self.places[source] + int(self._draw[place])
+
+    def draws_before(self, position: int) -> list[int]:
+        """Counts for each source the documents drawn at the positions before this one."""
+        period, place = divmod(position, len(self._source))
+        in_period = np.bincount(self._source[:place], minlength=len(self.places))
+        return [period * count + int(more) for count, more in zip(self.places, in_period, strict=True)]
+
+    def _position_of(self, source: int, draw: int) -> int:
+        period, draw = divmod(draw, self.places[source])
+        return period * len(self._source) + int(np.flatnonzero(self._source == source)[draw])
+
+
+def _shares(weights: Sequence[float]) -> list[int]:
+    """Deals the places of the pattern by weight; what rounding leaves goes to the largest remainders."""
+    if len(weights) == 1:
+        return [1]
+    exact = np.asarray(weights) / np.sum(weights) * PLACES
+    shares = np.floor(exact).astype(int)
+    shares[np.argsort(shares - exact, kind="stable")[: PLACES - shares.sum()]] += 1
+    if not shares.all():
+        raise ValueError(
+            f"the weight {weights[int(np.argmin(shares))]} in data.sources is too small beside the sum of all, "
+            f"{sum(weights)}; a source needs at least one document in {PLACES:,}."
+        )
+    return shares.tolist()
+
+
+class _Pass(NamedTuple):
+    """The shuffled row groups of one pass; all arrays are in that order."""
+
+    first_rows: Int64[np.ndarray, " G"]
+    ends: Int64[np.ndarray, " G"]
+    window_ends: Int64[np.ndarray, " W"]
+
+
+class ShuffledRows:
+    """The rows of one source in an endless order: pass after pass, each shuffled anew."""
+
+    def __init__(
+        self, group_rows: Sequence[int], group_bytes: Sequence[int], *, window_bytes: int, seed: tuple[int, ...]
+    ):
+        """Takes the sizes of the row groups in the order of the rows; a window is of whole groups."""
+        self._rows, self._bytes = np.asarray(group_rows, np.int64), np.asarray(group_bytes, np.int64)
+        self._first = np.cumsum(self._rows) - self._rows
+        self._window_bytes, self._seed = window_bytes, seed
+        self._length = int(self._rows.sum())
+        # Neighbouring positions share their pass and, but for its borders, their window.
+        self._pass = lru_cache(maxsize=2)(self._make_pass)
+        self._window = lru_cache(maxsize=4)(self._make_window)
+
+    def __len__(self) -> int:
+        """The rows of one pass."""
+        return self._length
+
+    def __getitem__(self, draw: int) -> int:
+        """Returns the number of the row that is drawn after ``draw`` others."""
+        number, place = divmod(draw, self._length)
+        groups = self._pass(number)
+        window = int(np.searchsorted(groups.window_ends, place, side="right"))
+        end = int(groups.window_ends[window])
+        start = int(groups.window_ends[window - 1]) if window else 0
+        place = start + self._window(number, window, end - start)[place - start]
+        group = int(np.searchsorted(groups.ends, place, side="right"))
+        before = int(groups.ends[group - 1]) if group else 0
+        return int(groups.first_rows[group]) + place - before
+
+    def _make_pass(self, number: int) -> _Pass:
+        order = np.random.default_rng([*self._seed, number]).permutation(len(self._rows))
+        sizes, ends = self._bytes[order], np.cumsum(self._rows[order])
+        window = (np.cumsum(sizes) - sizes) // self._window_bytes
+        last_of_window = np.flatnonzero(np.append(window[1:] != window[:-1], True))
+        return _Pass(self._first[order], ends, ends[last_of_window])
+
+    def _make_window(self, number: int, window: int, length: int) -> grain.MapDataset[int]:
+        [seed] = np.random.SeedSequence([*self._seed, number, window]).generate_state(1).tolist()
+        return grain.MapDataset.range(length).shuffle(seed=seed)

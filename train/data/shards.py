@@ -1,0 +1,130 @@
+"""One shard: the documents dealt to it, packed into rows, from any position."""
+
+import logging
+from collections import Counter, deque
+from typing import Any
+
+import grain
+import numpy as np
+
+from train.data.documents import Documents, refusal
+from train.data.masking import Example
+from train.data.packing import Packer, Row, used
+from train.data.rows import RowError
+
+logger = logging.getLogger(__name__)
+
+_ENDLESS = 1 << 62
+_MAX_UNUSED = 100_000
+# Documents that a thread takes at a time: grain's work for an element, and a tokenizer out of the processor's cache,
+# would cost as much as a short document.
+_RUN = 8
+# What may be tokenised and not yet packed: enough for seconds of training, and bounded in memory.
+_MAX_DOCUMENTS_AHEAD, _MAX_TOKENS_AHEAD = 2048, 1 << 26
+
+
+class Shard:
+    """Every ``num_shards``-th document from ``number`` on, as packed rows.
+
+    grain's threads read, render and tokenise ahead without changing the order. The state is how many documents were
+    taken and the positions of those still held, which are tokenised again when a state is restored.
+    """
+
+    def __init__(self, documents: Documents, number: int, num_threads: int):
+        config = documents.config
+        self._documents = documents
+        end = _ENDLESS if config.epochs is None else config.epochs * documents.epoch_length
+        self._positions = range(number, end, config.shards)
+        ahead = min(_MAX_DOCUMENTS_AHEAD, _MAX_TOKENS_AHEAD // config.sequence_length) // _RUN
+        options = grain.ReadOptions(
+            num_threads=num_threads,
+            prefetch_buffer_size=max(2 * num_threads, ahead * num_threads // config.num_threads),
+        )
+        num_runs = -(-len(self._positions) // _RUN)
+        self._stream = iter(grain.MapDataset.range(num_runs).map(self._load).to_iter_dataset(options))
+        self._loaded: deque[list[Example] | RowError] = deque()
+        self._packer = Packer(config.sequence_length, config.open_rows)
+        self._ready: deque[Row] = deque()
+        self._taken = 0
+        self._unused_in_a_row = 0
+        self.counts: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+
+    @property
+    def taken(self) -> int:
+        """Documents taken from the data so far, those left out included."""
+        return self._taken
+
+    def next_rows(self, count: int) -> list[Row]:
+        """Returns the next rows, fewer than ``count`` at the end of the last epoch only.
+
+        Raises:
+          ValueError: a document is too long or unusable and its policy is ``error``, or none of very many was usable.
+        """
+        while len(self._ready) < count:
+            if not self._loaded:
+                self._loaded.extend(next(self._stream, ()))
+            if not self._loaded:
+                self._ready.extend(self._packer.flush())
+                break
+            self._take(self._loaded.popleft())
+        rows = [self._ready.popleft() for _ in range(min(len(self._ready), count))]
+        self.counts["rows"] += len(rows)
+        self.counts["tokens"] += sum(map(used, rows))
+        self.counts["trained_tokens"] += sum(int(np.count_nonzero(e.trained)) for row in rows for _, e in row)
+        return rows
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns a JSON-able state from which `set_state` continues exactly."""
+        return {
+            "taken": self._taken,
+            "open": [_keys(row) for row in self._packer.open],
+            "ready": [_keys(row) for row in self._ready],
+            "counts": dict(self.counts),
+            "dropped": dict(self.dropped),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from a state of `get_state`."""
+        rows = [*state["open"], *state["ready"]]
+        positions = sorted({position for keys in rows for position, _ in keys})
+        held = dict(zip(positions, self._documents.load(positions), strict=True))
+        restored = [[((position, part), held[position][part]) for position, part in keys] for keys in rows]
+        self._taken = state["taken"]
+        run, place = divmod(self._taken, _RUN)
+        self._stream.set_state({"next_index": run})
+        self._loaded = deque([*next(self._stream, ())][place:])
+        self._packer.restore(restored[: len(state["open"])])
+        self._ready = deque(restored[len(state["open"]) :])
+        self.counts, self.dropped = Counter(state["counts"]), Counter(state["dropped"])
+        self._unused_in_a_row = 0
+
+    def _load(self, run: int) -> list[list[Example] | RowError]:
+        """Reads and tokenises the next few documents; runs in grain's threads."""
+        return self._documents.load(self._positions[run * _RUN : (run + 1) * _RUN])
+
+    def _take(self, document: list[Example] | RowError) -> None:
+        """Hands the next document to the packer, or counts why there is none."""
+        position = self._positions[self._taken]
+        self._taken += 1
+        if not isinstance(document, RowError):
+            self._unused_in_a_row = 0
+            for part, example in enumerate(document):
+                self._ready.extend(self._packer.add((position, part), example))
+            return
+        where, reason, config = self._documents.where(position), document.reason, self._documents.config
+        if (config.long_rows if reason == "too_long" else config.bad_rows) == "error":
+            raise refusal(where, document)
+        if reason not in self.dropped:
+            logger.warning("%s is left out, as will be all rows like it: %s", where, document)
+        self.dropped[reason] += 1
+        self._unused_in_a_row += 1
+        if self._unused_in_a_row == min(self._positions.step * self._documents.epoch_length, _MAX_UNUSED):
+            raise ValueError(
+                f"no row of {self._documents.names} can be used; {self._unused_in_a_row} documents in a row were left "
+                f"out: {dict(self.dropped)}; raise data.sequence_length or mend the rows."
+            )
+
+
+def _keys(row: Row) -> list[list[int]]:
+    return [[position, part] for (position, part), _ in row]

@@ -1,0 +1,60 @@
+"""How fast a step was, against what the devices could do, and the memory it took."""
+
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from qwen35_jax.config import ModelConfig
+from qwen35_jax.tools.devices import find_device
+from qwen35_jax.tools.flops import training_flops_per_token
+from train.config import SFTConfig
+from train.metrics import Row
+
+
+class Throughput(NamedTuple):
+    """What turns tokens and seconds into rates."""
+
+    num_devices: int
+    flops_per_token: float
+    """Of the model, forward and backward, without what is computed twice to save memory."""
+    peak_flops_per_second: float | None
+    """Of one device in bfloat16; None if unknown."""
+
+    @classmethod
+    def of(cls, cfg: SFTConfig, model_config: ModelConfig, mesh: Mesh) -> "Throughput":
+        """Returns the figures of a run, whose rows count as one document each: packed ones attend to a little less."""
+        device = find_device(mesh.devices.flat[0].device_kind)
+        work = training_flops_per_token(
+            model_config,
+            sequence_length=cfg.data.sequence_length,
+            adapters=cfg.lora is not None,
+            mtp_steps=cfg.mtp.num_steps if cfg.mtp.weight else 0,
+        )
+        return cls(mesh.size, work, None if device is None else device.peak_flops)
+
+    def rates(self, tokens: int, seconds: float) -> Row:
+        """Returns the clock's fields of a row; ``tokens`` are those of documents, without padding.
+
+        ``fraction_of_peak_flops_per_second`` is the model-FLOPs utilisation (MFU).
+        """
+        per_second = tokens / seconds
+        rates = {
+            "step_seconds": seconds,
+            "tokens_per_second": per_second,
+            "tokens_per_device_per_second": per_second / self.num_devices,
+        }
+        if self.peak_flops_per_second is not None:
+            achieved = per_second * self.flops_per_token / self.num_devices
+            rates["fraction_of_peak_flops_per_second"] = achieved / self.peak_flops_per_second
+        return rates
+
+
+def memory_in_use() -> Row:
+    """Returns what the fullest local device holds and has held at most, in bytes; nothing where it cannot be told."""
+    stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    return {
+        f"hbm/{name}": max(each[name] for each in stats)
+        for name in ("bytes_in_use", "peak_bytes_in_use", "bytes_limit")
+        if stats and all(name in each for each in stats)
+    }
