@@ -35,7 +35,7 @@ $(VENV)/.core: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install -q torch==2.13.0
-	$(BIN)/python -m pip install -q -e ".[eval]" --group dev --group reference
+	$(BIN)/python -m pip install -q -e ".[eval,plan]" --group dev --group reference
 	touch $@ $(VENV)/.core
 
 clean:

@@ -5,7 +5,7 @@
 Makes a tiny Qwen3.5 checkpoint and trains it on plain text until it can serve as a base model. Then the main job:
 score the base, fine-tune it with LoRA and the MTP loss on conversations, merge the adapter, score the result. The
 commands are printed, and they are those of a real run, where the base is Qwen/Qwen3.5-2B-Base, the run files are
-configs/sft_lora_2b.py and configs/eval_2b.py, and the data are yours.
+configs/lora_2b_v5e8.py and configs/eval_2b.py, and the data are yours.
 
 It starts from nothing each time: an earlier quickstart in the same directory is removed. Takes 4 to 6 minutes on two
 cores and ends with exit code 1 if fine-tuning did not work.

@@ -57,6 +57,8 @@ def topology_devices(name: str) -> list[jax.Device]:
         raise ValueError(f"topology {name!r} is unknown; give chip and grid, such as {_EXAMPLES}.")
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("a plan needs the TPU compiler; install it with `pip install libtpu`.")
+    # With libtpu at hand JAX would otherwise look for TPUs of this machine.
+    jax.config.update("jax_platforms", "cpu")
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     try:
