@@ -11,7 +11,7 @@ Printed are the rate without a consumer, in wall time and for each CPU second us
 that takes a batch as often as those chips could; the host sleeps while it does. Without
 ``--data`` the conversations are made of random words: about 1,000 tokens, a third of them reasoning.
 
-With the tokenizer of Qwen3.5-2B, on two cores that other work kept busy too, so that only the CPU seconds count: 417,000
+With the tokenizer of Qwen3.5-2B, on two cores that other work kept busy too, so only CPU seconds count: 417,000
 tokens a CPU second for those conversations, 196,000 for GSM8K's of 165 tokens each. What remains is the tokenizer's own
 work in Rust for the most part, without Python's lock; rendering comes next, 0.2 ms a conversation, with it.
 """
