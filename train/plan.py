@@ -84,7 +84,10 @@ class Plan:
 
     @property
     def estimated_seconds(self) -> float:
-        """The compiler's cycles, and its kernels at the peak rate. Waiting for other devices is left out."""
+        """The compiler's cycles, which are high (see ``Costs``), and its kernels at the peak rate.
+
+        Waiting for other devices is left out.
+        """
         return self.costs.cycles / self.device.clock_hz + self.kernel_flops / self.device.peak_flops
 
     @property

@@ -6,6 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from qwen35_jax.layers.parameters import Parameters
+from qwen35_jax.ops.lookup import take_rows
 
 
 class Embedding(nnx.Module):
@@ -24,7 +25,7 @@ class Embedding(nnx.Module):
         self.lora_dropout = 0.0
 
     def __call__(self, input_ids: Int[Array, "B T"], *, dtype: DTypeLike) -> Float[Array, "B T D"]:
-        x = jnp.take(self.weight[...], input_ids, axis=0).astype(dtype)
+        x = take_rows(self.weight[...], input_ids, dtype=dtype)
         if self.lora_a is None:
             return x
         low_rank = jnp.take(self.lora_a[...], input_ids, axis=0).astype(dtype)

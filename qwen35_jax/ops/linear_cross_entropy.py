@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from qwen35_jax.ops.lookup import take_rows
 from qwen35_jax.ops.products import sum_of_outer_products
 from qwen35_jax.sharding import current_mesh, over_mesh
 
@@ -69,9 +70,8 @@ def linear_cross_entropy(
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 1; 256 is a good start.")
-    # One row of the head for each token, instead of a search through the chunk's logits. Any target may stand where
-    # the weight is 0, so it is clipped: out of range, `take` would give NaN.
-    rows = jnp.take(head, targets, axis=0, mode="clip").astype(hidden.dtype)
+    # One row of the head for each token, instead of a search through the chunk's logits.
+    rows = take_rows(head, targets, dtype=hidden.dtype)
     target_logits = jnp.einsum("BTD,BTD->BT", hidden, rows, preferred_element_type=jnp.float32)
     inputs = jax.lax.stop_gradient((targets, weights, target_logits))
     return _sum_over_chunks(_cross_entropy, chunk_tokens, hidden, head, inputs)
