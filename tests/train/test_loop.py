@@ -37,8 +37,9 @@ class Counter:
     def get_state(self):
         return {"identity": {"shards": 1}, "batches": self.at, "shards": {"0": {}}}
 
-    def documents(self):
-        return [[f"data line {self.at}"]]
+    def documents_later(self):
+        at = self.at
+        return lambda: [[f"data line {at}"]]
 
 
 class Saved:
