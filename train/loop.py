@@ -106,4 +106,6 @@ def run_steps(
     trace.stop()
     if int(state.step) > saved:
         save(state)
+    # Here, where SIGTERM does not end the process yet.
+    checkpoints.wait()
     return state
