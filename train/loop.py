@@ -30,7 +30,7 @@ class Batches(Protocol):
 
     def get_state(self) -> dict[str, Any]: ...
 
-    def documents(self) -> list[list[str]]: ...
+    def documents_later(self) -> Callable[[], list[list[str]]]: ...
 
 
 class Schedule(NamedTuple):
@@ -91,7 +91,7 @@ def run_steps(
             recorder.flush()
             trace.start()
         state, values = step(state, frozen, put(batch))
-        recorder.add(number, values, batches.documents())
+        recorder.add(number, values, batches.documents_later())
         if trace.ends_at(number):
             recorder.flush()
             trace.stop()

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class _Pending(NamedTuple):
     number: int
     values: Metrics
-    documents: list[list[str]]
+    documents: Callable[[], list[list[str]]]
     seconds: Row
 
 
@@ -60,11 +60,11 @@ class Recorder:
         yield
         self._seconds[name] += time.perf_counter() - began
 
-    def add(self, number: int, values: Metrics, documents: list[list[str]]) -> None:
+    def add(self, number: int, values: Metrics, documents: Callable[[], list[list[str]]]) -> None:
         """Takes the metrics of a step that was just dispatched, and writes those of the step before.
 
         Args:
-          documents: for each row of the batch that this process feeds, where its documents come from.
+          documents: says, for each row of the batch that this process feeds, where its documents come from.
         """
         self.flush()
         self._pending = _Pending(number, values, documents, self._seconds)
@@ -84,7 +84,7 @@ class Recorder:
         now = time.perf_counter()
         elapsed, self._ended = now - self._ended, now
         if values["skipped"]:
-            self._report_unsound(number, values, documents)
+            self._report_unsound(number, values, documents())
         row: Row = {"step": number} | {name: _finite(value) for name, value in values.items()}
         row["packing_efficiency"] = values["input_tokens"] / self._positions
         row |= self._throughput.rates(values["input_tokens"], elapsed) | seconds

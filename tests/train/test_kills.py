@@ -39,7 +39,7 @@ def kill_at_random(command, workdir, rng, number, **where):
     opened = wait_for_row(processes, workdir, time.time())
     first = wait_for_row(processes, workdir, opened)
     second = wait_for_row(processes, workdir, first)
-    moment = rng.uniform(0, 8 * (second - first))
+    moment = rng.uniform(0, min(8 * (second - first), 4.0))
     time.sleep(moment)
     while number % 3 == 0 and not save_is_under_way(workdir):
         assert processes[0].poll() is None, processes[0].communicate()

@@ -37,21 +37,22 @@ class Counter:
     def get_state(self):
         return {"identity": {"shards": 1}, "batches": self.at, "shards": {"0": {}}}
 
-    def documents(self):
-        return [[f"data line {self.at}"]]
+    def documents_later(self):
+        at = self.at
+        return lambda: [[f"data line {at}"]]
 
 
 class Saved:
     """Stands for checkpoints; notes what was saved, how many rows were on disk by then, and waits."""
 
     def __init__(self, workdir):
-        self.workdir, self.log = workdir, []
+        self.workdir, self.log, self.waited_after = workdir, [], []
 
     def save(self, state, data_state):
         self.log.append((int(state.step), data_state["batches"], len(read_rows(self.workdir / METRICS))))
 
     def wait(self):
-        self.log.append("waited")
+        self.waited_after.append(self.log[-1][0])
 
 
 def step_with(unsound=()):
@@ -84,14 +85,14 @@ def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **
                 trace=Trace(workdir / "profile", profile), is_preempted=stop or (lambda step: False), evaluate=evaluate,
             )  # fmt: skip
         finally:
-            train.log = saved.log
+            train.log, train.waited_after = saved.log, saved.waited_after
     return state, saved.log
 
 
 def test_checkpoints_come_after_their_rows_and_at_the_end(tmp_path):
     state, log = train(tmp_path, steps=5)
     assert int(state.step) == 5
-    assert log == [(3, 3, 3), (5, 5, 5)]
+    assert log == [(3, 3, 3), (5, 5, 5)] and train.waited_after == [5]
     rows = read_rows(tmp_path / METRICS)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["loss"] for row in rows] == [1, 2, 3, 4, 5]
@@ -145,7 +146,7 @@ def test_preemption_saves_the_step_waits_for_it_and_leaves_with_its_code(tmp_pat
     with pytest.raises(Preempted) as stop:
         train(tmp_path, steps=9, every=9, stop=lambda step: step == 4)
     assert stop.value.code == EXIT_CODE == 75
-    assert train.log == [(4, 4, 4), "waited"]
+    assert train.log == [(4, 4, 4)] and train.waited_after == [4]
 
 
 def test_a_signal_is_noticed_after_the_step_and_its_handler_is_put_back(tmp_path):

@@ -7,7 +7,7 @@ states of several processes can be joined and the whole be taken up by any numbe
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qwen35_jax.processing import Tokenizer
@@ -75,7 +75,12 @@ class BatchIterator:
 
     def documents(self) -> list[list[str]]:
         """Names, for each row of the batch last returned, the file and line of its documents in their order."""
-        return [[self._documents.where(position) for (position, _), _ in row] for row in self._last]
+        return self.documents_later()()
+
+    def documents_later(self) -> Callable[[], list[list[str]]]:
+        """Returns a function that does what `documents` does now, for finding many lines takes longer than a step."""
+        rows = self._last
+        return lambda: [[self._documents.where(position) for (position, _), _ in row] for row in rows]
 
     def get_state(self) -> dict[str, Any]:
         """Returns a JSON-able state from which `set_state` continues with exactly the batches that would follow.
