@@ -19,7 +19,7 @@ def config() -> SFTConfig:
         # One row at a time; the batch is that of 16.
         accumulation=16,
         optim=OptimConfig(learning_rate=2e-4, warmup_steps=30),
-        lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05, targets=("attention", "deltanet", "mlp", "mtp")),
+        lora=LoraConfig(rank=16, alpha=32.0, targets=("attention", "deltanet", "mlp", "mtp")),
         mtp=MtpLossConfig(weight=0.1),
         checkpoint=CheckpointConfig(every=100),
     )

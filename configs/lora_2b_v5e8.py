@@ -27,7 +27,7 @@ def config() -> SFTConfig:
         steps=1_000,
         accumulation=4,
         optim=OptimConfig(learning_rate=2e-4, warmup_steps=30),
-        lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05, targets=("attention", "deltanet", "mlp", "mtp")),
+        lora=LoraConfig(rank=16, alpha=32.0, targets=("attention", "deltanet", "mlp", "mtp")),
         mtp=MtpLossConfig(weight=0.1),
         mesh=MeshConfig(data=8),
         checkpoint=CheckpointConfig(every=100),

@@ -66,8 +66,9 @@ def check(got, want):
     total = np.sqrt(sum(np.sum(np.square(grad[...], dtype=np.float64)) for grad in want[1].values()))
     for path, grad in want[1].items():
         distance = np.linalg.norm(got[1][path][...] - grad[...])
-        # A parameter whose gradient nearly cancels is measured against the whole.
-        assert distance <= 1e-5 * max(np.linalg.norm(grad[...]), 1e-3 * total), (path, distance)
+        # Gradients that nearly cancel are measured against the whole: on one device, chunks of 16 tokens instead of 64
+        # move that of A_log, 3.6e-4 beside 2.0 in all, by 7.4e-8, and eight devices by 8.4e-8.
+        assert distance <= 1e-5 * max(np.linalg.norm(grad[...]), 1e-2 * total), (path, distance)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def short_rows():
     # Borders of documents anywhere, also at the borders of parts; padding before, between and behind.
     cuts = np.sort(rng.integers(1, TOKENS, (ROWS, 4)), axis=1)
     segment_ids = 1 + np.sum(np.arange(TOKENS) >= cuts[..., None], axis=1)
-    segment_ids[1], segment_ids[2, 24:] = 1, 2
+    segment_ids[1], segment_ids[2] = 1, np.repeat([1, 2], 24)
     segment_ids[3, :9], segment_ids[4, 40:] = 0, 0
     segment_ids[5] = np.repeat([1, 0, 2, 0], 12)
     return as_batch(rng, segment_ids)
