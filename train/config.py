@@ -92,8 +92,9 @@ class OptimConfig:
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; None switches clipping off."""
     first_moment_dtype: StorageDtype = "float32"
-    """Dtype in which Adam's mean of gradients is held: bfloat16 saves 2 bytes a trained parameter. The mean of squares
-    is float32 always: a step changes it by a fraction 1 - b2, which bfloat16 mostly rounds away."""
+    """Dtype in which Adam's mean of gradients is held: bfloat16 saves 2 bytes a trained parameter, and
+    rounds to 8 bits what a step changes by the fraction 1 - b1. The mean of squares is float32 always: a step changes
+    it by a fraction 1 - b2, which bfloat16 mostly rounds away."""
 
     def __post_init__(self):
         if self.learning_rate <= 0:
@@ -184,7 +185,9 @@ class SFTConfig:
                 "1, or neither; evaluate is a function in the run file."
             )
         if self.profile is not None:
-            parse_steps(self.profile)
+            last = parse_steps(self.profile)[-1]
+            if last > self.steps:
+                raise ValueError(f"profile={self.profile!r} goes beyond the last step; end it by steps={self.steps}.")
         if self.workdir is not None and "://" in self.workdir:
             raise ValueError(
                 f"workdir={self.workdir!r} is an address, but a path is needed; mount the bucket (Cloud Storage FUSE) "

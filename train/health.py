@@ -39,11 +39,12 @@ class HealthConfig:
             raise ValueError(f"health.policy={self.policy!r} is unknown; choose stop or skip.")
         if self.max_skips < 1:
             raise ValueError(f"health.max_skips={self.max_skips} must be at least 1; health.policy=stop allows none.")
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+        # Said this way round, NaN is refused too: as a limit it would make every step unsound.
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"health.max_grad_norm={self.max_grad_norm} must be positive; None sets no limit.")
         for name in ("grad_norm_factor", "loss_factor"):
             value = getattr(self, name)
-            if value is not None and value <= 1:
+            if value is not None and not value > 1:
                 raise ValueError(f"health.{name}={value} must be above 1; None sets no limit.")
 
 

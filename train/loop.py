@@ -103,7 +103,6 @@ def run_steps(
             raise Preempted(number)
         if number % schedule.checkpoint_every == 0:
             saved = save(state)
-    trace.stop()
     if int(state.step) > saved:
         save(state)
     # Here, where SIGTERM does not end the process yet.

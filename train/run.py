@@ -223,6 +223,7 @@ def _train(
     with (
         contextlib.closing(MetricsWriter(workdir, first_step=done + 1, last_step=cfg.steps)) as metrics,
         watch_for_preemption() as is_preempted,
+        Trace(workdir / "profile", parse_steps(cfg.profile) if cfg.profile else range(0)) as trace,
     ):
         throughput = Throughput.of(cfg, inputs.model_config, mesh)
         recorder = Recorder(
@@ -237,7 +238,7 @@ def _train(
             Schedule(cfg.steps, cfg.checkpoint.every, cfg.evaluate_every),
             checkpoints=checkpoints,
             recorder=recorder,
-            trace=Trace(workdir / "profile", parse_steps(cfg.profile) if cfg.profile else range(0)),
+            trace=trace,
             is_preempted=is_preempted,
             evaluate=_evaluation(cfg, parts, inputs),
         )

@@ -9,12 +9,18 @@ logger = logging.getLogger(__name__)
 
 
 class Trace:
-    """Traces the steps of a range, on the devices of process 0."""
+    """Traces the steps of a range, on the devices of process 0; leaving it as a context writes what was begun."""
 
     def __init__(self, folder: Path, steps: range):
         self._folder = folder
         self._steps = steps if jax.process_index() == 0 else range(0)
         self._running = False
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def starts_at(self, step: int) -> bool:
         """Whether the trace begins with this step (or, on resume, began with one before)."""

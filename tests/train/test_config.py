@@ -26,6 +26,8 @@ GOOD = SFTConfig(ModelSource("base"), DataConfig("train.jsonl", sequence_length=
         ({"optim": OptimConfig(warmup_steps=10)}, "steps=10 ends inside the warmup of 10 steps"),
         ({"accumulation": 3}, "rows_per_batch=8 .* multiple of 3"),
         ({"accumulation": 2, "mesh": MeshConfig(data=2, fsdp=4)}, "multiple of 16"),
+        ({"profile": "3:2"}, "profile='3:2'"),
+        ({"profile": "9:11"}, "beyond the last step; end it by steps=10"),
         ({"plan_json": "plan.json"}, "name its TPUs with --plan"),
         ({"lora": LoraConfig(targets=("mtp",)), "mtp": MtpLossConfig(weight=0)}, "never trains it"),
         ({"lora": LoraConfig(), "mtp": MtpLossConfig(gradient="detach_trunk")}, "reaches none of lora.targets"),

@@ -52,6 +52,8 @@ def test_means_look_back_on_a_window_and_skipped_steps_are_left_out():
         ({"max_grad_norm": 0.0}, "health.max_grad_norm=0"),
         ({"grad_norm_factor": 1.0}, "health.grad_norm_factor=1"),
         ({"loss_factor": 0.5}, "health.loss_factor=0.5"),
+        ({"max_grad_norm": float("nan")}, "health.max_grad_norm=nan"),
+        ({"loss_factor": float("nan")}, "health.loss_factor=nan"),
     ],
 )
 def test_limits_that_make_no_sense(changes, message):

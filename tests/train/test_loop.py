@@ -77,12 +77,12 @@ def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **
     evaluate = schedule.pop("evaluate", None)
     profile = schedule.pop("profile", range(0))
     state = TrainState(jnp.int32(0), nnx.State({}), (), new_health())
-    with contextlib.closing(metrics):
+    with contextlib.closing(metrics), Trace(workdir / "profile", profile) as trace:
         try:
             state = run_steps(
                 state, nnx.State({}), step_with(unsound), Counter(batches), lambda batch: batch,
                 Schedule(steps, schedule.pop("every", 3), **schedule), checkpoints=saved, recorder=recorder,
-                trace=Trace(workdir / "profile", profile), is_preempted=stop or (lambda step: False), evaluate=evaluate,
+                trace=trace, is_preempted=stop or (lambda step: False), evaluate=evaluate,
             )  # fmt: skip
         finally:
             train.log, train.waited_after = saved.log, saved.waited_after
@@ -168,4 +168,10 @@ def test_evaluation_adds_its_figures_to_the_row_of_its_step(tmp_path):
 
 def test_a_trace_of_chosen_steps_is_written(tmp_path):
     train(tmp_path, steps=4, profile=range(2, 4))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_run_that_ends_early_writes_the_trace_it_began(tmp_path):
+    with pytest.raises(ValueError, match="step 3"):
+        train(tmp_path, steps=9, profile=range(2, 8), unsound=[3])
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

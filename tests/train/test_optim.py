@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from train.config import OptimConfig
@@ -55,3 +56,31 @@ def test_clipping_bounds_the_gradient_before_adam():
     updates, _ = tx.update(huge, tx.init(tree), tree)
     # Clipped to norm 1 each entry is 0.5; Adam with eps=1 and no memory gives g / (|g| + 1).
     np.testing.assert_allclose(updates["weight"], -0.5 / 1.5, rtol=1e-5)
+
+
+def test_bfloat16_halves_the_first_moment_and_nothing_else():
+    tree = {"weight": jnp.ones((4, 8))}
+    grads = {"weight": jnp.linspace(0.1, 1, 32).reshape(4, 8)}
+    moments, updates = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        tx = make_optimizer(OptimConfig(first_moment_dtype=dtype), 10)
+        updates[dtype], state = tx.update(grads, tx.init(tree), tree)
+        moments[dtype] = next(part for part in state[1] if hasattr(part, "mu"))
+    exact, rounded = moments["float32"], moments["bfloat16"]
+    assert exact.mu["weight"].dtype == exact.nu["weight"].dtype == rounded.nu["weight"].dtype == jnp.float32
+    assert 2 * rounded.mu["weight"].nbytes == exact.mu["weight"].nbytes
+    np.testing.assert_array_equal(rounded.mu["weight"], exact.mu["weight"].astype(jnp.bfloat16))
+    np.testing.assert_array_equal(rounded.nu["weight"], exact.nu["weight"])
+    # The update is computed before the moment is rounded to be kept.
+    np.testing.assert_array_equal(updates["bfloat16"]["weight"], updates["float32"]["weight"])
+
+
+def test_float32_moments_are_those_of_adamw_by_default():
+    cfg = OptimConfig(clip_norm=None, schedule="constant")
+    tree, grads = {"weight": jnp.ones(4)}, {"weight": jnp.linspace(0.1, 1, 4)}
+    ours, plain = make_optimizer(cfg, 10), optax.adamw(cfg.learning_rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=0.0)
+    states = [ours.init(tree), plain.init(tree)]
+    for _ in range(3):
+        got, states[0] = ours.update(grads, states[0], tree)
+        want, states[1] = plain.update(grads, states[1], tree)
+        np.testing.assert_array_equal(got["weight"], want["weight"])
