@@ -148,6 +148,18 @@ def current_mesh() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def axis_size(name: str) -> int:
+    """Returns the number of devices along an axis of the mesh of the context, 1 without a mesh."""
+    mesh = current_mesh()
+    return 1 if mesh is None else mesh.shape[name]
+
+
+def is_split(**sizes: int) -> bool:
+    """Whether there is a mesh of several devices, and it divides these sizes, given by logical axis."""
+    mesh = current_mesh()
+    return mesh is not None and all(size % num_parts(axis, mesh) == 0 for axis, size in sizes.items())
+
+
 def current_platform() -> str:
     """Returns what is compiled for: the platform of the mesh of the context, or else the default one."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from qwen35_jax.ops.lookup import take_rows
 from qwen35_jax.ops.products import sum_of_outer_products
-from qwen35_jax.sharding import current_mesh, over_mesh
+from qwen35_jax.sharding import is_split, over_mesh
 
 
 class VocabularyPart(NamedTuple):
@@ -136,12 +136,7 @@ def _on_mesh(
     Over a mesh every device holds an equal part of the vocabulary and sends its hidden states, chunk by chunk, to those
     that share its tokens: less than the head, and no device ever holds the whole gradient of the head.
     """
-    mesh = current_mesh()
-    divides = mesh is not None and not (
-        hidden.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"])
-        or hidden.shape[1] % mesh.shape["context"]
-        or head.shape[0] % (mesh.shape["fsdp"] * mesh.shape["tensor"])
-    )
+    divides = is_split(batch=hidden.shape[0], length=hidden.shape[1], vocab_parts=head.shape[0])
     sharing = ("fsdp", "tensor") if divides else ()
     run = partial(_scan_chunks, token_loss, chunk_tokens, gradients=gradients, sharing=sharing)
     if not divides:

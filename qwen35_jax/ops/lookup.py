@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from qwen35_jax.sharding import current_mesh, over_mesh
+from qwen35_jax.sharding import is_split, over_mesh
 
 
 def take_rows(table: Float[Array, "V D"], ids: Int[Array, "B T"], *, dtype: DTypeLike) -> Float[Array, "B T D"]:
@@ -14,8 +14,7 @@ def take_rows(table: Float[Array, "V D"], ids: Int[Array, "B T"], *, dtype: DTyp
     Over a mesh a device that holds some columns of the table looks up the tokens of all that hold the others, and
     sends each its own. Left to itself the compiler adds up whole rows, mostly zeros, from every device.
     """
-    mesh = current_mesh()
-    if mesh is None or ids.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) or table.shape[1] % mesh.shape["fsdp"]:
+    if not is_split(batch=ids.shape[0], embed=table.shape[1]):
         return _take(table, ids, dtype)
 
     def local(table, ids):

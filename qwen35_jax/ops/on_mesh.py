@@ -22,7 +22,7 @@ from qwen35_jax.ops import splash
 from qwen35_jax.ops.attention import attention
 from qwen35_jax.ops.conv import causal_conv, causal_conv_after
 from qwen35_jax.ops.gated_delta import affine_map, gated_delta
-from qwen35_jax.sharding import current_mesh, current_platform, over_mesh
+from qwen35_jax.sharding import axis_size, current_platform, over_mesh
 
 _AXIS = "context"
 _TOKENS = ("batch", "length")
@@ -87,10 +87,8 @@ def attention_rows(
         slots, keys = None, (k, v, segment_ids)
         if parts > 1:
             keys = jax.tree.map(lambda x: jax.lax.all_gather(x, _AXIS, axis=1, tiled=True), keys)
-            q, segment_ids, slots = (
-                _swap_second_halves(x, parts) for x in (q, segment_ids, _own_slots(q.shape[1])[None])
-            )
-            slots = slots[0]
+            slots = _swap_second_halves(_own_slots(q.shape[1])[None], parts)[0]
+            q, segment_ids = (_swap_second_halves(x, parts) for x in (q, segment_ids))
         if kernel is None:
             out = attention(q, *keys[:2], query_slots=slots, segment_ids=segment_ids, key_segment_ids=keys[2])
         else:
@@ -108,8 +106,7 @@ def _num_parts(num_tokens: int) -> int:
     Raises:
       ValueError: the mesh does not cut such a row.
     """
-    mesh = current_mesh()
-    parts = 1 if mesh is None else mesh.shape[_AXIS]
+    parts = axis_size(_AXIS)
     if parts > 1 and num_tokens % (2 * parts):
         raise ValueError(
             f"rows of {num_tokens} tokens cannot be split over mesh.context={parts}; their length must be a multiple "
@@ -120,8 +117,7 @@ def _num_parts(num_tokens: int) -> int:
 
 def _num_copies(num_key_heads: int) -> int:
     """Counts the copies of each key head that give every device of the axis ``tensor`` one."""
-    mesh = current_mesh()
-    return 1 if mesh is None else max(mesh.shape["tensor"] // num_key_heads, 1)
+    return max(axis_size("tensor") // num_key_heads, 1)
 
 
 def _end_of_part_before(x: Array, *, width: int, parts: int) -> Array:
@@ -165,6 +161,4 @@ def _splash_kernel(num_tokens: int, num_heads: int, parts: int) -> splash.Kernel
     """Returns the kernel for this platform, mesh and length, or None where it is the plain form's turn."""
     if current_platform() != "tpu" or not splash.fits(num_tokens, parts):
         return None
-    mesh = current_mesh()
-    tensor = 1 if mesh is None else mesh.shape["tensor"]
-    return splash.make_kernel(num_tokens, num_heads=num_heads // tensor, parts=parts)
+    return splash.make_kernel(num_tokens, num_heads=num_heads // axis_size("tensor"), parts=parts)

@@ -4,6 +4,7 @@ Needs ``libtpu``, which brings the TPU compiler to any Linux machine: ``pip inst
 """
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Callable
@@ -98,11 +99,5 @@ def compile_abstract(function: jax.stages.Wrapped, *arguments, mesh: Mesh) -> Co
 
 def bytes_per_device(tree) -> int:
     """Adds up the part of every array that one device holds."""
-    return sum(_shard_size(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _shard_size(leaf: jax.ShapeDtypeStruct | jax.Array) -> int:
-    size = 1
-    for length in leaf.sharding.shard_shape(leaf.shape):
-        size *= length
-    return size
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
