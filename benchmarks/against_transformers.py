@@ -1,6 +1,6 @@
 """Forward and forward+backward on the CPU in float32, ours against transformers on torch.
 
-    python -m benchmarks.against_transformers [--tokens 512] [--rounds 3]
+    python -m benchmarks.against_transformers [--tokens 512] [--rounds 3] [--repeats 5]
 
 Both sides load the same random checkpoint (hidden size 1,024, 8 layers, the real vocabulary) and compute the mean
 next-token loss of the same tokens, then its gradient with respect to every parameter. Each side runs in a process of
@@ -20,8 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-REPEATS = 5
-
 
 def checkpoint_config():
     """The 0.8B with 8 layers, without its vision tower's depth: text is all that is measured."""
@@ -38,18 +36,18 @@ def token_ids(num_tokens: int, vocab_size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, vocab_size, (1, num_tokens))
 
 
-def time_calls(call) -> float:
+def time_calls(call, repeats: int) -> float:
     """Returns the median seconds of a call after one that is not counted (compilation, warm-up)."""
     call()
     seconds = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
 
-def run_ours(path: Path, num_tokens: int) -> dict:
+def run_ours(path: Path, num_tokens: int, repeats: int) -> dict:
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -69,13 +67,13 @@ def run_ours(path: Path, num_tokens: int) -> dict:
         return linear_cross_entropy(model.hidden_states(ids), model.head_weight(), targets, weights, chunk_tokens=512)
 
     forward, backward = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
-    seconds = {"forward": time_calls(lambda: forward(params).block_until_ready())}
+    seconds = {"forward": time_calls(lambda: forward(params).block_until_ready(), repeats)}
     forward_peak = peak_bytes()
-    seconds["backward"] = time_calls(lambda: jax.block_until_ready(backward(params)))
+    seconds["backward"] = time_calls(lambda: jax.block_until_ready(backward(params)), repeats)
     return {"loss": float(forward(params)), **seconds, "forward_peak": forward_peak, "peak": peak_bytes()}
 
 
-def run_theirs(path: Path, num_tokens: int) -> dict:
+def run_theirs(path: Path, num_tokens: int, repeats: int) -> dict:
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -90,9 +88,9 @@ def run_theirs(path: Path, num_tokens: int) -> dict:
         model.zero_grad(set_to_none=True)
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
 
-    seconds = {"forward": time_calls(forward)}
+    seconds = {"forward": time_calls(forward, repeats)}
     forward_peak = peak_bytes()
-    seconds["backward"] = time_calls(backward)
+    seconds["backward"] = time_calls(backward, repeats)
     return {"loss": forward(), **seconds, "forward_peak": forward_peak, "peak": peak_bytes()}
 
 
@@ -100,19 +98,23 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(side: str, path: Path, num_tokens: int) -> dict:
-    command = [sys.executable, "-m", "benchmarks.against_transformers", "--tokens", str(num_tokens)]
-    done = subprocess.run([*command, "--side", side, "--checkpoint", str(path)], stdout=subprocess.PIPE, check=True)
+def measure(side: str, path: Path, num_tokens: int, repeats: int) -> dict:
+    options = {"tokens": num_tokens, "repeats": repeats, "side": side, "checkpoint": path}
+    command = [sys.executable, "-m", "benchmarks.against_transformers"]
+    command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(num_tokens: int, rounds: int) -> None:
+def compare(num_tokens: int, rounds: int, repeats: int) -> None:
     from qwen35_jax.hf.create import create_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
         create_checkpoint(checkpoint_config(), path, seed=0, dtype="float32")
-        results = [(measure("ours", path, num_tokens), measure("theirs", path, num_tokens)) for _ in range(rounds)]
+        results = [
+            tuple(measure(side, path, num_tokens, repeats) for side in ("ours", "theirs")) for _ in range(rounds)
+        ]
     ours, theirs = results[0]
     print(f"{num_tokens} tokens, {rounds} rounds; loss {ours['loss']:.5f} against {theirs['loss']:.5f}")
     units = {"forward": (1, "s"), "backward": (1, "s"), "forward_peak": (1e9, "GB"), "peak": (1e9, "GB")}
@@ -127,14 +129,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side is None:
-        compare(args.tokens, args.rounds)
+        compare(args.tokens, args.rounds, args.repeats)
     else:
         run = run_ours if args.side == "ours" else run_theirs
-        print(json.dumps(run(args.checkpoint, args.tokens)))
+        print(json.dumps(run(args.checkpoint, args.tokens, args.repeats)))
 
 
 if __name__ == "__main__":

@@ -48,18 +48,17 @@ def table() -> str:
     for name, topology, _ in recipes():
         plan = json.loads((PLANS / f"{name}.json").read_text())
         peak, capacity = (plan["hbm"][key] / 2**30 for key in ("peak", "capacity"))
-        cells = [f"`configs/{name}.py`", topology]
+        memory = f"{peak:.1f} of {capacity:.1f}" + ("" if plan["fits"] else ": does not fit")
+        cells = [f"`configs/{name}.py`", topology, f"{plan['tokens_per_step']:,}", memory]
         if plan["fits"]:
-            seconds, tokens = plan["estimated_seconds"], plan["tokens_per_step"]
+            seconds = plan["estimated_seconds"]
             cells += [
-                f"{tokens:,}",
-                f"{peak:.1f} of {capacity:.1f}",
                 f"{seconds:.2f}",
                 f"{plan['roofline_seconds']:.2f}, {plan['limits']}",
-                f"{tokens / seconds / plan['num_devices']:,.0f}",
+                f"{plan['tokens_per_step'] / seconds / plan['num_devices']:,.0f}",
             ]
         else:
-            cells += ["", f"{peak:.1f} of {capacity:.1f}: does not fit", "", "", ""]
+            cells += [""] * 3
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -223,11 +223,10 @@ def _check_sizes(cfg: SFTConfig) -> None:
             f"steps={cfg.steps} ends inside the warmup of {cfg.optim.warmup_steps} steps; "
             "raise steps or lower optim.warmup_steps."
         )
-    rows, splits = cfg.data.rows_per_batch, cfg.mesh.data * cfg.mesh.fsdp
-    if rows % (cfg.accumulation * splits):
+    if cfg.data.rows_per_batch % cfg.accumulation:
         raise ValueError(
-            f"data.rows_per_batch={rows} cannot be cut into accumulation={cfg.accumulation} parts over "
-            f"mesh.data*mesh.fsdp={splits} devices; make it a multiple of {cfg.accumulation * splits}."
+            f"data.rows_per_batch={cfg.data.rows_per_batch} cannot be cut into accumulation={cfg.accumulation} parts; "
+            f"make it a multiple of {cfg.accumulation}."
         )
 
 

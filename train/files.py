@@ -3,10 +3,10 @@
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-_SAMPLES, _SAMPLE_BYTES = 16, 4096
+_SAMPLE_BYTES = 4096
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -40,8 +40,15 @@ def fingerprint(files: Iterable[Path]) -> str:
     for path in sorted(files):
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            for i in range(_SAMPLES):
-                file.seek(i * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
+        for sample in read_samples(path, 16):
+            digest.update(sample)
     return digest.hexdigest()
+
+
+def read_samples(path: Path, count: int) -> Iterator[bytes]:
+    """Yields 4 KiB pieces of a file, evenly spaced from its start to its end."""
+    reach = max(path.stat().st_size - _SAMPLE_BYTES, 0)
+    with path.open("rb") as file:
+        for i in range(count):
+            file.seek(i * reach // (count - 1))
+            yield file.read(_SAMPLE_BYTES)

@@ -19,16 +19,15 @@ from qwen35_jax.config import ModelConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.sharding import check_mesh, make_mesh
-from qwen35_jax.tools.aot import Compiled, abstract_model, bytes_per_device, compile_abstract, topology_devices
+from qwen35_jax.tools.aot import abstract_model, bytes_per_device, compile_abstract, topology_devices
 from qwen35_jax.tools.devices import Device, find_device
 from qwen35_jax.tools.flops import training_flops_per_token
 from qwen35_jax.tools.hlo import Costs, read_costs
 from train.config import SFTConfig
 from train.files import write_atomically
 from train.losses import Objective
-from train.optim import make_optimizer, make_schedule
-from train.state import TrainState, abstract_state, split_model
-from train.step import abstract_batch, make_step
+from train.parts import Parts, make_parts
+from train.state import abstract_state
 
 MakeObjective = Callable[[SFTConfig], Objective]
 
@@ -108,6 +107,8 @@ class Plan:
             "fits": self.fits,
             "hbm": self.hbm,
             "limits": self.limits,
+            "model_flops": self.model_flops,
+            "tokens_per_step": self.tokens,
         }
         if not self.fits:
             return report | {"remedy": self.remedy}
@@ -118,8 +119,6 @@ class Plan:
             "seconds": self.seconds,
             "roofline_seconds": self.roofline_seconds,
             "estimated_seconds": self.estimated_seconds,
-            "model_flops": self.model_flops,
-            "tokens_per_step": self.tokens,
             "tokens_per_second": self.tokens_per_second,
         }
 
@@ -251,14 +250,14 @@ def _micro_rows(cfg: SFTConfig) -> int:
 
 def _plan(cfg: SFTConfig, config: ModelConfig, topology: str, devices, make_objective: MakeObjective) -> Plan:
     mesh = make_mesh(**dataclasses.asdict(cfg.mesh), devices=devices)
-    graphdef, state, frozen = abstract_parts(cfg, config, mesh)
-    compiled = compile_step(cfg, graphdef, state, frozen, make_objective(cfg), mesh)
+    parts = abstract_parts(cfg, config, make_objective(cfg), mesh)
+    compiled = compile_abstract(parts.step, parts.state, parts.frozen, parts.batch, mesh=mesh)
     device = find_device(topology)
-    adapters = bytes_per_device(state.params) if cfg.lora else 0
+    adapters = bytes_per_device(parts.state.params) if cfg.lora else 0
     hbm = {
-        "weights": bytes_per_device(frozen) + bytes_per_device(state.params) - adapters,
+        "weights": bytes_per_device(parts.frozen) + bytes_per_device(parts.state.params) - adapters,
         "adapters": adapters,
-        "optimizer": bytes_per_device(state.opt_state),
+        "optimizer": bytes_per_device(parts.state.opt_state),
     }
     hbm |= {"temporaries": compiled.peak_bytes - sum(hbm.values()), "peak": compiled.peak_bytes}
     per_token = training_flops_per_token(
@@ -268,13 +267,13 @@ def _plan(cfg: SFTConfig, config: ModelConfig, topology: str, devices, make_obje
     tokens = cfg.data.rows_per_batch * cfg.data.sequence_length
     costs = read_costs(compiled.text) if compiled.fits else None
     return Plan(
-        topology, device, len(devices), hbm | {"capacity": device.hbm_bytes}, tokens, per_token * tokens, costs,
-        _kernel_flops(cfg, config, costs) if costs else 0.0,
+        topology, device, len(devices), hbm | {"capacity": device.hbm_bytes}, tokens, per_token * tokens,
+        costs, _kernel_flops(cfg, config, costs) if costs else 0.0,
     )  # fmt: skip
 
 
-def abstract_parts(cfg: SFTConfig, config: ModelConfig, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState, nnx.State]:
-    """Builds what ``train.run`` builds, with shapes in place of arrays. Call it outside the mesh's context."""
+def abstract_parts(cfg: SFTConfig, config: ModelConfig, objective: Objective, mesh: Mesh) -> Parts:
+    """Makes the parts of a run with shapes in place of arrays. Call it outside the mesh's context."""
 
     def make() -> Qwen35:
         model = Qwen35(config, dtype=cfg.model.dtype, param_dtype=cfg.param_dtype, rngs=nnx.Rngs(0))
@@ -282,22 +281,7 @@ def abstract_parts(cfg: SFTConfig, config: ModelConfig, mesh: Mesh) -> tuple[nnx
             lora.add(model, cfg.lora, cfg.seed)
         return model
 
-    model = abstract_model(make, mesh)
-    graphdef, params, frozen = split_model(model, adapters=cfg.lora is not None, train_mtp=cfg.mtp.weight > 0)
-    return graphdef, abstract_state(params, make_optimizer(cfg.optim, cfg.steps), mesh), frozen
-
-
-def compile_step(
-    cfg: SFTConfig, graphdef: nnx.GraphDef, state: TrainState, frozen: nnx.State, objective: Objective, mesh: Mesh
-) -> Compiled:
-    """Compiles the step that ``train.run`` would run."""
-    tx, schedule = make_optimizer(cfg.optim, cfg.steps), make_schedule(cfg.optim, cfg.steps)
-    dropout = cfg.lora is not None and cfg.lora.dropout > 0
-    step = make_step(graphdef, objective, tx, schedule, seed=cfg.seed, dropout=dropout, state=state, health=cfg.health)
-    batch = abstract_batch(
-        rows=cfg.data.rows_per_batch, tokens=cfg.data.sequence_length, accumulation=cfg.accumulation, mesh=mesh
-    )
-    return compile_abstract(step, state, frozen, batch, mesh=mesh)
+    return make_parts(cfg, abstract_model(make, mesh), objective, mesh, abstract_state)
 
 
 def _kernel_flops(cfg: SFTConfig, config: ModelConfig, costs: Costs) -> float:

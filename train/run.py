@@ -32,12 +32,12 @@ from train.files import make_writable_folder
 from train.loop import Schedule, run_steps
 from train.losses import Objective
 from train.metrics import MetricsWriter, plot_losses
-from train.optim import make_optimizer, make_schedule
+from train.parts import Parts, make_parts
 from train.preemption import watch_for_preemption
 from train.record import check_resumable, make_record, write_record
 from train.recorder import Recorder
-from train.state import TrainState, abstract, count_parameters, init_state, split_model
-from train.step import Step, abstract_batch, make_step, put_batch, rows_of_process
+from train.state import TrainState, abstract, count_parameters, init_state
+from train.step import put_batch, rows_of_process
 from train.throughput import Throughput
 from train.trace import Trace
 
@@ -53,15 +53,6 @@ class Inputs(NamedTuple):
     batches: BatchIterator
     rows: range
     """The rows of every batch that this process feeds."""
-
-
-class Parts(NamedTuple):
-    """What the loop works on."""
-
-    graphdef: nnx.GraphDef
-    state: TrainState
-    frozen: nnx.State
-    step: Step
 
 
 def run(cfg: SFTConfig, workdir: Path, objective: Objective) -> None:
@@ -187,14 +178,10 @@ def build(cfg: SFTConfig, folder: Path, objective: Objective, mesh: Mesh) -> Par
     model = load(folder, cfg.model.dtype, mesh, param_dtype=cfg.param_dtype)
     if cfg.lora is not None:
         logger.info("adapters:\n%s", _table(lora.add(model, cfg.lora, cfg.seed)))
-    graphdef, params, frozen = split_model(model, adapters=cfg.lora is not None, train_mtp=cfg.mtp.weight > 0)
-    trainable = count_parameters(params)
-    logger.info("%s of %s parameters train", f"{trainable:,}", f"{trainable + count_parameters(frozen):,}")
-    tx, schedule = make_optimizer(cfg.optim, cfg.steps), make_schedule(cfg.optim, cfg.steps)
-    state = init_state(params, tx, mesh)
-    dropout = cfg.lora is not None and cfg.lora.dropout > 0
-    step = make_step(graphdef, objective, tx, schedule, seed=cfg.seed, dropout=dropout, state=state, health=cfg.health)
-    return Parts(graphdef, state, frozen, step)
+    parts = make_parts(cfg, model, objective, mesh, init_state)
+    trainable = count_parameters(parts.state.params)
+    logger.info("%s of %s parameters train", f"{trainable:,}", f"{trainable + count_parameters(parts.frozen):,}")
+    return parts
 
 
 def _table(matches: Sequence[lora.Match]) -> str:
@@ -215,9 +202,8 @@ def _train(
         logger.info("%s is complete: step %d of %d", workdir, done, cfg.steps)
         return parts.state
     rows, tokens = cfg.data.rows_per_batch, cfg.data.sequence_length
-    shapes = abstract_batch(rows=rows, tokens=tokens, accumulation=cfg.accumulation, mesh=mesh)
     began = time.perf_counter()
-    step = parts.step.lower(parts.state, parts.frozen, shapes).compile()
+    step = parts.step.lower(parts.state, parts.frozen, parts.batch).compile()
     logger.info("compiled the step in %.1f s", time.perf_counter() - began)
     put = partial(put_batch, accumulation=cfg.accumulation, mesh=mesh, num_rows=rows, first_row=inputs.rows.start)
     with (

@@ -7,7 +7,9 @@ import importlib.util
 import math
 import os
 import re
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -87,14 +89,24 @@ def compile_abstract(function: jax.stages.Wrapped, *arguments, mesh: Mesh) -> Co
     """Compiles a jitted function for the devices of ``mesh``. One that does not fit is an answer, not an error."""
     with jax.set_mesh(mesh):
         lowered = function.lower(*arguments)
+    with tempfile.TemporaryDirectory() as dump:
+        try:
+            compiled = lowered.compile(compiler_options={"xla_dump_to": dump, "xla_dump_hlo_as_text": True})
+        except jax.errors.JaxRuntimeError as err:
+            used = _OUT_OF_MEMORY.search(str(err))
+            if used is None:
+                raise
+            return Compiled(round(float(used[1]) * _UNITS[used[2]]), None)
+        return Compiled(compiled.memory_analysis().peak_memory_in_bytes, _print(compiled, Path(dump)))
+
+
+def _print(compiled: jax.stages.Compiled, dump: Path) -> str:
+    """Returns the optimised program; the dump has it also where a gather on the SparseCores stops ``as_text``."""
     try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as err:
-        used = _OUT_OF_MEMORY.search(str(err))
-        if used is None:
-            raise
-        return Compiled(round(float(used[1]) * _UNITS[used[2]]), None)
-    return Compiled(compiled.memory_analysis().peak_memory_in_bytes, compiled.as_text())
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        (path,) = dump.glob("*.after_codegen.txt")
+        return path.read_text()
 
 
 def bytes_per_device(tree) -> int:

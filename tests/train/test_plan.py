@@ -13,13 +13,14 @@ from benchmarks import plan_recipes
 from qwen35_jax.lora import LoraConfig
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.sharding import make_mesh
+from qwen35_jax.tools.aot import compile_abstract
 from qwen35_jax.tools.devices import find_device
 from qwen35_jax.tools.hlo import Collective, Costs, array_shapes
 from tests.conftest import REPO
 from tests.train.conftest import small_config
 from train import plan as planning
 from train.config import DataConfig, MeshConfig, ModelSource, SFTConfig
-from train.plan import Plan, abstract_parts, compile_step, make_plan, nearest_changes
+from train.plan import Plan, abstract_parts, make_plan, nearest_changes
 from train.sft import main, objective
 
 VOCABULARY = PRESETS["2b"].text.vocab_size
@@ -58,21 +59,24 @@ def arrays_of_logits(text: str) -> list[tuple[int, ...]]:
 def test_no_step_holds_the_logits_of_all_tokens(lora):
     cfg = settings(lora=lora)
     mesh = make_mesh()
-    parts = abstract_parts(cfg, real_vocabulary(), mesh)
-    assert arrays_of_logits(compile_step(cfg, *parts, objective(cfg), mesh).text) == []
+    parts = abstract_parts(cfg, real_vocabulary(), objective(cfg), mesh)
+    compiled = compile_abstract(parts.step, parts.state, parts.frozen, parts.batch, mesh=mesh)
+    assert arrays_of_logits(compiled.text) == []
 
 
 def test_a_step_that_holds_them_would_be_found():
     cfg = settings()
     mesh = make_mesh()
-    graphdef, state, frozen = abstract_parts(cfg, real_vocabulary(), mesh)
+    parts = abstract_parts(cfg, real_vocabulary(), objective(cfg), mesh)
 
     def loss(params, frozen, input_ids):
-        return jnp.sum(jax.nn.logsumexp(nnx.merge(graphdef, params, frozen, copy=True).logits(input_ids), axis=-1))
+        return jnp.sum(
+            jax.nn.logsumexp(nnx.merge(parts.graphdef, params, frozen, copy=True).logits(input_ids), axis=-1)
+        )
 
     ids = jax.ShapeDtypeStruct((16, TOKENS), jnp.int32)
     with jax.set_mesh(mesh):
-        text = jax.jit(jax.grad(loss)).lower(state.params, frozen, ids).compile().as_text()
+        text = jax.jit(jax.grad(loss)).lower(parts.state.params, parts.frozen, ids).compile().as_text()
     assert arrays_of_logits(text)
 
 

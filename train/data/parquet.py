@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from train.files import read_samples
+
 _KEYS = ("messages", "tools", "text")
-_SAMPLES, _SAMPLE_BYTES = 64, 1 << 12
+_SAMPLES = 64
 _TAIL_BYTES = 1 << 16
 
 
@@ -118,9 +120,8 @@ def _sampled_checksum(path: Path) -> int:
     """CRC-32 of the size, the footer and evenly spaced samples; of every byte of a file up to 256 KiB."""
     size = path.stat().st_size
     checksum = zlib.crc32(str(size).encode())
+    for sample in read_samples(path, _SAMPLES):
+        checksum = zlib.crc32(sample, checksum)
     with path.open("rb") as file:
-        for number in range(_SAMPLES):
-            file.seek(number * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
-            checksum = zlib.crc32(file.read(_SAMPLE_BYTES), checksum)
         file.seek(max(size - _TAIL_BYTES, 0))
         return zlib.crc32(file.read(), checksum)
