@@ -15,6 +15,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from train.config import SFTConfig
 from train.files import write_atomically
@@ -39,6 +40,21 @@ def fingerprint(topology: str, cfg: SFTConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def stored_plan(name: str) -> dict[str, Any]:
+    """Reads the plan of a recipe."""
+    return json.loads((PLANS / f"{name}.json").read_text())
+
+
+def figures(name: str) -> str:
+    """Sums up the stored plan of a recipe, for its docstring."""
+    plan = stored_plan(name)
+    peak, capacity = (plan["hbm"][key] / 2**30 for key in ("peak", "capacity"))
+    return (
+        f"Planned: {peak:.1f} of {capacity:.1f} GiB of HBM a chip; a step takes {plan['roofline_seconds']:.2f} s at "
+        f"least, {plan['estimated_seconds']:.2f} s by the compiler's estimate."
+    )
+
+
 def table() -> str:
     """Lays the stored plans out as Markdown."""
     lines = [
@@ -46,7 +62,7 @@ def table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, topology, _ in recipes():
-        plan = json.loads((PLANS / f"{name}.json").read_text())
+        plan = stored_plan(name)
         peak, capacity = (plan["hbm"][key] / 2**30 for key in ("peak", "capacity"))
         memory = f"{peak:.1f} of {capacity:.1f}" + ("" if plan["fits"] else ": does not fit")
         cells = [f"`configs/{name}.py`", topology, f"{plan['tokens_per_step']:,}", memory]
@@ -77,7 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
                 report = plan.to_json() | {"settings": fingerprint(topology, cfg)}
                 write_atomically(PLANS / f"{name}.json", json.dumps(report, indent=1) + "\n")
                 print(f"{name}\n{plan.to_text()}", flush=True)
-    print(table())
+    if options.table or not options.names:
+        print(table())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m train.sft configs/lora_2b_v5e1.py --data.path data/train.jsonl --workdir runs/lora_2b
     python -m train.sft configs/lora_2b_v5e1.py --plan v5e:1x1
 
-The README's table of recipes says what the second command prints.
+Planned: 6.0 of 15.8 GiB of HBM a chip; a step takes 4.50 s at least, 14.20 s by the compiler's estimate.
 """
 
 from train.config import CheckpointConfig, DataConfig, LoraConfig, ModelSource, MtpLossConfig, OptimConfig, SFTConfig

@@ -4,6 +4,8 @@
     python -m train.sft configs/lora_2b_v5e8.py --plan v5e:2x4
 
 Every chip holds all the weights, which do not train, so that nothing but the adapters' gradients is sent.
+
+Planned: 5.7 of 15.8 GiB of HBM a chip; a step takes 1.13 s at least, 3.59 s by the compiler's estimate.
 """
 
 from train.config import (

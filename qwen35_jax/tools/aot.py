@@ -101,12 +101,10 @@ def compile_abstract(function: jax.stages.Wrapped, *arguments, mesh: Mesh) -> Co
 
 
 def _print(compiled: jax.stages.Compiled, dump: Path) -> str:
-    """Returns the optimised program; the dump has it also where a gather on the SparseCores stops ``as_text``."""
-    try:
-        return compiled.as_text()
-    except jax.errors.JaxRuntimeError:
-        (path,) = dump.glob("*.after_codegen.txt")
+    """Returns the optimised program as the TPU compiler dumped it: ``as_text`` fails on a gather on its SparseCores."""
+    for path in dump.glob("*.after_codegen.txt"):
         return path.read_text()
+    return compiled.as_text()
 
 
 def bytes_per_device(tree) -> int:

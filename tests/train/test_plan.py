@@ -1,6 +1,7 @@
 """Plans: the compiled step's memory and shapes, the search for a change that fits, wrong input, the README's table."""
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 
@@ -180,16 +181,17 @@ def test_the_table_in_the_readme_is_that_of_the_stored_plans():
 
 @pytest.mark.parametrize(("name", "topology", "cfg"), list(plan_recipes.recipes()), ids=lambda value: str(value)[:24])
 def test_stored_plans_are_those_of_the_recipes(name, topology, cfg):
-    plan = json.loads((plan_recipes.PLANS / f"{name}.json").read_text())
+    plan = plan_recipes.stored_plan(name)
     assert plan["settings"] == plan_recipes.fingerprint(topology, cfg)
     assert plan["fits"] and plan["topology"] == topology
+    assert plan_recipes.figures(name) in importlib.import_module(f"configs.{name}").__doc__
 
 
 @needs_libtpu
 @pytest.mark.slow
 def test_the_stored_plan_of_a_single_chip_is_what_the_compiler_says():
     ((_, topology, cfg),) = (recipe for recipe in plan_recipes.recipes() if recipe[0] == "lora_2b_v5e1")
-    stored = json.loads((plan_recipes.PLANS / "lora_2b_v5e1.json").read_text())
+    stored = plan_recipes.stored_plan("lora_2b_v5e1")
     plan = make_plan(cfg, topology, objective)
     # Other versions of the compiler schedule differently; what a user rents by must not change.
     assert plan.hbm["peak"] == pytest.approx(stored["hbm"]["peak"], rel=0.1)
