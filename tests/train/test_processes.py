@@ -42,6 +42,7 @@ def test_two_processes_equal_one(command, whole_run, tmp_path):
     [
         (2, 2, ("--mesh.fsdp", "2", "--mesh.tensor", "2")),
         (2, 2, ("--mesh.data", "2", "--mesh.context", "2")),
+        (2, 1, ("--mesh.context", "2")),
         (4, 1, ("--mesh.data", "2", "--mesh.fsdp", "2")),
     ],
 )

@@ -37,8 +37,8 @@ class Costs:
       bytes: read from and written to the main memory by instructions outside fusions, without the padding of layouts:
         an estimate of HBM traffic.
       cycles: the compiler's own estimates, added up. Only for a TPU does it make any; waiting for collectives and for
-        asynchronous copies is not in them. They are high: for four cross-entropies over 248,320 words on v5e, 1.35 to
-        1.8 times what the scheduled bundles of each instruction, or its traffic if that is longer, would take.
+        asynchronous copies is not in them. They are high: for whole training steps on v5e 1.6 to 2 times what the
+        scheduled bundles of each instruction, or its traffic where that is longer, would take.
       without_cycles: the custom calls (Pallas kernels) and custom fusions (gathers, scatters) that run without an
         estimate, by name, with how often they run. Collectives are not listed.
       collectives: by kind.
