@@ -20,6 +20,7 @@ from train.metrics import METRICS, read_rows
 from train.sft import main
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(command, whole_run, tmp_path):
     workdir = tmp_path / "run"
     # From step 3 on a checkpoint may lie there; pytest shows the steps where the test fails.
@@ -82,6 +83,7 @@ def config():
 """
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_on_a_mesh_equals_one_device(command, inputs, tmp_path):
     options = ("--steps", "3", "--data.sequence-length", "64", "--optim.warmup-steps", "1")
     processes = {}
