@@ -47,7 +47,7 @@ class Settings:
     """Everything is written here; an earlier quickstart in it is removed."""
     base_steps: int = 500
     """Updates of all weights that make the base model."""
-    lora_steps: int = 700
+    lora_steps: int = 400
     """Updates of the adapter."""
     num_train: int = 6000
     """Conversations to fine-tune on."""

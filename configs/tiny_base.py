@@ -14,7 +14,7 @@ def config() -> SFTConfig:
         model=ModelSource(path="runs/quickstart/random", dtype="float32", remat="none"),
         data=DataConfig(path="runs/quickstart/data/base.jsonl", sequence_length=256, rows_per_batch=4),
         steps=500,
-        optim=OptimConfig(learning_rate=5e-3, warmup_steps=20, weight_decay=0.01),
+        optim=OptimConfig(learning_rate=3e-3, warmup_steps=20, weight_decay=0.01),
         mtp=MtpLossConfig(weight=0.1),
         checkpoint=CheckpointConfig(every=200),
     )
