@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from qwen35_jax import lora
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.model import Qwen35
+from qwen35_jax.ops import gated_delta
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.sharding import check_mesh, make_mesh
 from qwen35_jax.tools.aot import abstract_model, bytes_per_device, compile_abstract, topology_devices
@@ -35,7 +36,7 @@ MakeObjective = Callable[[SFTConfig], Objective]
 _MOST_CANDIDATES = 6
 
 # Products of a block of queries with a block of slots in each kernel of the attention.
-_KERNEL_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+_ATTENTION_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ class Plan:
     costs: Costs | None = None
     """None where the step does not fit."""
     kernel_flops: float = 0.0
-    """FLOPs of the attention kernels, which the program's text does not show."""
+    """FLOPs of the kernels, which the program's text does not show."""
+    kernel_passes_flops: float = 0.0
+    """The same for each pass of the matrix unit, of which a product of float32 numbers takes several."""
     remedy: str | None = None
     """The nearest change that fits, where the step does not."""
 
@@ -83,11 +86,11 @@ class Plan:
 
     @property
     def estimated_seconds(self) -> float:
-        """The compiler's cycles, which are high (see ``Costs``), and its kernels at the peak rate.
+        """The compiler's cycles, which are high (see ``Costs``), and the passes of kernels at the peak rate.
 
         Waiting for other devices is left out.
         """
-        return self.costs.cycles / self.device.clock_hz + self.kernel_flops / self.device.peak_flops
+        return self.costs.cycles / self.device.clock_hz + self.kernel_passes_flops / self.device.peak_flops
 
     @property
     def tokens_per_second(self) -> float:
@@ -268,7 +271,7 @@ def _plan(cfg: SFTConfig, config: ModelConfig, topology: str, devices, make_obje
     costs = read_costs(compiled.text) if compiled.fits else None
     return Plan(
         topology, device, len(devices), hbm | {"capacity": device.hbm_bytes}, tokens, per_token * tokens,
-        costs, _kernel_flops(cfg, config, costs) if costs else 0.0,
+        costs, *(_kernel_flops(cfg, config, costs) if costs else ()),
     )  # fmt: skip
 
 
@@ -284,16 +287,19 @@ def abstract_parts(cfg: SFTConfig, config: ModelConfig, objective: Objective, me
     return make_parts(cfg, abstract_model(make, mesh), objective, mesh, abstract_state)
 
 
-def _kernel_flops(cfg: SFTConfig, config: ModelConfig, costs: Costs) -> float:
-    """Counts the products of the attention kernels on one device: half of the square of every row, by causality."""
+def _kernel_flops(cfg: SFTConfig, config: ModelConfig, costs: Costs) -> tuple[float, float]:
+    """Counts the products of the kernels on one device, and their passes of the matrix unit."""
     text, mesh, length = config.text, cfg.mesh, cfg.data.sequence_length
     rows = _micro_rows(cfg) // (mesh.data * mesh.fsdp)
-    heads = text.num_attention_heads // mesh.tensor
-    product = 2 * rows * heads * text.head_dim * length * length / 2 / mesh.context
-    products = (
-        factor * count
-        for name, factor in _KERNEL_PRODUCTS.items()
-        for kernel, count in costs.without_cycles.items()
-        if kernel.startswith(name)
+
+    def calls(name: str) -> int:
+        return sum(count for kernel, count in costs.without_cycles.items() if kernel.startswith(name))
+
+    # Half of the square of every row, by causality.
+    square = 2 * rows * text.num_attention_heads // mesh.tensor * text.head_dim * length**2 / 2 / mesh.context
+    attention = square * sum(factor * calls(name) for name, factor in _ATTENTION_PRODUCTS.items())
+    chunk = 2 * rows * text.linear_num_value_heads // mesh.tensor * length / mesh.context * gated_delta.CHUNK_SIZE**2
+    products, passes = (
+        sum(factors[i] * calls(name) for name, factors in gated_delta.KERNEL_PRODUCTS.items()) for i in (0, 1)
     )
-    return product * sum(products)
+    return attention + chunk * products, attention + chunk * passes

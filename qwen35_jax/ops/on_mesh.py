@@ -13,6 +13,7 @@ Letters: ``B`` batch, ``T`` tokens, ``N`` heads, ``K`` key heads or key width, `
 """
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from qwen35_jax.ops import splash
 from qwen35_jax.ops.attention import attention
 from qwen35_jax.ops.conv import causal_conv, causal_conv_after
-from qwen35_jax.ops.gated_delta import affine_map, gated_delta
+from qwen35_jax.ops.gated_delta import affine_map, gated_delta, kernel_fits
 from qwen35_jax.sharding import axis_size, current_platform, over_mesh
 
 _AXIS = "context"
@@ -59,12 +60,12 @@ def gated_delta_rows(
     parts = _num_parts(q.shape[1])
 
     def local(q, k, v, log_decay, beta, segment_ids):
-        inputs = (q, k, v, log_decay, beta)
+        inputs, form = (q, k, v, log_decay, beta), _delta_form(k, v)
         if parts == 1:
-            return gated_delta(*inputs, segment_ids=segment_ids)[0]
+            return gated_delta(*inputs, segment_ids=segment_ids, implementation=form)[0]
         entering = None if segment_ids is None else _document_before(segment_ids, parts)
-        state = _state_before(inputs[1:], segment_ids, entering, parts)
-        return gated_delta(*inputs, state, segment_ids, entering)[0]
+        maps = affine_map(*inputs[1:], segment_ids, entering, implementation=form)
+        return gated_delta(*inputs, _state_before(maps, parts), segment_ids, entering, implementation=form)[0]
 
     axes = (_HEADS, _HEADS, _HEADS, _GATES, _GATES, _TOKENS)
     return over_mesh(local, q, k, v, log_decay, beta, segment_ids, in_axes=axes, out_axes=_HEADS)
@@ -132,9 +133,13 @@ def _document_before(segment_ids: Int[Array, "B T"], parts: int) -> Int[Array, "
     return jnp.max(jnp.where(before, last, 0), axis=0)
 
 
-def _state_before(inputs, segment_ids, entering, parts: int) -> Float[Array, "B N K V"]:
+def _delta_form(k: Float[Array, "B T N K"], v: Float[Array, "B T N V"]) -> Literal["kernel", "chunked"]:
+    return "kernel" if current_platform() == "tpu" and kernel_fits(k, v) else "chunked"
+
+
+def _state_before(maps: tuple[Array, Array], parts: int) -> Float[Array, "B N K V"]:
     """Returns the state before this part, by folding the affine maps of the parts before it."""
-    maps = jax.lax.all_gather(affine_map(*inputs, segment_ids, entering), _AXIS)
+    maps = jax.lax.all_gather(maps, _AXIS)
 
     def fold(state, xs):
         (transition, written), part = xs

@@ -1,4 +1,4 @@
-"""The gated delta rule, the recurrence of DeltaNet layers, in three forms that give the same numbers.
+"""The gated delta rule, the recurrence of DeltaNet layers, in four forms that give the same numbers.
 
 README.md beside this file has the mathematics and says what the backward pass keeps.
 
@@ -14,18 +14,24 @@ from jaxtyping import Array, Float, Float32, Int
 from qwen35_jax.ops.gated_delta.affine import affine_map
 from qwen35_jax.ops.gated_delta.associative import gated_delta_associative
 from qwen35_jax.ops.gated_delta.chunked import gated_delta_chunked
+from qwen35_jax.ops.gated_delta.kernel import CHUNK_SIZE, KERNEL_PRODUCTS, gated_delta_kernel
+from qwen35_jax.ops.gated_delta.kernel import fits as kernel_fits
 from qwen35_jax.ops.gated_delta.recurrent import gated_delta_recurrent
 
 __all__ = [
+    "CHUNK_SIZE",
+    "KERNEL_PRODUCTS",
     "affine_map",
     "gated_delta",
     "gated_delta_associative",
     "gated_delta_chunked",
+    "gated_delta_kernel",
     "gated_delta_recurrent",
+    "kernel_fits",
     "l2_normalize",
 ]
 
-_IMPLEMENTATIONS = ("recurrent", "chunked", "associative")
+_IMPLEMENTATIONS = ("recurrent", "chunked", "associative", "kernel")
 
 
 def gated_delta(
@@ -38,7 +44,7 @@ def gated_delta(
     segment_ids: Int[Array, "B T"] | None = None,
     state_segment_ids: Int[Array, " B"] | None = None,
     *,
-    implementation: Literal["recurrent", "chunked", "associative"] = "chunked",
+    implementation: Literal["recurrent", "chunked", "associative", "kernel"] = "chunked",
     chunk_size: int | None = None,
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
     """Runs the gated delta rule over packed rows, in float32 whatever the dtype of the inputs.
@@ -57,16 +63,17 @@ def gated_delta(
         default the row is one document that continues ``state``.
       state_segment_ids: the document that ``state`` belongs to; by default the row's first document.
       implementation: "recurrent" goes token by token (the oracle; a single token always takes it),
-        "chunked" chunk by chunk, "associative" combines chunks in a tree of logarithmic depth.
+        "chunked" chunk by chunk, "associative" combines chunks in a tree of logarithmic depth, "kernel" is "chunked"
+        in kernels for a TPU (see `kernel_fits`), which no compiler can split over devices by itself.
       chunk_size: tokens per chunk, a power of two from 2 to 512; by default 128 if ``v`` is bfloat16, else 64. Shorter
-        rows use smaller chunks.
+        rows use smaller chunks. The kernel's have 128.
 
     Returns:
       Outputs in the dtype of ``v``; the float32 state of the row's last document after its last token.
 
     Raises:
-      ValueError: for an unknown implementation, a chunk size that is not a power of two from 2 to 512, or
-        ``state_segment_ids`` without ``segment_ids``.
+      ValueError: for an unknown implementation, a chunk size that is not a power of two from 2 to 512, inputs that the
+        kernel does not take, or ``state_segment_ids`` without ``segment_ids``.
 
     Source: arXiv:2412.06464; ``torch_recurrent_gated_delta_rule`` and ``torch_chunk_gated_delta_rule`` in
     transformers v5, which know no documents and scale ``q`` themselves.
@@ -83,6 +90,14 @@ def gated_delta(
     inputs = (q, k, v, log_decay, beta, state, segment_ids, state_segment_ids)
     if implementation == "recurrent" or q.shape[1] == 1:
         return gated_delta_recurrent(*inputs)
+    if implementation == "kernel":
+        if not kernel_fits(k, v) or chunk_size not in (None, CHUNK_SIZE):
+            raise ValueError(
+                f"the kernel does not take k {k.dtype}{list(k.shape)} and v {v.dtype}{list(v.shape)} in chunks of "
+                f"{chunk_size or CHUNK_SIZE}; it takes bfloat16 heads of 128, fewer than 8 or a multiple of 8, and at "
+                "least 128 tokens in chunks of 128. Use implementation='chunked'."
+            )
+        return gated_delta_kernel(*inputs)
     form = gated_delta_chunked if implementation == "chunked" else gated_delta_associative
     return form(*inputs, chunk_size=chunk_size)
 

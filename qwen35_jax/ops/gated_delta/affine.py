@@ -3,10 +3,13 @@
 Letters: B batch, T tokens of the part, N value heads, K key width, V value width.
 """
 
+from typing import Literal
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from qwen35_jax.ops.gated_delta.chunked import make_row, run_row
+from qwen35_jax.ops.gated_delta import chunked, kernel
+from qwen35_jax.ops.gated_delta.row import make_row
 
 
 def affine_map(
@@ -17,6 +20,7 @@ def affine_map(
     segment_ids: Int[Array, "B T"] | None = None,
     state_segment_ids: Int[Array, " B"] | None = None,
     *,
+    implementation: Literal["chunked", "kernel"] = "chunked",
     chunk_size: int | None = None,
 ) -> tuple[Float32[Array, "B N K K"], Float32[Array, "B N K V"]]:
     """Returns ``P`` and ``R``: tokens that meet the state ``S`` leave ``P S + R``. See `gated_delta` for the arguments.
@@ -28,5 +32,6 @@ def affine_map(
     start = jnp.broadcast_to(jnp.eye(K, K + v.shape[-1], dtype=jnp.float32), (B, N, K, K + v.shape[-1]))
     values = jnp.concatenate([jnp.zeros((B, T, N, K), v.dtype), v], axis=-1)
     row = make_row(None, k, values, log_decay, beta, segment_ids, state_segment_ids, chunk_size=chunk_size)
-    _, after = run_row(row, start)
+    form = kernel if implementation == "kernel" else chunked
+    _, after = form.run_row(row, start)
     return after[..., :K], after[..., K:]

@@ -9,8 +9,9 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int
 
 from qwen35_jax.ops.gated_delta.affine import affine_map
-from qwen35_jax.ops.gated_delta.chunked import gated_delta_chunked, pick_chunk_size
-from qwen35_jax.ops.gated_delta.product import product
+from qwen35_jax.ops.gated_delta.chunked import gated_delta_chunked
+from qwen35_jax.ops.gated_delta.product import XLA
+from qwen35_jax.ops.gated_delta.row import pick_chunk_size
 from qwen35_jax.ops.segments import fill_padding
 
 
@@ -71,4 +72,4 @@ def _compose(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[A
 
 
 def _matmul(a: Float32[Array, "*S K L"], b: Float32[Array, "*S L V"]) -> Float32[Array, "*S K V"]:
-    return product("...KL,...LV->...KV", a, b)
+    return XLA.product("...KL,...LV->...KV", a, b)

@@ -1,17 +1,18 @@
 """One chunk of the gated delta rule, forward and backward; README.md derives both and uses the same symbols.
 
-Letters: B batch, N value heads, K key width, V value width, C (and D) position in chunk, H half a chunk.
+Letters: S the heads, in any leading axes, K key width, V value width, C (and D) position in chunk.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32
 
-from qwen35_jax.ops.gated_delta.inverse import invert_halves, join_halves
-from qwen35_jax.ops.gated_delta.product import product
+from qwen35_jax.ops.gated_delta.product import XLA, Arithmetic
+
+System = Float32[Array, "*S C C"]
 
 
 class Chunk(NamedTuple):
@@ -21,12 +22,12 @@ class Chunk(NamedTuple):
     (see `split_decays`).
     """
 
-    q: Float[Array, "B N C K"] | None
-    k: Float[Array, "B N C K"]
-    v: Float[Array, "B N C V"]
-    decay_sums: Float32[Array, "B N C"]
-    decay_rests: Float32[Array, "B N C"]
-    beta: Float32[Array, "B N C"]
+    q: Float[Array, "*S C K"] | None
+    k: Float[Array, "*S C K"]
+    v: Float[Array, "*S C V"]
+    decay_sums: Float32[Array, "*S C"]
+    decay_rests: Float32[Array, "*S C"]
+    beta: Float32[Array, "*S C"]
 
 
 class ChunkGradients(NamedTuple):
@@ -35,95 +36,87 @@ class ChunkGradients(NamedTuple):
     That of token c's log decay is the sum of ``decay_sums`` from c on, and ``decay_all``.
     """
 
-    q: Float32[Array, "B N C K"] | None
-    k: Float32[Array, "B N C K"]
-    v: Float32[Array, "B N C V"]
-    decay_sums: Float32[Array, "B N C"]
-    decay_all: Float32[Array, "B N"]
-    beta: Float32[Array, "B N C"]
-
-
-class _Decays(NamedTuple):
-    """``between[c, d]`` is L of the README, ``entry`` is e, ``exit`` the decay from each token to the chunk's end."""
-
-    between: Float32[Array, "B N C C"]
-    entry: Float32[Array, "B N C 1"]
-    exit: Float32[Array, "B N C 1"]
+    q: Float32[Array, "*S C K"] | None
+    k: Float32[Array, "*S C K"]
+    v: Float32[Array, "*S C V"]
+    decay_sums: Float32[Array, "*S C"]
+    decay_all: Float32[Array, "*S"]
+    beta: Float32[Array, "*S C"]
 
 
 def forward(
-    state: Float32[Array, "B N K V"], x: Chunk
-) -> tuple[Float32[Array, "B N K V"], Float32[Array, "B N C V"] | None, Float32[Array, "B N H C"]]:
-    """Returns the state after the chunk, its outputs, and the inverted halves of its system, side by side."""
-    decays = _decays(x)
-    system, _ = _system(x, decays)
-    halves = invert_halves(system)
-    writes, _ = _writes(state, x, decays, join_halves(system, halves))
-    after = _last(decays.entry) * state + product("BNCK,BNCV->BNKV", x.k, decays.exit * writes)
+    state: Float32[Array, "*S K V"], x: Chunk, invert: Callable[[System], System], arithmetic: Arithmetic
+) -> tuple[Float32[Array, "*S K V"], Float32[Array, "*S C V"] | None, System]:
+    """Returns the state after the chunk, its outputs, and what ``invert`` made of its system."""
+    product = arithmetic.product
+    decays = _decays(x, arithmetic)
+    system, _ = _system(x, decays, arithmetic)
+    inverse = invert(system)
+    _, _, writes = _writes(state, x, decays, inverse, arithmetic)
+    after = _last(decays.entry) * state + product("...CK,...CV->...KV", x.k, decays.exit * writes)
     o = None
     if x.q is not None:
-        scores = decays.between * product("BNCK,BNDK->BNCD", x.q, x.k)
-        o = decays.entry * product("BNCK,BNKV->BNCV", x.q, state, rounded_to=x.v.dtype)
-        o = o + product("BNCD,BNDV->BNCV", scores, writes, rounded_to=x.v.dtype)
-    return after, o, jnp.concatenate([halves[..., 0, :, :], halves[..., 1, :, :]], axis=-1)
+        scores = decays.between * product("...CK,...DK->...CD", x.q, x.k)
+        o = decays.entry * product("...CK,...KV->...CV", x.q, state, rounded_to=x.v.dtype)
+        o = o + product("...CD,...DV->...CV", scores, writes, rounded_to=x.v.dtype)
+    return after, o, inverse
 
 
 def backward(
-    after: Float32[Array, "B N K V"],
-    o: Float[Array, "B N C V"] | None,
-    state: Float32[Array, "B N K V"],
-    halves: Float32[Array, "B N H C"],
+    after: Float32[Array, "*S K V"],
+    o: Float[Array, "*S C V"] | None,
+    state: Float32[Array, "*S K V"],
     x: Chunk,
-) -> tuple[Float32[Array, "B N K V"], ChunkGradients]:
+    invert: Callable[[System], System],
+    arithmetic: Arithmetic,
+) -> tuple[Float32[Array, "*S K V"], ChunkGradients]:
     """Takes the gradients ``after`` of the next state and ``o`` of the outputs to those of the state and the inputs.
 
-    ``state`` is the one before the chunk, ``halves`` what `forward` returned.
+    ``state`` is the one before the chunk; ``invert`` may know the inverse already.
     """
-    H = halves.shape[-2]
-    decays = _decays(x)
-    system, overlap = _system(x, decays)
-    inverse = join_halves(system, jnp.stack([halves[..., :H], halves[..., H:]], axis=-3))
-    writes, errors = _writes(state, x, decays, inverse)
+    product = arithmetic.product
+    decays = _decays(x, arithmetic)
+    system, overlap = _system(x, decays, arithmetic)
+    inverse = invert(system)
+    known, errors, writes = _writes(state, x, decays, inverse, arithmetic)
 
     # Gradients of U, of beta (V - e K S), and of V, which goes into the state too. `d_` marks gradients.
-    d_writes = decays.exit * product("BNCK,BNKV->BNCV", x.k, after)
+    d_left = decays.exit * product("...CK,...KV->...CV", x.k, after)
+    d_writes = d_left
     if o is not None:
-        similarity = product("BNCK,BNDK->BNCD", x.q, x.k)
-        d_writes = d_writes + product("BNCD,BNCV->BNDV", decays.between * similarity, o)
-    d_targets = product("BNCD,BNCV->BNDV", inverse, d_writes)
+        similarity = product("...CK,...DK->...CD", x.q, x.k)
+        d_writes = d_writes + product("...CD,...CV->...DV", decays.between * similarity, o)
+    d_targets = product("...CD,...CV->...DV", inverse, d_writes)
     d_v = x.beta[..., None] * d_targets
     d_known = decays.entry * d_v
-    d_state = _last(decays.entry) * after - product("BNCK,BNCV->BNKV", x.k, d_known)
+    d_state = _last(decays.entry) * after - product("...CK,...CV->...KV", x.k, d_known)
 
     # Through the system, beta L K K^T below the diagonal.
-    lower = np.tri(x.k.shape[2], k=-1, dtype=bool)
-    d_overlap = -product("BNCV,BNDV->BNCD", d_targets, writes) * decays.between
-    d_overlap = jnp.where(lower, d_overlap, 0)
+    d_overlap = -product("...CV,...DV->...CD", d_targets, writes) * decays.between
+    d_overlap = jnp.where(_lower(x, -1), d_overlap, 0)
     d_system = d_overlap * overlap
     d_beta = jnp.sum(d_targets * errors, axis=-1) + jnp.sum(d_system, axis=-1)
     d_between = x.beta[..., None] * d_system
-    d_overlap, d_between = lax.optimization_barrier((x.beta[..., None] * d_overlap, d_between))
+    d_overlap, d_between = arithmetic.materialize((x.beta[..., None] * d_overlap, d_between))
     symmetric = d_overlap + jnp.swapaxes(d_overlap, -1, -2)
-    d_k = product("BNCD,BNDK->BNCK", symmetric, x.k, rounded_to=x.k.dtype)
+    d_k = product("...CD,...DK->...CK", symmetric, x.k, rounded_to=x.k.dtype)
 
-    # Through the state: what entered the chunk (decayed by e), and what left it.
-    k = x.k.astype(jnp.float32)
-    entered = -product("BNCV,BNKV->BNCK", d_known, state)
-    left = decays.exit * product("BNCV,BNKV->BNCK", writes, after)
-    entered, left = lax.optimization_barrier((entered, left))
-    d_k = d_k + entered + left
-    d_sums = jnp.sum((entered - left) * k, axis=-1)
-    d_all = jnp.sum(left * k, axis=(-1, -2)) + decays.entry[..., -1, 0] * jnp.sum(after * state, axis=(-1, -2))
+    # Through the state: what entered the chunk (decayed by e), and what is left of it at the end.
+    d_k = d_k - product("...CV,...KV->...CK", d_known, state, rounded_to=x.k.dtype)
+    d_k = d_k + product("...CV,...KV->...CK", decays.exit * writes, after, rounded_to=x.k.dtype)
+    left = jnp.sum(d_left * writes, axis=-1)
+    d_sums = -jnp.sum(d_v * known, axis=-1) - left
+    d_all = jnp.sum(left, axis=-1) + decays.entry[..., -1, 0] * jnp.sum(after * state, axis=(-1, -2))
 
     d_q = None
     if o is not None:
-        d_state = d_state + product("BNCK,BNCV->BNKV", x.q, decays.entry * o.astype(jnp.float32))
-        d_scores = product("BNCV,BNDV->BNCD", o, writes) * decays.between
+        d_state = d_state + product("...CK,...CV->...KV", x.q, decays.entry * o.astype(jnp.float32))
+        d_scores = product("...CV,...DV->...CD", o, writes) * decays.between
         d_between = d_between + d_scores * similarity
-        d_q = lax.optimization_barrier(decays.entry * product("BNCV,BNKV->BNCK", o, state))
+        d_q = arithmetic.materialize(decays.entry * product("...CV,...KV->...CK", o, state))
         d_sums = d_sums + jnp.sum(d_q * x.q.astype(jnp.float32), axis=-1)
-        d_q = d_q + product("BNCD,BNDK->BNCK", d_scores, x.k, rounded_to=x.q.dtype)
-        d_k = d_k + product("BNCD,BNCK->BNDK", d_scores, x.q, rounded_to=x.k.dtype)
+        d_q = d_q + product("...CD,...DK->...CK", d_scores, x.k, rounded_to=x.q.dtype)
+        d_k = d_k + product("...CD,...CK->...DK", d_scores, x.q, rounded_to=x.k.dtype)
     d_sums = d_sums + jnp.sum(d_between, axis=-1) - jnp.sum(d_between, axis=-2)
     return d_state, ChunkGradients(d_q, d_k, d_v, d_sums, d_all, d_beta)
 
@@ -140,37 +133,59 @@ def split_decays(log_decay: Float32[Array, "*S C"]) -> tuple[Float32[Array, "*S 
     return jnp.cumsum(coarse, axis=-1), jnp.cumsum(log_decay - coarse, axis=-1)
 
 
+def log_decay_gradient(
+    log_decay: Float32[Array, "*S C"], sums: Float32[Array, "*S C"], every: Float32[Array, "*S"]
+) -> Float32[Array, "*S C"]:
+    """Returns what `ChunkGradients` says of the log decays: a running sum takes part in all that come after."""
+    C = sums.shape[-1]
+    gradient = XLA.product("...C,CD->...D", sums, jnp.tri(C, dtype=jnp.bfloat16)) + every[..., None]
+    return jnp.where(log_decay > FORGOTTEN, gradient, 0)
+
+
 # A log decay that leaves exactly nothing: float32 ends at exp(-103.97).
 FORGOTTEN = -128.0
 
 
-def _decays(x: Chunk) -> _Decays:
-    C = x.k.shape[2]
+class _Decays(NamedTuple):
+    """``between[c, d]`` is L of the README, ``entry`` is e, ``exit`` the decay from each token to the chunk's end."""
 
+    between: Float32[Array, "*S C C"]
+    entry: Float32[Array, "*S C 1"]
+    exit: Float32[Array, "*S C 1"]
+
+
+def _decays(x: Chunk, arithmetic: Arithmetic) -> _Decays:
     def difference(to, since):
         return (to(x.decay_sums) - since(x.decay_sums)) + (to(x.decay_rests) - since(x.decay_rests))
 
     between = difference(lambda s: s[..., :, None], lambda s: s[..., None, :])
     # The mask comes before the exponential: above the diagonal that would overflow.
-    between = lax.optimization_barrier(jnp.exp(jnp.where(np.tri(C, dtype=bool), between, -jnp.inf)))
+    between = arithmetic.materialize(jnp.exp(jnp.where(_lower(x), between, -jnp.inf)))
     exit = jnp.exp(difference(lambda s: s[..., -1:], lambda s: s))
     return _Decays(between, jnp.exp(x.decay_sums + x.decay_rests)[..., None], exit[..., None])
 
 
-def _system(x: Chunk, decays: _Decays) -> tuple[Float32[Array, "B N C C"], Float32[Array, "B N C C"]]:
+def _system(x: Chunk, decays: _Decays, arithmetic: Arithmetic) -> tuple[System, System]:
     """Returns A of the README, and the inner products of the keys."""
-    overlap = product("BNCK,BNDK->BNCD", x.k, x.k)
-    lower = np.tri(x.k.shape[2], k=-1, dtype=bool)
-    return jnp.where(lower, x.beta[..., None] * decays.between * overlap, 0), overlap
+    overlap = arithmetic.product("...CK,...DK->...CD", x.k, x.k)
+    return jnp.where(_lower(x, -1), x.beta[..., None] * decays.between * overlap, 0), overlap
 
 
 def _writes(
-    state: Float32[Array, "B N K V"], x: Chunk, decays: _Decays, inverse: Float32[Array, "B N C C"]
-) -> tuple[Float32[Array, "B N C V"], Float32[Array, "B N C V"]]:
-    """Returns U of the README, and V - e K S: by how much the entering state misses each value."""
-    errors = x.v.astype(jnp.float32) - decays.entry * product("BNCK,BNKV->BNCV", x.k, state)
-    return product("BNCD,BNDV->BNCV", inverse, x.beta[..., None] * errors), errors
+    state: Float32[Array, "*S K V"], x: Chunk, decays: _Decays, inverse: System, arithmetic: Arithmetic
+) -> tuple[Float32[Array, "*S C V"], Float32[Array, "*S C V"], Float32[Array, "*S C V"]]:
+    """Returns e K S, which the entering state knows of the values; what each value is beyond that; and U."""
+    known = decays.entry * arithmetic.product("...CK,...KV->...CV", x.k, state)
+    errors = x.v.astype(jnp.float32) - known
+    return known, errors, arithmetic.product("...CD,...DV->...CV", inverse, x.beta[..., None] * errors)
 
 
-def _last(entry: Float32[Array, "B N C 1"]) -> Float32[Array, "B N 1 1"]:
+def _lower(x: Chunk, diagonal: int = 0) -> Bool[Array, "C C"]:
+    """Marks the entries up to a diagonal, by computed indices: a kernel holds no constant arrays."""
+    C = x.k.shape[-2]
+    row, column = (lax.broadcasted_iota(jnp.int32, (C, C), axis) for axis in (0, 1))
+    return column <= row + diagonal
+
+
+def _last(entry: Float32[Array, "*S C 1"]) -> Float32[Array, "*S 1 1"]:
     return entry[..., -1:, :]

@@ -1,0 +1,217 @@
+"""The chunks of a row in two kernels for a TPU, forward and backward; between chunks the states stay in the chip.
+
+They compute what chunk.py says, for eight heads at a time, whose products keep the matrix units busy while those of one
+head would wait for each other.
+
+Letters: B batch, T tokens, N value heads, G heads of one step of a kernel, K key width, V value width, C position in
+chunk, M chunks, H any width.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Float32, Int
+
+from qwen35_jax.ops.gated_delta import chunk as one
+from qwen35_jax.ops.gated_delta.inverse import invert
+from qwen35_jax.ops.gated_delta.product import KERNEL
+from qwen35_jax.ops.gated_delta.row import Row, make_row
+from qwen35_jax.sharding import current_platform
+
+CHUNK_SIZE = 128
+
+KERNEL_PRODUCTS = {
+    "gated_delta_forward": (23, 42),
+    "gated_delta_backward": (17, 53),
+    "gated_delta_map_forward": (23, 48),
+    "gated_delta_map_backward": (18, 69),
+}
+"""By kernel: products of two 128 x 128 matrices for a chunk of a head, and passes of the matrix unit for them."""
+
+_WIDTH, _HEADS = 128, 8
+
+# 24 MiB suffice for values of 128, 48 MiB for 256; the compiler gives 16 MiB unless asked. A chip has 64 MiB at least.
+_MEMORY = 48 * 2**20
+
+
+def fits(k: Float[Array, "B T N K"], v: Float[Array, "B T N V"]) -> bool:
+    """Whether the kernels take such tokens: bfloat16, heads of 128, a chunk or more, few heads or groups of eight."""
+    _, T, N, K = k.shape
+    return (
+        (k.dtype == v.dtype == jnp.bfloat16)
+        and (K == v.shape[-1] == _WIDTH)
+        and T >= CHUNK_SIZE
+        and (N < _HEADS or N % _HEADS == 0)
+    )
+
+
+def gated_delta_kernel(
+    q: Float[Array, "B T N K"],
+    k: Float[Array, "B T N K"],
+    v: Float[Array, "B T N V"],
+    log_decay: Float[Array, "B T N"],
+    beta: Float[Array, "B T N"],
+    state: Float32[Array, "B N K V"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    state_segment_ids: Int[Array, " B"] | None = None,
+) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
+    """Computes inputs that `fits` in kernels, on other platforms interpreted; see `gated_delta`.
+
+    The backward pass keeps the inputs, and state and inverse of each chunk.
+    """
+    row = make_row(q, k, v, log_decay, beta, segment_ids, state_segment_ids, chunk_size=CHUNK_SIZE)
+    o, after = run_row(row, state)
+    return o[:, : v.shape[1]], after
+
+
+def run_row(
+    row: Row, state: Float32[Array, "B N K V"]
+) -> tuple[Float[Array, "B T N V"] | None, Float32[Array, "B N K V"]]:
+    """Returns the outputs, None without queries, and the state after the row."""
+
+    def heads_first(x: Float[Array, "B T N H"] | None) -> Float[Array, "B N T H"] | None:
+        if x is None:
+            return None
+        return jnp.moveaxis(x if row.is_real is None else jnp.where(row.is_real[..., None, None], x, 0), 2, 1)
+
+    o, after = _run(_Row(*map(heads_first, row[:3]), row.log_decay, row.beta), state)
+    return None if o is None else jnp.moveaxis(o, 1, 2), after
+
+
+class _Row(NamedTuple):
+    """Whole chunks of tokens. Padding holds zeros."""
+
+    q: Float[Array, "B N T K"] | None
+    k: Float[Array, "B N T K"]
+    v: Float[Array, "B N T V"]
+    log_decay: Float32[Array, "B M N C"]
+    beta: Float32[Array, "B M N C"]
+
+
+@jax.custom_vjp
+def _run(row: _Row, state: Float32[Array, "B N K V"]) -> tuple[Array | None, Array]:
+    """Returns the outputs (B, N, T, V), None without queries, and the state after the row."""
+    read, write = _forward_arrays(row, state)
+    results = _call(_forward_kernel, read, write)
+    return results.get("o"), results["after"]
+
+
+def _forward(row: _Row, state):
+    (B, N, _, K), M = row.k.shape, row.beta.shape[1]
+    read, write = _forward_arrays(row, state)
+    write["states"] = jax.ShapeDtypeStruct((B, M, N, K, row.v.shape[-1]), jnp.float32)
+    write["inverses"] = jax.ShapeDtypeStruct((B, M, N, CHUNK_SIZE, CHUNK_SIZE), jnp.float32)
+    results = _call(_forward_kernel, read, write)
+    return (results.get("o"), results["after"]), (row, results["states"], results["inverses"])
+
+
+def _backward(residuals, cotangents):
+    row, states, inverses = residuals
+    d_o, d_after = cotangents
+    read = _row_arrays(row) | {"states": states, "inverses": inverses, "d_after": d_after}
+    write = {f"d_{name}": _like(x) for name, x in _row_arrays(row).items()} | {"d_state": _like(d_after)}
+    if d_o is not None:
+        read["d_o"] = d_o
+    grads = _call(_backward_kernel, read, write, reverse=True)
+    sums, every, beta = jnp.moveaxis(grads["d_gates"], 2, 0)
+    log_decay = one.log_decay_gradient(row.log_decay, sums, every[..., 0])
+    return _Row(grads.get("d_q"), grads["d_k"], grads["d_v"], log_decay, beta), grads["d_state"]
+
+
+_run.defvjp(_forward, _backward)
+
+
+def _row_arrays(row: _Row) -> dict[str, Array]:
+    """Returns what both kernels read; ``gates`` are the log decays in two parts, and beta."""
+    gates = jnp.stack([*one.split_decays(row.log_decay), row.beta], axis=2)
+    arrays = {"k": row.k, "v": row.v, "gates": gates}
+    return arrays if row.q is None else {"q": row.q} | arrays
+
+
+def _forward_arrays(row: _Row, state) -> tuple[dict[str, Array], dict[str, jax.ShapeDtypeStruct]]:
+    write = {"after": _like(state)}
+    if row.q is not None:
+        write["o"] = _like(row.v)
+    return _row_arrays(row) | {"state": state}, write
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _forward_kernel(read: dict, write: dict) -> None:
+    after = write["after"]
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        after[...] = read["state"][...]
+
+    before = after[0]
+    after[0], o, inverse = one.forward(before, _chunk(read), lambda system: invert(system, KERNEL), KERNEL)
+    if o is not None:
+        write["o"][0] = o.astype(write["o"].dtype)
+    if "states" in write:
+        write["states"][0, 0], write["inverses"][0, 0] = before, inverse
+
+
+def _backward_kernel(read: dict, write: dict) -> None:
+    d_state = write["d_state"]
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        d_state[...] = read["d_after"][...]
+
+    d_o = read["d_o"][0] if "d_o" in read else None
+    state, inverse = read["states"][0, 0], read["inverses"][0, 0]
+    d_state[0], grads = one.backward(d_state[0], d_o, state, _chunk(read), lambda _: inverse, KERNEL)
+    for name, grad in (("d_q", grads.q), ("d_k", grads.k), ("d_v", grads.v)):
+        if grad is not None:
+            write[name][0] = grad.astype(write[name].dtype)
+    every = jnp.broadcast_to(grads.decay_all[:, None], grads.beta.shape)
+    for i, grad in enumerate((grads.decay_sums, every, grads.beta)):
+        write["d_gates"][0, 0, i] = grad
+
+
+def _chunk(read: dict) -> one.Chunk:
+    q = read["q"][0] if "q" in read else None
+    return one.Chunk(q, read["k"][0], read["v"][0], *(read["gates"][0, 0, i] for i in range(3)))
+
+
+def _call(
+    kernel: Callable, read: dict[str, Array], write: dict[str, jax.ShapeDtypeStruct], *, reverse: bool = False
+) -> dict[str, Array]:
+    """Runs a kernel for every row and group of heads, and there for one chunk after the other, or from the last on."""
+    B, N, T, _ = read["k"].shape
+    M, G = T // CHUNK_SIZE, min(N, _HEADS)
+
+    def chunk(m):
+        return M - 1 - m if reverse else m
+
+    def block(name: str, shape: Sequence[int]) -> pl.BlockSpec:
+        match name.removeprefix("d_"):
+            case "q" | "k" | "v" | "o":
+                return pl.BlockSpec((1, G, CHUNK_SIZE, shape[-1]), lambda b, n, m: (b, n, chunk(m), 0))
+            case "gates":
+                return pl.BlockSpec((1, 1, 3, G, CHUNK_SIZE), lambda b, n, m: (b, chunk(m), 0, n, 0))
+            case "states" | "inverses":
+                return pl.BlockSpec((1, 1, G, *shape[-2:]), lambda b, n, m: (b, chunk(m), n, 0, 0))
+            case "state" | "after":
+                return pl.BlockSpec((1, G, *shape[-2:]), lambda b, n, m: (b, n, 0, 0))
+
+    whose = "gated_delta" if "q" in read else "gated_delta_map"
+    return pl.pallas_call(
+        kernel,
+        name=f"{whose}_{'backward' if reverse else 'forward'}",
+        out_shape=write,
+        grid=(B, N // G, M),
+        in_specs=[{name: block(name, x.shape) for name, x in read.items()}],
+        out_specs={name: block(name, x.shape) for name, x in write.items()},
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_MEMORY
+        ),
+        interpret=current_platform() != "tpu",
+    )(read)

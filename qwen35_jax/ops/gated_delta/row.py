@@ -1,0 +1,64 @@
+"""The arguments of the gated delta rule as a row of whole chunks, in which decays say where documents begin.
+
+Letters: B batch, T tokens, N value heads, K key width, V value width, C position in chunk, M chunks.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32
+
+from qwen35_jax.ops.gated_delta.chunk import FORGOTTEN
+from qwen35_jax.ops.segments import fill_padding
+
+
+class Row(NamedTuple):
+    """Whole chunks of tokens. ``q`` is None where only the state is wanted.
+
+    A token that does not continue the document of the one before it has the log decay `FORGOTTEN`: it reads
+    exactly nothing of what was before. Padding has a log decay and ``beta`` of 0; ``is_real`` tells it apart.
+    """
+
+    q: Float[Array, "B T N K"] | None
+    k: Float[Array, "B T N K"]
+    v: Float[Array, "B T N V"]
+    log_decay: Float32[Array, "B M N C"]
+    beta: Float32[Array, "B M N C"]
+    is_real: Bool[Array, "B T"] | None
+
+
+def make_row(q, k, v, log_decay, beta, segment_ids, state_segment_ids, *, chunk_size: int | None) -> Row:
+    """Turns the arguments of `gated_delta` into a row of whole chunks; what fills up the last changes nothing."""
+    T = k.shape[1]
+    C = pick_chunk_size(chunk_size, v)
+    log_decay, beta = log_decay.astype(jnp.float32), beta.astype(jnp.float32)
+    is_real = None
+    if segment_ids is not None:
+        documents, state_documents = fill_padding(segment_ids, state_segment_ids)
+        is_real = segment_ids != 0
+        continues = documents == jnp.concatenate([state_documents[:, None], documents[:, :-1]], axis=1)
+        log_decay = jnp.where(is_real[..., None], log_decay, 0)
+        log_decay = jnp.where(continues[..., None], log_decay, FORGOTTEN)
+        beta = jnp.where(is_real[..., None], beta, 0)
+
+    def fill(x: Array) -> Array:
+        return jnp.pad(x, [(0, 0), (0, -T % C)] + [(0, 0)] * (x.ndim - 2)) if T % C else x
+
+    def cut(x: Float32[Array, "B T N"]) -> Float32[Array, "B M N C"]:
+        x = fill(x)
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, C, x.shape[2]), 2, 3)
+
+    q, k, v, is_real = (None if x is None else fill(x) for x in (q, k, v, is_real))
+    return Row(q, k, v, cut(log_decay), cut(beta), is_real)
+
+
+def pick_chunk_size(chunk_size: int | None, v: Float[Array, "B T N V"]) -> int:
+    """Returns the tokens per chunk: by default 128 for bfloat16 and 64 for float32, in short rows no more than needed.
+
+    On a TPU, for which bfloat16 is meant, chunks of 128 fill the matrix unit. A CPU, where one trains in float32, has
+    less to do with 64: forward and backward of 4,096 tokens and 16 heads take 1.0 against 1.5 s on one core.
+    """
+    if chunk_size is None:
+        chunk_size = 128 if v.dtype == jnp.bfloat16 else 64
+    # The next power of two; a chunk has two halves.
+    return min(chunk_size, max(2, 1 << (v.shape[1] - 1).bit_length()))
