@@ -78,7 +78,9 @@ class GatedDeltaNet(nnx.Module):
             mixed = causal_conv_rows(projected, taps, documents["segment_ids"])
         else:
             mixed, window = causal_conv(projected, taps, window, **documents)
-        q, k, v = jnp.split(jax.nn.silu(mixed), [self.key_dim, 2 * self.key_dim], axis=-1)
+        parts = jnp.split(jax.nn.silu(mixed), [self.key_dim, 2 * self.key_dim], axis=-1)
+        # Cutting is kept apart from what follows: libtpu 0.0.52 dies of some fusions of the two.
+        q, k, v = jax.lax.optimization_barrier(parts)
         q, k = (self._normalised_heads(part) for part in (q, k))
         # In the compute dtype, as the reference has them: products of bfloat16 numbers are exact in float32.
         q, k = (q * self.key_head_dim**-0.5).astype(v.dtype), k.astype(v.dtype)

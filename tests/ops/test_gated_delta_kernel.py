@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen35_jax.ops import on_mesh
 from qwen35_jax.ops.gated_delta import affine_map, gated_delta, kernel, kernel_fits
+from qwen35_jax.ops.gated_delta.row import Row
 from qwen35_jax.sharding import make_mesh
 from qwen35_jax.tools.aot import compile_abstract, topology_devices
 from qwen35_jax.tools.hlo import read_costs
@@ -171,8 +172,8 @@ def test_plans_know_the_work_of_the_kernels(monkeypatch, name):
     monkeypatch.setattr(kernel, "KERNEL", arithmetic)
 
     width = 2 * K if "map" in name else K
-    x, gate = jnp.zeros((1, N, K, K), jnp.bfloat16), jnp.zeros((1, 1, N, K))
-    row = kernel._Row(None if "map" in name else x, x, jnp.zeros((1, N, K, width), jnp.bfloat16), gate, gate)
+    x, gate = jnp.zeros((1, K, N, K), jnp.bfloat16), jnp.zeros((1, 1, N, K))
+    row = Row(None if "map" in name else x, x, jnp.zeros((1, K, N, width), jnp.bfloat16), gate, gate, None)
     forward = (row, jnp.zeros((1, N, K, width)))
     if "forward" in name:
         jax.make_jaxpr(kernel._forward)(*forward)

@@ -8,7 +8,6 @@ chunk, M chunks, H any width.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,71 +71,60 @@ def run_row(
     row: Row, state: Float32[Array, "B N K V"]
 ) -> tuple[Float[Array, "B T N V"] | None, Float32[Array, "B N K V"]]:
     """Returns the outputs, None without queries, and the state after the row."""
-
-    def heads_first(x: Float[Array, "B T N H"] | None) -> Float[Array, "B N T H"] | None:
-        if x is None:
-            return None
-        return jnp.moveaxis(x if row.is_real is None else jnp.where(row.is_real[..., None, None], x, 0), 2, 1)
-
-    o, after = _run(_Row(*map(heads_first, row[:3]), row.log_decay, row.beta), state)
-    return None if o is None else jnp.moveaxis(o, 1, 2), after
-
-
-class _Row(NamedTuple):
-    """Whole chunks of tokens. Padding holds zeros."""
-
-    q: Float[Array, "B N T K"] | None
-    k: Float[Array, "B N T K"]
-    v: Float[Array, "B N T V"]
-    log_decay: Float32[Array, "B M N C"]
-    beta: Float32[Array, "B M N C"]
+    if row.is_real is not None:
+        tokens = (None if x is None else jnp.where(row.is_real[..., None, None], x, 0) for x in row[:3])
+        row = Row(*tokens, row.log_decay, row.beta, None)
+    return _run(row, state)
 
 
 @jax.custom_vjp
-def _run(row: _Row, state: Float32[Array, "B N K V"]) -> tuple[Array | None, Array]:
-    """Returns the outputs (B, N, T, V), None without queries, and the state after the row."""
-    read, write = _forward_arrays(row, state)
-    results = _call(_forward_kernel, read, write)
-    return results.get("o"), results["after"]
+def _run(row: Row, state: Float32[Array, "B N K V"]):
+    return _run_forward(_read(row), state)[0]
 
 
-def _forward(row: _Row, state):
-    (B, N, _, K), M = row.k.shape, row.beta.shape[1]
-    read, write = _forward_arrays(row, state)
-    write["states"] = jax.ShapeDtypeStruct((B, M, N, K, row.v.shape[-1]), jnp.float32)
-    write["inverses"] = jax.ShapeDtypeStruct((B, M, N, CHUNK_SIZE, CHUNK_SIZE), jnp.float32)
-    results = _call(_forward_kernel, read, write)
-    return (results.get("o"), results["after"]), (row, results["states"], results["inverses"])
+def _forward(row: Row, state):
+    read = _read(row)
+    B, N, _, K = read["k"].shape
+    M, V = read["gates"].shape[1], state.shape[-1]
+    kept = {"states": _floats(B, M, N, K, V), "inverses": _floats(B, M, N, CHUNK_SIZE, CHUNK_SIZE)}
+    results, kept = _run_forward(read, state, kept)
+    return results, (read | kept, row.log_decay)
+
+
+def _run_forward(read: dict[str, Array], state, kept: dict[str, jax.ShapeDtypeStruct] | None = None):
+    """Returns the results of `run_row`, and what ``kept`` names."""
+    write = {"after": _like(state)} | (kept or {})
+    if "q" in read:
+        write["o"] = _like(read["v"])
+    written = _call(_forward_kernel, read | {"state": state}, write)
+    o, after = written.pop("o", None), written.pop("after")
+    return (None if o is None else jnp.moveaxis(o, 1, 2), after), written
 
 
 def _backward(residuals, cotangents):
-    row, states, inverses = residuals
+    kept, log_decay = residuals
     d_o, d_after = cotangents
-    read = _row_arrays(row) | {"states": states, "inverses": inverses, "d_after": d_after}
-    write = {f"d_{name}": _like(x) for name, x in _row_arrays(row).items()} | {"d_state": _like(d_after)}
+    read = kept | {"d_after": d_after}
     if d_o is not None:
-        read["d_o"] = d_o
-    grads = _call(_backward_kernel, read, write, reverse=True)
+        read["d_o"] = jnp.moveaxis(d_o, 2, 1)
+    write = {f"d_{name}": _like(kept[name]) for name in ("q", "k", "v", "gates") if name in kept}
+    grads = _call(_backward_kernel, read, write | {"d_state": _like(d_after)}, reverse=True)
+    tokens = (jnp.moveaxis(grads[name], 1, 2) if name in grads else None for name in ("d_q", "d_k", "d_v"))
     sums, every, beta = jnp.moveaxis(grads["d_gates"], 2, 0)
-    log_decay = one.log_decay_gradient(row.log_decay, sums, every[..., 0])
-    return _Row(grads.get("d_q"), grads["d_k"], grads["d_v"], log_decay, beta), grads["d_state"]
+    return Row(*tokens, one.log_decay_gradient(log_decay, sums, every[..., 0]), beta, None), grads["d_state"]
 
 
 _run.defvjp(_forward, _backward)
 
 
-def _row_arrays(row: _Row) -> dict[str, Array]:
-    """Returns what both kernels read; ``gates`` are the log decays in two parts, and beta."""
-    gates = jnp.stack([*one.split_decays(row.log_decay), row.beta], axis=2)
-    arrays = {"k": row.k, "v": row.v, "gates": gates}
-    return arrays if row.q is None else {"q": row.q} | arrays
+def _read(row: Row) -> dict[str, Array]:
+    """Returns what both kernels read, heads first; ``gates`` are the log decays in two parts, and beta."""
+    arrays = {name: jnp.moveaxis(x, 2, 1) for name, x in zip("qkv", row[:3], strict=True) if x is not None}
+    return arrays | {"gates": jnp.stack([*one.split_decays(row.log_decay), row.beta], axis=2)}
 
 
-def _forward_arrays(row: _Row, state) -> tuple[dict[str, Array], dict[str, jax.ShapeDtypeStruct]]:
-    write = {"after": _like(state)}
-    if row.q is not None:
-        write["o"] = _like(row.v)
-    return _row_arrays(row) | {"state": state}, write
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def _like(x: Array) -> jax.ShapeDtypeStruct:
