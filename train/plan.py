@@ -293,7 +293,7 @@ def _kernel_flops(cfg: SFTConfig, config: ModelConfig, costs: Costs) -> tuple[fl
     rows = _micro_rows(cfg) // (mesh.data * mesh.fsdp)
 
     def calls(name: str) -> int:
-        return sum(count for kernel, count in costs.without_cycles.items() if kernel.startswith(name))
+        return sum(count for kernel, count in costs.without_cycles.items() if name in kernel)
 
     # Half of the square of every row, by causality.
     square = 2 * rows * text.num_attention_heads // mesh.tensor * text.head_dim * length**2 / 2 / mesh.context

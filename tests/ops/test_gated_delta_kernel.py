@@ -197,5 +197,8 @@ def test_the_tpu_compiler_takes_the_kernels(context):
         return o, pullback(o)
 
     compiled = compile_abstract(jax.jit(gradients), *inputs, mesh=mesh)
-    used = {name for name in kernel.KERNEL_PRODUCTS if context > 1 or "map" not in name}
-    assert compiled.fits and set(read_costs(compiled.text).without_cycles) == used
+    expected = [name for name in kernel.KERNEL_PRODUCTS if context > 1 or "map" not in name]
+    called = read_costs(compiled.text).without_cycles
+    assert compiled.fits and sum(called.values()) == len(expected)
+    # What they are differentiated by becomes a part of the name.
+    assert all(any(name in call for call in called) for name in expected)

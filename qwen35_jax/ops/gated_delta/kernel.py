@@ -33,7 +33,8 @@ KERNEL_PRODUCTS = {
 
 _WIDTH, _HEADS = 128, 8
 
-# 24 MiB suffice for values of 128, 48 MiB for 256; the compiler gives 16 MiB unless asked. A chip has 64 MiB at least.
+# 24 MiB suffice for values of 128, 48 MiB for 256; the compiler gives 16 MiB unless asked. A v5p has 64 MiB,
+# v5e and v6e have 128.
 _MEMORY = 48 * 2**20
 
 
