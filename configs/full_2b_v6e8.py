@@ -5,7 +5,7 @@
 
 As on a v5e-8, with twice the batch: a v6e chip has twice the memory.
 
-Planned: 14.5 of 31.2 GiB of HBM a chip; a step takes 0.70 s at least, 1.98 s by the compiler's estimate.
+Planned: 13.3 of 31.2 GiB of HBM a chip; a step takes 0.70 s at least, 1.56 s by the compiler's estimate.
 """
 
 from train.config import CheckpointConfig, DataConfig, MeshConfig, ModelSource, MtpLossConfig, OptimConfig, SFTConfig

@@ -3,7 +3,7 @@
     python -m train.sft configs/lora_2b_v5e1.py --data.path data/train.jsonl --workdir runs/lora_2b
     python -m train.sft configs/lora_2b_v5e1.py --plan v5e:1x1
 
-Planned: 6.0 of 15.8 GiB of HBM a chip; a step takes 4.50 s at least, 14.20 s by the compiler's estimate.
+Planned: 6.1 of 15.8 GiB of HBM a chip; a step takes 4.58 s at least, 10.23 s by the compiler's estimate.
 """
 
 from train.config import CheckpointConfig, DataConfig, LoraConfig, ModelSource, MtpLossConfig, OptimConfig, SFTConfig

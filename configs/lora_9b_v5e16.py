@@ -5,7 +5,7 @@
 
 The weights, 18 GB in bfloat16, do not fit a chip: they are split over all of them and gathered layer by layer.
 
-Planned: 6.4 of 15.8 GiB of HBM a chip; a step takes 2.19 s at least, 5.98 s by the compiler's estimate.
+Planned: 6.3 of 15.8 GiB of HBM a chip; a step takes 2.22 s at least, 4.96 s by the compiler's estimate.
 """
 
 from train.config import (

@@ -5,7 +5,7 @@
 
 Rows are ``{"text": ...}``; every token trains. A batch holds half a million tokens.
 
-Planned: 22.9 of 95.7 GiB of HBM a chip; a step takes 1.41 s at least, 4.58 s by the compiler's estimate.
+Planned: 20.5 of 95.7 GiB of HBM a chip; a step takes 1.37 s at least, 3.72 s by the compiler's estimate.
 """
 
 from train.config import CheckpointConfig, DataConfig, MeshConfig, ModelSource, MtpLossConfig, OptimConfig, SFTConfig
