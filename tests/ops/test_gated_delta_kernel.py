@@ -185,6 +185,7 @@ def test_plans_know_the_work_of_the_kernels(monkeypatch, name):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
+@pytest.mark.slow  # The profiler, in a test of the same process, would crash on a libtpu without a TPU.
 @pytest.mark.parametrize("context", [1, 2])
 def test_the_tpu_compiler_takes_the_kernels(context):
     mesh = make_mesh(devices=topology_devices("v5e:2x2")[:context], context=context)
