@@ -7,7 +7,7 @@ export JAX_PLATFORMS ?= cpu
 .PHONY: quickstart test test-slow benchmark lint clean
 
 quickstart: $(VENV)/.core          ## from nothing to a fine-tuned, scored, exported model, on a CPU
-	$(BIN)/python -m configs.quickstart
+	$(BIN)/python -m examples.quickstart.run
 
 test: $(VENV)/.dev                 ## lint and all fast tests
 	$(BIN)/ruff check .

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qwen35_jax.storage import write_atomically
 from train.config import SFTConfig
-from train.files import write_atomically
 from train.plan import make_plan
 from train.sft import objective
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import qwen35_jax
 from eval.config import Generation, Mode, ModelSource
 from eval.samples import Reply, split_thinking
-from qwen35_jax.hf.files import find_folder
+from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.inference.engine import Completion, Engine
 from qwen35_jax.processing.tokenizer import Tokenizer
 

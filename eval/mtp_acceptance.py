@@ -12,7 +12,7 @@ from pathlib import Path
 
 import qwen35_jax
 from qwen35_jax.command import one_line_errors
-from qwen35_jax.hf.files import find_folder
+from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.inference.speculative import completion_acceptance

@@ -30,7 +30,7 @@ from eval.samples import (
 from eval.tasks import get_task
 from eval.tasks.base import Document, Task
 from qwen35_jax.command import config_from_command_line, one_line_errors
-from qwen35_jax.hf.files import find_folder
+from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.inference.engine import Engine
 
 

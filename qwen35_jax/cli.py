@@ -12,16 +12,16 @@ from jax.sharding import Mesh
 
 from qwen35_jax.command import one_line_errors
 from qwen35_jax.hf.adapter import save_adapter
-from qwen35_jax.hf.files import find_folder
+from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
 from qwen35_jax.hf.save import save
-from qwen35_jax.hf.training_run import load_run, stored_dtype
 from qwen35_jax.inference import chat as chat_module
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.generate import MODES, Request, generate_rows, read_requests
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
+from qwen35_jax.runs import load_run, stored_dtype
 from qwen35_jax.sharding import make_mesh
 
 DTYPES = ("bfloat16", "float32")

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax import lora
 from qwen35_jax.cli import main
 from qwen35_jax.config import FULL, LINEAR
@@ -17,7 +18,6 @@ from qwen35_jax.hf.adapter import save_adapter
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.load import load
 from qwen35_jax.presets import PRESETS
-from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
 from train.checkpoint import Checkpoints
 from train.health import new_health
 from train.state import TrainState, split_model

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import REPO
 
-PRODUCT = ("qwen35_jax", "train", "eval", "configs")
+PRODUCT = ("qwen35_jax", "train", "eval", "configs", "examples")
 SOURCES = sorted(path for folder in PRODUCT for path in (REPO / folder).rglob("*.py"))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from train.files import write_atomically
+from qwen35_jax.storage import write_atomically
 from train.state import TrainState
 
 MANIFEST = "manifest.json"

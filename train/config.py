@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from qwen35_jax.distributed import ProcessConfig
 from qwen35_jax.layers.recompute import Remat
 from qwen35_jax.lora import LoraConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
-from qwen35_jax.tools.launch import ProcessConfig
 from train.data.config import DataConfig, Source
 from train.health import HealthConfig
 

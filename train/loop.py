@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from flax import nnx
 
-from qwen35_jax.tools.launch import gather_json
+from qwen35_jax.distributed import gather
 from train.checkpoint import Checkpoints
 from train.data.pipeline import merge_states
 from train.losses import Batch
@@ -75,7 +75,7 @@ def run_steps(
     def save(state: TrainState) -> int:
         recorder.sync()
         with recorder.timed("checkpoint_seconds"):
-            checkpoints.save(state, merge_states(gather_json(batches.get_state())))
+            checkpoints.save(state, merge_states(gather(batches.get_state())))
         recorder.leave_out()
         return int(state.step)
 

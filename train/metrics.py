@@ -14,7 +14,7 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from train.files import write_atomically
+from qwen35_jax.storage import write_atomically
 
 METRICS = "metrics.jsonl"
 

@@ -18,14 +18,14 @@ from qwen35_jax import lora
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops import gated_delta
+from qwen35_jax.planning.aot import abstract_model, bytes_per_device, compile_abstract, topology_devices
+from qwen35_jax.planning.devices import Device, find_device
+from qwen35_jax.planning.flops import training_flops_per_token
+from qwen35_jax.planning.hlo import Costs, read_costs
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.sharding import check_mesh, make_mesh
-from qwen35_jax.tools.aot import abstract_model, bytes_per_device, compile_abstract, topology_devices
-from qwen35_jax.tools.devices import Device, find_device
-from qwen35_jax.tools.flops import training_flops_per_token
-from qwen35_jax.tools.hlo import Costs, read_costs
+from qwen35_jax.storage import write_atomically
 from train.config import SFTConfig
-from train.files import write_atomically
 from train.losses import Objective
 from train.parts import Parts, make_parts
 from train.state import abstract_state

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from train.files import fingerprint, write_atomically
+from qwen35_jax.storage import fingerprint, write_atomically
 
 RECORD = "config.json"
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import jax
 
-from qwen35_jax.tools.launch import gather_json
-from train.files import write_atomically
+from qwen35_jax.distributed import gather
+from qwen35_jax.storage import write_atomically
 from train.health import HealthConfig, complaint
 from train.metrics import MetricsWriter, Row
 from train.step import Metrics
@@ -107,7 +107,7 @@ class Recorder:
     def _report_unsound(self, number: int, values: dict[str, float | int], documents: list[list[str]]) -> None:
         """Writes what the step was computed from, and stops the run if the policy says so."""
         path = self._folder / f"step_{number:08d}.json"
-        rows = dict(pair for pairs in gather_json(list(enumerate(documents, self._first_row))) for pair in pairs)
+        rows = dict(pair for pairs in gather(list(enumerate(documents, self._first_row))) for pair in pairs)
         if jax.process_index() == 0:
             self._folder.mkdir(exist_ok=True)
             shown = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}

@@ -17,18 +17,19 @@ from jax.sharding import Mesh
 
 from qwen35_jax import lora
 from qwen35_jax.config import ModelConfig
+from qwen35_jax.distributed import check_shared, raise_together
 from qwen35_jax.hf.adapter import save_adapter
-from qwen35_jax.hf.files import find_folder, read_checkpoint
+from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load, match_tensors
+from qwen35_jax.hf.safetensors import read_checkpoint
 from qwen35_jax.hf.save import save
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.sharding import check_mesh, make_mesh
-from qwen35_jax.tools.launch import check_shared, raised_by_all
+from qwen35_jax.storage import make_writable_folder
 from train.checkpoint import Checkpoints
 from train.config import SFTConfig, parse_steps
 from train.data.pipeline import BatchIterator, make_batches
-from train.files import make_writable_folder
 from train.loop import Schedule, run_steps
 from train.losses import Objective
 from train.metrics import MetricsWriter, plot_losses
@@ -73,11 +74,11 @@ def run(cfg: SFTConfig, workdir: Path, objective: Objective) -> None:
             f"the mesh has {mesh.size} devices, but the {jax.process_count()} processes of the run have "
             f"{jax.device_count()}; every device must be in it: raise mesh.data or mesh.fsdp."
         )
-    with raised_by_all():
+    with raise_together():
         inputs = check_inputs(cfg, mesh)
         record = make_record(cfg, model_folder=inputs.folder, data_identity=inputs.batches.get_state()["identity"])
         check_workdir(workdir)
-    with raised_by_all():
+    with raise_together():
         check_shared(workdir)
         checkpoints, done = open_workdir(workdir, record, keep=cfg.checkpoint.keep)
     with jax.set_mesh(mesh):

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 
 from qwen35_jax.command import config_from_command_line, one_line_errors
-from qwen35_jax.tools.launch import initialize
+from qwen35_jax.distributed import join
 from train.config import SFTConfig
 from train.losses import Objective, sft_objective
 from train.plan import print_plan
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if cfg.plan is not None:
             print_plan(cfg, objective)
             return
-        initialize(cfg.processes)
+        join(cfg.processes)
         _set_up_logging()
         workdir = Path(cfg.workdir or Path("runs", Path(argv[0]).stem))
         run(cfg, workdir, objective(cfg))

@@ -6,8 +6,8 @@ import jax
 from jax.sharding import Mesh
 
 from qwen35_jax.config import ModelConfig
-from qwen35_jax.tools.devices import find_device
-from qwen35_jax.tools.flops import training_flops_per_token
+from qwen35_jax.planning.devices import find_device
+from qwen35_jax.planning.flops import training_flops_per_token
 from train.config import SFTConfig
 from train.metrics import Row
 

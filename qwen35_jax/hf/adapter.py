@@ -17,11 +17,14 @@ from safetensors.numpy import save_file
 
 from qwen35_jax import lora
 from qwen35_jax.config import ModelConfig
-from qwen35_jax.hf.files import Stored, find_folder, new_folder, read_header, to_host, wait_for_all
+from qwen35_jax.distributed import to_host, wait
+from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.names import TensorSpec, TreePath, module_of, tensor_table
+from qwen35_jax.hf.safetensors import Stored, read_header
 from qwen35_jax.layers.embedding import Embedding
 from qwen35_jax.lora import Layer, LoraConfig
 from qwen35_jax.model import Qwen35
+from qwen35_jax.storage import new_folder
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -97,7 +100,7 @@ def save_adapter(model: Qwen35, out_dir: str | Path, source: str | Path, *, text
         with new_folder(out_dir) as folder:
             (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    wait_for_all(f"saved {out_dir}")
+    wait(f"saved {out_dir}")
     return Path(out_dir)
 
 

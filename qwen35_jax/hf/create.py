@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 
 from qwen35_jax.config import ModelConfig
-from qwen35_jax.hf.files import DTYPES, INDEX_FILE, SINGLE_FILE, header_bytes, new_folder, other_files
 from qwen35_jax.hf.names import TensorSpec, tensor_table
+from qwen35_jax.hf.safetensors import DTYPES, INDEX_FILE, SINGLE_FILE, header_bytes, other_files
 from qwen35_jax.layers.parameters import A_RANGE
+from qwen35_jax.storage import new_folder
 
 _BLOCK = 2**22
 # The first pattern found in a tensor's name decides; everything else is normal.

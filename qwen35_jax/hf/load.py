@@ -13,8 +13,9 @@ from jax.typing import DTypeLike
 
 from qwen35_jax.config import ModelConfig, MTPConfig
 from qwen35_jax.hf.adapter import load_adapter
-from qwen35_jax.hf.files import Stored, find_folder, read_checkpoint
+from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.names import Index, TensorSpec, TreePath, tensor_table, tied_head
+from qwen35_jax.hf.safetensors import Stored, read_checkpoint
 from qwen35_jax.model import Qwen35
 from qwen35_jax.sharding import check_mesh, make_mesh, named_sharding
 

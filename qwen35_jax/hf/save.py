@@ -10,20 +10,13 @@ from flax import nnx
 
 from qwen35_jax import lora
 from qwen35_jax.config import ModelConfig
-from qwen35_jax.hf.files import (
-    DTYPES,
-    Stored,
-    checkpoint_files,
-    find_folder,
-    new_folder,
-    other_files,
-    read_checkpoint,
-    to_host,
-    wait_for_all,
-)
+from qwen35_jax.distributed import to_host, wait
+from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import match_tensors
 from qwen35_jax.hf.names import TensorSpec, TreePath
+from qwen35_jax.hf.safetensors import DTYPES, Stored, checkpoint_files, other_files, read_checkpoint
 from qwen35_jax.model import Qwen35
+from qwen35_jax.storage import new_folder
 
 
 def save(model: Qwen35, out_dir: str | Path, source: str | Path) -> Path:
@@ -54,7 +47,7 @@ def save(model: Qwen35, out_dir: str | Path, source: str | Path) -> Path:
     else:
         for _ in tensors:
             pass
-    wait_for_all(f"saved {out_dir}")
+    wait(f"saved {out_dir}")
     return Path(out_dir)
 
 

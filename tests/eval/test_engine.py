@@ -5,9 +5,9 @@ import json
 import pytest
 
 from eval.run import main
+from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.presets import PRESETS
-from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
 from tests.conftest import REPO
 from tests.eval.conftest import write_rows
 

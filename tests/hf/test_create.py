@@ -8,8 +8,8 @@ from safetensors.numpy import load_file
 
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.hf.create import create_checkpoint
-from qwen35_jax.hf.files import header_bytes
 from qwen35_jax.hf.names import tensor_table
+from qwen35_jax.hf.safetensors import header_bytes
 from qwen35_jax.presets import PRESETS
 
 

@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from qwen35_jax.ops import on_mesh
 from qwen35_jax.ops.gated_delta import affine_map, gated_delta, kernel, kernel_fits
 from qwen35_jax.ops.gated_delta.row import Row
+from qwen35_jax.planning.aot import compile_abstract, topology_devices
+from qwen35_jax.planning.hlo import read_costs
 from qwen35_jax.sharding import make_mesh
-from qwen35_jax.tools.aot import compile_abstract, topology_devices
-from qwen35_jax.tools.hlo import read_costs
 
 B, N, K = 2, 2, 128
 NAMES = ("o", "after", "q", "k", "v", "log_decay", "beta", "state")

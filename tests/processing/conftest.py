@@ -2,8 +2,8 @@
 
 import pytest
 
+from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.processing import Tokenizer
-from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
 
 TEXTS = [
     "What is 12 + 34? The answer is 46.",

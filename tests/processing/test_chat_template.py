@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from qwen35_jax.processing import ChatTemplate, ChatTemplateError, tiny_tokenizer
+from examples.quickstart import tokenizer as tiny_tokenizer
+from qwen35_jax.processing import ChatTemplate, ChatTemplateError
 from qwen35_jax.processing.chat_template import normalize_message
 from tests.conftest import shared_dir
 from tests.processing.conversations import ASK, ERRORS, TEXT, VISION, assistant, system, user
 
-OWN = Path(tiny_tokenizer.__file__).with_name("tiny_chat_template.jinja").read_text()
+OWN = Path(tiny_tokenizer.__file__).with_name("chat_template.jinja").read_text()
 MODES = list(itertools.product([False, True], [None, True, False]))
 
 

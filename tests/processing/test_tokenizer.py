@@ -6,8 +6,8 @@ import unicodedata
 
 import pytest
 
+from examples.quickstart.tokenizer import ADDED_TOKENS, build_tiny_tokenizer
 from qwen35_jax.processing import Tokenizer
-from qwen35_jax.processing.tiny_tokenizer import ADDED_TOKENS, build_tiny_tokenizer
 from tests.conftest import shared_dir
 
 real = pytest.mark.skipif(shared_dir() is None, reason="the official tokenizer's files are not beside the checkout")

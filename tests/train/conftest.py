@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.config import FULL, LINEAR
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.model import Qwen35
 from qwen35_jax.presets import PRESETS
-from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
 from qwen35_jax.sharding import make_mesh
 from tests.train.launching import LORA, Command
 

@@ -12,11 +12,11 @@ from flax import nnx
 
 from benchmarks import plan_recipes
 from qwen35_jax.lora import LoraConfig
+from qwen35_jax.planning.aot import compile_abstract
+from qwen35_jax.planning.devices import find_device
+from qwen35_jax.planning.hlo import Collective, Costs, array_shapes
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.sharding import make_mesh
-from qwen35_jax.tools.aot import compile_abstract
-from qwen35_jax.tools.devices import find_device
-from qwen35_jax.tools.hlo import Collective, Costs, array_shapes
 from tests.conftest import REPO
 from tests.train.conftest import small_config
 from train import plan as planning

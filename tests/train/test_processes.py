@@ -97,10 +97,10 @@ PARTS = """
 import json, sys
 import jax, numpy as np
 from flax import nnx
-from qwen35_jax.hf import files
+from qwen35_jax.hf import safetensors as files
 from qwen35_jax.hf.load import load
 from qwen35_jax.sharding import make_mesh
-from qwen35_jax.tools.launch import ProcessConfig, gather_json, initialize
+from qwen35_jax.distributed import ProcessConfig, gather, initialize
 
 initialize(ProcessConfig(sys.argv[1], 2, int(sys.argv[2])))
 read = [0]
@@ -115,7 +115,7 @@ files.Stored.read = counted
 model = load(sys.argv[3], "float32", make_mesh(fsdp=2))
 arrays = jax.tree.leaves(nnx.state(model, nnx.Param))
 held = sum(shard.data.size for x in arrays for shard in x.addressable_shards)
-figures = gather_json({"read": read[0], "held": held, "all": sum(x.size for x in arrays)})
+figures = gather({"read": read[0], "held": held, "all": sum(x.size for x in arrays)})
 if jax.process_index() == 0:
     print(json.dumps(figures))
 """

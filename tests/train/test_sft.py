@@ -13,7 +13,7 @@ import pytest
 from configs.tiny_sft import config as tiny_config
 from qwen35_jax.config import MTPConfig
 from qwen35_jax.hf.create import create_checkpoint
-from qwen35_jax.hf.files import read_checkpoint
+from qwen35_jax.hf.safetensors import read_checkpoint
 from tests.train.conftest import small_config
 from tests.train.launching import LORA, TINY, finish, kill, timeless, wait_for_step
 from train.metrics import METRICS, read_rows

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from qwen35_jax.hf.hub import find_files
 from qwen35_jax.processing import ChatTemplateError, Tokenizer
 from train.data.config import DataConfig
-from train.data.files import find_files
 from train.data.masking import Example, Rendered, encode_conversations, encode_text, render_conversation
 from train.data.order import Mixture, ShuffledRows
 from train.data.rows import RowError, check_row, forbidden_tokens

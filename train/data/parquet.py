@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from train.files import read_samples
+from qwen35_jax.storage import read_samples
 
 _KEYS = ("messages", "tools", "text")
 _SAMPLES = 64

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from train.data.files import ENDINGS
+from qwen35_jax.hf.hub import ENDINGS
 from train.data.jsonl import JsonlFile
 from train.data.parquet import GroupCache, ParquetFile, row_of
 

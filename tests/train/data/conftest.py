@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.processing import Tokenizer
-from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
 from tests.processing.conftest import TEXTS
 from train.data import shards
 

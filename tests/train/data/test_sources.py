@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from qwen35_jax.hf.hub import find_files
 from train.data import jsonl
-from train.data.files import find_files
 from train.data.rows import RowError
 from train.data.sources import RowSource
 

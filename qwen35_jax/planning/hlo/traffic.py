@@ -2,7 +2,7 @@
 
 import functools
 
-from qwen35_jax.tools.hlo.text import ArrayType, Computation, Instruction, Module
+from qwen35_jax.planning.hlo.text import ArrayType, Computation, Instruction, Module
 
 _FREE = {
     "after-all", "async-start", "bitcast", "call", "conditional", "constant", "get-tuple-element", "opt-barrier",

@@ -1,7 +1,9 @@
-"""Files of a run: atomic writes, a check that a folder can be written, and cheap fingerprints of inputs."""
+"""Files and folders that are written whole or not at all, and fingerprints of what is read."""
 
+import contextlib
 import hashlib
 import os
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +19,24 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a folder to fill, which appears under its name only when everything in it is written.
+
+    Raises:
+      ValueError: the path exists and is not an empty folder; nothing is ever overwritten.
+    """
+    out = Path(path)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out} already exists and is not an empty folder; choose another path or remove it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        folder = Path(scratch) / out.name
+        folder.mkdir()
+        yield folder
+        os.replace(folder, out)
 
 
 def make_writable_folder(path: Path) -> None:

@@ -3,7 +3,7 @@
 Names and layouts are as it wrote them; attributes that are not read are cut.
 """
 
-from qwen35_jax.tools.hlo import Collective, array_shapes, read_costs
+from qwen35_jax.planning.hlo import Collective, array_shapes, read_costs
 
 HEADER = 'HloModule jit_step, is_scheduled=true, num_partitions=8\n\nFileNames\n1 "/tmp/step.py"\n\n'
 

@@ -7,8 +7,8 @@ from flax import nnx
 
 from qwen35_jax.config import MTPConfig
 from qwen35_jax.model import Qwen35
+from qwen35_jax.planning.flops import forward_flops_per_token, training_flops_per_token
 from qwen35_jax.presets import PRESETS
-from qwen35_jax.tools.flops import forward_flops_per_token, training_flops_per_token
 
 CONFIG = PRESETS["2b"]
 

@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from qwen35_jax.tools.hlo.text import Computation, Instruction, Module
+from qwen35_jax.planning.hlo.text import Computation, Instruction, Module
 
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 

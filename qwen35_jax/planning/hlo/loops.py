@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qwen35_jax.tools.hlo.text import Computation, Instruction, Module
+from qwen35_jax.planning.hlo.text import Computation, Instruction, Module
 
 _SAME_VALUE = {"copy", "bitcast", "convert", "reshape"}
 

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from configs import tiny_task
-from configs.tiny_task import Problem
 from eval.tasks import get_task
-from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
+from examples.quickstart import task as tiny_task
+from examples.quickstart.task import Problem
+from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.processing.tokenizer import Tokenizer
 from train.data.config import DataConfig
 from train.data.pipeline import make_batches

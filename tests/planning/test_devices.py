@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen35_jax.tools.devices import DEVICES, find_device
+from qwen35_jax.planning.devices import DEVICES, find_device
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.files import fingerprint, make_writable_folder, write_atomically
+from qwen35_jax.storage import fingerprint, make_writable_folder, write_atomically
 
 
 def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path):

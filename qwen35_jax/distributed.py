@@ -38,7 +38,7 @@ class ProcessConfig:
     """Whether JAX asks the cluster (TPU slice, GKE, Slurm, Open MPI) for these three; by default on TPUs."""
 
 
-def initialize(config: ProcessConfig) -> None:
+def join(config: ProcessConfig) -> None:
     """Joins the processes of a run; call it before anything asks JAX for its devices.
 
     Raises:
@@ -106,7 +106,7 @@ def _is_on_tpu() -> bool:
     )
 
 
-def gather_json(value: Any) -> list[Any]:
+def gather(value: Any) -> list[Any]:
     """Returns the JSON-able values of all processes in their order; all must call it, at the same point."""
     if jax.process_count() == 1:
         return [value]
@@ -120,7 +120,7 @@ def gather_json(value: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def raised_by_all() -> Iterator[None]:
+def raise_together() -> Iterator[None]:
     """Raises an error about wrong input that one process meets inside in every process, so that none waits for it.
 
     All processes must enter and leave it at the same points.
@@ -134,7 +134,7 @@ def raised_by_all() -> Iterator[None]:
         yield
     except (ValueError, OSError) as err:
         own = err
-    problems = gather_json(None if own is None else str(own))
+    problems = gather(None if own is None else str(own))
     if own is not None:
         raise own
     for index, problem in enumerate(problems):
@@ -163,3 +163,16 @@ def check_shared(folder: Path) -> None:
             f"{folder} is not shared by all processes: what process 0 wrote there is missing in process "
             f"{jax.process_index()}; put it on a disk or mounted bucket that every host sees under this path."
         )
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """Copies an array to the host; under several processes all must call it."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def wait(event: str) -> None:
+    """Returns when every process has come here; at once if there is one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(event)

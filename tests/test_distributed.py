@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen35_jax.tools.launch import ProcessConfig, check_shared, gather_json, initialize, raised_by_all, resolve
+from qwen35_jax.distributed import ProcessConfig, check_shared, gather, join, raise_together, resolve
 
 VARIABLES = {"JAX_COORDINATOR_ADDRESS": "10.0.0.2:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 
@@ -39,8 +39,8 @@ def test_incomplete_or_contradictory_settings(config, environment, message):
 def test_one_process_joins_nothing(tmp_path, monkeypatch):
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
-    initialize(ProcessConfig(detect=False))
-    assert gather_json({"a": [1]}) == [{"a": [1]}]
+    join(ProcessConfig(detect=False))
+    assert gather({"a": [1]}) == [{"a": [1]}]
     check_shared(tmp_path)
-    with pytest.raises(OSError, match="mine"), raised_by_all():
+    with pytest.raises(OSError, match="mine"), raise_together():
         raise OSError("mine")

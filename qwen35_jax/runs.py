@@ -15,8 +15,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from qwen35_jax import lora
-from qwen35_jax.hf.files import find_folder, read_checkpoint
+from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
+from qwen35_jax.hf.safetensors import read_checkpoint
 from qwen35_jax.model import Qwen35
 
 # What an orbax tree calls a variable of the model: the path of its array.

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from configs import quickstart
-from configs.quickstart import Settings, Stage
+from examples.quickstart import run as quickstart
+from examples.quickstart.run import Settings, Stage
 from qwen35_jax.command import one_line_errors
-from qwen35_jax.hf.files import read_checkpoint
+from qwen35_jax.hf.safetensors import read_checkpoint
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -78,7 +78,7 @@ def test_inputs_are_a_whole_checkpoint(tmp_path):
 @pytest.mark.slow
 def test_the_whole_of_it_with_a_few_steps(tmp_path):
     work = tmp_path / "work"
-    command = [sys.executable, "-m", "configs.quickstart", "--workdir", str(work)]
+    command = [sys.executable, "-m", "examples.quickstart.run", "--workdir", str(work)]
     command += ["--base-steps", "25", "--lora-steps", "15", "--num-train", "200", "--num-test", "8"]
     result = subprocess.run(
         command, cwd=REPO, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=900

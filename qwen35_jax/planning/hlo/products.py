@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from qwen35_jax.tools.hlo.text import Computation, Instruction
+from qwen35_jax.planning.hlo.text import Computation, Instruction
 
 
 def product_flops(computation: Computation, instruction: Instruction) -> int:

@@ -123,7 +123,7 @@ def build_tiny_tokenizer(texts: Iterable[str], out_dir: str | Path, *, vocab_siz
         "unk_token": None,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    template = Path(__file__).with_name("tiny_chat_template.jinja")
+    template = Path(__file__).with_name("chat_template.jinja")
     (folder / "chat_template.jinja").write_bytes(template.read_bytes())
     return folder
 

@@ -7,22 +7,15 @@ resident memory at the model's size, which a mapping of the whole file does not.
 Source: the format's description in the safetensors project.
 """
 
-import contextlib
 import json
 import math
-import os
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
-import huggingface_hub.errors
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
 from qwen35_jax.hf.names import Index
@@ -75,27 +68,6 @@ def _blocks(start: int, stop: int, row_bytes: int) -> Iterator[tuple[int, int]]:
     step = max(1, _BLOCK_BYTES // max(1, row_bytes))
     for first in range(start, stop, step):
         yield first, min(first + step, stop)
-
-
-def find_folder(path: str | Path) -> Path:
-    """Returns a local folder, or the local copy of a hub repository, downloading it if need be.
-
-    Raises:
-      FileNotFoundError: there is no such folder, and no such repository can be reached.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(huggingface_hub.snapshot_download(str(path), ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
-    except huggingface_hub.errors.HFValidationError as err:
-        raise FileNotFoundError(f"{path}: no such folder, and not the name of a hub repository either.") from err
-    except (huggingface_hub.errors.LocalEntryNotFoundError, huggingface_hub.errors.HfHubHTTPError) as err:
-        reason = str(err).strip().splitlines()[0]
-        raise FileNotFoundError(
-            f"{path}: no such folder, and the hub repository of that name is not at hand ({reason}). "
-            "Give a local folder, or check the name and the network."
-        ) from err
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -198,34 +170,3 @@ def other_files(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.is_file() and not path.name.startswith(".") and path.suffix not in _WEIGHT_SUFFIXES
     )
-
-
-@contextlib.contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a folder to fill, which appears under its name only when everything in it is written.
-
-    Raises:
-      ValueError: the path exists and is not an empty folder; nothing is ever overwritten.
-    """
-    out = Path(path)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out} already exists and is not an empty folder; choose another path or remove it.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch) / out.name
-        folder.mkdir()
-        yield folder
-        os.replace(folder, out)
-
-
-def to_host(array: jax.Array) -> np.ndarray:
-    """Copies an array to the host; under several processes all must call it."""
-    if array.is_fully_addressable or array.is_fully_replicated:
-        return np.asarray(array)
-    return multihost_utils.process_allgather(array, tiled=True)
-
-
-def wait_for_all(event: str) -> None:
-    """Returns when every process has come here; at once if there is one."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(event)

@@ -4,6 +4,6 @@ Nothing runs and no device is needed: a program compiled ahead of time for a TPU
 ``cost_analysis()`` of JAX counts the body of a loop once; here a loop counts as often as it runs.
 """
 
-from qwen35_jax.tools.hlo.costs import Collective, Costs, array_shapes, read_costs
+from qwen35_jax.planning.hlo.costs import Collective, Costs, array_shapes, read_costs
 
 __all__ = ["Collective", "Costs", "array_shapes", "read_costs"]

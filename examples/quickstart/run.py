@@ -1,6 +1,6 @@
 """The main job from nothing to a scored and exported model, in minutes on a CPU.
 
-    python -m configs.quickstart [--workdir runs/quickstart]
+    python -m examples.quickstart.run [--workdir runs/quickstart]
 
 Makes a tiny Qwen3.5 checkpoint and trains it on plain text until it can serve as a base model. Then the main job:
 score the base, fine-tune it with LoRA and the MTP loss on conversations, merge the adapter, score the result. The
@@ -24,12 +24,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs import tiny_task
+from examples.quickstart import task
+from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.command import one_line_errors, parse
 from qwen35_jax.config import FULL, LINEAR, ModelConfig
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.presets import PRESETS
-from qwen35_jax.processing.tiny_tokenizer import build_tiny_tokenizer
 from qwen35_jax.processing.tokenizer import Tokenizer
 
 REPORT = "quickstart.json"
@@ -68,7 +68,9 @@ class Stage:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     with one_line_errors():
-        settings = parse(sys.argv[1:] if argv is None else argv, Settings(), program="python -m configs.quickstart")
+        settings = parse(
+            sys.argv[1:] if argv is None else argv, Settings(), program="python -m examples.quickstart.run"
+        )
         work = settings.workdir
         start_clean(work)
         stages = [make_inputs(settings)]
@@ -77,10 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = {"scores": scores, "stages": [dataclasses.asdict(stage) for stage in stages]}
     (work / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"\n{table(scores, stages)}")
-    print(
-        f"\nA random digit is right in {1 / tiny_task.NUM_DIGITS:.3f}: a model this small needs its reasoning. See it:"
-    )
-    question = tiny_task.make_problems(1, seed=2)[0].question
+    print(f"\nA random digit is right in {1 / task.NUM_DIGITS:.3f}: a model this small needs its reasoning. See it:")
+    question = task.make_problems(1, seed=2)[0].question
     command = [
         *(sys.executable, "-m", "qwen35_jax.cli", "generate", "--model", work / "merged"),
         *("--dtype", "float32", "--mode", "thinking", question),
@@ -158,9 +158,9 @@ def make_inputs(settings: Settings) -> Stage:
     """Writes what a real run begins with: the data, and a checkpoint, though one that knows nothing."""
     print("\n== make the data, a tokenizer and a random checkpoint", flush=True)
     began, work = time.perf_counter(), settings.workdir
-    tiny_task.write_task(work / "data", num_texts=12_000, num_train=settings.num_train, num_test=settings.num_test)
+    task.write_task(work / "data", num_texts=12_000, num_train=settings.num_train, num_test=settings.num_test)
     # The chat template's own words come in too, so that they are single tokens as in the original.
-    texts = [*tiny_task.example_texts(), "user\n", "assistant\n", "\n\n"]
+    texts = [*task.example_texts(), "user\n", "assistant\n", "\n\n"]
     folder = build_tiny_tokenizer(texts, work / "tokenizer")
     create_checkpoint(model_config(Tokenizer.from_pretrained(folder)), work / "random", tokenizer_from=folder)
     used = resource.getrusage(resource.RUSAGE_SELF)

@@ -1,4 +1,4 @@
-"""From what a run file names to files: local paths, globs and datasets of the hub."""
+"""From what a user names to what is on disk: folders and files, local or from the Hugging Face hub."""
 
 import glob
 import re
@@ -10,6 +10,27 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 ENDINGS = (".jsonl", ".parquet")
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+
+def find_folder(path: str | Path) -> Path:
+    """Returns a local folder, or the local copy of a hub repository, downloading it if need be.
+
+    Raises:
+      FileNotFoundError: there is no such folder, and no such repository can be reached.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(huggingface_hub.snapshot_download(str(path), ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
+    except HFValidationError as err:
+        raise FileNotFoundError(f"{path}: no such folder, and not the name of a hub repository either.") from err
+    except (LocalEntryNotFoundError, HfHubHTTPError) as err:
+        reason = str(err).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{path}: no such folder, and the hub repository of that name is not at hand ({reason}). "
+            "Give a local folder, or check the name and the network."
+        ) from err
 
 
 def find_files(path: str, *, hub_files: str = "*train*") -> list[Path]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from qwen35_jax.tools.hlo import Collective, array_shapes, read_costs
+from qwen35_jax.planning.hlo import Collective, array_shapes, read_costs
 
 
 def compile_text(function, *shapes, sharding=None) -> str:
