@@ -90,8 +90,8 @@ def _count(
     completion_mask: Bool[Array, "B T"],
 ) -> tuple[Int[Array, ""], Int[Array, ""]]:
     model = nnx.merge(graph, weights)
-    hidden = model.hidden_states(token_ids, segment_ids)
-    (ahead,) = model.mtp_hidden_states(hidden, token_ids, segment_ids)
+    hidden, _ = model.forward(token_ids, segment_ids)
+    (ahead,) = model.mtp_forward(hidden, token_ids, segment_ids)
     written = jnp.where(completion_mask, segment_ids, 0)
     proposed = (segment_ids > 0) & (shift_left(written, 1) == segment_ids) & (shift_left(written, 2) == segment_ids)
     accepted = proposed & (_most_likely(model, ahead) == shift_left(token_ids, 2))
