@@ -1,4 +1,4 @@
-"""From logical axis names to mesh axes: the one place that knows how anything is split over devices.
+"""From logical axis names to mesh axes: the one file that knows how anything is split over devices.
 
 Parameters carry logical names (``layers/parameters.py``), activations are constrained by logical names, and
 ``RULES`` says which mesh axes each name is split over. A name may come with the number of heads that lie along the
@@ -201,7 +201,7 @@ def send_shards(x: jax.Array, axis: str, pairs: Sequence[tuple[int, int]]) -> ja
 
 
 def over_mesh(function: Callable, *args: Any, in_axes: Sequence[Axes], out_axes: Any) -> Any:
-    """Calls ``function`` on every device of the current mesh with that device's part of the arguments.
+    """Calls ``function`` on every device of the current mesh with that device's shard of the arguments.
 
     Without a mesh it is a plain call. Inside, collectives name mesh axes.
 

@@ -26,15 +26,16 @@ class GatedAttention(nnx.Module):
     Source: ``Qwen3_5Attention`` in transformers.
     """
 
-    def __init__(self, cfg: TextConfig, *, make: Parameters):
-        dim, width, heads, kv_heads = cfg.hidden_size, cfg.head_dim, cfg.num_attention_heads, cfg.num_key_value_heads
+    def __init__(self, config: TextConfig, *, make: Parameters):
+        dim, width = config.hidden_size, config.head_dim
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = width
         self.q_proj = Linear("q_proj", dim, heads * width * 2, ("embed", ("heads", heads)), make=make)
         self.k_proj = Linear("k_proj", dim, kv_heads * width, ("embed", ("heads", kv_heads)), make=make)
         self.v_proj = Linear("v_proj", dim, kv_heads * width, ("embed", ("heads", kv_heads)), make=make)
         self.o_proj = Linear("o_proj", heads * width, dim, (("heads", heads), "embed"), make=make)
-        self.q_norm = RMSNorm(width, cfg.rms_norm_eps, make=make)
-        self.k_norm = RMSNorm(width, cfg.rms_norm_eps, make=make)
+        self.q_norm = RMSNorm(width, config.rms_norm_eps, make=make)
+        self.k_norm = RMSNorm(width, config.rms_norm_eps, make=make)
 
     def __call__(
         self,

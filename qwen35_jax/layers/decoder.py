@@ -21,14 +21,14 @@ class DecoderLayer(nnx.Module):
     Source: ``Qwen3_5DecoderLayer`` in transformers.
     """
 
-    def __init__(self, cfg: TextConfig, kind: str, *, make: Parameters, delta_rule: DeltaRule = "auto"):
-        self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, make=make)
+    def __init__(self, config: TextConfig, kind: str, *, make: Parameters, delta_rule: DeltaRule = "auto"):
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, make=make)
         if kind == LINEAR:
-            self.linear_attn = GatedDeltaNet(cfg, make=make, delta_rule=delta_rule)
+            self.linear_attn = GatedDeltaNet(config, make=make, delta_rule=delta_rule)
         else:
-            self.self_attn = GatedAttention(cfg, make=make)
-        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, make=make)
-        self.mlp = GatedMLP(cfg.hidden_size, cfg.intermediate_size, make=make)
+            self.self_attn = GatedAttention(config, make=make)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, make=make)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, make=make)
         self.kind = kind
 
     def __call__(

@@ -37,20 +37,20 @@ class GatedDeltaNet(nnx.Module):
     Source: ``Qwen3_5GatedDeltaNet`` in transformers; arXiv:2412.06464. Here ``beta`` is float32 too.
     """
 
-    def __init__(self, cfg: TextConfig, *, make: Parameters, delta_rule: DeltaRule = "auto"):
-        dim, heads = cfg.hidden_size, cfg.linear_num_value_heads
-        self.key_dim, self.key_head_dim = cfg.key_dim, cfg.linear_key_head_dim
-        self.num_heads, self.heads_per_key = heads, heads // cfg.linear_num_key_heads
+    def __init__(self, config: TextConfig, *, make: Parameters, delta_rule: DeltaRule = "auto"):
+        dim, heads = config.hidden_size, config.linear_num_value_heads
+        self.key_dim, self.key_head_dim = config.key_dim, config.linear_key_head_dim
+        self.num_heads, self.heads_per_key = heads, heads // config.linear_num_key_heads
         self.delta_rule = delta_rule
-        self.in_proj_qkv = Linear("in_proj_qkv", dim, cfg.conv_dim, ("embed", "heads"), make=make)
-        self.in_proj_z = Linear("in_proj_z", dim, cfg.value_dim, ("embed", "heads"), make=make)
+        self.in_proj_qkv = Linear("in_proj_qkv", dim, config.conv_dim, ("embed", "heads"), make=make)
+        self.in_proj_z = Linear("in_proj_z", dim, config.value_dim, ("embed", "heads"), make=make)
         self.in_proj_b = Linear("in_proj_b", dim, heads, ("embed", "heads"), make=make)
         self.in_proj_a = Linear("in_proj_a", dim, heads, ("embed", "heads"), make=make)
-        self.conv1d = DepthwiseConv(cfg.conv_dim, cfg.linear_conv_kernel_dim, make=make)
+        self.conv1d = DepthwiseConv(config.conv_dim, config.linear_conv_kernel_dim, make=make)
         self.A_log = make.log_uniform((heads,), ("heads",))
         self.dt_bias = make.constant((heads,), ("heads",), fill=1.0)
-        self.norm = GatedRMSNorm(cfg.linear_value_head_dim, cfg.rms_norm_eps, make=make)
-        self.out_proj = Linear("out_proj", cfg.value_dim, dim, ("heads", "embed"), make=make)
+        self.norm = GatedRMSNorm(config.linear_value_head_dim, config.rms_norm_eps, make=make)
+        self.out_proj = Linear("out_proj", config.value_dim, dim, ("heads", "embed"), make=make)
 
     def __call__(
         self,

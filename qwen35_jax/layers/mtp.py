@@ -24,12 +24,12 @@ class MTPHead(nnx.Module):
     Source: ``Qwen3_5MultiTokenPredictor`` in vLLM; arXiv:2412.19437, but with the embedding first.
     """
 
-    def __init__(self, cfg: TextConfig, *, make: Parameters):
-        dim, eps = cfg.hidden_size, cfg.rms_norm_eps
+    def __init__(self, config: TextConfig, *, make: Parameters):
+        dim, eps = config.hidden_size, config.rms_norm_eps
         self.pre_fc_norm_embedding = RMSNorm(dim, eps, make=make)
         self.pre_fc_norm_hidden = RMSNorm(dim, eps, make=make)
         self.fc = Linear("fc", 2 * dim, dim, (None, "embed"), make=make)
-        self.layers = nnx.List([DecoderLayer(cfg, FULL, make=make) for _ in range(cfg.mtp.num_hidden_layers)])
+        self.layers = nnx.List([DecoderLayer(config, FULL, make=make) for _ in range(config.mtp.num_hidden_layers)])
         self.norm = RMSNorm(dim, eps, make=make)
 
     def __call__(

@@ -39,7 +39,7 @@ def gated_delta_associative(
         x = jnp.pad(x, [(0, 0), (0, -T % C)] + [(0, 0)] * (x.ndim - 2))
         return x.reshape(-1, C, *x.shape[2:])
 
-    # Each chunk is a row of its own; it belongs to the document that the chunk before ends with.
+    # Each chunk is a sequence of its own; it belongs to the document that the chunk before ends with.
     q, k, v, log_decay, beta = (cut(x) for x in (q, k, v, log_decay, beta))
     documents = (None, None)
     if segment_ids is not None:

@@ -33,11 +33,11 @@ def gated_delta_recurrent(
         documents, state_documents = fill_padding(segment_ids, state_segment_ids)
         is_real = segment_ids != 0
         continues = documents == jnp.concatenate([state_documents[:, None], documents[:, :-1]], axis=1)
-    row = _Token(q, k, v, log_decay, beta, is_real, continues)
+    tokens = _Token(q, k, v, log_decay, beta, is_real, continues)
     if q.shape[1] == 1:
-        state, o = _step(state, jax.tree.map(lambda x: x[:, 0], row))
+        state, o = _step(state, jax.tree.map(lambda x: x[:, 0], tokens))
         return o[:, None], state
-    state, o = lax.scan(_step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), row))
+    state, o = lax.scan(_step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens))
     return jnp.moveaxis(o, 0, 1), state
 
 
