@@ -13,6 +13,7 @@ from qwen35_jax.layers.recompute import Remat
 from qwen35_jax.lora import LoraConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
+from qwen35_jax.sharding import MeshConfig
 from train.data.config import DataConfig, Source
 from train.health import HealthConfig
 
@@ -109,16 +110,6 @@ class OptimConfig:
             raise ValueError(f"optim.final_fraction={self.final_fraction} must be in [0, 1].")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"optim.clip_norm={self.clip_norm} must be positive; None switches clipping off.")
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each mesh axis: batch rows are split over ``data`` and ``fsdp``, their tokens over ``context``."""
-
-    data: int = 1
-    fsdp: int = 1
-    context: int = 1
-    tensor: int = 1
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,14 @@ class Row:
             raise ValueError(f"{self.where}: {name}={value!r} is a {type(value).__name__}, expected {expected}.")
         return value
 
+    def own_id(self) -> int | str:
+        """Returns the row's ``id``, or its number counted from 0.
+
+        Raises:
+          ValueError: ``id`` is neither a string nor a whole number.
+        """
+        return self.get("id", int, str) if "id" in self.fields else self.number
+
 
 def find_file(task: str, splits: tuple[str, ...], hub: HubFile | None, data_dir: str | None) -> Path:
     """Returns the data file of a task.

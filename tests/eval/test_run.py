@@ -6,8 +6,9 @@ import json
 import pytest
 
 from eval import run as run_module
-from eval.config import EvalConfig, ModelSource
+from eval.config import EvalConfig
 from eval.run import main, run
+from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.inference.sampling import SamplingParams
 from tests.conftest import REPO
 from tests.eval.conftest import FakeEngine, write_rows
@@ -44,7 +45,8 @@ def test_a_run_writes_what_the_contract_names(config, tmp_path):
     assert (stored["mode"], stored["protocol"]) == ("non_thinking", "official")
     rows = {row["id"]: row for row in samples(config)}
     assert set(rows[0]) == {
-        "id", "response", "thinking", "prediction", "correct", "outcome", "finish_reason", "checks",
+        "id", "repeat", "response", "thinking", "prediction", "correct", "outcome", "finish_reason", "token_ids",
+        "multiple_closes", "metrics",
     }  # fmt: skip
     assert [rows[index]["outcome"] for index in range(5)] == ["correct", "wrong", "truncated", "no_answer", "correct"]
     assert (rows[1]["prediction"], rows[2]["finish_reason"], rows[3]["prediction"]) == ("5", "length", None)
