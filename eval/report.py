@@ -43,9 +43,7 @@ def summarize(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def write_report(
-    out: Path, results: Mapping[str, Any], samples_by_task: Mapping[str, Sequence[Sample]]
-) -> None:
+def write_report(out: Path, results: Mapping[str, Any], samples_by_task: Mapping[str, Sequence[Sample]]) -> None:
     """Writes ``results.json`` and ``report.html``.
 
     Args:
@@ -84,7 +82,7 @@ def _metrics(summary: Mapping[str, Any]) -> str:
     for name, metric in summary["metrics"].items():
         value, low, high = (metric[key] for key in ("value", "low", "high"))
         # A share is shown in percent; any other number as it is.
-        percent = 0 <= low and high <= 1
+        percent = low >= 0 and high <= 1
         value, low, high = (f"{100 * each:.2f}" if percent else f"{each:.4g}" for each in (value, low, high))
         metrics.append((name, f"{value} %" if percent else value, f"{low} to {high}"))
     outcomes = ((name, str(count)) for name, count in summary["outcomes"].items())

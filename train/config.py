@@ -138,7 +138,7 @@ class SFTConfig:
     lora: LoraConfig | None = None
     """Adapters to train; None trains every weight of the text model."""
     mtp: MtpLossConfig = MtpLossConfig()
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = field(default_factory=HealthConfig)
     processes: ProcessConfig = field(default_factory=ProcessConfig)

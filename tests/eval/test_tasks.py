@@ -8,7 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from eval.tasks import get_task
+from eval.tasks import TASKS, get_task
+from eval.tasks.base import Verdict
 from eval.tasks.gsm8k import CARD_REQUEST
 from tests.eval.conftest import write_rows
 
@@ -125,6 +126,17 @@ def test_qa_verdicts(tmp_path, response, prediction, correct):
     verdict = load(tmp_path, QA_ROWS)[1].score(response)
     assert (verdict.prediction, verdict.correct, verdict.answered) == (prediction, correct, prediction is not None)
     assert verdict.metrics == {"accuracy": [correct]}
+
+
+@pytest.mark.parametrize("values", [[], [float("nan")], [1.0, float("inf")]])
+def test_a_metric_is_one_finite_number_or_more(values):
+    with pytest.raises(ValueError, match="metric 'length' has the values"):
+        Verdict(True, True, {"length": values})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_is_found_by_its_name(name):
+    assert get_task(name).name == name
 
 
 @pytest.mark.parametrize(

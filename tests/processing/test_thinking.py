@@ -58,10 +58,10 @@ def test_all_forms_agree_on_random_completions(tiny_tokenizer):
     emoji, accent = tiny_tokenizer.encode("🙂"), tiny_tokenizer.encode("é")
     assert len(emoji) == 4 and len(accent) == 2, "characters must span tokens for this test to break them"
     pieces = [
-        *[tiny_tokenizer.encode(text) for text in ("<think>", "</think>", "</think>", "\n", " ", "x", "word one", "\n\n")],
-        *[tiny_tokenizer.encode(text) for text in ("\N{REPLACEMENT CHARACTER}", "\u3000", "<|im_end|>", "think>")],
+        *map(tiny_tokenizer.encode, ["<think>", "</think>", "</think>", "\n", " ", "x", "word one", "\n\n"]),
+        *map(tiny_tokenizer.encode, ["\N{REPLACEMENT CHARACTER}", "\u3000", "<|im_end|>", "think>"]),
         *[emoji, emoji[:1], emoji[1:], emoji[2:3], accent, accent[:1], accent[1:]],
-    ]  # fmt: skip
+    ]
     closes = set()
     for _ in range(4000):
         token_ids = [token for piece in rng.choices(pieces, k=rng.randrange(12)) for token in piece]
