@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,32 +138,45 @@ def _run_job(
 
 
 def _generate(engine: Engine, config: EvalConfig, job: _Job, finished: Samples) -> Samples:
-    """Generates and stores what is missing, one repeat after the other, each with a seed of its own."""
+    """Generates and stores what is missing, one repeat after the other."""
     samples: Samples = {}
+    num_correct = 0
     missing = [job.missing(finished, repeat) for repeat in range(job.repeats)]
     with tqdm(total=sum(map(len, missing)), desc=job.task.name, unit="sample", file=sys.stderr) as bar:
 
-        def store(document: Document, reply: Reply, repeat: int) -> None:
-            sample = make_sample(document, reply, repeat)
+        def store(sample: dict[str, Any]) -> None:
+            nonlocal num_correct
             append_sample(job.path, sample)
             samples[sample_key(sample)] = sample
-            bar.set_postfix(correct=sum(each["correct"] for each in samples.values()), refresh=False)
+            num_correct += sample["correct"]
+            bar.set_postfix(correct=num_correct, refresh=False)
             bar.update()
 
         for repeat, documents in enumerate(missing):
-            if not documents:
-                continue
-            generate_replies(
-                engine,
-                [document.messages for document in documents],
-                generation(config, job.task.lm_eval_max_new_tokens),
-                mode=config.mode,
-                seed=_seed(config.seed, repeat),
-                on_reply=lambda index, reply, documents=documents, repeat=repeat: store(
-                    documents[index], reply, repeat
-                ),
-            )
+            if documents:
+                _generate_repeat(engine, config, job, documents, repeat, store)
     return samples
+
+
+def _generate_repeat(
+    engine: Engine,
+    config: EvalConfig,
+    job: _Job,
+    documents: Sequence[Document],
+    repeat: int,
+    store: Callable[[dict[str, Any]], None],
+) -> None:
+    def finish(index: int, reply: Reply) -> None:
+        store(make_sample(documents[index], reply, repeat))
+
+    generate_replies(
+        engine,
+        [document.messages for document in documents],
+        generation(config, job.task.lm_eval_max_new_tokens),
+        mode=config.mode,
+        seed=_seed(config.seed, repeat),
+        on_reply=finish,
+    )
 
 
 def _seed(seed: int, repeat: int) -> int:

@@ -80,7 +80,7 @@ def clustered_counts(hits: Sequence[float], sizes: Sequence[float], *, trials: f
     The instructions of one prompt are answered by one text, so they are not independent. The
     variance of the share is that of a ratio estimator over clusters; dividing the binomial variance
     by it gives the effective number of trials (never more than there are), which goes into
-    `wilson`. Where all trials agree the variance says nothing, and every cluster counts once.
+    ``wilson``. Where all trials agree the variance says nothing, and every cluster counts once.
 
     Args:
       hits: the sum of each cluster's trials.

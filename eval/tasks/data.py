@@ -1,4 +1,4 @@
-"""Where a task's rows come from, and how a wrong one is named."""
+"""Finds and reads the rows of a task; an error names the file and the place of a wrong row."""
 
 import dataclasses
 import json

@@ -11,7 +11,7 @@ from tests.conftest import shared_dir
 
 
 class ByteTokenizer:
-    """A token a byte, and one for each think mark; the chat template is the question and the mark that the mode sets."""
+    """Has a token for each byte and each think mark; its template is the question and the mark that the mode sets."""
 
     MARKS = ("<think>", "</think>")
 
@@ -37,7 +37,7 @@ class ByteTokenizer:
 
 
 class FakeEngine:
-    """Has the interface of `qwen35_jax.Engine`; answers the question that is in the prompt.
+    """Has the interface of ``qwen35_jax.Engine``; answers the question that is in the prompt.
 
     Attributes:
       calls: the keyword arguments of every call, with the questions.

@@ -159,7 +159,7 @@ def test_absent_arguments_may_be_null_as_in_the_hub_columns(verifiers, tmp_path)
     _, (document,) = get_task("ifeval").load("official", str(tmp_path))
     verdict = document.score("two words")
     assert verdict.correct and verdict.answered and verdict.prediction is None
-    assert set(verdict.checks) == {"prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"}
+    assert set(verdict.metrics) == {"prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"}
 
 
 def test_missing_splitter_data_is_an_error_that_says_how_to_get_it(tmp_path, monkeypatch):
