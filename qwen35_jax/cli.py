@@ -22,7 +22,7 @@ from qwen35_jax.inference.generate import MODES, Request, generate_rows, read_re
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.runs import load_run, stored_dtype
-from qwen35_jax.sharding import MeshConfig
+from qwen35_jax.sharding import GENERATION_AXES, MeshConfig
 
 DTYPES = ("bfloat16", "float32")
 MODEL_HELP = "Hugging Face folder of a checkpoint, or hub id"
@@ -106,11 +106,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_mesh_options(parser: argparse.ArgumentParser) -> None:
-    for axis, purpose in (
-        ("data", "groups of devices that share out the batch"),
-        ("fsdp", "devices that share out weights and batch"),
-        ("tensor", "devices that share out each layer"),
-    ):
+    for axis, purpose in GENERATION_AXES.items():
         parser.add_argument(f"--mesh.{axis}", dest=axis, type=int, default=1, metavar="N", help=purpose)
 
 
@@ -142,7 +138,7 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 
 
 def _mesh(args: argparse.Namespace) -> Mesh:
-    return MeshConfig(data=args.data, fsdp=args.fsdp, tensor=args.tensor).mesh()
+    return MeshConfig(**{axis: getattr(args, axis) for axis in GENERATION_AXES}).mesh()
 
 
 def _source(args: argparse.Namespace) -> ModelSource:

@@ -19,6 +19,13 @@ from qwen35_jax.config import TextConfig
 
 AXES = ("data", "fsdp", "context", "tensor")
 
+GENERATION_AXES = {
+    "data": "groups of devices that share out the batch",
+    "fsdp": "devices that share out weights and batch",
+    "tensor": "devices that share out each layer",
+}
+"""The axes that generation can use, with what they are for; it cannot split one token at a time over positions."""
+
 Axis = str | tuple[str, int] | None
 Axes = Sequence[Axis]
 
@@ -139,15 +146,21 @@ def named_sharding(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
     """Returns where a parameter lives on ``mesh``; an axis that the mesh does not divide stays whole."""
     axes = variable.get_metadata("logical_axes")
     fitted = [
-        axis if axis and (size if isinstance(axis, str) else axis[1]) % num_parts(axis, mesh) == 0 else None
+        axis if axis and (size if isinstance(axis, str) else axis[1]) % num_shards(axis, mesh) == 0 else None
         for axis, size in zip(axes, variable.shape, strict=True)
     ]
     return NamedSharding(mesh, spec(fitted))
 
 
-def num_parts(axis: Axis, mesh: Mesh | AbstractMesh) -> int:
-    """Counts the parts that a logical axis is split into."""
-    return math.prod(mesh.shape[name] for name in RULES[_name(axis)])
+def num_shards(axis: str | tuple[str, int], mesh: Mesh | AbstractMesh | None = None) -> int:
+    """Counts the array shards that a logical axis is split into, by default under the mesh of the context."""
+    mesh = current_mesh() if mesh is None else mesh
+    return 1 if mesh is None else math.prod(mesh.shape[name] for name in mesh_axes(axis))
+
+
+def mesh_axes(axis: str | tuple[str, int]) -> tuple[str, ...]:
+    """Returns the mesh axes that a logical axis is split over."""
+    return RULES[_name(axis)]
 
 
 def _name(axis: str | tuple[str, int]) -> str:
@@ -167,22 +180,50 @@ def current_mesh() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
-def axis_size(name: str) -> int:
-    """Returns the number of devices along an axis of the mesh of the context, 1 without a mesh."""
-    mesh = current_mesh()
-    return 1 if mesh is None else mesh.shape[name]
+def sequence_shards(num_tokens: int) -> int:
+    """Counts the shards that sequences of ``num_tokens`` tokens are split into under the mesh of the context.
+
+    Raises:
+      ValueError: the mesh does not split such sequences.
+    """
+    shards = num_shards("length")
+    if shards > 1 and num_tokens > 1 and num_tokens % (2 * shards):
+        raise ValueError(
+            f"sequences of {num_tokens} tokens cannot be split over mesh.context={shards}; their length must be a "
+            f"multiple of {2 * shards}, two halves for each device."
+        )
+    return shards if num_tokens > 1 else 1
 
 
 def is_split(**sizes: int) -> bool:
     """Whether there is a mesh of several devices, and it divides these sizes, given by logical axis."""
     mesh = current_mesh()
-    return mesh is not None and all(size % num_parts(axis, mesh) == 0 for axis, size in sizes.items())
+    return mesh is not None and all(size % num_shards(axis, mesh) == 0 for axis, size in sizes.items())
 
 
 def current_platform() -> str:
     """Returns what is compiled for: the platform of the mesh of the context, or else the default one."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+
+
+def shard_index(axis: str) -> jax.Array:
+    """Returns which shard of a logical axis this device holds. Call it inside ``over_mesh``."""
+    return jax.lax.axis_index(mesh_axes(axis))
+
+
+def gather_shards(x: jax.Array, axis: str, *, along: int | None = None) -> jax.Array:
+    """Gathers the shards of all devices along a logical axis. Call it inside ``over_mesh``.
+
+    Args:
+      along: the array axis to join the shards at; by default they are stacked along a new first axis.
+    """
+    return jax.lax.all_gather(x, mesh_axes(axis), axis=along or 0, tiled=along is not None)
+
+
+def send_shards(x: jax.Array, axis: str, pairs: Sequence[tuple[int, int]]) -> jax.Array:
+    """Sends arrays from shard to shard of a logical axis, by (source, target); shards that get none hold zeros."""
+    return jax.lax.ppermute(x, mesh_axes(axis), pairs)
 
 
 def over_mesh(function: Callable, *args: Any, in_axes: Sequence[Axes], out_axes: Any) -> Any:
@@ -203,7 +244,7 @@ def over_mesh(function: Callable, *args: Any, in_axes: Sequence[Axes], out_axes:
         for arg, axes in zip(args, in_axes, strict=True)
         if arg is not None
         for name, size in zip(axes, arg.shape, strict=True)
-        if name is not None and size % num_parts(name, mesh)
+        if name is not None and size % num_shards(name, mesh)
     }
 
     def fitted(axes):

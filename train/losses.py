@@ -55,11 +55,11 @@ def sft_objective(mtp: MtpLossConfig, *, loss_chunk: int, remat: Remat) -> Objec
 
     def sums(model: Qwen35, batch: Batch, dropout_key: PRNGKeyArray | None) -> Terms:
         inputs = (batch["input_ids"], batch["segment_ids"])
-        hidden = model.hidden_states(*inputs, remat=remat, dropout_key=dropout_key)
+        hidden, _ = model.forward(*inputs, remat=remat, dropout_key=dropout_key)
         hiddens, heads = [hidden], [model.head_weight()]
         if mtp_steps:
             mtp_model, mtp_hidden = _cut_gradient(model, hidden, mtp.gradient)
-            ahead = mtp_model.mtp_hidden_states(
+            ahead = mtp_model.mtp_forward(
                 mtp_hidden, *inputs, num_steps=mtp.num_steps, remat=remat, dropout_key=dropout_key
             )
             hiddens += ahead

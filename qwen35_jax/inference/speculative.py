@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops.positions import shift_left
-from qwen35_jax.sharding import num_parts
+from qwen35_jax.sharding import num_shards
 
 # Positions whose logits are held at once: 256 times 248,320 float32 are 254 MB.
 _POSITIONS_AT_ONCE = 256
@@ -105,7 +105,7 @@ def acceptance_by_completion(
 def _batch_split(model: Qwen35) -> int:
     """Returns over how many devices a batch is split."""
     sharding = model.head_weight().sharding
-    return num_parts("batch", sharding.mesh) if isinstance(sharding, NamedSharding) else 1
+    return num_shards("batch", sharding.mesh) if isinstance(sharding, NamedSharding) else 1
 
 
 def _count_drafts(
@@ -131,8 +131,8 @@ def _count(
     completion_mask: Bool[Array, "B T"],
 ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
     model = nnx.merge(graph, weights)
-    hidden = model.hidden_states(token_ids, segment_ids)
-    (ahead,) = model.mtp_hidden_states(hidden, token_ids, segment_ids)
+    hidden, _ = model.forward(token_ids, segment_ids)
+    (ahead,) = model.mtp_forward(hidden, token_ids, segment_ids)
     written = jnp.where(completion_mask, segment_ids, 0)
     proposed = (segment_ids > 0) & (shift_left(written, 1) == segment_ids) & (shift_left(written, 2) == segment_ids)
     accepted = proposed & (_most_likely(model, ahead) == shift_left(token_ids, 2))

@@ -1,9 +1,8 @@
 """One decoder layer: a token mixer and an MLP, each behind a norm and a residual. Letters: ``B T D``."""
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from qwen35_jax.cache import DeltaState, KVCache
 from qwen35_jax.config import LINEAR, TextConfig
 from qwen35_jax.layers.attention import GatedAttention
 from qwen35_jax.layers.deltanet import GatedDeltaNet
@@ -11,7 +10,9 @@ from qwen35_jax.layers.mlp import GatedMLP
 from qwen35_jax.layers.norms import RMSNorm
 from qwen35_jax.layers.parameters import Parameters
 from qwen35_jax.layers.tokens import Tokens
+from qwen35_jax.ops.gated_delta import DeltaRule
 from qwen35_jax.sharding import constrain
+from qwen35_jax.state import LayerState
 
 
 class DecoderLayer(nnx.Module):
@@ -20,10 +21,10 @@ class DecoderLayer(nnx.Module):
     Source: ``Qwen3_5DecoderLayer`` in transformers.
     """
 
-    def __init__(self, cfg: TextConfig, kind: str, *, make: Parameters):
+    def __init__(self, cfg: TextConfig, kind: str, *, make: Parameters, delta_rule: DeltaRule = "auto"):
         self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, make=make)
         if kind == LINEAR:
-            self.linear_attn = GatedDeltaNet(cfg, make=make)
+            self.linear_attn = GatedDeltaNet(cfg, make=make, delta_rule=delta_rule)
         else:
             self.self_attn = GatedAttention(cfg, make=make)
         self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, make=make)
@@ -31,10 +32,14 @@ class DecoderLayer(nnx.Module):
         self.kind = kind
 
     def __call__(
-        self, x: Float[Array, "B T D"], tokens: Tokens, cache: KVCache | DeltaState | None = None
-    ) -> tuple[Float[Array, "B T D"], KVCache | DeltaState | None]:
+        self,
+        x: Float[Array, "B T D"],
+        tokens: Tokens,
+        state: LayerState | None = None,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "B T D"], LayerState | None]:
         mixer = self.linear_attn if self.kind == LINEAR else self.self_attn
-        mixed, cache = mixer(self.input_layernorm(x), tokens, cache)
+        mixed, state = mixer(self.input_layernorm(x), tokens, state, dropout_key)
         x = x + mixed
-        x = x + self.mlp(self.post_attention_layernorm(x), tokens.dropout_key)
-        return constrain(x, ("batch", "length", "features")), cache
+        x = x + self.mlp(self.post_attention_layernorm(x), dropout_key)
+        return constrain(x, ("batch", "length", "features")), state

@@ -5,7 +5,7 @@ Letters: ``B`` batch, ``T`` tokens, ``D`` model width.
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from qwen35_jax.config import FULL, TextConfig
 from qwen35_jax.layers.decoder import DecoderLayer
@@ -33,7 +33,11 @@ class MTPHead(nnx.Module):
         self.norm = RMSNorm(dim, eps, make=make)
 
     def __call__(
-        self, hidden: Float[Array, "B T D"], embedding: Float[Array, "B T D"], tokens: Tokens
+        self,
+        hidden: Float[Array, "B T D"],
+        embedding: Float[Array, "B T D"],
+        tokens: Tokens,
+        dropout_key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T D"]:
         """Predicts the token after the one that ``embedding`` belongs to.
 
@@ -43,6 +47,6 @@ class MTPHead(nnx.Module):
           tokens: documents and angles at the positions of ``hidden``.
         """
         joined = [self.pre_fc_norm_embedding(embedding), self.pre_fc_norm_hidden(hidden)]
-        x = self.fc(jnp.concatenate(joined, axis=-1), tokens.dropout_key)
-        x, _ = self.layers[0](x, tokens)
+        x = self.fc(jnp.concatenate(joined, axis=-1), dropout_key)
+        x, _ = self.layers[0](x, tokens, dropout_key=dropout_key)
         return self.norm(x)

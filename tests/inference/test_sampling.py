@@ -54,7 +54,7 @@ def test_one_certain_token_and_impossible_ones():
     logits = np.full((1, VOCAB), -np.inf, np.float32)
     logits[0, 7] = 3.0
     for top_k in (0, 4):
-        keys = S.row_keys(jax.random.key(0), jnp.arange(1), 0)
+        keys = S.sequence_keys(jax.random.key(0), jnp.arange(1), 0)
         assert S.sample(jnp.asarray(logits), keys, S.SamplingParams(1.0, top_k, 0.9)).tolist() == [7]
 
 
@@ -65,7 +65,7 @@ def test_frequencies_follow_the_truncated_distribution(params):
     kept = truncated(logits, params)[0].astype(np.float64)
     want = np.exp(kept - kept.max())
     want /= want.sum()
-    keys = S.row_keys(jax.random.key(3), jnp.arange(draws), 5)
+    keys = S.sequence_keys(jax.random.key(3), jnp.arange(draws), 5)
     tokens = jax.jit(S.sample, static_argnums=2)(jnp.broadcast_to(logits, (draws, VOCAB)), keys, params)
     got = np.bincount(np.asarray(tokens), minlength=VOCAB) / draws
     assert not got[want == 0].any()
@@ -76,20 +76,22 @@ def test_frequencies_follow_the_truncated_distribution(params):
 def test_a_row_samples_alike_in_every_batch():
     logits, params = random_logits(2, rows=4), S.SamplingParams(1.0, 0, 1.0)
     key = jax.random.key(1)
-    together = S.sample(jnp.asarray(logits), S.row_keys(key, jnp.arange(4), 9), params)
-    alone = [S.sample(jnp.asarray(logits[r : r + 1]), S.row_keys(key, jnp.array([r]), 9), params)[0] for r in range(4)]
+    together = S.sample(jnp.asarray(logits), S.sequence_keys(key, jnp.arange(4), 9), params)
+    alone = [
+        S.sample(jnp.asarray(logits[r : r + 1]), S.sequence_keys(key, jnp.array([r]), 9), params)[0] for r in range(4)
+    ]
     assert together.tolist() == [int(token) for token in alone]
 
 
 def test_keys_differ_by_row_step_and_seed():
-    keys = [S.row_keys(jax.random.key(seed), jnp.arange(3), step) for seed in range(2) for step in range(3)]
+    keys = [S.sequence_keys(jax.random.key(seed), jnp.arange(3), step) for seed in range(2) for step in range(3)]
     data = np.concatenate([np.asarray(jax.random.key_data(k)) for k in keys])
     assert len(np.unique(data, axis=0)) == 18
 
 
 def test_greedy_takes_the_maximum():
     logits = random_logits(4)
-    keys = S.row_keys(jax.random.key(0), jnp.arange(3), 0)
+    keys = S.sequence_keys(jax.random.key(0), jnp.arange(3), 0)
     np.testing.assert_array_equal(S.sample(jnp.asarray(logits), keys, S.SamplingParams()), logits.argmax(-1))
 
 

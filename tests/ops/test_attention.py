@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen35_jax.ops import attention as module
 from qwen35_jax.ops.attention import attention
+from qwen35_jax.ops.attention import plain as module
 
 B, N, K, H = 2, 6, 2, 8
 
@@ -54,7 +54,7 @@ def test_an_offset_places_queries_among_cached_slots():
     T, S, offset = 5, 12, 4
     q, k, v = inputs(T, S)
     visible = np.broadcast_to(np.arange(S)[None] <= offset + np.arange(T)[:, None], (B, T, S))
-    got = attention(q, k, v, query_slots=jnp.int32(offset) + jnp.arange(q.shape[1]))
+    got = attention(q, k, v, query_slots=jnp.int32(offset) + jnp.arange(q.shape[1])[None])
     np.testing.assert_allclose(got, plain(q, k, v, visible), rtol=0, atol=2e-6)
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from qwen35_jax.ops import on_mesh
-from qwen35_jax.ops.gated_delta import affine_map, gated_delta, kernel, kernel_fits
-from qwen35_jax.ops.gated_delta.row import Row
+from qwen35_jax.ops.gated_delta import affine_map, gated_delta, kernel, kernel_fits, sharded
+from qwen35_jax.ops.gated_delta.chunks import Chunks
 from qwen35_jax.planning.aot import compile_abstract, topology_devices
 from qwen35_jax.planning.hlo import read_costs
 from qwen35_jax.sharding import make_mesh
@@ -65,7 +64,7 @@ def assert_close(got, want):
         assert np.abs(x - y).max() < share * np.abs(x).max(), name
 
 
-def test_values_and_gradients_of_a_row_that_no_chunk_divides():
+def test_values_and_gradients_of_tokens_that_no_chunk_divides():
     inputs = make_inputs(300)
     assert_close(results(inputs, form="kernel"), results(inputs, form="recurrent"))
 
@@ -122,15 +121,17 @@ def test_the_map_of_a_part():
     assert_close(got, want)
 
 
-def test_rows_and_heads_over_a_mesh(monkeypatch):
-    """What a TPU runs, on devices that interpret it: parts of rows, and groups of heads."""
-    monkeypatch.setattr(on_mesh, "_delta_form", lambda k, v: "kernel" if kernel_fits(k, v) else "chunked")
+def test_sequences_and_heads_over_a_mesh(monkeypatch):
+    """What a TPU runs, on devices that interpret it: stretches of sequences, and groups of heads."""
+    monkeypatch.setattr(sharded, "pick", lambda k, v, _: "kernel" if kernel_fits(k, v) else "chunked")
     *inputs, _ = make_inputs(512)
     segment_ids = make_documents(512)
 
     def gradients(*inputs):
-        rows = partial(on_mesh.gated_delta_rows, segment_ids=segment_ids)
-        return with_gradients(rows, ("o", *NAMES[2:7]), *inputs)
+        def op(*inputs):
+            return sharded.gated_delta_sharded(*inputs, segment_ids=segment_ids)[0]
+
+        return with_gradients(op, ("o", *NAMES[2:7]), *inputs)
 
     want = jax.device_get(jax.jit(gradients)(*inputs))
     with jax.set_mesh(make_mesh(context=2, tensor=2)):
@@ -173,8 +174,8 @@ def test_plans_know_the_work_of_the_kernels(monkeypatch, name):
 
     width = 2 * K if "map" in name else K
     x, gate = jnp.zeros((1, K, N, K), jnp.bfloat16), jnp.zeros((1, 1, N, K))
-    row = Row(None if "map" in name else x, x, jnp.zeros((1, K, N, width), jnp.bfloat16), gate, gate, None)
-    forward = (row, jnp.zeros((1, N, K, width)))
+    chunks = Chunks(None if "map" in name else x, x, jnp.zeros((1, K, N, width), jnp.bfloat16), gate, gate, None)
+    forward = (chunks, jnp.zeros((1, N, K, width)))
     if "forward" in name:
         jax.make_jaxpr(kernel._forward)(*forward)
     else:
@@ -194,7 +195,7 @@ def test_the_tpu_compiler_takes_the_kernels(context):
     inputs += [jax.ShapeDtypeStruct((1, 512, 16), jnp.float32, sharding=whole)] * 2
 
     def gradients(*inputs):
-        o, pullback = jax.vjp(partial(on_mesh.gated_delta_rows, segment_ids=None), *inputs)
+        o, pullback = jax.vjp(lambda *inputs: sharded.gated_delta_sharded(*inputs)[0], *inputs)
         return o, pullback(o)
 
     compiled = compile_abstract(jax.jit(gradients), *inputs, mesh=mesh)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32, Int32
 
-from qwen35_jax.ops.gated_delta.product import XLA, Arithmetic
+from qwen35_jax.ops.gated_delta.precision import XLA, Arithmetic
 
 # Each step squares the error, down to that of its residual. Doubling in bfloat16 is off by some 1e-2 when keys are
 # parallel, so that two steps lead to float32, and the first one's residual need not be exact.

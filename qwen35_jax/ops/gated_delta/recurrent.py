@@ -23,7 +23,7 @@ def gated_delta_recurrent(
     segment_ids: Int[Array, "B T"] | None = None,
     state_segment_ids: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
-    """Runs the recurrence of `gated_delta` token by token; arguments and results are described there.
+    """Runs the recurrence of ``gated_delta`` token by token; arguments and results are described there.
 
     One token is computed without a loop. Over many, the backward pass keeps a state per token: train with
     the chunked forms.
@@ -42,7 +42,7 @@ def gated_delta_recurrent(
 
 
 class _Token(NamedTuple):
-    """What one step reads. `continues` says that the token before belongs to the same document."""
+    """What one step reads. ``continues`` says that the token before belongs to the same document."""
 
     q: Float[Array, "B N K"]
     k: Float[Array, "B N K"]

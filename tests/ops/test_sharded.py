@@ -1,4 +1,4 @@
-"""Rows split over eight devices: the convolution and the delta rule against whole rows, and what they send."""
+"""Sequences split over eight devices: the convolution and the delta rule against whole ones, and what they send."""
 
 import re
 
@@ -9,7 +9,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qwen35_jax.ops.on_mesh import attention_rows, causal_conv_rows, gated_delta_rows
+from qwen35_jax.ops.attention.sharded import attention_sharded
+from qwen35_jax.ops.conv import causal_conv_sharded
+from qwen35_jax.ops.gated_delta.sharded import gated_delta_sharded
 from qwen35_jax.sharding import make_mesh
 
 B, N, K, V, W = 2, 2, 8, 16, 4
@@ -17,7 +19,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 
 
 def inputs(T: int):
-    """Slow decays, which show what leaks from one document into another; padding at a border of parts."""
+    """Slow decays, which show what leaks from one document into another; padding at a border of stretches."""
     rng = np.random.default_rng(T)
     unit = rng.normal(size=(2, B, T, N, K))
     q, k = (unit / np.linalg.norm(unit, axis=-1, keepdims=True)).astype(np.float32)
@@ -35,8 +37,8 @@ def inputs(T: int):
 def mix(q, k, v, log_decay, beta, segments, taps):
     """What a DeltaNet layer does between its products: convolution, then delta rule."""
     B, T = segments.shape
-    mixed = causal_conv_rows(v.reshape(B, T, -1), taps, segments).reshape(v.shape)
-    return gated_delta_rows(q, k, mixed, log_decay, beta, segments)
+    mixed = causal_conv_sharded(v.reshape(B, T, -1), taps, segment_ids=segments)[0].reshape(v.shape)
+    return gated_delta_sharded(q, k, mixed, log_decay, beta, segment_ids=segments)[0]
 
 
 def make_gradients(weights):
@@ -47,20 +49,20 @@ def make_gradients(weights):
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4, 6), has_aux=True))
 
 
-def test_parts_of_a_row_equal_the_whole():
+def test_stretches_of_a_sequence_equal_the_whole():
     args = inputs(4096)
     gradients = make_gradients(jnp.cos(jnp.arange(args[2].size)).reshape(args[2].shape))
     want = jax.device_get(gradients(*args))
     with jax.set_mesh(make_mesh(context=8)):
         got = jax.device_get(gradients(*args))
-    # float32, with the state of a part found by products of whole parts instead of token after token.
+    # float32, with the state of a stretch found by products of whole stretches instead of token after token.
     np.testing.assert_allclose(got[0][1], want[0][1], rtol=1e-5, atol=1e-5)
-    for part, whole in zip(got[1], want[1], strict=True):
-        assert np.linalg.norm(part - whole) < 1e-5 * np.linalg.norm(whole)
+    for stretch, whole in zip(got[1], want[1], strict=True):
+        assert np.linalg.norm(stretch - whole) < 1e-5 * np.linalg.norm(whole)
 
 
 def test_what_a_deltanet_layer_sends_does_not_depend_on_the_number_of_tokens():
-    """Forward and backward, in the compiled program: nothing in it has the length of a part."""
+    """Forward and backward, in the compiled program: nothing in it has the length of a stretch."""
     short, long = (sent_bytes(T) for T in (512, 2048))
     assert short == long
     maps = 8 * B * N * K * (K + V) * 4
@@ -82,9 +84,27 @@ def sent_bytes(T: int) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("rows", [causal_conv_rows, attention_rows])
-def test_a_row_that_cannot_be_split_is_refused(rows):
+@pytest.mark.parametrize("op", [causal_conv_sharded, attention_sharded])
+def test_a_sequence_that_cannot_be_split_is_refused(op):
     x = jnp.zeros((1, 24, 2, 8))
-    args = (x[:, :, 0], jnp.zeros((8, W)), None) if rows is causal_conv_rows else (x, x, x, None)
+    args = (x[:, :, 0], jnp.zeros((8, W))) if op is causal_conv_sharded else (x, x, x)
     with jax.set_mesh(make_mesh(context=8)), pytest.raises(ValueError, match=r"24 tokens .* must be a multiple of 16"):
-        rows(*args)
+        op(*args)
+
+
+@pytest.mark.parametrize("axes", [{"context": 4}, {"data": 2, "tensor": 2}], ids=str)
+def test_a_state_goes_through_a_mesh(axes):
+    """The second half of the tokens, given the state after the first, on several devices and on one."""
+    args = [x[:, 128:] for x in inputs(256)[:6]]
+    rng = np.random.default_rng(0)
+    state = jnp.asarray(rng.normal(size=(B, N, K, V)), jnp.float32)
+    entering = jnp.asarray([int(args[5][0, 0]), 7], jnp.int32)
+
+    def run(*args):
+        return gated_delta_sharded(*args[:5], state, args[5], entering)
+
+    want = jax.jit(run)(*args)
+    with jax.set_mesh(make_mesh(**axes)):
+        got = jax.jit(run)(*args)
+    # float32, with the state of a stretch found by products of whole stretches.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)

@@ -9,7 +9,7 @@ from jaxtyping import Array, DTypeLike, Float32
 
 
 class Arithmetic(NamedTuple):
-    """How the work of a chunk is handed to a compiler; `XLA` and `KERNEL` are the two ways.
+    """How the work of a chunk is handed to a compiler; ``XLA`` and ``KERNEL`` are the two ways.
 
     ``product(spec, a, b, rounded_to=float32)`` multiplies as ``jnp.einsum`` does, into float32. Two bfloat16 operands
     take one pass of a TPU's matrix unit, which is exact. All else is right to float32, in six passes for two float32

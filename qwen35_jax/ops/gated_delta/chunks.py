@@ -1,4 +1,4 @@
-"""The arguments of the gated delta rule as a row of whole chunks, in which decays say where documents begin.
+"""The arguments of the gated delta rule cut into whole chunks. Decays say where documents begin.
 
 Letters: B batch, T tokens, N value heads, K key width, V value width, C position in chunk, M chunks.
 """
@@ -8,14 +8,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
-from qwen35_jax.ops.gated_delta.chunk import FORGOTTEN
+from qwen35_jax.ops.gated_delta.single_chunk import FORGOTTEN
 from qwen35_jax.ops.segments import fill_padding
 
 
-class Row(NamedTuple):
+class Chunks(NamedTuple):
     """Whole chunks of tokens. ``q`` is None where only the state is wanted.
 
-    A token that does not continue the document of the one before it has the log decay `FORGOTTEN`: it reads
+    A token that does not continue the document of the one before it has the log decay ``FORGOTTEN``: it reads
     exactly nothing of what was before. Padding has a log decay and ``beta`` of 0; ``is_real`` tells it apart.
     """
 
@@ -27,8 +27,8 @@ class Row(NamedTuple):
     is_real: Bool[Array, "B T"] | None
 
 
-def make_row(q, k, v, log_decay, beta, segment_ids, state_segment_ids, *, chunk_size: int | None) -> Row:
-    """Turns the arguments of `gated_delta` into a row of whole chunks; what fills up the last changes nothing."""
+def cut_into_chunks(q, k, v, log_decay, beta, segment_ids, state_segment_ids, *, chunk_size: int | None) -> Chunks:
+    """Cuts the arguments of ``gated_delta`` into whole chunks. What fills up the last one changes nothing."""
     T = k.shape[1]
     C = pick_chunk_size(chunk_size, v)
     log_decay, beta = log_decay.astype(jnp.float32), beta.astype(jnp.float32)
@@ -49,11 +49,11 @@ def make_row(q, k, v, log_decay, beta, segment_ids, state_segment_ids, *, chunk_
         return jnp.moveaxis(x.reshape(x.shape[0], -1, C, x.shape[2]), 2, 3)
 
     q, k, v, is_real = (None if x is None else fill(x) for x in (q, k, v, is_real))
-    return Row(q, k, v, cut(log_decay), cut(beta), is_real)
+    return Chunks(q, k, v, cut(log_decay), cut(beta), is_real)
 
 
 def pick_chunk_size(chunk_size: int | None, v: Float[Array, "B T N V"]) -> int:
-    """Returns the tokens per chunk: by default 128 for bfloat16 and 64 for float32, in short rows no more than needed.
+    """Returns the tokens per chunk: by default 128 for bfloat16 and 64 for float32, less for few tokens.
 
     On a TPU, for which bfloat16 is meant, chunks of 128 fill the matrix unit. A CPU, where one trains in float32, has
     less to do with 64: forward and backward of 4,096 tokens and 16 heads take 1.0 against 1.5 s on one core.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32
 
-from qwen35_jax.ops.gated_delta.product import XLA, Arithmetic
+from qwen35_jax.ops.gated_delta.precision import XLA, Arithmetic
 
 System = Float32[Array, "*S C C"]
 
@@ -19,7 +19,7 @@ class Chunk(NamedTuple):
     """The tokens of one chunk. ``q`` is None where only the state is wanted.
 
     ``decay_sums`` and ``decay_rests`` add up to the running sum of log decays; the differences of each are exact enough
-    (see `split_decays`).
+    (see ``split_decays``).
     """
 
     q: Float[Array, "*S C K"] | None
@@ -80,7 +80,7 @@ def backward(
     inverse = invert(system)
     known, errors, writes = _writes(state, x, decays, inverse, arithmetic)
 
-    # Gradients of U, of beta (V - e K S), and of V, which goes into the state too. `d_` marks gradients.
+    # Gradients of U, of beta (V - e K S), and of V, which goes into the state too. ``d_`` marks gradients.
     d_left = decays.exit * product("...CK,...KV->...CV", x.k, after)
     d_writes = d_left
     if o is not None:
@@ -125,7 +125,7 @@ def split_decays(log_decay: Float32[Array, "*S C"]) -> tuple[Float32[Array, "*S 
     """Returns running sums of log decays in two parts, whose differences are right to 1e-7 whatever lies between.
 
     A difference of plain running sums loses all that is small behind one strong decay. Here the first part sums
-    multiples of 1/256, from which float32 loses nothing, the second rests of at most 1/512. Decays below `FORGOTTEN`,
+    multiples of 1/256, from which float32 loses nothing, the second rests of at most 1/512. Decays below ``FORGOTTEN``,
     whose exponential is 0 in float32, are raised to it, so that the first part stays below 2^16 up to C = 512.
     """
     log_decay = jnp.maximum(log_decay, FORGOTTEN)
@@ -136,7 +136,7 @@ def split_decays(log_decay: Float32[Array, "*S C"]) -> tuple[Float32[Array, "*S 
 def log_decay_gradient(
     log_decay: Float32[Array, "*S C"], sums: Float32[Array, "*S C"], every: Float32[Array, "*S"]
 ) -> Float32[Array, "*S C"]:
-    """Returns what `ChunkGradients` says of the log decays: a running sum takes part in all that come after."""
+    """Returns what ``ChunkGradients`` says of the log decays: a running sum takes part in all that come after."""
     C = sums.shape[-1]
     gradient = XLA.product("...C,CD->...D", sums, jnp.tri(C, dtype=jnp.bfloat16)) + every[..., None]
     return jnp.where(log_decay > FORGOTTEN, gradient, 0)
