@@ -5,6 +5,7 @@ Parameters carry logical names (``layers/parameters.py``), activations are const
 axis, ``("heads", 16)``: the axis is then split between heads or not at all.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,13 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from qwen35_jax.config import TextConfig
 
 AXES = ("data", "fsdp", "context", "tensor")
+
+GENERATION_AXES = {
+    "data": "groups of devices that share out the batch",
+    "fsdp": "devices that share out weights and batch",
+    "tensor": "devices that share out each layer",
+}
+"""The axes that generation can use, with what they are for; it cannot split one token at a time over positions."""
 
 Axis = str | tuple[str, int] | None
 Axes = Sequence[Axis]
@@ -36,6 +44,24 @@ RULES: dict[str, tuple[str, ...]] = {
     # The output head while a loss is computed: rows of the vocabulary over every device that shares its tokens.
     "vocab_parts": ("fsdp", "tensor"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis: sequences are split over ``data`` and ``fsdp``, their tokens over ``context``."""
+
+    data: int = 1
+    """Groups of devices that share out the batch; each holds a copy of the weights."""
+    fsdp: int = 1
+    """Devices that share out the weights and the batch."""
+    context: int = 1
+    """Devices that share out the tokens of each sequence; for training only."""
+    tensor: int = 1
+    """Devices that share out each layer."""
+
+    def mesh(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """Builds the mesh, as ``make_mesh`` does."""
+        return make_mesh(self.data, self.fsdp, self.context, self.tensor, devices=devices)
 
 
 def make_mesh(

@@ -13,6 +13,7 @@ from qwen35_jax.layers.recompute import Remat
 from qwen35_jax.lora import LoraConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
+from qwen35_jax.sharding import MeshConfig
 from train.data.config import DataConfig, Source
 from train.health import HealthConfig
 
@@ -112,16 +113,6 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each mesh axis: batch rows are split over ``data`` and ``fsdp``, their tokens over ``context``."""
-
-    data: int = 1
-    fsdp: int = 1
-    context: int = 1
-    tensor: int = 1
-
-
-@dataclass(frozen=True)
 class CheckpointConfig:
     """When the state is saved. The last step always is, and the one after which SIGTERM ends the run."""
 
@@ -147,7 +138,7 @@ class SFTConfig:
     lora: LoraConfig | None = None
     """Adapters to train; None trains every weight of the text model."""
     mtp: MtpLossConfig = MtpLossConfig()
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = field(default_factory=HealthConfig)
     processes: ProcessConfig = field(default_factory=ProcessConfig)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from qwen35_jax.inference.programs import STEPS_PER_CALL, Prompts, decode, grow, prefill
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.model import Qwen35
+from qwen35_jax.processing.thinking import opens_thinking, split_tokens
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.sharding import num_shards
 
@@ -32,13 +33,32 @@ class Completion:
 
     Attributes:
       token_ids: the generated tokens, with the stop token if there was one.
-      text: the same without special tokens.
+      thinking: the text of the think block; None if the completion does not think.
+      answer: the text after the think block; empty if the block never closed.
+      text: all of it, think marks included, without special tokens.
       finish_reason: ``"stop"`` at an end token, ``"length"`` at the limit of new tokens.
+      multiple_closes: how many ``</think>`` the answer holds (``processing.thinking`` has the rule).
     """
 
     token_ids: list[int]
+    thinking: str | None
+    answer: str
     text: str
     finish_reason: Literal["stop", "length"]
+    multiple_closes: int = 0
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        token_ids: list[int],
+        finish_reason: Literal["stop", "length"],
+    ) -> "Completion":
+        """Makes the completion of a prompt, which says whether the completion begins inside a think block."""
+        split = split_tokens(tokenizer, token_ids, opened=opens_thinking(tokenizer, prompt_ids))
+        text = tokenizer.decode(token_ids, skip_special_tokens=True)
+        return cls(token_ids, split.thinking, split.answer, text, finish_reason, split.multiple_closes)
 
 
 class Engine:
@@ -90,7 +110,7 @@ class Engine:
             come before shorter ones.
 
         Returns:
-          The completions in the order of ``prompts``.
+          The completions in the order of ``prompts``, each split into thinking and answer.
 
         Raises:
           ValueError: an empty prompt, a token id outside the vocabulary, or more tokens than the model has positions.
@@ -108,7 +128,7 @@ class Engine:
                 for number, tokens in zip(numbers, new_tokens.tolist(), strict=False):
                     if number in done:
                         continue
-                    completion = self._extend(written[number], tokens, max_new_tokens)
+                    completion = self._extend(prompts[number], written[number], tokens, max_new_tokens)
                     if completion is not None:
                         done[number] = completion
                         if on_finish is not None:
@@ -146,14 +166,15 @@ class Engine:
                     f"model's {text.max_position_embeddings} positions; shorten it or lower max_new_tokens."
                 )
 
-    def _extend(self, written: list[int], new_tokens: list[int], max_new_tokens: int) -> Completion | None:
+    def _extend(
+        self, prompt: Sequence[int], written: list[int], new_tokens: list[int], max_new_tokens: int
+    ) -> Completion | None:
         """Adds a sequence's new tokens to those written; returns the completion once it is finished."""
         for token in new_tokens:
             written.append(token)
             stopped = token in self.tokenizer.eos_token_ids
             if stopped or len(written) == max_new_tokens:
-                text = self.tokenizer.decode(written, skip_special_tokens=True)
-                return Completion(written, text, "stop" if stopped else "length")
+                return Completion.from_tokens(self.tokenizer, prompt, written, "stop" if stopped else "length")
         return None
 
     def _new_tokens(

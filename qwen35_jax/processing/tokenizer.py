@@ -13,7 +13,7 @@ from qwen35_jax.processing.chat_template import ChatTemplate
 END_OF_TURN = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-"""What a folder needs for `Tokenizer.from_pretrained`; the template may sit inside tokenizer_config.json instead."""
+"""What a folder needs for ``Tokenizer.from_pretrained``; the template may sit inside tokenizer_config.json instead."""
 
 
 class Tokenizer:

@@ -25,7 +25,10 @@ class Numbers:
     eos_token_ids: tuple[int, ...] = (510, 511)
     pad_token_id: int = 511
 
-    def decode(self, ids, *, skip_special_tokens):
+    def token_id(self, token):
+        return {"<think>": 508, "</think>": 509}[token]
+
+    def decode(self, ids, *, skip_special_tokens=True):
         return " ".join(str(token) for token in ids if not (skip_special_tokens and token in self.eos_token_ids))
 
 

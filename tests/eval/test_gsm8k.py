@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from eval.tasks.gsm8k import main, split_answer, to_conversation, to_question
+from examples.quickstart.tokenizer import build_tiny_tokenizer
+from qwen35_jax.processing import Tokenizer
 from tests.conftest import shared_dir
-from train.data.gsm8k import main, split_answer, to_conversation, to_question
 from train.data.rows import check_row, forbidden_tokens
 
 ROW = {
@@ -13,6 +15,23 @@ ROW = {
     "answer": "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nIn all 48+24 = <<48+24=72>>72 clips.\n#### 1,072",
 }
 SOLUTION = "Natalia sold 48/2 = 24 clips in May.\nIn all 48+24 = 72 clips."
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return Tokenizer.from_pretrained(build_tiny_tokenizer([SOLUTION], tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    """Writes rows (or lines as they are) to a JSONL file and returns its path."""
+
+    def write(rows):
+        lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+        (tmp_path / "data.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return str(tmp_path / "data.jsonl")
+
+    return write
 
 
 def test_conversation_and_question():
