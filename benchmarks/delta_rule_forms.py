@@ -3,8 +3,9 @@
     python -m benchmarks.delta_rule_forms            on this machine, in float32
     python -m benchmarks.delta_rule_forms --tpu v5e  by the TPU compiler's estimate for one chip, in bfloat16
 
-The shapes go from many heads and few tokens to few heads and many tokens: the associative form spends three times the
-arithmetic to replace a loop over chunks by a tree, so it can only gain where a step of the loop leaves the machine idle.
+The shapes go from many heads and few tokens to few heads and many tokens. The associative form spends three times the
+arithmetic to replace a loop over chunks by a tree. So it can only gain where a step of the loop leaves the machine
+idle.
 """
 
 import argparse
