@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TYPE_CHECKER := pyright qwen35_jax train eval
+TYPE_CHECKER := pyrefly check
 export JAX_PLATFORMS ?= cpu
 
 .PHONY: quickstart test test-fast test-slow benchmark lint lint-check types clean
@@ -10,7 +10,7 @@ export JAX_PLATFORMS ?= cpu
 quickstart: $(VENV)/.core          ## from nothing to a fine-tuned, scored, exported model, on a CPU
 	$(BIN)/python -m examples.quickstart.run
 
-test: lint-check test-fast         ## lint and all fast tests
+test: lint-check types test-fast   ## lint, types and all fast tests
 
 test-fast: $(VENV)/.dev            ## all fast tests
 	$(BIN)/python -m pytest -n 2
