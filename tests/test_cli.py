@@ -19,7 +19,7 @@ from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.load import load
 from qwen35_jax.presets import PRESETS
 from train.checkpoint import Checkpoints
-from train.health import new_health
+from train.observe.health import new_health
 from train.state import TrainState, split_model
 
 SHORT = ["--dtype", "float32", "--max-new-tokens", "6"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.data.config import DataConfig, Source
+from train.config.data import DataConfig, Source
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.data.config import DataConfig
+from train.config.data import DataConfig
 from train.data.pipeline import make_batches
 
 LENGTH = 96

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from train.data.config import DataConfig, Source
+from train.config.data import DataConfig, Source
 from train.data.pipeline import make_batches, merge_states
 
 LENGTH, ROWS, SHARDS = 64, 8, 4
