@@ -1,15 +1,15 @@
 """Resuming with other settings: what is refused, what is warned about, what is free."""
 
-import dataclasses
 import logging
 
 import pytest
 
-from train.config import CheckpointConfig, DataConfig, LoraConfig, MeshConfig, ModelSource, OptimConfig, SFTConfig
+from train.config import CheckpointConfig, DataConfig, LoraConfig, MeshConfig, ModelSource, OptimConfig, Options, Recipe, TrainConfig
 from train.record import check_resumable, make_record, write_record
 
-CONFIG = SFTConfig(
-    ModelSource("base"), DataConfig("train.jsonl", sequence_length=64), steps=10, lora=LoraConfig(), workdir="here"
+CONFIG = TrainConfig(
+    Recipe(ModelSource("base"), DataConfig("train.jsonl", sequence_length=64), steps=10, lora=LoraConfig()),
+    options=Options(workdir="here"),
 )
 
 
@@ -24,7 +24,7 @@ def check(tmp_path):
 
     def check(weights=b"weights", rows="1", **changes):
         (base / "model.safetensors").write_bytes(weights)
-        config = dataclasses.replace(CONFIG, **changes)
+        config = CONFIG.replace(**changes)
         check_resumable(workdir, make_record(config, model_folder=base, data_identity={"data": rows}))
 
     return check
@@ -71,15 +71,15 @@ def test_what_changes_no_number_is_free(check, caplog):
 
 def test_layout_is_allowed_with_a_warning(check, caplog):
     with caplog.at_level(logging.WARNING):
-        check(mesh=MeshConfig(fsdp=2), loss_chunk=16, model=ModelSource("base", remat="none"))
+        check(mesh=MeshConfig(fsdp=2), loss_chunk=16, remat="none")
     assert "loss_chunk, mesh.fsdp, model.remat differs" in caplog.text
 
 
 def test_a_run_at_a_constant_rate_may_go_on_longer(tmp_path, check):
     constant = OptimConfig(schedule="constant")
-    record = make_record(dataclasses.replace(CONFIG, optim=constant), model_folder=tmp_path / "base", data_identity={})
+    record = make_record(CONFIG.replace(optim=constant), model_folder=tmp_path / "base", data_identity={})
     write_record(tmp_path / "run", record)
-    longer = dataclasses.replace(CONFIG, optim=constant, steps=20)
+    longer = CONFIG.replace(optim=constant, steps=20)
     check_resumable(tmp_path / "run", make_record(longer, model_folder=tmp_path / "base", data_identity={}))
 
 

@@ -34,9 +34,9 @@ def config(tmp_path_factory):
     return DataConfig(
         sources=sources,
         sequence_length=LENGTH,
-        rows_per_batch=ROWS,
+        sequences_per_batch=ROWS,
         shards=SHARDS,
-        open_rows=4,
+        open_sequences=4,
         bad_rows="drop",
         num_threads=2,
     )
@@ -149,7 +149,7 @@ def test_an_epoch_of_a_mixture(config, tokenizer, num_shards):
 
 def test_more_shards_than_documents(tmp_path, tokenizer):
     (tmp_path / "one.jsonl").write_text('{"text": "alone"}\n')
-    config = DataConfig(str(tmp_path / "one.jsonl"), LENGTH, rows_per_batch=4, shards=4, epochs=2)
+    config = DataConfig(str(tmp_path / "one.jsonl"), LENGTH, sequences_per_batch=4, shards=4, epochs=2)
     iterator = make_batches(config, tokenizer)
     [batch] = iterator
     assert (batch["segment_ids"].max(axis=1)).tolist() == [1, 1, 0, 0]
