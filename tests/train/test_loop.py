@@ -12,14 +12,14 @@ import pytest
 from flax import nnx
 
 from train.config import HealthConfig
-from train.observe.health import new_health
 from train.loop import Schedule, run_steps
+from train.observe.health import new_health
 from train.observe.metrics import METRICS, MetricsWriter, read_entries
-from train.preemption import EXIT_CODE, Preempted, watch_for_preemption
 from train.observe.reporter import Reporter
-from train.state import Frozen, TrainState
 from train.observe.throughput import Throughput
 from train.observe.trace import Trace
+from train.preemption import EXIT_CODE, Preempted, watch_for_preemption
+from train.state import Frozen, TrainState
 
 
 class Counter:

@@ -78,7 +78,10 @@ def test_bfloat16_halves_the_first_moment_and_nothing_else():
 def test_float32_moments_are_those_of_adamw_by_default():
     config = OptimConfig(clip_norm=None, schedule="constant")
     tree, grads = {"weight": jnp.ones(4)}, {"weight": jnp.linspace(0.1, 1, 4)}
-    ours, plain = make_optimizer(config, 10), optax.adamw(config.learning_rate, config.b1, config.b2, config.eps, weight_decay=0.0)
+    ours, plain = (
+        make_optimizer(config, 10),
+        optax.adamw(config.learning_rate, config.b1, config.b2, config.eps, weight_decay=0.0),
+    )
     states = [ours.init(tree), plain.init(tree)]
     for _ in range(3):
         got, states[0] = ours.update(grads, states[0], tree)

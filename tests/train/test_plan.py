@@ -178,7 +178,9 @@ def test_the_table_in_the_readme_is_that_of_the_stored_plans():
     assert plan_recipes.table() in (REPO / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("name", "topology", "config"), list(plan_recipes.recipes()), ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize(
+    ("name", "topology", "config"), list(plan_recipes.recipes()), ids=lambda value: str(value)[:24]
+)
 def test_stored_plans_are_those_of_the_recipes(name, topology, config):
     plan = plan_recipes.stored_plan(name)
     assert plan["settings"] == plan_recipes.fingerprint(topology, config)

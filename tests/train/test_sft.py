@@ -237,6 +237,29 @@ def test_wrong_input_is_one_line_and_writes_nothing(inputs, tmp_path, capsys, ca
     assert sorted(tmp_path.rglob("*")) == before
 
 
+OTHER_OBJECTIVE = """
+import dataclasses
+from configs.tiny_sft import config as tiny
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    def check_lora(self, lora):
+        pass
+
+def config():
+    return tiny().replace(objective=Distillation())
+"""
+
+
+def test_a_run_file_with_another_objective_is_refused_by_name(tmp_path, capsys):
+    (tmp_path / "other.py").write_text(OTHER_OBJECTIVE)
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "other.py")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "is Distillation, but python -m train.sft needs Supervised" in error
+
+
 def test_resuming_with_other_settings_is_refused(whole_run, inputs, capsys):
     workdir, _ = whole_run
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}

@@ -30,8 +30,14 @@ GOOD = TrainConfig(
         ({"profile": "9:11"}, "beyond the last step; end it by steps=10"),
         ({"plan_json": "plan.json"}, "name its TPUs with --plan"),
         ({"lora": LoraConfig(targets=("mtp",)), "objective": Supervised(MtpLossConfig(weight=0))}, "never trains it"),
-        ({"lora": LoraConfig(), "objective": Supervised(MtpLossConfig(gradient="detach_trunk"))}, "reaches none of lora.targets"),
-        ({"lora": LoraConfig(targets=("embed",)), "objective": Supervised(MtpLossConfig(gradient="head_only"))}, "'head_only' reaches"),
+        (
+            {"lora": LoraConfig(), "objective": Supervised(MtpLossConfig(gradient="detach_trunk"))},
+            "reaches none of lora.targets",
+        ),
+        (
+            {"lora": LoraConfig(targets=("embed",)), "objective": Supervised(MtpLossConfig(gradient="head_only"))},
+            "'head_only' reaches",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other(changes, message):

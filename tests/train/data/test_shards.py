@@ -156,10 +156,10 @@ def test_more_shards_than_documents(tmp_path, tokenizer):
     assert iterator.report()["documents"] == 2
 
 
-@pytest.mark.parametrize("rows", [range(0), range(0, 8, 2), range(-1, 3), range(4, 9)])
-def test_rows_of_no_batch_are_refused(config, tokenizer, rows):
-    with pytest.raises(ValueError, match=r"are not neighbouring rows of a batch; give a range within 0 to .*=8"):
-        make_batches(config, tokenizer, rows)
+@pytest.mark.parametrize("sequences", [range(0), range(0, 8, 2), range(-1, 3), range(4, 9)])
+def test_sequences_of_no_batch_are_refused(config, tokenizer, sequences):
+    with pytest.raises(ValueError, match=r"are not neighbouring sequences of a batch; give a range within 0 to .*=8"):
+        make_batches(config, tokenizer, sequences)
 
 
 def test_an_end_that_a_reader_cannot_know_is_refused(config, tokenizer):
