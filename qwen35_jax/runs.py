@@ -1,6 +1,6 @@
 """Reads the model of a training run back from its directory: the base checkpoint and what a step had trained.
 
-A run directory holds ``config.json``, whose ``model.path`` and ``lora`` say what was trained, and one folder a step in
+A run directory holds ``config.json``, whose ``recipe`` says what was trained, and one folder a step in
 ``checkpoints/``, whose item ``state`` holds the trained parameters under ``params.`` and their dotted path in the
 model. A step is whole if the files that its ``manifest.json`` lists have the sizes it gives.
 """
@@ -49,9 +49,9 @@ def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None 
       FileNotFoundError: the base checkpoint is not at hand.
     """
     run_dir = Path(run_dir).absolute()
-    record = _read_record(run_dir)
+    recipe = _read_recipe(run_dir)
     step = _choose_step(run_dir, step)
-    settings, adapter = record["model"], record.get("lora")
+    settings, adapter = recipe["model"], recipe.get("lora")
     source = find_folder(settings["path"])
     model = load(source, settings["dtype"], mesh, param_dtype=stored_dtype(source))
     if adapter is not None:
@@ -70,17 +70,18 @@ def stored_dtype(folder: Path) -> str:
     return {"BF16": "bfloat16", "F16": "float16"}.get(dtypes.pop(), "float32") if len(dtypes) == 1 else "float32"
 
 
-def _read_record(run_dir: Path) -> dict[str, Any]:
+def _read_recipe(run_dir: Path) -> dict[str, Any]:
+    """Returns the recipe of the run record, of which ``model`` and ``lora`` are read here."""
     path = run_dir / "config.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(record["model"]["path"], str):
-            return record
+        recipe = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+        if isinstance(recipe["model"]["path"], str):
+            return recipe
     except FileNotFoundError as err:
         raise ValueError(f"{run_dir} is not the directory of a training run: it has no config.json.") from err
     except (ValueError, TypeError, KeyError) as err:
         raise ValueError(f"{path} is not that of a training run ({err!r}).") from err
-    raise ValueError(f"{path} is not that of a training run: model.path is {record['model']['path']!r}.")
+    raise ValueError(f"{path} is not that of a training run: model.path is {recipe['model']['path']!r}.")
 
 
 def _choose_step(run_dir: Path, step: int | None) -> int:

@@ -17,6 +17,7 @@ from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.names import Index, TensorSpec, TreePath, tensor_table, tied_head
 from qwen35_jax.hf.safetensors import Stored, read_checkpoint
 from qwen35_jax.model import Qwen35
+from qwen35_jax.ops.gated_delta import DeltaRule
 from qwen35_jax.sharding import check_mesh, make_mesh, named_sharding
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def load(
     adapter: str | Path | None = None,
     *,
     param_dtype: DTypeLike | None = None,
+    delta_rule: DeltaRule = "auto",
 ) -> Qwen35:
     """Loads a model from a Hugging Face folder or hub repository.
 
@@ -42,6 +44,7 @@ def load(
       mesh: where parameters are placed; by default one device.
       adapter: a folder with an adapter in PEFT's format, added after loading.
       param_dtype: what weights are stored in, by default ``dtype``; ``A_log`` and the gated norms are float32.
+      delta_rule: how DeltaNet layers compute their recurrence (see ``ops/gated_delta/README.md``).
 
     Raises:
       FileNotFoundError: no such folder or repository, or a file that it should hold is absent.
@@ -62,7 +65,8 @@ def load(
         if spec.path is not None and spec.name in stored:
             specs.setdefault(spec.path, []).append(spec)
     with jax.set_mesh(mesh):
-        model = nnx.eval_shape(lambda: Qwen35(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+        options = {"dtype": dtype, "param_dtype": param_dtype, "delta_rule": delta_rule}
+        model = nnx.eval_shape(lambda: Qwen35(config, **options, rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(model)
         # The largest first: its bytes on the way into place are then on top of nothing else.
         for param_path, param in sorted(nnx.to_flat_state(state), key=lambda item: -item[1].size):
