@@ -137,7 +137,7 @@ def test_a_setting_that_an_older_record_lacks_counts_as_its_default(edited, capl
 
 
 def test_a_setting_that_is_gone_is_refused(edited):
-    with pytest.raises(ValueError, match="optim.nesterov was True, now None"):
+    with pytest.raises(ValueError, match=r"optim\.nesterov was True, now None"):
         edited(lambda record: record["recipe"]["optim"].update(nesterov=True))
 
 
