@@ -66,14 +66,7 @@ def run_steps(
       Preempted: the machine is taken away; the state is saved.
     """
     saved = int(state.step)
-
-    def save(state: TrainState) -> int:
-        reporter.sync()
-        with reporter.timed("checkpoint_seconds"):
-            checkpoints.save(state, merge_states(gather(batches.get_state())))
-        reporter.leave_out()
-        return int(state.step)
-
+    save = partial(_save, checkpoints=checkpoints, batches=batches, reporter=reporter)
     for number in range(saved + 1, schedule.last_step + 1):
         with reporter.timed("data_seconds"):
             batch = next(batches, None)
@@ -100,6 +93,15 @@ def run_steps(
             saved = save(state)
     if int(state.step) > saved:
         save(state)
-    # Here, where SIGTERM does not end the process yet.
+    # While this waits, SIGTERM does not end the process yet.
     checkpoints.wait()
     return state
+
+
+def _save(state: TrainState, *, checkpoints: Checkpoints, batches: Batches, reporter: Reporter) -> int:
+    """Saves the state once its metrics are on disk, and returns its step."""
+    reporter.sync()
+    with reporter.timed("checkpoint_seconds"):
+        checkpoints.save(state, merge_states(gather(batches.get_state())))
+    reporter.leave_out()
+    return int(state.step)

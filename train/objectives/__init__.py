@@ -1,1 +1,1 @@
-"""What a training step minimises: the parts that all objectives share, and one file an objective."""
+"""What a training step minimises: what all objectives share, and one file for each objective."""
