@@ -33,8 +33,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": ("context",),
     "features": (),
-    # The output head while a loss is computed: rows of the vocabulary over every device that shares its tokens.
-    "vocab_parts": ("fsdp", "tensor"),
+    # The output head while a loss is computed: the vocabulary over every device that shares its tokens.
+    "vocab_shards": ("fsdp", "tensor"),
 }
 
 
@@ -195,3 +195,23 @@ def over_mesh(function: Callable, *args: Any, in_axes: Sequence[Axes], out_axes:
     in_specs = tuple(PartitionSpec() if arg is None else fitted(axes) for arg, axes in zip(args, in_axes, strict=True))
     # Values that are equal on several devices are not tracked: scans would need their starts marked.
     return jax.shard_map(function, in_specs=in_specs, out_specs=fitted(out_axes), check_vma=False)(*args)
+
+
+def mesh_axes(*logical_axes: str) -> tuple[str, ...]:
+    """Returns the mesh axes that these logical axes are split over, as the collectives below take them."""
+    return tuple(axis for name in logical_axes for axis in RULES[name])
+
+
+def gather_over(axes: tuple[str, ...], x: jax.Array, *, axis: int) -> jax.Array:
+    """Joins along ``axis`` what the devices along mesh axes hold; without mesh axes it returns ``x``."""
+    return jax.lax.all_gather(x, axes, axis=axis, tiled=True) if axes else x
+
+
+def sum_over(axes: tuple[str, ...], tree: Any) -> Any:
+    """Adds up the arrays of all devices along mesh axes; without mesh axes it returns ``tree``."""
+    return jax.lax.psum(tree, axes) if axes else tree
+
+
+def scatter_sum_over(axes: tuple[str, ...], x: jax.Array, *, axis: int) -> jax.Array:
+    """Adds up the arrays of all devices along mesh axes and leaves each device its own part along ``axis``."""
+    return jax.lax.psum_scatter(x, axes, scatter_dimension=axis, tiled=True) if axes else x
