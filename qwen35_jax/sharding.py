@@ -118,10 +118,14 @@ def spec(logical_axes: Axes) -> PartitionSpec:
 
 def named_sharding(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
     """Returns where a parameter lives on ``mesh``; an axis that the mesh does not divide stays whole."""
-    axes = variable.get_metadata("logical_axes")
+    return array_sharding(variable.get_metadata("logical_axes"), variable.shape, mesh)
+
+
+def array_sharding(logical_axes: Axes, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Returns where an array lives on ``mesh``; an axis that the mesh does not divide stays whole."""
     fitted = [
         axis if axis and (size if isinstance(axis, str) else axis[1]) % num_parts(axis, mesh) == 0 else None
-        for axis, size in zip(axes, variable.shape, strict=True)
+        for axis, size in zip(logical_axes, shape, strict=True)
     ]
     return NamedSharding(mesh, spec(fitted))
 
