@@ -2,8 +2,8 @@
 
 A run directory holds the run record ``config.json``, which says what was trained, and a folder ``checkpoints/`` with
 one folder for each saved step, which has the step's number as its name. Its item ``state`` holds arrays by their dotted
-path in the training state; the paths of the trained parameters begin with ``params.``. A step is whole if all files that
-its ``manifest.json`` lists are there in the sizes that it gives.
+path in the training state; the paths of the trained parameters begin with ``params.``. A step is whole if all files
+that its ``manifest.json`` lists are there in the sizes that it gives.
 """
 
 import json
