@@ -21,11 +21,11 @@ def mesh_sizes(**sizes: int) -> dict[str, int]:
     ("sizes", "batch"),
     [
         ({}, {}),
-        ({"fsdp": 8}, {"rows": 8, "tokens": 4095}),
-        ({"fsdp": 4, "tensor": 2}, {"rows": 4}),
+        ({"fsdp": 8}, {"sequences": 8, "tokens": 4095}),
+        ({"fsdp": 4, "tensor": 2}, {"sequences": 4}),
         ({"tensor": 8}, {}),
-        ({"context": 8}, {"rows": 1, "tokens": 262_144}),
-        ({"data": 2, "fsdp": 16}, {"rows": 64}),
+        ({"context": 8}, {"sequences": 1, "tokens": 262_144}),
+        ({"data": 2, "fsdp": 16}, {"sequences": 64}),
     ],
 )
 def test_meshes_that_divide_the_2b(sizes, batch):
@@ -38,9 +38,9 @@ def test_meshes_that_divide_the_2b(sizes, batch):
         ({"tensor": 3}, {}, "num_attention_heads=8 is not a multiple of tensor=3", "data=3 fsdp=1 context=1 tensor=1"),
         ({"fsdp": 3, "tensor": 2}, {}, "hidden_size=2048 is not a multiple of fsdp=3", "data=3 fsdp=1 context=1 ten"),
         ({"tensor": 16}, {}, "num_attention_heads=8 is not a multiple of tensor=16", "fsdp=2 context=1 tensor=8"),
-        ({"fsdp": 8}, {"rows": 4}, "the batch's rows=4 is not a multiple of data*fsdp=8", "data=1 fsdp=4 "),
-        ({"context": 8}, {"rows": 8, "tokens": 100}, "tokens in a row=100 is not a multiple of 2*con", "context=2"),
-        ({"data": 7}, {"rows": 1, "tokens": 10}, "the batch's rows=1 is not", "no mesh of 7 devices fits"),
+        ({"fsdp": 8}, {"sequences": 4}, "the batch's sequences=4 is not a multiple of data*fsdp=8", "data=1 fsdp=4 "),
+        ({"context": 8}, {"sequences": 8, "tokens": 100}, "tokens in a sequence=100 is not a multiple", "context=2"),
+        ({"data": 7}, {"sequences": 1, "tokens": 10}, "the batch's sequences=1 is not", "no mesh of 7 devices fits"),
     ],
 )  # fmt: skip
 def test_other_meshes_are_refused_with_the_nearest_that_fit(sizes, batch, problem, remedy):

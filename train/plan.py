@@ -182,7 +182,7 @@ def make_plan(cfg: SFTConfig, topology: str, make_objective: MakeObjective, *, s
     """
     devices = topology_devices(topology)
     config = find_config(cfg.model.path)
-    check_mesh(config.text, dataclasses.asdict(cfg.mesh), rows=_micro_rows(cfg), tokens=cfg.data.sequence_length)
+    check_mesh(config.text, dataclasses.asdict(cfg.mesh), sequences=_micro_rows(cfg), tokens=cfg.data.sequence_length)
     used = cfg.mesh.data * cfg.mesh.fsdp * cfg.mesh.context * cfg.mesh.tensor
     if used != len(devices):
         raise ValueError(f"the mesh has {used} devices, but {topology} has {len(devices)}; "

@@ -113,7 +113,7 @@ def check_inputs(cfg: SFTConfig, mesh: Mesh) -> Inputs:
     check_mesh(
         model_config.text,
         mesh.shape,
-        rows=cfg.data.rows_per_batch // cfg.accumulation,
+        sequences=cfg.data.rows_per_batch // cfg.accumulation,
         tokens=cfg.data.sequence_length,
     )
     if cfg.mtp.weight and not model_config.text.mtp.num_hidden_layers:
@@ -129,7 +129,7 @@ def check_inputs(cfg: SFTConfig, mesh: Mesh) -> Inputs:
             f"{model_config.text.vocab_size}; use the tokenizer that belongs to the checkpoint."
         )
     rows = rows_of_process(
-        rows=cfg.data.rows_per_batch, tokens=cfg.data.sequence_length, accumulation=cfg.accumulation, mesh=mesh
+        sequences=cfg.data.rows_per_batch, tokens=cfg.data.sequence_length, accumulation=cfg.accumulation, mesh=mesh
     )
     batches = make_batches(cfg.data, tokenizer, rows)
     # The first batch shows whether rows can be tokenised and are short enough, before anything large is loaded.
