@@ -36,14 +36,14 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -e .
+	$(BIN)/python -m pip install -q -e ".[train,eval]"
 	touch $@
 
 # --group needs a recent pip; torch comes first and alone, so that its CPU build is what the others find.
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install -q torch==2.13.0
-	$(BIN)/python -m pip install -q -e ".[eval,plan]" --group dev --group reference
+	$(BIN)/python -m pip install -q -e ".[all]" --group dev --group reference
 	touch $@ $(VENV)/.core
 
 clean:

@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from qwen35_jax.storage import write_atomically
-from train.config import SFTConfig
+from train.config import TrainConfig
 from train.plan import make_plan
-from train.sft import objective
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PLANS = CONFIGS / "plans"
 
 
-def recipes() -> Iterator[tuple[str, str, SFTConfig]]:
+def recipes() -> Iterator[tuple[str, str, TrainConfig]]:
     """Yields name, topology and settings of each recipe."""
     for path in sorted(CONFIGS.glob("*.py")):
         if "\nTOPOLOGY = " in path.read_text():
@@ -34,9 +33,10 @@ def recipes() -> Iterator[tuple[str, str, SFTConfig]]:
             yield path.stem, module.TOPOLOGY, module.config()
 
 
-def fingerprint(topology: str, cfg: SFTConfig) -> str:
-    """Identifies the settings that a plan was made for."""
-    text = json.dumps([topology, dataclasses.asdict(cfg)], sort_keys=True)
+def fingerprint(topology: str, config: TrainConfig) -> str:
+    """Identifies the settings that a plan was made for. How a run is operated changes no plan."""
+    settings = [topology, dataclasses.asdict(config.recipe), dataclasses.asdict(config.layout)]
+    text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -87,10 +87,10 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not options.table:
         PLANS.mkdir(exist_ok=True)
-        for name, topology, cfg in recipes():
+        for name, topology, config in recipes():
             if not options.names or name in options.names:
-                plan = make_plan(cfg, topology, objective)
-                report = plan.to_json() | {"settings": fingerprint(topology, cfg)}
+                plan = make_plan(config, topology)
+                report = plan.to_json() | {"settings": fingerprint(topology, config)}
                 write_atomically(PLANS / f"{name}.json", json.dumps(report, indent=1) + "\n")
                 print(f"{name}\n{plan.to_text()}", flush=True)
     if options.table or not options.names:

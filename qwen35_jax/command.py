@@ -134,8 +134,8 @@ def _run_tyro(
 def _raise_first_message(box: str) -> NoReturn:
     """Raises the first paragraph of the box that tyro draws around an error, below the box's title."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    rows = [row.strip(" │─╭╮╰╯") for row in plain.splitlines()[1:]]
-    lines = ["" if set(row) <= {"-"} else row for row in rows]  # rules are dashes where the terminal is not UTF-8
+    inner = [line.strip(" │─╭╮╰╯") for line in plain.splitlines()[1:]]
+    lines = ["" if set(line) <= {"-"} else line for line in inner]  # rules are dashes where the terminal is not UTF-8
     paragraph = itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines))
     raise ValueError(f"{_one_line(' '.join(paragraph))} (--help lists every option)")
 

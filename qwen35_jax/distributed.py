@@ -1,7 +1,11 @@
-"""Joins the processes of a run, and keeps them in step about what only the hosts know.
+"""The processes of a run: how they find each other, wait for each other, and tell each other what only one knows.
 
-On a TPU slice the hosts find each other. Elsewhere flags or the environment name the coordinator (the address of
-process 0), how many processes there are and which one this is.
+On a TPU slice the processes find each other. Elsewhere flags or the environment name the coordinator (the address of
+process 0), how many processes there are and which one this is. A run of one process needs nothing of this: every
+function here then returns at once.
+
+``join`` comes first, before anything asks JAX for its devices. The other functions must be called by all processes, in
+the same order; a process that leaves one out lets the others wait for ever.
 """
 
 import contextlib
@@ -39,7 +43,7 @@ class ProcessConfig:
 
 
 def join(config: ProcessConfig) -> None:
-    """Joins the processes of a run; call it before anything asks JAX for its devices.
+    """Joins the processes of a run.
 
     Raises:
       ValueError: the settings are incomplete or contradict each other, or the others cannot be reached.
@@ -58,7 +62,9 @@ def join(config: ProcessConfig) -> None:
 
 
 def resolve(config: ProcessConfig, environment: Mapping[str, str]) -> tuple[str | None, int | None, int | None]:
-    """Returns coordinator, number of processes and index from flags or else the environment: all, or none.
+    """Returns coordinator, number of processes and index, each from its flag or else from the environment.
+
+    Either all three are given or none.
 
     Raises:
       ValueError: some are missing, not numbers, or out of range.
@@ -106,8 +112,14 @@ def _is_on_tpu() -> bool:
     )
 
 
+def wait(event: str) -> None:
+    """Returns when every process has come here. ``event`` names the place, and must be the same in all of them."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(event)
+
+
 def gather(value: Any) -> list[Any]:
-    """Returns the JSON-able values of all processes in their order; all must call it, at the same point."""
+    """Returns the values of all processes in their order; a value must be what JSON can hold."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -115,15 +127,20 @@ def gather(value: Any) -> list[Any]:
     # A power of two, so that few lengths are ever compiled.
     padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
     padded[: data.size] = data
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    texts = multihost_utils.process_allgather(padded)
+    return [json.loads(text[:size].tobytes()) for text, size in zip(texts, sizes, strict=True)]
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """Copies a whole array to the host of every process, wherever its shards lie."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 @contextlib.contextmanager
 def raise_together() -> Iterator[None]:
     """Raises an error about wrong input that one process meets inside in every process, so that none waits for it.
-
-    All processes must enter and leave it at the same points.
 
     Raises:
       ValueError, OSError: the process's own error.
@@ -153,9 +170,9 @@ def check_shared(folder: Path) -> None:
     mark = folder / ".seen-by-all-processes"
     if jax.process_index() == 0:
         mark.touch()
-    multihost_utils.sync_global_devices("mark written")
+    wait("mark written")
     seen = mark.exists()
-    multihost_utils.sync_global_devices("mark read")
+    wait("mark read")
     if jax.process_index() == 0:
         mark.unlink()
     if not seen:
@@ -163,16 +180,3 @@ def check_shared(folder: Path) -> None:
             f"{folder} is not shared by all processes: what process 0 wrote there is missing in process "
             f"{jax.process_index()}; put it on a disk or mounted bucket that every host sees under this path."
         )
-
-
-def to_host(array: jax.Array) -> np.ndarray:
-    """Copies an array to the host; under several processes all must call it."""
-    if array.is_fully_addressable or array.is_fully_replicated:
-        return np.asarray(array)
-    return multihost_utils.process_allgather(array, tiled=True)
-
-
-def wait(event: str) -> None:
-    """Returns when every process has come here; at once if there is one."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(event)

@@ -68,7 +68,7 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class Match:
-    """One row of the table of adapted modules: ``count`` weights of one name and shape (in, out)."""
+    """One line of the table of adapted modules: ``count`` weights of one name and shape (in, out)."""
 
     group: str
     module: str
@@ -84,7 +84,7 @@ def add(model: Qwen35, config: LoraConfig, seed: int) -> list[Match]:
     rank kept whole. The model remembers ``config`` as ``model.lora_config``.
 
     Returns:
-      A row for each kind of module that got an adapter.
+      A line for each kind of module that got an adapter.
 
     Raises:
       ValueError: a target matches no layer of this model, or the model has adapters already.
@@ -145,10 +145,12 @@ def check_mergeable(model: Qwen35) -> None:
         )
 
 
-def merged_weight(layer: Layer, row: int | None = None) -> Float[Array, "*G I O"]:
-    """Returns ``W + scale * A B`` in float32: of the whole layer, or of one row of its stack."""
-    factors = (layer.weight[...], layer.lora_a[...], layer.lora_b[...])
-    return _merge(*(x if row is None else x[row] for x in factors), layer.lora_scale)
+def merged_weight(layer: Layer, index: tuple[int | slice, ...] = ()) -> Float[Array, "*G I O"]:
+    """Returns ``(W + scale * A B)[index]`` in float32; positions in the stack are chosen before the product."""
+    num_positions = sum(isinstance(entry, int) for entry in index)
+    positions, inside = index[:num_positions] or ..., index[num_positions:]
+    merged = _merge(layer.weight[positions], layer.lora_a[positions], layer.lora_b[positions], layer.lora_scale)
+    return merged[inside] if inside else merged
 
 
 def count(model: Qwen35) -> int:
@@ -203,14 +205,14 @@ def _placed(value: np.ndarray, axes: Axes, layer: Layer) -> nnx.LoRAParam:
 
 
 def _matches(chosen: dict[TreePath, Layer]) -> list[Match]:
-    """Joins the layers of a period that have the same name and shape into rows, ordered by group."""
+    """Joins the layers of a period that have the same name and shape into lines, ordered by group."""
     counts: dict[tuple[str, str, tuple[int, int]], int] = {}
     sizes: dict[tuple[str, str, tuple[int, int]], int] = {}
     for path, layer in chosen.items():
         *stack, in_dim, out_dim = layer.weight.shape
         module = ".".join(map(str, path[2:] if path[0] == "layers" else path))
-        row = group_of(path), module, (in_dim, out_dim)
-        counts[row] = counts.get(row, 0) + math.prod(stack)
-        sizes[row] = sizes.get(row, 0) + layer.lora_a.size + layer.lora_b.size
-    rows = [Match(*row[:2], counts[row], row[2], sizes[row]) for row in counts]
-    return sorted(rows, key=lambda row: GROUPS.index(row.group))
+        kind = group_of(path), module, (in_dim, out_dim)
+        counts[kind] = counts.get(kind, 0) + math.prod(stack)
+        sizes[kind] = sizes.get(kind, 0) + layer.lora_a.size + layer.lora_b.size
+    matches = [Match(*kind[:2], counts[kind], kind[2], sizes[kind]) for kind in counts]
+    return sorted(matches, key=lambda match: GROUPS.index(match.group))

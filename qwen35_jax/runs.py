@@ -1,8 +1,9 @@
-"""Reads the model of a training run back from its directory: the base checkpoint and what a step had trained.
+"""The format of a run directory, and how the model of a run is read back from it.
 
-A run directory holds ``config.json``, whose ``model.path`` and ``lora`` say what was trained, and one folder a step in
-``checkpoints/``, whose item ``state`` holds the trained parameters under ``params.`` and their dotted path in the
-model. A step is whole if the files that its ``manifest.json`` lists have the sizes it gives.
+A run directory holds the run record ``config.json``, whose ``recipe`` says what was trained, and a folder
+``checkpoints/``. In it every saved step has a folder, which is named by its number. The item ``state`` of such a folder
+holds arrays by their dotted path in the training state. The paths of the trained parameters begin with ``params.``. A
+step is whole if all files that its ``manifest.json`` lists are there in the sizes that it gives.
 """
 
 import json
@@ -19,9 +20,63 @@ from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
 from qwen35_jax.hf.safetensors import read_checkpoint
 from qwen35_jax.model import Qwen35
+from qwen35_jax.storage import write_json
 
-# What an orbax tree calls a variable of the model: the path of its array.
-_PREFIX, _SUFFIX = "params.", ".value"
+RECORD = "config.json"
+CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"
+STATE = "state"
+# Orbax writes the last two between the manifest and the renaming; nothing is restored from them.
+_UNLISTED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
+_PARAMS = "params"
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    """Lists the steps in a folder of checkpoints, whole ones and others.
+
+    A folder that is being written, or was left so, has more than the number in its name.
+    """
+    return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit())
+
+
+def write_manifest(step_folder: Path) -> None:
+    """Writes down names and sizes of the files of a step, after the last of them."""
+    write_json(step_folder / MANIFEST, _sizes(step_folder))
+
+
+def find_damage(step_folder: Path) -> str | None:
+    """Says why a step cannot be restored, or returns None for one that is whole."""
+    try:
+        wanted = json.loads((step_folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}, so its files cannot be told to be all there"
+    except ValueError:
+        return f"its {MANIFEST} is cut short"
+    present = _sizes(step_folder)
+    for name, size in wanted.items():
+        if name not in present:
+            return f"{name} is missing"
+        if present[name] != size:
+            return f"{name} has {present[name]} bytes instead of {size}"
+    return None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path.stat().st_size for name, path in files.items() if name not in _UNLISTED}
+
+
+def name_arrays(tree: Any) -> dict[str, Any]:
+    """Flattens a tree into dotted names, which do not depend on the classes of its containers."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {".".join(_key_name(key) for key in path): leaf for path, leaf in leaves}
+
+
+def _key_name(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    raise AssertionError(f"unknown kind of tree key: {key!r}")
 
 
 class TrainedModel(NamedTuple):
@@ -49,18 +104,17 @@ def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None 
       FileNotFoundError: the base checkpoint is not at hand.
     """
     run_dir = Path(run_dir).absolute()
-    record = _read_record(run_dir)
+    recipe = _read_recipe(run_dir)
     step = _choose_step(run_dir, step)
-    settings, adapter = record["model"], record.get("lora")
+    settings, adapter = recipe["model"], recipe.get("lora")
     source = find_folder(settings["path"])
     model = load(source, settings["dtype"], mesh, param_dtype=stored_dtype(source))
     if adapter is not None:
         lora.add(model, lora.LoraConfig(**adapter), seed=0)
-    state = nnx.state(model)
-    variables = {_PREFIX + ".".join(map(str, path)) + _SUFFIX: variable for path, variable in nnx.to_flat_state(state)}
-    for name, value in _restore(run_dir / "checkpoints" / str(step) / "state", variables).items():
-        variables[name].set_value(value)
-    nnx.update(model, state)
+    tree = {_PARAMS: nnx.state(model)}
+    arrays = name_arrays(tree)
+    arrays |= _restore(run_dir / CHECKPOINTS / str(step) / STATE, arrays)
+    nnx.update(model, jax.tree.unflatten(jax.tree.structure(tree), arrays.values())[_PARAMS])
     return TrainedModel(model, source, step, adapter is not None)
 
 
@@ -70,52 +124,43 @@ def stored_dtype(folder: Path) -> str:
     return {"BF16": "bfloat16", "F16": "float16"}.get(dtypes.pop(), "float32") if len(dtypes) == 1 else "float32"
 
 
-def _read_record(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "config.json"
+def _read_recipe(run_dir: Path) -> dict[str, Any]:
+    """Returns the recipe of the run record, of which ``model`` and ``lora`` are read here."""
+    path = run_dir / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(record["model"]["path"], str):
-            return record
+        recipe = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+        if isinstance(recipe["model"]["path"], str):
+            return recipe
     except FileNotFoundError as err:
         raise ValueError(f"{run_dir} is not the directory of a training run: it has no config.json.") from err
     except (ValueError, TypeError, KeyError) as err:
         raise ValueError(f"{path} is not that of a training run ({err!r}).") from err
-    raise ValueError(f"{path} is not that of a training run: model.path is {record['model']['path']!r}.")
+    raise ValueError(f"{path} is not that of a training run: model.path is {recipe['model']['path']!r}.")
 
 
 def _choose_step(run_dir: Path, step: int | None) -> int:
-    # A folder that is still being written, or was left so, has more than the number in its name.
-    folders = (path for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit())
-    whole = sorted(int(folder.name) for folder in folders if _is_whole(folder))
+    checkpoints = run_dir / CHECKPOINTS
+    whole = [saved for saved in saved_steps(checkpoints) if find_damage(checkpoints / str(saved)) is None]
     if not whole:
-        raise ValueError(f"{run_dir / 'checkpoints'} holds no whole checkpoint.")
+        raise ValueError(f"{checkpoints} holds no whole checkpoint.")
     if step is not None and step not in whole:
         raise ValueError(f"{run_dir} has no whole checkpoint of step {step}; it has {', '.join(map(str, whole))}.")
     return whole[-1] if step is None else step
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether every file that the manifest lists is there in its full size."""
-    try:
-        sizes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (FileNotFoundError, ValueError):
-        return False
-
-
-def _restore(folder: Path, variables: dict[str, nnx.Variable]) -> dict[str, jax.Array]:
-    """Reads the trained parameters, each onto the devices of the variable it belongs to."""
+def _restore(folder: Path, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Reads the trained parameters, each onto the devices of the array whose place it takes."""
     handler = ocp.PyTreeCheckpointHandler()
     stored = handler.metadata(folder).tree
-    trained = {name: leaf for name, leaf in stored.items() if name.startswith(_PREFIX)}
+    trained = {name: leaf for name, leaf in stored.items() if name.startswith(f"{_PARAMS}.")}
     shapes = {}
     for name, leaf in trained.items():
-        if name not in variables or variables[name].shape != tuple(leaf.shape):
-            parameter = name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+        if name not in arrays or arrays[name].shape != tuple(leaf.shape):
+            parameter = name.removeprefix(f"{_PARAMS}.").removesuffix(".value")
             raise ValueError(
                 f"{folder}: {parameter} of shape {list(leaf.shape)} has no place in the base checkpoint that "
                 "config.json names; it is not the one that training started from."
             )
-        shapes[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=variables[name][...].sharding)
+        shapes[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=arrays[name].sharding)
     arguments = ocp.checkpoint_utils.construct_restore_args(shapes)
     return handler.restore(folder, args=ocp.args.PyTreeRestore(shapes, restore_args=arguments, partial_restore=True))

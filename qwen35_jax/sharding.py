@@ -41,8 +41,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": ("context",),
     "features": (),
-    # The output head while a loss is computed: rows of the vocabulary over every device that shares its tokens.
-    "vocab_parts": ("fsdp", "tensor"),
+    # The output head while a loss is computed: the vocabulary over every device that shares its tokens.
+    "vocab_shards": ("fsdp", "tensor"),
 }
 
 
@@ -143,10 +143,14 @@ def spec(logical_axes: Axes) -> PartitionSpec:
 
 def named_sharding(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
     """Returns where a parameter lives on ``mesh``; an axis that the mesh does not divide stays whole."""
-    axes = variable.get_metadata("logical_axes")
+    return array_sharding(variable.get_metadata("logical_axes"), variable.shape, mesh)
+
+
+def array_sharding(logical_axes: Axes, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Returns where an array lives on ``mesh``; an axis that the mesh does not divide stays whole."""
     fitted = [
         axis if axis and (size if isinstance(axis, str) else axis[1]) % num_shards(axis, mesh) == 0 else None
-        for axis, size in zip(axes, variable.shape, strict=True)
+        for axis, size in zip(logical_axes, shape, strict=True)
     ]
     return NamedSharding(mesh, spec(fitted))
 
@@ -154,12 +158,12 @@ def named_sharding(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
 def num_shards(axis: str | tuple[str, int], mesh: Mesh | AbstractMesh | None = None) -> int:
     """Counts the array shards that a logical axis is split into, by default under the mesh of the context."""
     mesh = current_mesh() if mesh is None else mesh
-    return 1 if mesh is None else math.prod(mesh.shape[name] for name in mesh_axes(axis))
+    return 1 if mesh is None else math.prod(mesh.shape[name] for name in mesh_axes(_name(axis)))
 
 
-def mesh_axes(axis: str | tuple[str, int]) -> tuple[str, ...]:
-    """Returns the mesh axes that a logical axis is split over."""
-    return RULES[_name(axis)]
+def mesh_axes(*logical_axes: str) -> tuple[str, ...]:
+    """Returns the mesh axes that these logical axes are split over, as the collectives below take them."""
+    return tuple(axis for name in logical_axes for axis in RULES[name])
 
 
 def _name(axis: str | tuple[str, int]) -> str:
@@ -214,25 +218,6 @@ def current_platform() -> str:
     return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
 
 
-def shard_index(axis: str) -> jax.Array:
-    """Returns which shard of a logical axis this device holds. Call it inside ``over_mesh``."""
-    return jax.lax.axis_index(mesh_axes(axis))
-
-
-def gather_shards(x: jax.Array, axis: str, *, along: int | None = None) -> jax.Array:
-    """Gathers the shards of all devices along a logical axis. Call it inside ``over_mesh``.
-
-    Args:
-      along: the array axis to join the shards at; by default they are stacked along a new first axis.
-    """
-    return jax.lax.all_gather(x, mesh_axes(axis), axis=along or 0, tiled=along is not None)
-
-
-def send_shards(x: jax.Array, axis: str, pairs: Sequence[tuple[int, int]]) -> jax.Array:
-    """Sends arrays from shard to shard of a logical axis, by (source, target); shards that get none hold zeros."""
-    return jax.lax.ppermute(x, mesh_axes(axis), pairs)
-
-
 def over_mesh(function: Callable, *args: Any, in_axes: Sequence[Axes], out_axes: Any) -> Any:
     """Calls ``function`` on every device of the current mesh with that device's shard of the arguments.
 
@@ -262,3 +247,37 @@ def over_mesh(function: Callable, *args: Any, in_axes: Sequence[Axes], out_axes:
     in_specs = tuple(PartitionSpec() if arg is None else fitted(axes) for arg, axes in zip(args, in_axes, strict=True))
     # Values that are equal on several devices are not tracked: scans would need their starts marked.
     return jax.shard_map(function, in_specs=in_specs, out_specs=fitted(out_axes), check_vma=False)(*args)
+
+
+def gather_over(axes: tuple[str, ...], x: jax.Array, *, axis: int) -> jax.Array:
+    """Joins along ``axis`` what the devices along mesh axes hold; without mesh axes it returns ``x``."""
+    return jax.lax.all_gather(x, axes, axis=axis, tiled=True) if axes else x
+
+
+def sum_over(axes: tuple[str, ...], tree: Any) -> Any:
+    """Adds up the arrays of all devices along mesh axes; without mesh axes it returns ``tree``."""
+    return jax.lax.psum(tree, axes) if axes else tree
+
+
+def scatter_sum_over(axes: tuple[str, ...], x: jax.Array, *, axis: int) -> jax.Array:
+    """Adds up the arrays of all devices along mesh axes and leaves each device its own shard along ``axis``."""
+    return jax.lax.psum_scatter(x, axes, scatter_dimension=axis, tiled=True) if axes else x
+
+
+def shard_index(axis: str) -> jax.Array:
+    """Returns which shard of a logical axis this device holds. Call it inside ``over_mesh``."""
+    return jax.lax.axis_index(mesh_axes(axis))
+
+
+def gather_shards(x: jax.Array, axis: str, *, along: int | None = None) -> jax.Array:
+    """Gathers the shards of all devices along a logical axis. Call it inside ``over_mesh``.
+
+    Args:
+      along: the array axis to join the shards at; by default they are stacked along a new first axis.
+    """
+    return jax.lax.all_gather(x, mesh_axes(axis), axis=along or 0, tiled=along is not None)
+
+
+def send_shards(x: jax.Array, axis: str, pairs: Sequence[tuple[int, int]]) -> jax.Array:
+    """Sends arrays from shard to shard of a logical axis, by (source, target); shards that get none hold zeros."""
+    return jax.lax.ppermute(x, mesh_axes(axis), pairs)

@@ -2,11 +2,14 @@
 
 import contextlib
 import hashlib
+import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 _SAMPLE_BYTES = 4096
 
@@ -19,6 +22,11 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file for people to read, as ``write_atomically`` does."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
@@ -39,6 +47,19 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         os.replace(folder, out)
 
 
+def replace_folder(path: Path, new: Path) -> None:
+    """Puts a finished folder in the place of another, or where there is none; both lie in one parent folder.
+
+    A crash in between leaves the other under its name with ``.old`` added, which the next call removes.
+    """
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def make_writable_folder(path: Path) -> None:
     """Creates the folder if it is absent and proves that files can be made in it.
 
@@ -52,6 +73,12 @@ def make_writable_folder(path: Path) -> None:
         probe.unlink()
     except OSError as err:
         raise ValueError(f"workdir {path} cannot be written ({err.strerror}); choose another with --workdir.") from err
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a whole file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(files: Iterable[Path]) -> str:

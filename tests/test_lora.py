@@ -29,17 +29,17 @@ def _randomize(model):
 
 def test_groups_and_table():
     model = _model()
-    rows = lora.add(model, lora.LoraConfig(rank=4, targets=("deltanet", "attention", "mtp")), seed=0)
-    assert [(row.group, row.module) for row in rows if row.group == "attention"] == [
+    matches = lora.add(model, lora.LoraConfig(rank=4, targets=("deltanet", "attention", "mtp")), seed=0)
+    assert [(match.group, match.module) for match in matches if match.group == "attention"] == [
         ("attention", f"self_attn.{name}_proj") for name in "koqv"
     ]
-    assert {row.module: row.count for row in rows if row.group == "deltanet"} == {
+    assert {match.module: match.count for match in matches if match.group == "deltanet"} == {
         f"linear_attn.{name}": 2 for name in ("in_proj_a", "in_proj_b", "in_proj_qkv", "in_proj_z", "out_proj")
     }
-    assert {row.module for row in rows if row.group == "mtp"} >= {"mtp.fc", "mtp.layers.0.mlp.up_proj"}
-    q_proj = next(row for row in rows if row.module == "self_attn.q_proj")
+    assert {match.module for match in matches if match.group == "mtp"} >= {"mtp.fc", "mtp.layers.0.mlp.up_proj"}
+    q_proj = next(match for match in matches if match.module == "self_attn.q_proj")
     assert (q_proj.count, q_proj.shape, q_proj.parameters) == (2, (64, 256), 2 * 4 * (64 + 256))
-    assert lora.count(model) == sum(row.parameters for row in rows)
+    assert lora.count(model) == sum(match.parameters for match in matches)
     assert model.layers[0].mlp.up_proj.lora_a is None and model.embed_tokens.lora_a is None
 
 
@@ -80,6 +80,17 @@ def test_merged_equals_adapted():
     np.testing.assert_allclose(model.logits(IDS), want, atol=1e-4)
     assert np.abs(_model(tied=False).logits(IDS) - want).max() > 0.01
     lora.add(model, lora.LoraConfig(), seed=0)
+
+
+def test_one_layer_of_a_stack_or_a_part_of_it_is_merged_alone():
+    model = _model()
+    lora.add(model, lora.LoraConfig(rank=4), seed=0)
+    _randomize(model)
+    layer = model.layers[0].mlp.up_proj
+    want = np.asarray(lora.merged_weight(layer))
+    # float32; the sums of a smaller product may be ordered otherwise.
+    np.testing.assert_allclose(lora.merged_weight(layer, (1,)), want[1], atol=1e-6)
+    np.testing.assert_allclose(lora.merged_weight(layer, (1, slice(0, 5))), want[1, :5], atol=1e-6)
 
 
 def test_factors_lie_as_their_weights():

@@ -1,6 +1,7 @@
 """The house rules that a machine can check: import directions, what the product may import, what the wheel holds."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,12 +13,57 @@ from tests.conftest import REPO
 
 PRODUCT = ("qwen35_jax", "train", "eval", "configs", "examples")
 SOURCES = sorted(path for folder in PRODUCT for path in (REPO / folder).rglob("*.py"))
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
+# Packages whose requirement is not called as their module.
+REQUIREMENTS = {"huggingface_hub": "huggingface-hub", "orbax": "orbax-checkpoint"}
+# The verifiers of lm_eval import it, but lm_eval does not require it.
+NEEDED_BY_OTHERS = {"eval": {"immutabledict"}}
 
 
 def imported_modules(path: Path) -> set[str]:
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     return names | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def required_by(folder: str) -> set[str]:
+    """Returns the third-party packages that the files of a folder import, also by ``import_module`` and the like."""
+    modules = set()
+    for path in (REPO / folder).rglob("*.py"):
+        modules |= imported_modules(path) | modules_imported_by_name(path)
+    roots = {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names) - set(PRODUCT)
+    return {REQUIREMENTS.get(root, root) for root in roots}
+
+
+def modules_imported_by_name(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if function in ("import_module", "_import"):
+                names.add(node.args[0].value)
+    return names
+
+
+def declared(requirements: list[str]) -> set[str]:
+    return {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in requirements}
+
+
+def test_the_library_requires_what_it_imports_and_nothing_else():
+    assert declared(PROJECT["project"]["dependencies"]) == required_by("qwen35_jax")
+
+
+@pytest.mark.parametrize("folder", ["train", "eval"])
+def test_an_extra_requires_what_its_folder_imports_besides_the_library(folder):
+    base = declared(PROJECT["project"]["dependencies"])
+    extra = declared(PROJECT["project"]["optional-dependencies"][folder])
+    assert extra == (required_by(folder) | NEEDED_BY_OTHERS.get(folder, set())) - base
+
+
+def test_examples_and_configs_need_no_more_than_the_extras_that_make_quickstart_installs():
+    extras = PROJECT["project"]["optional-dependencies"]
+    installed = declared(PROJECT["project"]["dependencies"] + extras["train"] + extras["eval"])
+    assert required_by("examples") | required_by("configs") <= installed
 
 
 def test_imports_go_downwards():
@@ -41,8 +87,9 @@ def test_nobody_hides_the_builtin_eval():
 
 
 def test_only_the_library_is_packaged():
-    packaging = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert packaging["packages"]["find"]["include"] == ["qwen35_jax*"]
+    assert PROJECT["tool"]["setuptools"]["packages"]["find"]["include"] == ["qwen35_jax*"]
+    assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"]["qwen35_jax"]
+    assert (REPO / "qwen35_jax" / "py.typed").is_file()
     missing = [p.parent for p in SOURCES if not (p.parent / "__init__.py").is_file()]
     assert not missing, "every folder of the product is a package"
 

@@ -1,8 +1,18 @@
-"""Atomic writes, writable folders, fingerprints."""
+"""Atomic writes, folders that replace others, writable folders, fingerprints."""
+
+import hashlib
+import json
 
 import pytest
 
-from qwen35_jax.storage import fingerprint, make_writable_folder, write_atomically
+from qwen35_jax.storage import (
+    file_digest,
+    fingerprint,
+    make_writable_folder,
+    replace_folder,
+    write_atomically,
+    write_json,
+)
 
 
 def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path):
@@ -10,6 +20,29 @@ def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path):
     write_atomically(tmp_path / "a", "two")
     assert (tmp_path / "a").read_text() == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_json_is_readable_and_ends_with_a_line_break(tmp_path):
+    write_json(tmp_path / "a.json", {"straße": [1, None]})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"straße": [1, None]}
+    assert "straße" in text and text.endswith("}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_finished_folder_replaces_another(tmp_path):
+    (tmp_path / "x.old" / "left by a crash").mkdir(parents=True)
+    for content in ("first", "second"):
+        (tmp_path / "x.new").mkdir()
+        (tmp_path / "x.new" / content).touch()
+        replace_folder(tmp_path / "x", tmp_path / "x.new")
+        assert [path.name for path in (tmp_path / "x").iterdir()] == [content]
+        assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_file_digest(tmp_path):
+    (tmp_path / "a").write_bytes(b"content")
+    assert file_digest(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()
 
 
 def test_make_writable_folder(tmp_path):

@@ -6,18 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 
-
-@dataclasses.dataclass(frozen=True)
-class HubFile:
-    """One file of a hub data set at a pinned revision."""
-
-    repo: str
-    revision: str
-    filename: str
+from qwen35_jax.hf.hub import HubFile, find_hub_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +59,10 @@ def find_file(task: str, splits: tuple[str, ...], hub: HubFile | None, data_dir:
       ValueError: there is no such file, it cannot be chosen, or the hub cannot be reached.
     """
     if data_dir is None:
-        return _from_hub(task, hub)
+        remedy = f"give --data-dir with {task}/test.jsonl in it."
+        if hub is None:
+            raise ValueError(f"task {task} has no public data set; {remedy}")
+        return find_hub_file(hub, remedy=f"Check the network, or {remedy}")
     folder = Path(data_dir) / task
     wanted = f"{folder}/{splits[0]}.jsonl (or .parquet)"
     if not folder.is_dir():
@@ -118,16 +113,3 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 def _parquet_rows(path: Path) -> Iterator[Row]:
     for number, fields in enumerate(pyarrow.parquet.read_table(path).to_pylist()):
         yield Row(fields, f"{path}: row {number + 1}", number)
-
-
-def _from_hub(task: str, hub: HubFile | None) -> Path:
-    if hub is None:
-        raise ValueError(f"task {task} has no public data set; give --data-dir with {task}/test.jsonl in it.")
-    try:
-        path = huggingface_hub.hf_hub_download(hub.repo, hub.filename, repo_type="dataset", revision=hub.revision)
-    except OSError as err:
-        raise ValueError(
-            f"cannot fetch {hub.filename} of {hub.repo}@{hub.revision[:8]} from the hub ({type(err).__name__}); "
-            f"give --data-dir with {task}/test.jsonl in it."
-        ) from err
-    return Path(path)

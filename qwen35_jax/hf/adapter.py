@@ -18,8 +18,9 @@ from safetensors.numpy import save_file
 from qwen35_jax import lora
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.distributed import to_host, wait
+from qwen35_jax.hf.assembly import take
 from qwen35_jax.hf.hub import find_folder
-from qwen35_jax.hf.names import TensorSpec, TreePath, module_of, tensor_table
+from qwen35_jax.hf.names import Place, TensorSpec, TreePath, module_of, tensor_table
 from qwen35_jax.hf.safetensors import Stored, read_header
 from qwen35_jax.layers.embedding import Embedding
 from qwen35_jax.lora import Layer, LoraConfig
@@ -71,11 +72,10 @@ def save_adapter(model: Qwen35, out_dir: str | Path, source: str | Path, *, text
     tensors, modules = {}, []
     nested = None if text_model is None else not text_model
     for name, spec, layer in _modules(model.config, layers, nested=nested):
-        where = ... if spec.row is None else spec.row
-        factors = [layer.lora_a[where], layer.lora_b[where]]
+        factors = [take(factor[...], spec.index) for factor in (layer.lora_a, layer.lora_b)]
         pair = [np.ascontiguousarray(to_host(factor).astype(np.float32).T) for factor in factors]
         if not any(factor.any() for factor in pair):
-            continue  # A layer that the loaded adapter left out: other rows of its stack were adapted.
+            continue  # A layer that the loaded adapter left out: other layers of its stack were adapted.
         modules.append(name)
         for suffix, factor in zip(_suffixes(layer), pair, strict=True):
             tensors[f"{_PREFIX}{name}.{suffix}"] = factor
@@ -131,10 +131,9 @@ def load_adapter(model: Qwen35, path: str | Path) -> None:
         *stack, in_dim, out_dim = layer.weight.shape
         lora_a = np.zeros((*stack, in_dim, config.rank), np.float32)
         lora_b = np.zeros((*stack, config.rank, out_dim), np.float32)
-        for row, (down, up) in pairs.items():
-            where = ... if row is None else row
-            lora_a[where] = _read(down).T
-            lora_b[where] = _read(up).T
+        for index, (down, up) in pairs.items():
+            lora_a[index] = _read(down).T
+            lora_b[index] = _read(up).T
         lora.attach(layer, lora_a, lora_b, config)
     model.lora_config = config
 
@@ -171,8 +170,8 @@ def _read_settings(file: Path) -> _Settings:
 
 def _read_pairs(
     file: Path, model: Qwen35, layers: dict[TreePath, Layer], rank: int
-) -> dict[TreePath, dict[int | None, tuple[Stored, Stored]]]:
-    """Finds the two factors of every adapted module, by our layer and its row, and checks their shapes."""
+) -> dict[TreePath, dict[Place, tuple[Stored, Stored]]]:
+    """Finds the two factors of every adapted module, by our layer and the place in its stack; checks their shapes."""
     known = {module_of(name): (name, spec, layer) for name, spec, layer in _modules(model.config, layers)}
     pairs: dict[str, dict[str, Stored]] = {}
     for key, stored in read_header(file).items():
@@ -186,7 +185,7 @@ def _read_pairs(
     if not pairs:
         raise ValueError(f"{file} holds no tensors.")
 
-    found: dict[TreePath, dict[int | None, tuple[Stored, Stored]]] = {}
+    found: dict[TreePath, dict[Place, tuple[Stored, Stored]]] = {}
     for module, pair in pairs.items():
         name, spec, layer = known[module]
         in_dim, out_dim = layer.weight.shape[-2:]
@@ -199,7 +198,7 @@ def _read_pairs(
                 raise ValueError(
                     f"{file}: {suffix} of {name} is {present}; at rank {rank} this model needs {list(shape)}."
                 )
-        found.setdefault(spec.path[:-1], {})[spec.row] = tuple(pair[suffix] for suffix in _suffixes(layer))
+        found.setdefault(spec.layer_path, {})[spec.index] = tuple(pair[suffix] for suffix in _suffixes(layer))
     return found
 
 
@@ -216,8 +215,9 @@ def _modules(
 ) -> Iterator[tuple[str, TensorSpec, Layer]]:
     """Yields the checkpoint's name of every module in ``layers``, with its tensor and our layer."""
     for spec in tensor_table(config, nested=nested).values():
-        if spec.path is not None and spec.path[:-1] in layers and spec.path[-1] == "weight":
-            yield spec.name.removesuffix(".weight"), spec, layers[spec.path[:-1]]
+        if spec.path is not None and spec.layer_path in layers and spec.name.endswith(".weight"):
+            assert all(isinstance(entry, int) for entry in spec.index), f"{spec.name} is only a part of its layer"
+            yield spec.name.removesuffix(".weight"), spec, layers[spec.layer_path]
 
 
 def _suffixes(layer: Layer) -> tuple[str, str]:

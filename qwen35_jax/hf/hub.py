@@ -1,15 +1,36 @@
-"""From what a user names to what is on disk: folders and files, local or from the Hugging Face hub."""
+"""From what a user names to what is on disk: folders and files, local or from the Hugging Face hub.
+
+Models, training data and the data of benchmarks are found here. What the hub's cache holds already needs no network.
+"""
 
 import glob
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError
 
 ENDINGS = (".jsonl", ".parquet")
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
+# Weights in formats that are not read.
+_IGNORED = ["*.bin", "*.pt", "*.pth", "*.gguf"]
+
+
+class HubError(OSError):
+    """The hub does not give what it was asked for; the message is the reason, in one line."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a hub dataset at a pinned revision."""
+
+    repo: str
+    revision: str
+    filename: str
 
 
 def find_folder(path: str | Path) -> Path:
@@ -22,21 +43,18 @@ def find_folder(path: str | Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        return Path(huggingface_hub.snapshot_download(str(path), ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
-    except HFValidationError as err:
-        raise FileNotFoundError(f"{path}: no such folder, and not the name of a hub repository either.") from err
-    except (LocalEntryNotFoundError, HfHubHTTPError) as err:
-        reason = str(err).strip().splitlines()[0]
+        return _download(huggingface_hub.snapshot_download, str(path), ignore_patterns=_IGNORED)
+    except HubError as err:
+        if isinstance(err.__cause__, HFValidationError):
+            raise FileNotFoundError(f"{path}: no such folder, and not the name of a hub repository either.") from err
         raise FileNotFoundError(
-            f"{path}: no such folder, and the hub repository of that name is not at hand ({reason}). "
+            f"{path}: no such folder, and the hub repository of that name is not at hand: {err} "
             "Give a local folder, or check the name and the network."
         ) from err
 
 
 def find_files(path: str, *, hub_files: str = "*train*") -> list[Path]:
     """Turns a file name, a glob or a hub dataset id into the files to read, sorted by name.
-
-    A hub dataset's files are downloaded into the hub's cache; what is there already needs no network.
 
     Args:
       path: ``file``, ``glob`` or ``org/name[@revision]``. What exists on disk goes before the hub.
@@ -60,19 +78,35 @@ def find_files(path: str, *, hub_files: str = "*train*") -> list[Path]:
         raise ValueError(
             f"data.path={path!r} does not exist; give a JSONL or Parquet file, a glob, or a hub dataset id (org/name)."
         )
-    return _download(path, hub_id["name"], hub_id["revision"], hub_files)
+    return _find_hub_files(path, hub_id["name"], hub_id["revision"], hub_files)
 
 
-def _download(path: str, name: str, revision: str | None, hub_files: str) -> list[Path]:
-    patterns = [hub_files + ending for ending in ENDINGS]
+def find_hub_file(file: HubFile, *, remedy: str) -> Path:
+    """Returns the local copy of one file of a hub dataset, downloading it if need be.
+
+    Args:
+      remedy: what the user can do where the hub cannot be reached, as the end of the message.
+
+    Raises:
+      ValueError: the hub does not give the file.
+    """
     try:
-        folder = Path(
-            huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns)
+        return _download(
+            huggingface_hub.hf_hub_download, file.repo, file.filename, repo_type="dataset", revision=file.revision
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as err:
-        reason = str(err).strip().splitlines()[0]
+    except HubError as err:
+        place = f"{file.repo}@{file.revision[:8]}"
+        raise ValueError(f"cannot fetch {file.filename} of {place} from the hub: {err} {remedy}") from err
+
+
+def _find_hub_files(path: str, name: str, revision: str | None, hub_files: str) -> list[Path]:
+    patterns = [hub_files + ending for ending in ENDINGS]
+    fetch = huggingface_hub.snapshot_download
+    try:
+        folder = _download(fetch, name, repo_type="dataset", revision=revision, allow_patterns=patterns)
+    except HubError as err:
         raise ValueError(
-            f"data.path={path!r} is no local file, and as a dataset on the hub it cannot be read: {reason} "
+            f"data.path={path!r} is no local file, and the hub dataset of that name is not at hand: {err} "
             "Check the name and the network, or download the file and give its path."
         ) from err
     # The cached snapshot may also hold files of an earlier download with another pattern.
@@ -84,3 +118,16 @@ def _download(path: str, name: str, revision: str | None, hub_files: str) -> lis
             "look at its files on the hub and set data.hub_files."
         )
     return files
+
+
+def _download(fetch: Callable[..., str], *arguments: str, **options: Any) -> Path:
+    """Calls one of the hub's functions that return a local path.
+
+    Raises:
+      HubError: it failed for whatever reason: a wrong name, no network, no access, a full disk.
+    """
+    try:
+        return Path(fetch(*arguments, **options))
+    except (OSError, HFValidationError) as err:
+        reason = (str(err).strip() or type(err).__name__).splitlines()[0]
+        raise HubError(reason if reason.endswith(".") else f"{reason}.") from err

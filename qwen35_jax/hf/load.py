@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,11 +15,13 @@ from jax.typing import DTypeLike
 
 from qwen35_jax.config import ModelConfig, MTPConfig
 from qwen35_jax.hf.adapter import load_adapter
+from qwen35_jax.hf.assembly import arrays_of, by_array, check_cover, read_part
 from qwen35_jax.hf.hub import find_folder
-from qwen35_jax.hf.names import Index, TensorSpec, TreePath, tensor_table, tied_head
+from qwen35_jax.hf.names import TensorSpec, TreePath, tensor_table, tied_head
 from qwen35_jax.hf.safetensors import Stored, read_checkpoint
 from qwen35_jax.model import Qwen35
-from qwen35_jax.sharding import check_mesh, make_mesh, named_sharding
+from qwen35_jax.ops.gated_delta import DeltaRule
+from qwen35_jax.sharding import Axes, array_sharding, check_mesh, make_mesh
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ def load(
     adapter: str | Path | None = None,
     *,
     param_dtype: DTypeLike | None = None,
+    delta_rule: DeltaRule = "auto",
 ) -> Qwen35:
     """Loads a model from a Hugging Face folder or hub repository.
 
@@ -42,6 +47,7 @@ def load(
       mesh: where parameters are placed; by default one device.
       adapter: a folder with an adapter in PEFT's format, added after loading.
       param_dtype: what weights are stored in, by default ``dtype``; ``A_log`` and the gated norms are float32.
+      delta_rule: how DeltaNet layers compute their recurrence (see ``ops/gated_delta/README.md``).
 
     Raises:
       FileNotFoundError: no such folder or repository, or a file that it should hold is absent.
@@ -57,16 +63,11 @@ def load(
     mesh = make_mesh() if mesh is None else mesh
     check_mesh(config.text, mesh.shape)
 
-    specs: dict[TreePath, list[TensorSpec]] = {}
-    for spec in table.values():
-        if spec.path is not None and spec.name in stored:
-            specs.setdefault(spec.path, []).append(spec)
     with jax.set_mesh(mesh):
-        model = nnx.eval_shape(lambda: Qwen35(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+        options = {"dtype": dtype, "param_dtype": param_dtype, "delta_rule": delta_rule}
+        model = nnx.eval_shape(lambda: Qwen35(config, **options, rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(model)
-        # The largest first: its bytes on the way into place are then on top of nothing else.
-        for param_path, param in sorted(nnx.to_flat_state(state), key=lambda item: -item[1].size):
-            param.set_value(_place(param, specs[param_path], stored, mesh))
+        read_parameters(state, table, stored, mesh)
         model = nnx.merge(graphdef, state)
         if adapter is not None:
             load_adapter(model, adapter)
@@ -126,19 +127,27 @@ def _check_tied_head(stored: dict[str, Stored], table: dict[str, TensorSpec]) ->
         )
 
 
-def _place(param: nnx.Variable, specs: list[TensorSpec], stored: dict[str, Stored], mesh: Mesh) -> jax.Array:
-    """Reads one parameter, all rows of its stack, into an array on the mesh."""
+def read_parameters(
+    state: nnx.State, table: Mapping[str, TensorSpec], stored: Mapping[str, Stored], mesh: Mesh
+) -> None:
+    """Puts arrays on the mesh in the place of the shapes that ``state`` holds, each read straight into its place."""
+    specs = by_array(spec for spec in table.values() if spec.name in stored)
 
-    def read(spec: TensorSpec, index: Index) -> np.ndarray:
-        return spec.to_ours(stored[spec.name].read(spec.index_in_file(index), param.dtype))
+    def read(path: TreePath, shape: jax.ShapeDtypeStruct, axes: Axes) -> jax.Array:
+        check_cover(specs[path], shape.shape)
+        part = partial(read_part, specs[path], stored, shape=shape.shape, dtype=shape.dtype)
+        return jax.make_array_from_callback(shape.shape, array_sharding(axes, shape.shape, mesh), part)
 
-    def read_part(index: Index) -> np.ndarray:
-        if specs[0].row is None:
-            return read(specs[0], index)
-        rows = sorted(specs, key=lambda spec: spec.row)[index[0]]
-        return np.stack([read(spec, index[1:]) for spec in rows])
+    def size(item: tuple[TreePath, nnx.Variable]) -> int:
+        return sum(array.size for _, array in arrays_of(*item))
 
-    return jax.make_array_from_callback(param.shape, named_sharding(param, mesh), read_part)
+    # The largest first: its bytes on the way into place are then on top of nothing else.
+    for path, param in sorted(nnx.to_flat_state(state), key=size, reverse=True):
+        axes = param.get_metadata("logical_axes")
+        shapes, structure = jax.tree.flatten(param.get_value())
+        paths = [array_path for array_path, _ in arrays_of(path, param)]
+        arrays = [read(array_path, shape, axes) for array_path, shape in zip(paths, shapes, strict=True)]
+        param.set_value(jax.tree.unflatten(structure, arrays))
 
 
 def _float_dtype(dtype: DTypeLike) -> np.dtype:

@@ -1,16 +1,16 @@
 """The one name table: every tensor of a checkpoint, and where it lives in our parameter tree.
 
-A row of the templates below reads ``"mlp.gate_proj.weight": "F D -> D F"``: the name inside its block, the shape in
+A line of the templates below reads ``"mlp.gate_proj.weight": "F D -> D F"``: the name inside its block, the shape in
 the checkpoint, and our axes. An axis that we leave out has size 1 (the middle one of the convolution).
 
-Letters: ``V`` vocabulary, ``D`` model width, ``F`` MLP width, ``Q`` query and gate rows, ``O`` attention output,
-``K`` key (or value) rows, ``H`` attention head width, ``C`` convolution channels, ``W`` convolution taps, ``Z``
+Letters: ``V`` vocabulary, ``D`` model width, ``F`` MLP width, ``Q`` width of queries and gates, ``O`` attention output,
+``K`` width of keys or values, ``H`` attention head width, ``C`` convolution channels, ``W`` convolution taps, ``Z``
 DeltaNet value width, ``N`` DeltaNet value heads, ``U`` DeltaNet head width. Vision: ``d`` width, ``f`` MLP width,
 ``m`` width of a merged patch, ``p`` patch side, ``t`` frames of a patch, ``c`` channels, ``g`` learned positions.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -79,27 +79,56 @@ _FLOAT32 = ("linear_attn.A_log", "linear_attn.norm.weight")
 
 TreePath = tuple[str | int, ...]
 Index = tuple[slice, ...]
+"""A slice for each axis of an array."""
+Place = tuple[int | slice, ...]
+"""An index into an array: positions along its first axes, then slices of the next. The other axes are whole."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
     """One tensor of a checkpoint.
 
+    A parameter may come from several tensors. Their places in it are then disjoint and cover it (``hf/assembly.py``).
+
     Attributes:
       name: its name in the checkpoint.
       shape: its shape there.
       dtype: how the published checkpoints store it.
-      path: its parameter in our tree; ``None`` for a tensor that passes through untouched.
-      row: its row in a parameter that stacks the layers of all periods; ``None`` for a parameter of its own.
-      axes: for each of our axes (without the stack) the axis in the checkpoint; one not listed has size 1.
+      path: its array in our tree; ``None`` for a tensor that passes through untouched. The path ends in the parameter,
+        or in the name of a component where the parameter holds several arrays, as a quantised one does.
+      index: its place in that array: ``(g,)`` for period ``g`` of a stack, ``(g, e, slice(0, F))`` for a part of one
+        entry of a stack of stacks, ``()`` for the whole array.
+      axes: for each axis of ``array[index]`` the axis in the checkpoint; one not listed has size 1.
+      is_copy: it repeats a tensor that is read already, so it is only written.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     path: TreePath | None = None
-    row: int | None = None
+    index: Place = ()
     axes: tuple[int, ...] = ()
+    is_copy: bool = False
+
+    @property
+    def box(self) -> Index:
+        """The place in the array as a slice for each of its axes; a single position is a slice of size 1."""
+        own = iter([slice(0, self.shape[axis]) for axis in self.axes])
+        box = []
+        for entry in self.index:
+            if isinstance(entry, int):
+                box.append(slice(entry, entry + 1))
+                continue
+            whole = next(own)
+            entry = whole if entry == slice(None) else entry
+            assert entry.stop - entry.start == whole.stop, f"{self.name} of shape {self.shape} does not fit {entry}"
+            box.append(entry)
+        return (*box, *own)
+
+    @property
+    def layer_path(self) -> TreePath:
+        """The path of the layer that this tensor is a weight of, or a component of a weight."""
+        return self.path[: self.path.index("weight")] if "weight" in self.path else self.path[:-1]
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         """Rearranges the checkpoint's layout, or a part of it cut by ``index_in_file``, into ours (a view)."""
@@ -107,7 +136,7 @@ class TensorSpec:
         return array.transpose(*self.axes, *singles).reshape([array.shape[axis] for axis in self.axes])
 
     def to_file(self, array: np.ndarray) -> np.ndarray:
-        """Rearranges our layout of one row into the checkpoint's; the inverse of ``to_ours``."""
+        """Rearranges ``array[index]`` in our layout into the checkpoint's; the inverse of ``to_ours``."""
         return array.transpose(np.argsort(self.axes)).reshape(self.shape)
 
     def index_in_file(self, index: Index) -> Index:
@@ -134,21 +163,21 @@ def tensor_table(config: ModelConfig, *, nested: bool | None = None) -> dict[str
         )
     sizes = _text_sizes(config)
     decoder = "model.language_model." if (config.has_vision_layout if nested is None else nested) else "model."
-    blocks: list[tuple[str, TreePath, int | None, dict[str, str]]] = [(decoder, (), None, _MODEL)]
+    blocks: list[tuple[str, TreePath, Place, dict[str, str]]] = [(decoder, (), (), _MODEL)]
     for layer, kind in enumerate(text.layer_types):
-        row, i = divmod(layer, text.period)
+        period, i = divmod(layer, text.period)
         template = _ATTENTION if kind == FULL else _DELTANET
-        blocks.append((f"{decoder}layers.{layer}.", ("layers", i), row, template))
+        blocks.append((f"{decoder}layers.{layer}.", ("layers", i), (period,), template))
     if not config.tie_word_embeddings:
-        blocks.append(("lm_head.", ("lm_head",), None, {"weight": "V D -> V D"}))
+        blocks.append(("lm_head.", ("lm_head",), (), {"weight": "V D -> V D"}))
     if text.mtp.num_hidden_layers:
-        blocks.append(("mtp.", ("mtp",), None, _MTP))
+        blocks.append(("mtp.", ("mtp",), (), _MTP))
     for layer in range(text.mtp.num_hidden_layers):
-        blocks.append((f"mtp.layers.{layer}.", ("mtp", "layers", layer), None, _ATTENTION))
+        blocks.append((f"mtp.layers.{layer}.", ("mtp", "layers", layer), (), _ATTENTION))
 
     specs = [
-        _spec(prefix + name, layout, sizes, (*path, *name.split(".")), row)
-        for prefix, path, row, template in blocks
+        _spec(prefix + name, layout, sizes, (*path, *name.split(".")), index)
+        for prefix, path, index, template in blocks
         for name, layout in template.items()
     ]
     if config.vision is not None:
@@ -158,7 +187,8 @@ def tensor_table(config: ModelConfig, *, nested: bool | None = None) -> dict[str
 
 def tied_head(config: ModelConfig) -> TensorSpec:
     """Describes the copy of a tied embedding that some writers leave in the file as ``lm_head.weight``."""
-    return _spec("lm_head.weight", _MODEL["embed_tokens.weight"], _text_sizes(config), ("embed_tokens", "weight"), None)
+    layout, path = _MODEL["embed_tokens.weight"], ("embed_tokens", "weight")
+    return replace(_spec("lm_head.weight", layout, _text_sizes(config), path), is_copy=True)
 
 
 def module_of(name: str) -> str:
@@ -210,9 +240,7 @@ def _vision_specs(vision: VisionConfig) -> list[TensorSpec]:
     ]
 
 
-def _spec(
-    name: str, layout: str, sizes: dict[str, int], path: TreePath | None = None, row: int | None = None
-) -> TensorSpec:
+def _spec(name: str, layout: str, sizes: dict[str, int], path: TreePath | None = None, index: Place = ()) -> TensorSpec:
     stored, _, ours = layout.partition(" -> ")
     letters = stored.split()
     return TensorSpec(
@@ -220,6 +248,6 @@ def _spec(
         shape=tuple(sizes[letter] for letter in letters),
         dtype="F32" if name.endswith(_FLOAT32) else "BF16",
         path=path,
-        row=row,
+        index=index,
         axes=tuple(letters.index(letter) for letter in ours.split()),
     )

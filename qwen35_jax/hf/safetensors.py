@@ -49,23 +49,24 @@ class Stored:
         assert set(steps) <= {1}, "parts of arrays are contiguous in each axis"
         out = np.empty([stop - start for start, stop in zip(starts, stops, strict=True)], dtype)
         stored = DTYPES[self.dtype]
-        row_bytes = math.prod(self.shape[1:]) * stored.itemsize
-        for first, last in _blocks(starts[0], stops[0], row_bytes):
+        line_bytes = math.prod(self.shape[1:]) * stored.itemsize
+        for first, last in _blocks(starts[0], stops[0], line_bytes):
             # A mapping per block: pages of the file that were touched count as ours until it is closed.
-            rows = np.memmap(self.file, stored, "r", self.offset + first * row_bytes, (last - first, *self.shape[1:]))
-            out[first - starts[0] : last - starts[0]] = rows[(slice(None), *index[1:])]
+            shape = (last - first, *self.shape[1:])
+            block = np.memmap(self.file, stored, "r", self.offset + first * line_bytes, shape)
+            out[first - starts[0] : last - starts[0]] = block[(slice(None), *index[1:])]
         return out
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yields the tensor in the dtype and order of the file, a few megabytes of rows at a time."""
-        row_bytes = self.num_bytes // self.shape[0]
-        for first, last in _blocks(0, self.shape[0], row_bytes):
+        """Yields the tensor in the dtype and order of the file, a few megabytes at a time."""
+        line_bytes = self.num_bytes // self.shape[0]
+        for first, last in _blocks(0, self.shape[0], line_bytes):
             whole = (slice(None),) * (len(self.shape) - 1)
             yield self.read((slice(first, last), *whole), DTYPES[self.dtype])
 
 
-def _blocks(start: int, stop: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    step = max(1, _BLOCK_BYTES // max(1, row_bytes))
+def _blocks(start: int, stop: int, line_bytes: int) -> Iterator[tuple[int, int]]:
+    step = max(1, _BLOCK_BYTES // max(1, line_bytes))
     for first in range(start, stop, step):
         yield first, min(first + step, stop)
 

@@ -1,7 +1,7 @@
 """Saves a model as a Hugging Face checkpoint: the source's files, with our tensors written over in place."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -11,6 +11,7 @@ from flax import nnx
 from qwen35_jax import lora
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.distributed import to_host, wait
+from qwen35_jax.hf.assembly import arrays_of, by_array, check_cover, shape_of, take
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import match_tensors
 from qwen35_jax.hf.names import TensorSpec, TreePath
@@ -41,9 +42,13 @@ def save(model: Qwen35, out_dir: str | Path, source: str | Path) -> Path:
     folder = find_folder(source)
     stored = read_checkpoint(folder)
     _, table = match_tensors(ModelConfig.from_hf(folder), stored, folder)
-    tensors = _host_tensors(model, table, folder)
+    weights = nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
+    arrays = dict(item for path, param in nnx.to_flat_state(weights) for item in arrays_of(path, param))
+    ours = [spec for spec in table.values() if spec.path is not None]
+    _check_same_model(arrays, ours, folder)
+    tensors = host_tensors(arrays, ours, dict(lora.adapted_layers(model)))
     if jax.process_index() == 0:
-        _write(tensors, stored, folder, out_dir)
+        write_tensors(tensors, stored, folder, out_dir)
     else:
         for _ in tensors:
             pass
@@ -51,9 +56,29 @@ def save(model: Qwen35, out_dir: str | Path, source: str | Path) -> Path:
     return Path(out_dir)
 
 
-def _write(
+def host_tensors(
+    arrays: Mapping[TreePath, jax.Array], specs: Iterable[TensorSpec], adapted: Mapping[TreePath, lora.Layer]
+) -> Iterator[tuple[TensorSpec, np.ndarray]]:
+    """Yields tensors on the host and in the checkpoint's layout, one at a time; adapters are merged into them.
+
+    Args:
+      arrays: the parameters by their paths in the model.
+      adapted: the layers with adapters by theirs.
+    """
+    for spec in specs:
+        layer = adapted.get(spec.layer_path)
+        value = take(arrays[spec.path], spec.index) if layer is None else lora.merged_weight(layer, spec.index)
+        yield spec, spec.to_file(to_host(value))
+
+
+def write_tensors(
     tensors: Iterator[tuple[TensorSpec, np.ndarray]], stored: dict[str, Stored], folder: Path, out_dir: str | Path
 ) -> None:
+    """Copies a checkpoint into a new folder and writes these tensors over their originals.
+
+    Args:
+      stored: the tensors of the checkpoint in ``folder``.
+    """
     with new_folder(out_dir) as copy:
         for file in [*other_files(folder), *checkpoint_files(folder)]:
             shutil.copyfile(file, copy / file.name)
@@ -75,32 +100,14 @@ def _check_same_tensors(written: dict[str, Stored], stored: dict[str, Stored]) -
             raise ValueError(f"the export has {name} as {found}, the source as {wanted}; the source changed meanwhile.")
 
 
-def _host_tensors(model: Qwen35, table: dict[str, TensorSpec], folder: Path) -> Iterator[tuple[TensorSpec, np.ndarray]]:
-    """Returns every tensor of the table that is ours, on the host and in the checkpoint's layout, one at a time."""
-    weights = nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
-    params = dict(nnx.to_flat_state(weights))
-    adapted = dict(lora.adapted_layers(model))
-    ours = [spec for spec in table.values() if spec.path is not None]
-    _check_same_model(params, ours, folder)
-
-    def host(spec: TensorSpec) -> np.ndarray:
-        layer = adapted.get(spec.path[:-1])
-        if layer is not None:
-            return to_host(lora.merged_weight(layer, spec.row))
-        value = params[spec.path][...]
-        return to_host(value if spec.row is None else value[spec.row])
-
-    return ((spec, spec.to_file(host(spec))) for spec in ours)
-
-
-def _check_same_model(params: dict[TreePath, nnx.Variable], ours: list[TensorSpec], folder: Path) -> None:
-    wanted = {spec.path: tuple(spec.shape[axis] for axis in spec.axes) for spec in ours}
-    stacked = {spec.path for spec in ours if spec.row is not None}
-    found = {path: param.shape[1:] if path in stacked else param.shape for path, param in params.items()}
-    for path in sorted(wanted.keys() | found.keys(), key=str):
-        if wanted.get(path) != found.get(path):
+def _check_same_model(arrays: dict[TreePath, jax.Array], ours: list[TensorSpec], folder: Path) -> None:
+    groups = by_array(ours)
+    for path in sorted(arrays.keys() | groups.keys(), key=str):
+        found = arrays[path].shape if path in arrays else "absent"
+        wanted = shape_of(groups[path]) if path in groups else "absent"
+        if wanted != found:
             raise ValueError(
-                f"the model is not the one in {folder}: {'.'.join(map(str, path))} is "
-                f"{found.get(path, 'absent')} in the model and {wanted.get(path, 'absent')} in the source; "
-                "give the checkpoint that the model was loaded from."
+                f"the model is not the one in {folder}: {'.'.join(map(str, path))} is {found} in the model and "
+                f"{wanted} in the source; give the checkpoint that the model was loaded from."
             )
+        check_cover(groups[path], wanted)

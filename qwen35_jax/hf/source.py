@@ -15,8 +15,9 @@ from qwen35_jax.processing.tokenizer import Tokenizer
 class ModelSource:
     """A checkpoint, with an adapter if there is one, and the precision it is used in."""
 
-    path: str = ""
-    """Hugging Face folder or hub id with weights, tokenizer and chat template."""
+    path: str = dataclasses.field(default="", compare=False)
+    """Hugging Face folder or hub id with weights, tokenizer and chat template. It is not compared: a resumed run may
+    find its checkpoint elsewhere, and must find the same files."""
     adapter: str | None = None
     """PEFT adapter folder, applied on top of the model."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from qwen35_jax.layers.parameters import Parameters
-from qwen35_jax.ops.products import project
+from qwen35_jax.ops.projection import project
 from qwen35_jax.sharding import Axis
 
 

@@ -48,15 +48,15 @@ def test_layouts_return():
         np.testing.assert_array_equal(spec.to_ours(array[spec.index_in_file(index)]), ours[index])
 
 
-def test_layers_are_rows_of_stacks():
+def test_layers_have_their_places_in_stacks():
     table = tensor_table(PRESETS["2b"])
     spec = table["model.language_model.layers.23.self_attn.o_proj.weight"]
-    assert (spec.path, spec.row, spec.axes) == (("layers", 3, "self_attn", "o_proj", "weight"), 5, (1, 0))
-    rows = {}
+    assert (spec.path, spec.index, spec.axes) == (("layers", 3, "self_attn", "o_proj", "weight"), (5,), (1, 0))
+    places = {}
     for spec in table.values():
-        if spec.row is not None:
-            rows.setdefault(spec.path, []).append(spec.row)
-    assert all(sorted(found) == list(range(6)) for found in rows.values())
+        if spec.index:
+            places.setdefault(spec.path, []).append(spec.index)
+    assert all(sorted(found) == [(period,) for period in range(6)] for found in places.values())
 
 
 def test_without_vision_and_mtp():

@@ -66,7 +66,7 @@ def test_adapters_are_merged_into_the_file_only(untied, tmp_path):
     lora.merge(model)
     merged = load(tmp_path / "out", "float32")
     for (path, ours), (_, theirs) in zip(*(nnx.to_flat_state(nnx.state(m)) for m in (merged, model)), strict=True):
-        # One row at a time against the whole stack: the sums of a product may be ordered otherwise.
+        # One layer at a time against the whole stack: the sums of a product may be ordered otherwise.
         np.testing.assert_allclose(ours[...], theirs[...], atol=1e-6, err_msg=str(path))
 
 

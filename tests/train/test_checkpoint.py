@@ -10,8 +10,9 @@ import optax
 import pytest
 from flax import nnx
 
+from qwen35_jax.runs import MANIFEST
 from qwen35_jax.sharding import make_mesh
-from train.checkpoint import MANIFEST, Checkpoints
+from train.checkpoint import Checkpoints
 from train.state import TrainState, abstract, init_state
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from qwen35_jax.planning.hlo.collectives import KINDS, exchange, find_continued
 from qwen35_jax.planning.hlo.loops import count_runs
-from qwen35_jax.planning.hlo.products import product_flops
+from qwen35_jax.planning.hlo.matmul_flops import product_flops
 from qwen35_jax.planning.hlo.text import Instruction, Module, array_types, parse_module
 from qwen35_jax.planning.hlo.traffic import Traffic, is_mark
 

@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.planning.devices import find_device
 from qwen35_jax.planning.flops import training_flops_per_token
-from train.config import SFTConfig
-from train.metrics import Row
+from train.config import TrainConfig
+from train.observe.metrics import Entry
 
 
 class Throughput(NamedTuple):
@@ -22,21 +22,28 @@ class Throughput(NamedTuple):
     """Of one device in bfloat16; None if unknown."""
 
     @classmethod
-    def of(cls, cfg: SFTConfig, model_config: ModelConfig, mesh: Mesh) -> "Throughput":
-        """Returns the figures of a run, whose rows count as one document each: packed ones attend to a little less."""
+    def of(cls, config: TrainConfig, model_config: ModelConfig, mesh: Mesh) -> "Throughput":
+        """Returns the figures of a run.
+
+        Each sequence counts as a single document. Where several are packed, attention does a little less work.
+        """
+        recipe = config.recipe
         device = find_device(mesh.devices.flat[0].device_kind)
         work = training_flops_per_token(
             model_config,
-            sequence_length=cfg.data.sequence_length,
-            adapters=cfg.lora is not None,
-            mtp_steps=cfg.mtp.num_steps if cfg.mtp.weight else 0,
+            sequence_length=recipe.data.sequence_length,
+            adapters=recipe.lora is not None,
+            mtp_steps=recipe.objective.mtp_steps,
         )
         return cls(mesh.size, work, None if device is None else device.peak_flops)
 
-    def rates(self, tokens: int, seconds: float) -> Row:
-        """Returns the clock's fields of a row; ``tokens`` are those of documents, without padding.
+    def rates(self, tokens: int, seconds: float) -> Entry:
+        """Returns those fields of an entry that depend on the clock.
 
         ``fraction_of_peak_flops_per_second`` is the model-FLOPs utilisation (MFU).
+
+        Args:
+          tokens: those of documents, without padding.
         """
         per_second = tokens / seconds
         rates = {
@@ -50,8 +57,8 @@ class Throughput(NamedTuple):
         return rates
 
 
-def memory_in_use() -> Row:
-    """Returns what the fullest local device holds and has held at most, in bytes; nothing where it cannot be told."""
+def memory_in_use() -> Entry:
+    """Returns how many bytes the fullest local device holds, and has held at most; nothing where it is unknown."""
     stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     return {
         f"hbm/{name}": max(each[name] for each in stats)

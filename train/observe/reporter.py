@@ -13,10 +13,10 @@ import jax
 
 from qwen35_jax.distributed import gather
 from qwen35_jax.storage import write_atomically
-from train.health import HealthConfig, complaint
-from train.metrics import MetricsWriter, Row
+from train.observe.health import HealthConfig, complaint
+from train.observe.metrics import Entry, MetricsWriter
+from train.observe.throughput import Throughput, memory_in_use
 from train.step import Metrics
-from train.throughput import Throughput, memory_in_use
 
 logger = logging.getLogger(__name__)
 
@@ -25,15 +25,15 @@ class _Pending(NamedTuple):
     number: int
     values: Metrics
     documents: Callable[[], list[list[str]]]
-    seconds: Row
+    seconds: Entry
 
 
-class Recorder:
+class Reporter:
     """Holds the metrics of one step until the device has computed them.
 
     Args:
       positions: tokens and padding in a batch.
-      first_row: which row of a batch the first one is that this process feeds.
+      first_sequence: the first sequence of a batch that this process feeds.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class Recorder:
         health: HealthConfig,
         *,
         positions: int,
-        first_row: int = 0,
+        first_sequence: int = 0,
     ):
         self._folder = workdir / "unsound"
         self._metrics, self._throughput, self._health = metrics, throughput, health
-        self._positions, self._first_row = positions, first_row
+        self._positions, self._first_sequence = positions, first_sequence
         self._pending: _Pending | None = None
         self._ended = time.perf_counter()
         self._seconds = {"data_seconds": 0.0, "checkpoint_seconds": 0.0}
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds what happens inside to a field of the next step that is added."""
+        """Adds the time spent inside to a field of the next step's entry."""
         began = time.perf_counter()
         yield
         self._seconds[name] += time.perf_counter() - began
@@ -64,7 +64,7 @@ class Recorder:
         """Takes the metrics of a step that was just dispatched, and writes those of the step before.
 
         Args:
-          documents: says, for each row of the batch that this process feeds, where its documents come from.
+          documents: says, for each sequence of the batch that this process feeds, where its documents come from.
         """
         self.flush()
         self._pending = _Pending(number, values, documents, self._seconds)
@@ -85,33 +85,35 @@ class Recorder:
         elapsed, self._ended = now - self._ended, now
         if values["skipped"]:
             self._report_unsound(number, values, documents())
-        row: Row = {"step": number} | {name: _finite(value) for name, value in values.items()}
-        row["packing_efficiency"] = values["input_tokens"] / self._positions
-        row |= self._throughput.rates(values["input_tokens"], elapsed) | seconds
+        entry: Entry = {"step": number} | {name: _finite(value) for name, value in values.items()}
+        entry["packing_efficiency"] = values["input_tokens"] / self._positions
+        entry |= self._throughput.rates(values["input_tokens"], elapsed) | seconds
         memory = memory_in_use()
         if evaluate is not None:
-            row |= {f"eval_{name}": _finite(float(value)) for name, value in evaluate().items()}
-            row["evaluation_seconds"] = time.perf_counter() - now
+            entry |= {f"eval_{name}": _finite(float(value)) for name, value in evaluate().items()}
+            entry["evaluation_seconds"] = time.perf_counter() - now
             self.leave_out()
-        self._metrics.write(row, momentary=memory)
+        self._metrics.write(entry, momentary=memory)
 
     def leave_out(self) -> None:
-        """Leaves what happened since the last step ended out of the next one's time."""
+        """Does not count the time since the last step ended for the next one."""
         self._ended = time.perf_counter()
 
     def sync(self) -> None:
-        """Writes all there is, and puts it on disk."""
+        """Writes all metrics there are, and puts them on disk."""
         self.flush()
         self._metrics.sync()
 
     def _report_unsound(self, number: int, values: dict[str, float | int], documents: list[list[str]]) -> None:
         """Writes what the step was computed from, and stops the run if the policy says so."""
         path = self._folder / f"step_{number:08d}.json"
-        rows = dict(pair for pairs in gather(list(enumerate(documents, self._first_row))) for pair in pairs)
+        numbered = gather(list(enumerate(documents, self._first_sequence)))
+        by_sequence = dict(pair for pairs in numbered for pair in pairs)
         if jax.process_index() == 0:
             self._folder.mkdir(exist_ok=True)
             shown = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-            write_atomically(path, json.dumps({"step": number, "metrics": shown, "documents_by_row": rows}, indent=1))
+            report = {"step": number, "metrics": shown, "documents_by_sequence": by_sequence}
+            write_atomically(path, json.dumps(report, indent=1))
         reason = f"step {number}: {complaint(values)}"
         if self._health.policy == "stop":
             raise ValueError(
@@ -128,5 +130,5 @@ class Recorder:
 
 
 def _finite(value: float | int) -> float | int | None:
-    """JSON has no word for what is not finite."""
+    """Returns None for what is not finite, which JSON cannot express."""
     return value if math.isfinite(value) else None

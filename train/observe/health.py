@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 WINDOW = 32
-"""Updates that the running means look back on; before as many were made, nothing is compared with them."""
+"""Updates that the running means look back on. Until there were as many, nothing is compared with the means."""
 
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """What becomes of a step whose loss or gradient is not finite or too large.
+    """What to do with a step whose loss or gradient is not finite or too large.
 
-    Its update is not applied in either case, and ``unsound/`` in the run directory names the documents of its batch.
+    Its update is never applied, and ``unsound/`` in the run directory names the documents of its batch.
     """
 
     policy: Literal["stop", "skip"] = "stop"
@@ -39,7 +39,7 @@ class HealthConfig:
             raise ValueError(f"health.policy={self.policy!r} is unknown; choose stop or skip.")
         if self.max_skips < 1:
             raise ValueError(f"health.max_skips={self.max_skips} must be at least 1; health.policy=stop allows none.")
-        # Said this way round, NaN is refused too: as a limit it would make every step unsound.
+        # `not x > 0` refuses NaN too, which as a limit would make every step unsound.
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"health.max_grad_norm={self.max_grad_norm} must be positive; None sets no limit.")
         for name in ("grad_norm_factor", "loss_factor"):
@@ -56,9 +56,9 @@ class Health(NamedTuple):
     skips: Int[Array, ""]
     """Steps skipped in a row until now."""
     loss: Float[Array, ""]
-    """Running mean over the updates: of the loss that is minimised."""
+    """Running mean over the updates of the loss that is minimised."""
     grad_norm: Float[Array, ""]
-    """And of the norm of its gradient, before clipping."""
+    """Running mean over the updates of the norm of the gradient, before clipping."""
 
 
 def new_health() -> Health:
@@ -66,22 +66,22 @@ def new_health() -> Health:
     return Health(np.int32(0), np.int32(0), np.float32(0), np.float32(0))
 
 
-def is_sound(health: Health, loss: jax.Array, grad_norm: jax.Array, cfg: HealthConfig) -> Bool[Array, ""]:
+def is_sound(health: Health, loss: jax.Array, grad_norm: jax.Array, config: HealthConfig) -> Bool[Array, ""]:
     """Judges one step."""
     # Comparisons with NaN are false.
     sound = (jnp.abs(loss) < jnp.inf) & (grad_norm < jnp.inf)
-    if cfg.max_grad_norm is not None:
-        sound &= grad_norm <= cfg.max_grad_norm
+    if config.max_grad_norm is not None:
+        sound &= grad_norm <= config.max_grad_norm
     young = health.updates < WINDOW
-    if cfg.grad_norm_factor is not None:
-        sound &= young | (grad_norm <= cfg.grad_norm_factor * health.grad_norm)
-    if cfg.loss_factor is not None:
-        sound &= young | (loss <= cfg.loss_factor * health.loss)
+    if config.grad_norm_factor is not None:
+        sound &= young | (grad_norm <= config.grad_norm_factor * health.grad_norm)
+    if config.loss_factor is not None:
+        sound &= young | (loss <= config.loss_factor * health.loss)
     return sound
 
 
 def next_health(health: Health, sound: Bool[Array, ""], loss: jax.Array, grad_norm: jax.Array) -> Health:
-    """Counts the step in: a plain mean over the first updates, then one that forgets."""
+    """Takes a step into account: the means are plain ones over the first updates, and forget old updates later."""
     weight = 1.0 / jnp.minimum(health.updates + 1, WINDOW)
 
     def mean(old: jax.Array, new: jax.Array) -> jax.Array:

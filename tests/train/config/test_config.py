@@ -1,7 +1,5 @@
 """Settings that cannot work are refused when they are built."""
 
-import dataclasses
-
 import pytest
 
 from train.config import (
@@ -11,10 +9,14 @@ from train.config import (
     ModelSource,
     MtpLossConfig,
     OptimConfig,
-    SFTConfig,
+    Recipe,
+    Supervised,
+    TrainConfig,
 )
 
-GOOD = SFTConfig(ModelSource("base"), DataConfig("train.jsonl", sequence_length=64, rows_per_batch=8), steps=10)
+GOOD = TrainConfig(
+    Recipe(ModelSource("base"), DataConfig("train.jsonl", sequence_length=64, sequences_per_batch=8), steps=10)
+)
 
 
 @pytest.mark.parametrize(
@@ -23,18 +25,24 @@ GOOD = SFTConfig(ModelSource("base"), DataConfig("train.jsonl", sequence_length=
         ({"steps": 0}, "steps=0"),
         ({"accumulation": 0}, "accumulation=0"),
         ({"optim": OptimConfig(warmup_steps=10)}, "steps=10 ends inside the warmup of 10 steps"),
-        ({"accumulation": 3}, "rows_per_batch=8 .* multiple of 3"),
+        ({"accumulation": 3}, "sequences_per_batch=8 .* multiple of 3"),
         ({"profile": "3:2"}, "profile='3:2'"),
         ({"profile": "9:11"}, "beyond the last step; end it by steps=10"),
         ({"plan_json": "plan.json"}, "name its TPUs with --plan"),
-        ({"lora": LoraConfig(targets=("mtp",)), "mtp": MtpLossConfig(weight=0)}, "never trains it"),
-        ({"lora": LoraConfig(), "mtp": MtpLossConfig(gradient="detach_trunk")}, "reaches none of lora.targets"),
-        ({"lora": LoraConfig(targets=("embed",)), "mtp": MtpLossConfig(gradient="head_only")}, "'head_only' reaches"),
+        ({"lora": LoraConfig(targets=("mtp",)), "objective": Supervised(MtpLossConfig(weight=0))}, "never trains it"),
+        (
+            {"lora": LoraConfig(), "objective": Supervised(MtpLossConfig(gradient="detach_trunk"))},
+            "reaches none of lora.targets",
+        ),
+        (
+            {"lora": LoraConfig(targets=("embed",)), "objective": Supervised(MtpLossConfig(gradient="head_only"))},
+            "'head_only' reaches",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other(changes, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(GOOD, **changes)
+        GOOD.replace(**changes)
 
 
 @pytest.mark.parametrize(
@@ -56,11 +64,11 @@ def test_values_out_of_range(make, message):
 
 
 def test_a_constant_rate_may_end_in_its_warmup():
-    dataclasses.replace(GOOD, optim=OptimConfig(warmup_steps=10, schedule="constant"))
+    GOOD.replace(optim=OptimConfig(warmup_steps=10, schedule="constant"))
 
 
 def test_weights_that_train_are_held_in_float32_by_default():
-    assert GOOD.param_dtype == "float32"
-    assert dataclasses.replace(GOOD, lora=LoraConfig()).param_dtype == "bfloat16"
+    assert GOOD.recipe.param_dtype == "float32"
+    assert GOOD.replace(lora=LoraConfig()).recipe.param_dtype == "bfloat16"
     source = ModelSource("base", dtype="bfloat16", param_dtype="bfloat16")
-    assert dataclasses.replace(GOOD, model=source).param_dtype == "bfloat16"
+    assert GOOD.replace(model=source).recipe.param_dtype == "bfloat16"

@@ -1,7 +1,8 @@
 """What a run reports: ``metrics.jsonl``, TensorBoard events, the progress bar and the plots.
 
-Fields of a row that depend on the clock end in ``seconds`` or ``per_second``; all others of two equal runs are equal.
-What is true of a moment only, such as the memory in use, goes to TensorBoard alone. What is not finite becomes null.
+``metrics.jsonl`` holds one entry, a line of JSON, for each step. Its fields that depend on the clock end in ``seconds``
+or ``per_second``; all others of two equal runs are equal. What is true of a moment only, such as the memory in use,
+goes to TensorBoard alone. What is not finite becomes null.
 """
 
 import json
@@ -20,51 +21,56 @@ METRICS = "metrics.jsonl"
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, float | int | None]
+Entry = dict[str, float | int | None]
 
 
 class MetricsWriter:
-    """Appends one row a step; on resume, rows after the restored step are cut off first. Process 0 writes."""
+    """Appends one entry for each step. Only process 0 writes.
+
+    When a run resumes, entries after the restored step are cut off first.
+    """
 
     def __init__(self, workdir: Path, *, first_step: int, last_step: int):
         self._active = jax.process_index() == 0
         if not self._active:
             return
         path = workdir / METRICS
-        rows = [row for row in read_rows(path) if row["step"] < first_step]
-        if [row["step"] for row in rows] != list(range(1, first_step)):
-            logger.warning("%s lacks rows before step %d, where this run resumes", path, first_step)
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        entries = [entry for entry in read_entries(path) if entry["step"] < first_step]
+        if [entry["step"] for entry in entries] != list(range(1, first_step)):
+            logger.warning("%s lacks entries before step %d, where this run resumes", path, first_step)
+        write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in entries))
         self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
-        # In a log file every update is a line of its own.
+        # In a log file, every update takes a line of its own.
         pause = 0.1 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
             total=last_step, initial=first_step - 1, desc="train", unit="step", dynamic_ncols=True, mininterval=pause
         )
 
-    def write(self, row: Row, *, momentary: Row | None = None) -> None:
-        """Records one step; ``row["step"]`` counts from 1.
+    def write(self, entry: Entry, *, momentary: Entry | None = None) -> None:
+        """Records one step; ``entry["step"]`` counts from 1.
 
         Args:
           momentary: goes to TensorBoard alone.
         """
         if not self._active:
             return
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
-        for name, value in (row | (momentary or {})).items():
+        for name, value in (entry | (momentary or {})).items():
             if name != "step" and value is not None:
-                self._events.add_scalar(name, value, row["step"])
-        shown = {name: f"{row[name]:.4f}" for name in ("loss", "mtp_loss", "divergence") if row.get(name) is not None}
-        shown["tokens/s"] = f"{row['tokens_per_second']:,.0f}"
-        if "fraction_of_peak_flops_per_second" in row:
-            shown["MFU"] = f"{row['fraction_of_peak_flops_per_second']:.1%}"
+                self._events.add_scalar(name, value, entry["step"])
+        shown = {
+            name: f"{entry[name]:.4f}" for name in ("loss", "mtp_loss", "divergence") if entry.get(name) is not None
+        }
+        shown["tokens/s"] = f"{entry['tokens_per_second']:,.0f}"
+        if "fraction_of_peak_flops_per_second" in entry:
+            shown["MFU"] = f"{entry['fraction_of_peak_flops_per_second']:.1%}"
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
     def sync(self) -> None:
-        """Puts all rows on disk; called before a checkpoint, which must never be ahead of them."""
+        """Puts all entries on disk. It is called before a checkpoint, which must never be ahead of them."""
         if self._active:
             os.fsync(self._file.fileno())
             self._events.flush()
@@ -76,8 +82,8 @@ class MetricsWriter:
             self._file.close()
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Reads ``metrics.jsonl``; a last line that a crash cut short is left out, an absent file has no rows.
+def read_entries(path: Path) -> list[Entry]:
+    """Reads ``metrics.jsonl``; a last line that a crash cut short is left out, an absent file has no entries.
 
     Raises:
       ValueError: another line is not JSON.
@@ -87,15 +93,15 @@ def read_rows(path: Path) -> list[Row]:
     *lines, rest = path.read_text(encoding="utf-8").split("\n")
     if rest:
         logger.warning("%s ends in an unfinished line, which is dropped", path)
-    rows = []
+    entries = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            entries.append(json.loads(line))
         except json.JSONDecodeError as err:
             raise ValueError(
                 f"{path}:{number}: not JSON ({err.msg}); remove the line or choose another workdir."
             ) from err
-    return rows
+    return entries
 
 
 def plot_losses(workdir: Path) -> None:
@@ -103,13 +109,13 @@ def plot_losses(workdir: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = read_rows(workdir / METRICS)
-    names = sorted({name for row in rows for name, value in row.items() if _is_loss(name) and value is not None})
+    entries = read_entries(workdir / METRICS)
+    names = sorted({name for entry in entries for name, value in entry.items() if _is_loss(name) and value is not None})
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel="nats per trained token")
     for name in names:
-        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        points = [(entry["step"], entry[name]) for entry in entries if entry.get(name) is not None]
         axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
     if names:
         axes.legend()

@@ -5,8 +5,8 @@ import pytest
 
 from qwen35_jax.sharding import make_mesh
 from tests.train.conftest import small_config
-from train.config import DataConfig, LoraConfig, ModelSource, SFTConfig
-from train.throughput import Throughput, memory_in_use
+from train.config import DataConfig, LoraConfig, ModelSource, Recipe, TrainConfig
+from train.observe.throughput import Throughput, memory_in_use
 
 
 def test_utilisation_is_the_share_of_what_all_devices_could_do():
@@ -17,8 +17,8 @@ def test_utilisation_is_the_share_of_what_all_devices_could_do():
 
 
 def test_utilisation_is_left_out_where_the_peak_is_unknown():
-    cfg = SFTConfig(ModelSource("base"), DataConfig("x.jsonl", sequence_length=64), steps=2, lora=LoraConfig())
-    throughput = Throughput.of(cfg, small_config(), make_mesh(data=2))
+    recipe = Recipe(ModelSource("base"), DataConfig("x.jsonl", sequence_length=64), steps=2, lora=LoraConfig())
+    throughput = Throughput.of(TrainConfig(recipe), small_config(), make_mesh(data=2))
     assert throughput.num_devices == 2 and throughput.flops_per_token > 0
     assert "fraction_of_peak_flops_per_second" not in throughput.rates(10, 1.0)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from train.config import MtpLossConfig
-from train.losses import sft_objective, shifted_targets
+from train.config import MtpLossConfig, Supervised
+from train.objectives.terms import shifted_targets
 
 
 @pytest.mark.parametrize("offset", [1, 2, 3, 30])
@@ -30,7 +30,7 @@ def test_targets_stay_within_their_document(host_batch, offset):
     (0.2, 2, ["loss", "mtp_loss", "mtp_loss_2"]),
 ])  # fmt: skip
 def test_terms_and_weights(weight, num_steps, names):
-    objective = sft_objective(MtpLossConfig(weight, num_steps), loss_chunk=8, remat="none")
+    objective = Supervised(MtpLossConfig(weight, num_steps)).make(loss_chunk=8, remat="none")
     assert list(objective.weights) == names
     assert objective.weights["loss"] == 1.0
     assert all(objective.weights[name] == weight / num_steps for name in names[1:])
@@ -38,7 +38,7 @@ def test_terms_and_weights(weight, num_steps, names):
 
 def test_sums_are_the_cross_entropies_of_the_logits(model, mesh, host_batch):
     batch = jax.tree.map(jnp.asarray, host_batch)
-    objective = sft_objective(MtpLossConfig(), loss_chunk=7, remat="none")
+    objective = Supervised(MtpLossConfig()).make(loss_chunk=7, remat="none")
     with jax.set_mesh(mesh):
         got, counts = objective.sums(model, batch, None), objective.counts(batch)
         inputs = (batch["input_ids"], batch["segment_ids"])
@@ -58,7 +58,7 @@ def reached(model, mesh, host_batch):
     graphdef, state = nnx.split(model)
 
     def groups(switch):
-        objective = sft_objective(MtpLossConfig(gradient=switch), loss_chunk=32, remat="none")
+        objective = Supervised(MtpLossConfig(gradient=switch)).make(loss_chunk=32, remat="none")
 
         def loss(state):
             return objective.sums(nnx.merge(graphdef, state, copy=True), batch, None)["mtp_loss"]

@@ -1,14 +1,14 @@
-"""Rows of metrics: cut off where a run resumes, torn lines dropped, curves drawn."""
+"""Entries of metrics: cut off where a run resumes, torn lines dropped, curves drawn."""
 
 import json
 import logging
 
 import pytest
 
-from train.metrics import METRICS, MetricsWriter, plot_losses, read_rows
+from train.observe.metrics import METRICS, MetricsWriter, plot_losses, read_entries
 
 
-def row(step):
+def entry(step):
     return {
         "step": step,
         "loss": 1.0 / step,
@@ -22,15 +22,15 @@ def row(step):
 def write(workdir, steps, *, first_step=1):
     writer = MetricsWriter(workdir, first_step=first_step, last_step=10)
     for step in steps:
-        writer.write(row(step))
+        writer.write(entry(step))
     writer.sync()
     writer.close()
 
 
-def test_rows_after_the_restored_step_are_cut_off(tmp_path, caplog):
+def test_entries_after_the_restored_step_are_cut_off(tmp_path, caplog):
     write(tmp_path, range(1, 8))
     write(tmp_path, range(5, 10), first_step=5)
-    assert read_rows(tmp_path / METRICS) == [row(step) for step in range(1, 10)]
+    assert read_entries(tmp_path / METRICS) == [entry(step) for step in range(1, 10)]
     assert not caplog.records
     assert any((tmp_path / "tensorboard").iterdir())
 
@@ -40,20 +40,20 @@ def test_a_torn_last_line_is_dropped(tmp_path, caplog):
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 4, "lo')
     with caplog.at_level(logging.WARNING):
-        assert len(read_rows(tmp_path / METRICS)) == 3
+        assert len(read_entries(tmp_path / METRICS)) == 3
     assert "unfinished line" in caplog.text
 
 
-def test_missing_rows_are_told(tmp_path, caplog):
+def test_missing_entries_are_warned_about(tmp_path, caplog):
     write(tmp_path, [1, 2])
     write(tmp_path, [5], first_step=5)
-    assert "lacks rows before step 5" in caplog.text
+    assert "lacks entries before step 5" in caplog.text
 
 
-def test_a_broken_line_is_an_error_that_names_it(tmp_path):
-    (tmp_path / METRICS).write_text(json.dumps(row(1)) + "\nnonsense\n")
+def test_the_error_about_a_broken_line_names_it(tmp_path):
+    (tmp_path / METRICS).write_text(json.dumps(entry(1)) + "\nnonsense\n")
     with pytest.raises(ValueError, match=r"metrics.jsonl:2: not JSON"):
-        read_rows(tmp_path / METRICS)
+        read_entries(tmp_path / METRICS)
 
 
 def test_plot_losses_draws_a_picture(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.data.config import DataConfig, Source
+from train.config.data import DataConfig, Source
 
 
 @pytest.mark.parametrize(
@@ -10,8 +10,8 @@ from train.data.config import DataConfig, Source
     [
         ("path", "", "data.path is empty"),
         ("sequence_length", 1, "at least 2"),
-        ("rows_per_batch", 0, "at least 1"),
-        ("open_rows", 0, "at least 1"),
+        ("sequences_per_batch", 0, "at least 1"),
+        ("open_sequences", 0, "at least 1"),
         ("num_threads", 0, "at least 1"),
         ("seed", -1, r"in \[0, 2\*\*32\)"),
         ("epochs", 0, "None to repeat for ever"),
@@ -19,7 +19,7 @@ from train.data.config import DataConfig, Source
         ("long_rows", "cut", "choose one of drop, error"),
         ("bad_rows", "ignore", "choose one of drop, error"),
         ("shards", 0, "at least 1"),
-        ("shards", 3, "rows_per_batch=8 cannot be dealt to data.shards=3; make it a multiple of 3"),
+        ("shards", 3, "sequences_per_batch=8 cannot be dealt to data.shards=3; make it a multiple of 3"),
         ("sources", (Source("a.jsonl"), Source("b.jsonl"), Source("a.jsonl", 2.0)), "names 'a.jsonl' twice"),
     ],
 )

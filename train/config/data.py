@@ -1,13 +1,22 @@
-"""The settings of the training data, checked when they are built."""
+"""The settings of the training data, checked when they are built.
+
+Fields that are declared with ``compare=False`` may change when a run resumes. What they lead to is judged instead: the
+content of the files, the shares of the sources and the order of the documents make up the identity of the data
+(``train.data.pipeline``). A row that one policy leaves out would have stopped the run under the other.
+"""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+_POLICIES = ("drop", "error")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One part of a mixture."""
+    """One source of a mixture."""
 
     path: str
     """A file, a glob (``data/*.jsonl``), or a dataset on the hub: ``org/name`` or ``org/name@revision``."""
@@ -30,36 +39,37 @@ class Source:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where conversations come from, what of them is trained, and how they become batches.
+    """Where conversations come from, which of their tokens are trained, and how they become batches.
 
     Rows are ``{"messages": [...], "tools"?: [...]}`` or ``{"text": ...}``, in JSONL or Parquet. Give ``path``, or
     ``sources`` for a mixture.
     """
 
-    path: str | None = None
-    """A file, a glob (``data/*.jsonl``), or a dataset on the hub: ``org/name`` or ``org/name@revision``. Where it is
-    given it takes the place of ``sources``, so that ``--data.path`` works with every run file."""
+    path: str | None = field(default=None, compare=False)
+    """A file, a glob (``data/*.jsonl``), or a dataset on the hub: ``org/name`` or ``org/name@revision``. It takes the
+    place of ``sources``, so that ``--data.path`` works with every run file."""
 
     sequence_length: int = 4096
-    """Tokens in one packed row."""
+    """Tokens in one packed sequence."""
 
-    rows_per_batch: int = 8
-    """Packed rows in one batch, over all devices and processes."""
+    sequences_per_batch: Annotated[int, tyro.conf.arg(aliases=("--data.rows-per-batch",))] = 8
+    """Packed sequences in one batch, over all devices and processes."""
 
-    sources: tuple[Source, ...] = ()
+    sources: tuple[Source, ...] = field(default=(), compare=False)
     """Several sources, mixed document by document as their weights say."""
 
     seed: int = 0
     """Seeds the order of the documents; every pass over a source has its own order."""
 
-    epochs: int | None = None
-    """Passes over the data; None repeats for ever, and the trainer's number of steps decides. An epoch of a mixture
-    ends when every source was passed at least once; those short for their weight repeat meanwhile."""
+    epochs: int | None = field(default=None, compare=False)
+    """Epochs to train; None repeats for ever, and the number of steps decides. An epoch ends once every source has
+    been read in full. Small sources with high weights may repeat, reshuffled each time."""
 
     shards: int = 1
-    """Streams that the documents are dealt to, each of which fills its own part of a batch's rows. With as many as
-    there are processes, each process reads and tokenises its part only; with 1, every process tokenises everything.
-    It decides which documents share a row, so it stays the same when a run resumes with other processes."""
+    """Data shards, which are streams that the documents are dealt to. Each fills its own share of a batch. With as many
+    as there are processes, each process reads and tokenises its share only; with 1, every process tokenises everything.
+    The number decides which documents share a sequence, so it stays the same when a run resumes with other
+    processes."""
 
     train_on: Literal["all", "last"] = "all"
     """Which assistant turns are trained: all of a conversation, or the last one."""
@@ -67,19 +77,20 @@ class DataConfig:
     train_on_thinking: bool = True
     """Whether the words between ``<think>`` and ``</think>`` are trained along with the answer."""
 
-    long_rows: Literal["drop", "error"] = "drop"
+    long_rows: Literal["drop", "error"] = field(default="drop", compare=False)
     """What to do with a conversation longer than ``sequence_length``: leave it out and count it, or stop."""
 
-    bad_rows: Literal["drop", "error"] = "error"
+    bad_rows: Literal["drop", "error"] = field(default="error", compare=False)
     """What to do with a row that cannot be used: leave it out and count it by reason, or stop."""
 
-    open_rows: int = 16
-    """How many unfinished rows a shard's packer fills at the same time; more waste less and mix documents further."""
+    open_sequences: Annotated[int, tyro.conf.arg(aliases=("--data.open-rows",))] = 16
+    """How many unfinished sequences the packer of a data shard fills at the same time. With more of them less space is
+    wasted, and documents are mixed further."""
 
-    num_threads: int = 4
+    num_threads: int = field(default=4, compare=False)
     """Threads that read, render and tokenise ahead of training."""
 
-    hub_files: str = "*train*"
+    hub_files: str = field(default="*train*", compare=False)
     """Which files of a hub dataset at ``path`` to read, as in `Source`."""
 
     def __post_init__(self) -> None:
@@ -88,14 +99,16 @@ class DataConfig:
         paths = [source.path for source in self.sources]
         if twice := [path for path in paths if paths.count(path) > 1]:
             raise ValueError(f"data.sources names {twice[0]!r} twice; name it once and add the weights.")
-        least_values = {"sequence_length": 2, "rows_per_batch": 1, "shards": 1, "open_rows": 1, "num_threads": 1}
+        least_values = {
+            "sequence_length": 2, "sequences_per_batch": 1, "shards": 1, "open_sequences": 1, "num_threads": 1,
+        }  # fmt: skip
         for name, least in least_values.items():
             value = getattr(self, name)
             if value < least:
                 raise ValueError(f"data.{name}={value} is too small; it must be at least {least}.")
-        if self.rows_per_batch % self.shards:
+        if self.sequences_per_batch % self.shards:
             raise ValueError(
-                f"data.rows_per_batch={self.rows_per_batch} cannot be dealt to data.shards={self.shards}; "
+                f"data.sequences_per_batch={self.sequences_per_batch} cannot be dealt to data.shards={self.shards}; "
                 f"make it a multiple of {self.shards}."
             )
         if not 0 <= self.seed < 2**32:
@@ -111,6 +124,3 @@ class DataConfig:
     def mixture(self) -> tuple[Source, ...]:
         """What is read: ``path`` alone, or ``sources``."""
         return (Source(self.path, hub_files=self.hub_files),) if self.path else self.sources
-
-
-_POLICIES = ("drop", "error")

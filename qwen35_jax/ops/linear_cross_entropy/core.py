@@ -1,0 +1,214 @@
+"""The core of every loss on logits: value and gradients chunk by chunk, so that the logits never exist at once.
+
+It takes hidden states, head weights and a function from a chunk's logits to a sum and its gradient. One pass over the
+chunks computes the value and both gradients. A chunk spans ``chunk_tokens`` positions of every sequence, so sequences
+keep their placement on a mesh.
+
+Letters: B batch, T tokens, D model width, E width of the frozen model, V vocabulary, C positions in a chunk, M chunks.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from qwen35_jax.ops.projection import sum_of_outer_products
+from qwen35_jax.sharding import gather_over, is_split, mesh_axes, over_mesh, scatter_sum_over, sum_over
+
+
+class VocabularyShard(NamedTuple):
+    """The entries of the vocabulary that a device has logits for, and how to reduce over all shards."""
+
+    first: Int[Array, ""] | int
+    axes: tuple[str, ...]
+
+    def sum(self, values: Float[Array, "B C V"]) -> Float[Array, "B C"]:
+        """Returns the sum over the whole vocabulary."""
+        return sum_over(self.axes, jnp.sum(values, axis=-1))
+
+    def logsumexp(self, logits: Float[Array, "B C V"]) -> Float[Array, "B C"]:
+        """Returns the logarithm of the sum of exponentials over the whole vocabulary."""
+        if not self.axes:
+            return jax.nn.logsumexp(logits, axis=-1)
+        largest = jax.lax.pmax(jnp.max(logits, axis=-1), self.axes)
+        return jnp.log(self.sum(jnp.exp(logits - largest[..., None]))) + largest
+
+
+class FrozenHead(NamedTuple):
+    """Hidden states and head of a second model, which is not differentiated. It may have another width and dtype."""
+
+    hidden: Float[Array, "B T E"]
+    head: Float[Array, "V E"]
+
+
+TokenLoss = Callable[
+    [Float[Array, "B C V"], PyTree[Array], VocabularyShard, Float[Array, "B C V"] | None],
+    tuple[Float[Array, ""], Float[Array, "B C V"]],
+]
+"""``token_loss(logits, inputs, shard, frozen_logits)`` for one chunk, on one shard of the vocabulary.
+
+Returns the sum of the losses, which must be the same on every shard, and its gradient for the logits of this shard.
+``frozen_logits`` is None without a frozen head. Positions whose inputs are all zero must add nothing to either.
+"""
+
+
+class _Arguments(NamedTuple):
+    """What is cut into chunks and not differentiated, and the frozen weights."""
+
+    inputs: PyTree[Array]
+    frozen: FrozenHead | None
+
+
+def sum_over_chunks(
+    token_loss: TokenLoss,
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    inputs: PyTree[Array],
+    *,
+    chunk_tokens: int,
+    frozen: FrozenHead | None = None,
+) -> Float[Array, ""]:
+    """Sums the values of ``token_loss`` over chunks of tokens; differentiable in ``hidden`` and ``head``.
+
+    Args:
+      inputs: arrays of shape [B, T, ...], cut into chunks as the hidden states are. The last chunk is filled up with
+        zeros. They are not differentiated.
+      chunk_tokens: positions of each sequence per chunk; T need not be a multiple.
+      frozen: a second model, whose logits are computed beside those of ``head``, for the same chunk and shard.
+
+    Raises:
+      ValueError: ``chunk_tokens`` is not positive, or the frozen head has another vocabulary.
+    """
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 1; 256 is a good start.")
+    if frozen is not None and frozen.head.shape[0] != head.shape[0]:
+        raise ValueError(
+            f"the frozen head has {frozen.head.shape[0]} token ids and the trained one {head.shape[0]}; both models "
+            "must have the same vocabulary."
+        )
+    return _sum_over_chunks(token_loss, chunk_tokens, hidden, head, _Arguments(inputs, frozen))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum_over_chunks(token_loss, chunk_tokens, hidden, head, arguments):
+    return _on_mesh(token_loss, chunk_tokens, hidden, head, arguments, gradients=(False, False))[0]
+
+
+def _sum_over_chunks_forward(token_loss, chunk_tokens, hidden, head, arguments):
+    """Computes the value and, where asked for, the gradients, which are the residuals."""
+    arguments = jax.tree.map(lambda x: x.value, arguments, is_leaf=lambda x: hasattr(x, "perturbed"))
+    gradients = (True, head.perturbed)
+    total, *grads = _on_mesh(token_loss, chunk_tokens, hidden.value, head.value, arguments, gradients=gradients)
+    return total, grads
+
+
+def _sum_over_chunks_backward(token_loss, chunk_tokens, residuals, cotangent):
+    del token_loss, chunk_tokens
+    return *(None if grad is None else (cotangent * grad).astype(grad.dtype) for grad in residuals), None
+
+
+_sum_over_chunks.defvjp(_sum_over_chunks_forward, _sum_over_chunks_backward, symbolic_zeros=True)
+
+
+def _on_mesh(
+    token_loss: TokenLoss,
+    chunk_tokens: int,
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    arguments: _Arguments,
+    *,
+    gradients: tuple[bool, bool],
+) -> tuple[Float[Array, ""], Float[Array, "B T D"] | None, Float[Array, "V D"] | None]:
+    """Computes the sum and the gradients of hidden states and head that are asked for, over the mesh if there is one.
+
+    Over a mesh every device holds an equal shard of the vocabulary and sends its hidden states, chunk by chunk, to
+    those that share its tokens: less than the head, and no device ever holds the whole gradient of the head.
+    """
+    divides = is_split(batch=hidden.shape[0], length=hidden.shape[1], vocab_shards=head.shape[0])
+    run = partial(_scan_chunks, token_loss, chunk_tokens, gradients=gradients, split=divides)
+    if not divides:
+        return run(hidden, head, arguments.frozen, arguments.inputs)
+    leaves, structure = jax.tree.flatten(arguments.inputs)
+    frozen = (None, None) if arguments.frozen is None else arguments.frozen
+
+    def local(hidden, head, frozen_hidden, frozen_head, *leaves):
+        pair = None if frozen_hidden is None else FrozenHead(frozen_hidden, frozen_head)
+        return run(hidden, head, pair, jax.tree.unflatten(structure, leaves))
+
+    tokens, vocabulary = ("batch", "length", None), ("vocab_shards", None)
+    leaf_axes = [("batch", "length", *(None for _ in leaf.shape[2:])) for leaf in leaves]
+    grad_axes = [axes if wanted else () for axes, wanted in zip((tokens, vocabulary), gradients, strict=True)]
+    return over_mesh(
+        local, hidden, head, *frozen, *leaves,
+        in_axes=(tokens, vocabulary, tokens, vocabulary, *leaf_axes), out_axes=((), *grad_axes),
+    )  # fmt: skip
+
+
+def _scan_chunks(
+    token_loss: TokenLoss,
+    chunk_tokens: int,
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    frozen: FrozenHead | None,
+    inputs: PyTree[Array],
+    *,
+    gradients: tuple[bool, bool],
+    split: bool,
+) -> tuple[Float[Array, ""], Float[Array, "B T D"] | None, Float[Array, "V D"] | None]:
+    """Does the work of ``_on_mesh`` on one device. ``split``: the vocabulary and the tokens are split over the mesh."""
+    over_vocab, over_batch, over_length = (
+        mesh_axes(name) if split else () for name in ("vocab_shards", "batch", "length")
+    )
+    # Devices along these axes hold other shards of the vocabulary and other sequences: each needs those of all.
+    shared = tuple(axis for axis in over_batch if axis in over_vocab)
+    same_tokens = tuple(axis for axis in over_vocab if axis not in shared)
+    same_vocab = tuple(axis for axis in (*over_batch, *over_length) if axis not in shared)
+    shard = VocabularyShard(jax.lax.axis_index(over_vocab) * head.shape[0] if split else 0, over_vocab)
+    weight = head.astype(hidden.dtype)
+    frozen_hidden, frozen_weight = (None, None) if frozen is None else frozen
+    if frozen is not None:
+        frozen_weight = frozen_weight.astype(frozen_hidden.dtype)
+
+    def body(carry, chunk):
+        total, head_grad = carry
+        hidden_BCD, frozen_BCE, chunk_inputs = jax.tree.map(partial(gather_over, shared, axis=0), chunk)
+        logits = _logits(hidden_BCD, weight)
+        frozen_logits = None if frozen is None else _logits(frozen_BCE, frozen_weight)
+        loss, logits_grad = token_loss(logits, chunk_inputs, shard, frozen_logits)
+        if not gradients[0]:
+            return (total + loss, None), None
+        logits_grad = logits_grad.astype(hidden.dtype)
+        hidden_grad = jnp.einsum("BCV,VD->BCD", logits_grad, weight, preferred_element_type=jnp.float32)
+        hidden_grad = sum_over(same_tokens, scatter_sum_over(shared, hidden_grad, axis=0))
+        if gradients[1]:
+            head_grad += sum_of_outer_products(logits_grad, hidden_BCD, dtype=jnp.float32)
+        return (total + loss, head_grad), hidden_grad.astype(hidden.dtype)
+
+    head_grad = jnp.zeros(head.shape, jnp.float32) if gradients[1] else None
+    start = (jnp.zeros((), jnp.float32), head_grad)
+    chunks = _cut((hidden, frozen_hidden, inputs), chunk_tokens)
+    (total, head_grad), grads_MBCD = jax.lax.scan(body, start, chunks)
+    total, head_grad = sum_over(same_vocab, (total, head_grad))
+    hidden_grad = None
+    if gradients[0]:
+        B, T, D = hidden.shape
+        hidden_grad = jnp.moveaxis(grads_MBCD, 0, 1).reshape(B, -1, D)[:, :T]
+    return total, hidden_grad, None if head_grad is None else head_grad.astype(head.dtype)
+
+
+def _logits(hidden: Float[Array, "B C D"], head: Float[Array, "V D"]) -> Float[Array, "B C V"]:
+    return jnp.einsum("BCD,VD->BCV", hidden, head, preferred_element_type=jnp.float32)
+
+
+def _cut(tree: PyTree[Array], chunk_tokens: int) -> PyTree[Array]:
+    """Turns [B, T, ...] arrays into [M, B, C, ...] ones, the last chunk filled up with zeros."""
+
+    def cut(x):
+        chunk = min(chunk_tokens, x.shape[1])
+        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+    return jax.tree.map(cut, tree)
