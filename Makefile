@@ -2,16 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TYPE_CHECKER := pyrefly check
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test test-slow benchmark lint clean
+.PHONY: quickstart test test-fast test-slow benchmark lint lint-check types clean
 
 quickstart: $(VENV)/.core          ## from nothing to a fine-tuned, scored, exported model, on a CPU
 	$(BIN)/python -m examples.quickstart.run
 
-test: $(VENV)/.dev                 ## lint and all fast tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: lint-check types test-fast   ## lint, types and all fast tests
+
+test-fast: $(VENV)/.dev            ## all fast tests
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.dev            ## the tests that take minutes or gigabytes
@@ -20,9 +21,16 @@ test-slow: $(VENV)/.dev            ## the tests that take minutes or gigabytes
 benchmark: $(VENV)/.dev            ## forward and backward against transformers
 	$(BIN)/python -m benchmarks.against_transformers
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev                 ## mend what ruff can mend, and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lint-check: $(VENV)/.dev           ## the same checks, without a change to any file
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev                ## the type checker over the library, the trainer and the evaluation
+	$(BIN)/$(TYPE_CHECKER)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -68,7 +68,7 @@ def run_ours(path: Path, num_tokens: int, repeats: int) -> dict:
 
     def loss(params):
         model = nnx.merge(graphdef, params, copy=True)
-        return linear_cross_entropy(model.hidden_states(ids), model.head_weight(), targets, weights, chunk_tokens=512)
+        return linear_cross_entropy(model.forward(ids)[0], model.head_weight(), targets, weights, chunk_tokens=512)
 
     forward, backward = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
     seconds = {"forward": time_calls(lambda: forward(params).block_until_ready(), repeats)}

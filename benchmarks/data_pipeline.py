@@ -28,7 +28,7 @@ from pathlib import Path
 
 from qwen35_jax.command import one_line_errors
 from qwen35_jax.processing import Tokenizer
-from train.data.config import DataConfig
+from train.config.data import DataConfig
 from train.data.pipeline import BatchIterator, make_batches
 
 PARAMETERS, FLOPS_PER_PARAMETER = 2e9, 6
@@ -96,7 +96,7 @@ def main() -> None:
         if arguments.data is None:
             write_conversations(path, 20_000)
         config = DataConfig(
-            str(path), sequence_length=4096, rows_per_batch=32, num_threads=arguments.threads, bad_rows="drop"
+            str(path), sequence_length=4096, sequences_per_batch=32, num_threads=arguments.threads, bad_rows="drop"
         )
         began = time.perf_counter()
         batches = make_batches(config, tokenizer)

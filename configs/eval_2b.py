@@ -9,7 +9,8 @@ extra `eval` and NLTK's punkt_tab. 541 and 1,319 samples of up to 32,768 tokens.
 2B weights: it needs an accelerator and the checkpoint, so no time, memory or score is quoted here.
 """
 
-from eval.config import EvalConfig, ModelSource
+from eval.config import EvalConfig
+from qwen35_jax.hf.source import ModelSource
 
 
 def config() -> EvalConfig:

@@ -8,18 +8,32 @@ Computes in bfloat16 on float32 weights, which are split over all chips with the
 Planned: 9.8 of 15.8 GiB of HBM a chip; a step takes 0.80 s at least, 1.80 s by the compiler's estimate.
 """
 
-from train.config import CheckpointConfig, DataConfig, MeshConfig, ModelSource, MtpLossConfig, OptimConfig, SFTConfig
+from train.config import (
+    CheckpointConfig,
+    DataConfig,
+    Layout,
+    MeshConfig,
+    ModelSource,
+    MtpLossConfig,
+    OptimConfig,
+    Options,
+    Recipe,
+    Supervised,
+    TrainConfig,
+)
 
 TOPOLOGY = "v5e:2x4"
 
 
-def config() -> SFTConfig:
-    return SFTConfig(
-        model=ModelSource(path="Qwen/Qwen3.5-2B-Base"),
-        data=DataConfig(path="data/train.jsonl", sequence_length=8192, rows_per_batch=8),
-        steps=1_000,
-        optim=OptimConfig(learning_rate=1e-5, warmup_steps=50, weight_decay=0.1),
-        mtp=MtpLossConfig(weight=0.1),
-        mesh=MeshConfig(fsdp=8),
-        checkpoint=CheckpointConfig(every=200),
+def config() -> TrainConfig:
+    return TrainConfig(
+        recipe=Recipe(
+            model=ModelSource(path="Qwen/Qwen3.5-2B-Base"),
+            data=DataConfig(path="data/train.jsonl", sequence_length=8192, sequences_per_batch=8),
+            steps=1_000,
+            optim=OptimConfig(learning_rate=1e-5, warmup_steps=50, weight_decay=0.1),
+            objective=Supervised(mtp=MtpLossConfig(weight=0.1)),
+        ),
+        layout=Layout(mesh=MeshConfig(fsdp=8)),
+        options=Options(checkpoint=CheckpointConfig(every=200)),
     )

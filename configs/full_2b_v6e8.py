@@ -8,18 +8,32 @@ As on a v5e-8, with twice the batch: a v6e chip has twice the memory.
 Planned: 13.3 of 31.2 GiB of HBM a chip; a step takes 0.70 s at least, 1.56 s by the compiler's estimate.
 """
 
-from train.config import CheckpointConfig, DataConfig, MeshConfig, ModelSource, MtpLossConfig, OptimConfig, SFTConfig
+from train.config import (
+    CheckpointConfig,
+    DataConfig,
+    Layout,
+    MeshConfig,
+    ModelSource,
+    MtpLossConfig,
+    OptimConfig,
+    Options,
+    Recipe,
+    Supervised,
+    TrainConfig,
+)
 
 TOPOLOGY = "v6e:2x4"
 
 
-def config() -> SFTConfig:
-    return SFTConfig(
-        model=ModelSource(path="Qwen/Qwen3.5-2B-Base"),
-        data=DataConfig(path="data/train.jsonl", sequence_length=8192, rows_per_batch=16),
-        steps=1_000,
-        optim=OptimConfig(learning_rate=1e-5, warmup_steps=50, weight_decay=0.1),
-        mtp=MtpLossConfig(weight=0.1),
-        mesh=MeshConfig(fsdp=8),
-        checkpoint=CheckpointConfig(every=200),
+def config() -> TrainConfig:
+    return TrainConfig(
+        recipe=Recipe(
+            model=ModelSource(path="Qwen/Qwen3.5-2B-Base"),
+            data=DataConfig(path="data/train.jsonl", sequence_length=8192, sequences_per_batch=16),
+            steps=1_000,
+            optim=OptimConfig(learning_rate=1e-5, warmup_steps=50, weight_decay=0.1),
+            objective=Supervised(mtp=MtpLossConfig(weight=0.1)),
+        ),
+        layout=Layout(mesh=MeshConfig(fsdp=8)),
+        options=Options(checkpoint=CheckpointConfig(every=200)),
     )

@@ -11,26 +11,32 @@ Planned: 21.9 of 95.7 GiB of HBM a chip; a step takes 15.42 s at least, 22.17 s 
 from train.config import (
     CheckpointConfig,
     DataConfig,
+    Layout,
     LoraConfig,
     MeshConfig,
     ModelSource,
     MtpLossConfig,
     OptimConfig,
-    SFTConfig,
+    Options,
+    Recipe,
+    Supervised,
+    TrainConfig,
 )
 
 TOPOLOGY = "v5p:2x2x2"
 
 
-def config() -> SFTConfig:
-    return SFTConfig(
-        model=ModelSource(path="Qwen/Qwen3.5-2B-Base"),
-        data=DataConfig(path="data/long.jsonl", sequence_length=262_144, rows_per_batch=4),
-        steps=500,
-        accumulation=4,
-        optim=OptimConfig(learning_rate=1e-4, warmup_steps=20),
-        lora=LoraConfig(rank=16, alpha=32.0, targets=("attention", "deltanet", "mlp", "mtp")),
-        mtp=MtpLossConfig(weight=0.1),
-        mesh=MeshConfig(context=8),
-        checkpoint=CheckpointConfig(every=50),
+def config() -> TrainConfig:
+    return TrainConfig(
+        recipe=Recipe(
+            model=ModelSource(path="Qwen/Qwen3.5-2B-Base"),
+            data=DataConfig(path="data/long.jsonl", sequence_length=262_144, sequences_per_batch=4),
+            steps=500,
+            accumulation=4,
+            optim=OptimConfig(learning_rate=1e-4, warmup_steps=20),
+            lora=LoraConfig(rank=16, alpha=32.0, targets=("attention", "deltanet", "mlp", "mtp")),
+            objective=Supervised(mtp=MtpLossConfig(weight=0.1)),
+        ),
+        layout=Layout(mesh=MeshConfig(context=8)),
+        options=Options(checkpoint=CheckpointConfig(every=50)),
     )

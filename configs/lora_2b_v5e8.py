@@ -11,26 +11,32 @@ Planned: 5.7 of 15.8 GiB of HBM a chip; a step takes 1.14 s at least, 2.68 s by 
 from train.config import (
     CheckpointConfig,
     DataConfig,
+    Layout,
     LoraConfig,
     MeshConfig,
     ModelSource,
     MtpLossConfig,
     OptimConfig,
-    SFTConfig,
+    Options,
+    Recipe,
+    Supervised,
+    TrainConfig,
 )
 
 TOPOLOGY = "v5e:2x4"
 
 
-def config() -> SFTConfig:
-    return SFTConfig(
-        model=ModelSource(path="Qwen/Qwen3.5-2B-Base"),
-        data=DataConfig(path="data/train.jsonl", sequence_length=4096, rows_per_batch=32),
-        steps=1_000,
-        accumulation=4,
-        optim=OptimConfig(learning_rate=2e-4, warmup_steps=30),
-        lora=LoraConfig(rank=16, alpha=32.0, targets=("attention", "deltanet", "mlp", "mtp")),
-        mtp=MtpLossConfig(weight=0.1),
-        mesh=MeshConfig(data=8),
-        checkpoint=CheckpointConfig(every=100),
+def config() -> TrainConfig:
+    return TrainConfig(
+        recipe=Recipe(
+            model=ModelSource(path="Qwen/Qwen3.5-2B-Base"),
+            data=DataConfig(path="data/train.jsonl", sequence_length=4096, sequences_per_batch=32),
+            steps=1_000,
+            accumulation=4,
+            optim=OptimConfig(learning_rate=2e-4, warmup_steps=30),
+            lora=LoraConfig(rank=16, alpha=32.0, targets=("attention", "deltanet", "mlp", "mtp")),
+            objective=Supervised(mtp=MtpLossConfig(weight=0.1)),
+        ),
+        layout=Layout(mesh=MeshConfig(data=8)),
+        options=Options(checkpoint=CheckpointConfig(every=100)),
     )

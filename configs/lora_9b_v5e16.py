@@ -11,26 +11,32 @@ Planned: 6.3 of 15.8 GiB of HBM a chip; a step takes 2.22 s at least, 4.96 s by 
 from train.config import (
     CheckpointConfig,
     DataConfig,
+    Layout,
     LoraConfig,
     MeshConfig,
     ModelSource,
     MtpLossConfig,
     OptimConfig,
-    SFTConfig,
+    Options,
+    Recipe,
+    Supervised,
+    TrainConfig,
 )
 
 TOPOLOGY = "v5e:4x4"
 
 
-def config() -> SFTConfig:
-    return SFTConfig(
-        model=ModelSource(path="Qwen/Qwen3.5-9B-Base"),
-        data=DataConfig(path="data/train.jsonl", sequence_length=4096, rows_per_batch=32),
-        steps=1_000,
-        accumulation=2,
-        optim=OptimConfig(learning_rate=1e-4, warmup_steps=30),
-        lora=LoraConfig(rank=16, alpha=32.0, targets=("attention", "deltanet", "mlp", "mtp")),
-        mtp=MtpLossConfig(weight=0.1),
-        mesh=MeshConfig(fsdp=16),
-        checkpoint=CheckpointConfig(every=100),
+def config() -> TrainConfig:
+    return TrainConfig(
+        recipe=Recipe(
+            model=ModelSource(path="Qwen/Qwen3.5-9B-Base"),
+            data=DataConfig(path="data/train.jsonl", sequence_length=4096, sequences_per_batch=32),
+            steps=1_000,
+            accumulation=2,
+            optim=OptimConfig(learning_rate=1e-4, warmup_steps=30),
+            lora=LoraConfig(rank=16, alpha=32.0, targets=("attention", "deltanet", "mlp", "mtp")),
+            objective=Supervised(mtp=MtpLossConfig(weight=0.1)),
+        ),
+        layout=Layout(mesh=MeshConfig(fsdp=16)),
+        options=Options(checkpoint=CheckpointConfig(every=100)),
     )

@@ -8,18 +8,32 @@ Rows are ``{"text": ...}``; every token trains. A batch holds half a million tok
 Planned: 20.5 of 95.7 GiB of HBM a chip; a step takes 1.37 s at least, 3.72 s by the compiler's estimate.
 """
 
-from train.config import CheckpointConfig, DataConfig, MeshConfig, ModelSource, MtpLossConfig, OptimConfig, SFTConfig
+from train.config import (
+    CheckpointConfig,
+    DataConfig,
+    Layout,
+    MeshConfig,
+    ModelSource,
+    MtpLossConfig,
+    OptimConfig,
+    Options,
+    Recipe,
+    Supervised,
+    TrainConfig,
+)
 
 TOPOLOGY = "v5p:2x2x4"
 
 
-def config() -> SFTConfig:
-    return SFTConfig(
-        model=ModelSource(path="Qwen/Qwen3.5-2B-Base"),
-        data=DataConfig(path="data/*.parquet", sequence_length=8192, rows_per_batch=64),
-        steps=10_000,
-        optim=OptimConfig(learning_rate=3e-5, warmup_steps=500, final_fraction=0.1, weight_decay=0.1),
-        mtp=MtpLossConfig(weight=0.3),
-        mesh=MeshConfig(fsdp=16),
-        checkpoint=CheckpointConfig(every=500),
+def config() -> TrainConfig:
+    return TrainConfig(
+        recipe=Recipe(
+            model=ModelSource(path="Qwen/Qwen3.5-2B-Base"),
+            data=DataConfig(path="data/*.parquet", sequence_length=8192, sequences_per_batch=64),
+            steps=10_000,
+            optim=OptimConfig(learning_rate=3e-5, warmup_steps=500, final_fraction=0.1, weight_decay=0.1),
+            objective=Supervised(mtp=MtpLossConfig(weight=0.3)),
+        ),
+        layout=Layout(mesh=MeshConfig(fsdp=16)),
+        options=Options(checkpoint=CheckpointConfig(every=500)),
     )

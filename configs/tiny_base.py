@@ -5,16 +5,30 @@
 By default it takes the checkpoint and the text that `make quickstart` leaves in runs/quickstart.
 """
 
-from train.config import CheckpointConfig, DataConfig, ModelSource, MtpLossConfig, OptimConfig, SFTConfig
+from train.config import (
+    CheckpointConfig,
+    DataConfig,
+    Layout,
+    ModelSource,
+    MtpLossConfig,
+    OptimConfig,
+    Options,
+    Recipe,
+    Supervised,
+    TrainConfig,
+)
 
 
-def config() -> SFTConfig:
+def config() -> TrainConfig:
     """Returns the settings of the run."""
-    return SFTConfig(
-        model=ModelSource(path="runs/quickstart/random", dtype="float32", remat="none"),
-        data=DataConfig(path="runs/quickstart/data/base.jsonl", sequence_length=256, rows_per_batch=4),
-        steps=500,
-        optim=OptimConfig(learning_rate=3e-3, warmup_steps=20, weight_decay=0.01),
-        mtp=MtpLossConfig(weight=0.1),
-        checkpoint=CheckpointConfig(every=200),
+    return TrainConfig(
+        recipe=Recipe(
+            model=ModelSource(path="runs/quickstart/random", dtype="float32"),
+            data=DataConfig(path="runs/quickstart/data/base.jsonl", sequence_length=256, sequences_per_batch=4),
+            steps=500,
+            optim=OptimConfig(learning_rate=3e-3, warmup_steps=20, weight_decay=0.01),
+            objective=Supervised(mtp=MtpLossConfig(weight=0.1)),
+        ),
+        layout=Layout(remat="none"),
+        options=Options(checkpoint=CheckpointConfig(every=200)),
     )

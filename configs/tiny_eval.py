@@ -5,7 +5,8 @@
 DATA/qa/test.jsonl holds rows {"question", "answer"}; --mode thinking evaluates with the think block open.
 """
 
-from eval.config import EvalConfig, ModelSource
+from eval.config import EvalConfig
+from qwen35_jax.hf.source import ModelSource
 
 
 def config() -> EvalConfig:

@@ -1,9 +1,9 @@
-"""The run of `tiny_sft.py`, which also scores itself: every 50 steps, the share of held-out questions answered right.
+"""The run of `tiny_sft.py`, which also scores itself every 50 steps: how many held-out questions it answers right.
 
     python -m train.sft configs/tiny_sft_scored.py --workdir runs/tiny_sft_scored
 
 It takes the base model, the training set and the questions that `make quickstart` leaves in runs/quickstart. The
-figure is `eval_qa_accuracy` in metrics.jsonl.
+fraction is `eval_qa_accuracy` in metrics.jsonl.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from eval.run import run
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
-from train.config import SFTConfig
+from train.config import TrainConfig
 
 DATA_DIR = "runs/quickstart/data"
 
@@ -27,5 +27,5 @@ def score(model: Qwen35, tokenizer: Tokenizer, data_dir: str = DATA_DIR) -> dict
     return {"qa_accuracy": results["tasks"]["qa"]["metrics"]["accuracy"]["value"]}
 
 
-def config() -> SFTConfig:
-    return dataclasses.replace(tiny_sft.config(), evaluate=score, evaluate_every=50)
+def config() -> TrainConfig:
+    return tiny_sft.config().replace(evaluate=score, evaluate_every=50)

@@ -1,24 +1,14 @@
-"""What an evaluation run is told: model, tasks, mode, protocol, and the sampling each protocol stands for."""
+"""The settings of an evaluation run: model, tasks, mode, protocol, and the sampling that each protocol stands for."""
 
 import dataclasses
 from typing import Literal
 
+from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.sharding import MeshConfig
 
 Mode = Literal["thinking", "non_thinking"]
 Protocol = Literal["card", "official", "lm-eval"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSource:
-    """Which model is evaluated."""
-
-    path: str = ""
-    """Hugging Face folder or hub id with weights, tokenizer and chat template."""
-    adapter: str | None = None
-    """PEFT adapter folder, applied on top of the model."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Compute dtype."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +16,11 @@ class EvalConfig:
     """Evaluation of one model on one or more tasks.
 
     Raises:
-      ValueError: a field is out of its range.
+      ValueError: a field is out of its range, or two fields do not go together.
     """
 
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     tasks: tuple[str, ...] = ("ifeval",)
     """Tasks to run, in this order."""
     mode: Mode = "non_thinking"
@@ -44,20 +35,44 @@ class EvalConfig:
     """Evaluation directory; a rerun with the same settings continues it."""
     max_new_tokens: int | None = None
     """Longest response in tokens, thinking included; by default the protocol's."""
+    repeats: int = 1
+    """Samples of each document. A document's values are averaged first, so that every document counts the same."""
     max_batch: int = 8
     """Prompts generated together."""
     seed: int = 0
     """Seed of sampling; greedy protocols do not use it."""
+    mtp_acceptance: bool = False
+    """Also measure which share of the MTP head's drafts greedy decoding would accept, on all samples."""
 
     def __post_init__(self):
         if not self.tasks:
             raise ValueError("tasks is empty; name at least one.")
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks={list(self.tasks)} names a task twice; name each once.")
-        for name in ("limit", "max_new_tokens", "max_batch"):
+        for name in ("limit", "max_new_tokens", "max_batch", "repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
+        if self.mesh.context > 1:
+            raise ValueError(
+                f"mesh.context={self.mesh.context}: generation cannot split one token at a time over positions; use "
+                "mesh.context=1 and another axis."
+            )
+        if self.repeats > 1 and self.sampling.greedy:
+            raise ValueError(
+                f"repeats={self.repeats}: protocol {self.protocol} decodes greedily, and its samples would all be "
+                "equal; use repeats=1, or a protocol that samples (card)."
+            )
+        if self.mtp_acceptance and self.sampling != SamplingParams():
+            raise ValueError(
+                f"mtp_acceptance counts the drafts of greedy decoding, but protocol {self.protocol} samples; use a "
+                "greedy protocol (official, lm-eval)."
+            )
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How the protocol chooses tokens."""
+        return CARD_SAMPLING[self.mode] if self.protocol == "card" else SamplingParams()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +101,9 @@ def generation(config: EvalConfig, lm_eval_max_new_tokens: int) -> Generation:
       lm_eval_max_new_tokens: the length that lm-evaluation-harness gives the task; in thinking mode the
         think block counts, as it does there.
     """
-    if config.protocol == "card":
-        sampling, length = CARD_SAMPLING[config.mode], CARD_MAX_NEW_TOKENS
-    elif config.protocol == "official":
-        sampling, length = SamplingParams(), OFFICIAL_MAX_NEW_TOKENS[config.mode]
-    else:
-        sampling, length = SamplingParams(), lm_eval_max_new_tokens
-    return Generation(sampling, config.max_new_tokens or length)
+    lengths = {
+        "card": CARD_MAX_NEW_TOKENS,
+        "official": OFFICIAL_MAX_NEW_TOKENS[config.mode],
+        "lm-eval": lm_eval_max_new_tokens,
+    }
+    return Generation(config.sampling, config.max_new_tokens or lengths[config.protocol])

@@ -1,4 +1,4 @@
-"""What a run found: results.json, a table, and a page to read."""
+"""The results of a run: results.json, a table, and a page to read."""
 
 import html
 from collections import Counter
@@ -6,16 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.samples import write_json
-from eval.stats import clustered, wilson
+from eval.samples import Sample, write_json
+from eval.stats import estimate
 from eval.tasks.base import OUTCOMES
 
 SAMPLES_SHOWN = 25
-
-INTERVALS = (
-    "95 %: Wilson score; where a sample has several trials (instructions), Wilson with the effective number "
-    "of trials from the variance between samples"
-)
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -25,38 +20,40 @@ padding: .6rem; max-height: 20rem; overflow: auto; } details { margin: .4rem 0; 
 """
 
 
-def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns ``n``, the metrics with their intervals, and the number of samples of each outcome.
+def summarize(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Returns the numbers of documents (``n``) and of samples, the metrics with their intervals, and the outcomes.
 
     Args:
-      rows: stored samples of one task; at least one.
+      samples: stored samples of one task; at least one.
     """
+    by_document: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_document.setdefault(str(sample["id"]), []).append(sample)
     metrics = {}
-    for name in rows[0]["checks"]:
-        trials = [row["checks"][name] for row in rows]
-        if all(len(each) == 1 for each in trials):
-            hits = sum(each[0] for each in trials)
-            value, (low, high) = hits / len(trials), wilson(hits, len(trials))
-        else:
-            value, low, high = clustered(trials)
+    for name in samples[0]["metrics"]:
+        value, low, high = estimate([[each["metrics"][name] for each in own] for own in by_document.values()])
         metrics[name] = {"value": value, "low": low, "high": high}
-    outcomes = Counter(row["outcome"] for row in rows)
-    return {"n": len(rows), "metrics": metrics, "outcomes": {outcome: outcomes[outcome] for outcome in OUTCOMES}}
+    outcomes = Counter(sample["outcome"] for sample in samples)
+    return {
+        "n": len(by_document),
+        "samples": len(samples),
+        "metrics": metrics,
+        "outcomes": {outcome: outcomes[outcome] for outcome in OUTCOMES},
+        "multiple_closes": sum(sample["multiple_closes"] > 0 for sample in samples),
+    }
 
 
-def write_report(
-    out: Path, results: Mapping[str, Any], rows_by_task: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> None:
+def write_report(out: Path, results: Mapping[str, Any], samples_by_task: Mapping[str, Sequence[Sample]]) -> None:
     """Writes ``results.json`` and ``report.html``.
 
     Args:
       results: what results.json holds.
-      rows_by_task: the samples, of which the page shows some that are not right.
+      samples_by_task: the page shows some of those that are not right.
     """
     write_json(out / "results.json", results)
     parts = [_settings(results)]
     for task, summary in results["tasks"].items():
-        parts += [f"<h2>{html.escape(task)}</h2>", _metrics(summary), _samples(rows_by_task[task])]
+        parts += [f"<h2>{html.escape(task)}</h2>", _metrics(summary), _samples(samples_by_task[task])]
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title><style>{_STYLE}</style>'
         f"<h1>Evaluation</h1>{''.join(parts)}</html>\n"
@@ -81,33 +78,39 @@ def _settings(results: Mapping[str, Any]) -> str:
 
 
 def _metrics(summary: Mapping[str, Any]) -> str:
-    metrics = (
-        (name, f"{100 * metric['value']:.2f}", f"{100 * metric['low']:.2f} to {100 * metric['high']:.2f}")
-        for name, metric in summary["metrics"].items()
-    )
+    metrics = []
+    for name, metric in summary["metrics"].items():
+        value, low, high = (metric[key] for key in ("value", "low", "high"))
+        # A share is shown in percent; any other number as it is.
+        percent = low >= 0 and high <= 1
+        value, low, high = (f"{100 * each:.2f}" if percent else f"{each:.4g}" for each in (value, low, high))
+        metrics.append((name, f"{value} %" if percent else value, f"{low} to {high}"))
     outcomes = ((name, str(count)) for name, count in summary["outcomes"].items())
     return (
-        f"<p>{summary['n']} samples</p>"
-        + _html_table(metrics, header=("metric", "%", "95 % interval"))
+        f"<p>{summary['n']} documents, {summary['samples']} samples; {summary['multiple_closes']} samples close "
+        "their thinking more than once</p>"
+        + _html_table(metrics, header=("metric", "value", "95 % interval"))
         + _html_table(outcomes, header=("outcome", "samples"))
     )
 
 
-def _samples(rows: Sequence[Mapping[str, Any]]) -> str:
-    missed = [row for row in rows if not row["correct"]]
+def _samples(samples: Sequence[Sample]) -> str:
+    missed = [sample for sample in samples if not sample["correct"]]
     parts = [f"<h3>The first {min(SAMPLES_SHOWN, len(missed))} of {len(missed)} samples that are not right</h3>"]
-    for row in missed[:SAMPLES_SHOWN]:
-        title = f"{row['id']}: {row['outcome']}" + (f", {row['prediction']}" if row["prediction"] is not None else "")
-        thinking = f"<p>thinking</p><pre>{html.escape(row['thinking'])}</pre>" if row["thinking"] else ""
+    for sample in missed[:SAMPLES_SHOWN]:
+        name = f"{sample['id']}, repeat {sample['repeat']}" if sample["repeat"] else sample["id"]
+        found = "" if sample["prediction"] is None else f", {sample['prediction']}"
+        title = html.escape(f"{name}: {sample['outcome']}{found}")
+        thinking = f"<p>thinking</p><pre>{html.escape(sample['thinking'])}</pre>" if sample["thinking"] else ""
         parts.append(
-            f"<details><summary>{html.escape(title)}</summary>{thinking}"
-            f"<p>response</p><pre>{html.escape(row['response'])}</pre></details>"
+            f"<details><summary>{title}</summary>{thinking}"
+            f"<p>response</p><pre>{html.escape(sample['response'])}</pre></details>"
         )
     return "".join(parts)
 
 
-def _html_table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> str:
+def _html_table(lines: Iterable[Sequence[str]], header: Sequence[str]) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+    return f"<table>{line(header, 'th')}{''.join(line(cells, 'td') for cells in lines)}</table>"

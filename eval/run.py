@@ -6,32 +6,38 @@ samples anew.
 """
 
 import dataclasses
+import hashlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from eval.backends import check_mtp_head, count_drafts, generate_replies, load_engine
 from eval.config import EvalConfig, generation
-from eval.engine import generate_replies, load_engine
-from eval.report import INTERVALS, summarize, table, write_report
+from eval.report import summarize, table, write_report
 from eval.samples import (
     Reply,
-    append_row,
+    SampleKey,
+    append_sample,
     check_directory,
     file_digest,
+    make_sample,
     open_directory,
     read_finished,
-    sample_row,
+    sample_key,
     samples_path,
 )
+from eval.stats import INTERVALS, clustered_counts
 from eval.tasks import get_task
 from eval.tasks.base import Document, Task
 from qwen35_jax.command import config_from_command_line, one_line_errors
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.inference.engine import Engine
+
+Samples = dict[SampleKey, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +46,18 @@ class _Job:
 
     task: Task
     documents: list[Document]
+    repeats: int
     path: Path
     digest: str
 
-    def missing(self, finished: Mapping[str, Any]) -> list[Document]:
-        """Returns the documents without a stored sample."""
-        return [document for document in self.documents if str(document.id) not in finished]
+    @property
+    def keys(self) -> list[SampleKey]:
+        """The samples that the finished job has, in the order of the documents."""
+        return [(str(document.id), repeat) for document in self.documents for repeat in range(self.repeats)]
+
+    def missing(self, finished: Mapping[SampleKey, Any], repeat: int) -> list[Document]:
+        """Returns the documents without a stored sample of this repeat."""
+        return [document for document in self.documents if (str(document.id), repeat) not in finished]
 
 
 def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
@@ -54,7 +66,7 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     Args:
       config: what to run.
       engine: generates the responses; by default the configured model is loaded, once all data is
-        read and checked, and only if a sample is missing.
+        read and checked, and only if a sample is missing or MTP drafts are to be counted.
 
     Raises:
       ValueError: model, data or directory are not usable; nothing is overwritten.
@@ -65,42 +77,39 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     settings = _settings(config, jobs)
     check_directory(out, settings)
     finished = {job.task.name: read_finished(job.path) for job in jobs}
-    if engine is None and any(job.missing(finished[job.task.name]) for job in jobs):
-        engine = load_engine(config.model, max_batch=config.max_batch)
+    complete = all(key in finished[job.task.name] for job in jobs for key in job.keys)
+    if engine is None and (config.mtp_acceptance or not complete):
+        engine = load_engine(config.model, config.mesh, max_batch=config.max_batch)
+    if engine is not None and config.mtp_acceptance:
+        check_mtp_head(engine)
     open_directory(out, settings)
     results: dict[str, Any] = {
         "model": config.model.path,
         "adapter": config.model.adapter,
         "mode": config.mode,
         "protocol": config.protocol,
+        "repeats": config.repeats,
         "intervals": INTERVALS,
         "tasks": {},
     }
-    rows_by_task = {}
+    samples_by_task = {}
     for job in jobs:
-        name, task_started = job.task.name, time.monotonic()
-        missing = job.missing(finished[name])
-        if missing:
-            finished[name] |= _generate(engine, config, job, missing)
-        rows_by_task[name] = [finished[name][str(document.id)] for document in job.documents]
-        results["tasks"][name] = summarize(rows_by_task[name]) | {
-            "resumed": len(job.documents) - len(missing),
-            "generation_seconds": time.monotonic() - task_started,
-        }
+        name = job.task.name
+        results["tasks"][name], samples_by_task[name] = _run_job(engine, config, job, finished[name])
     results["total_seconds"] = time.monotonic() - started
-    write_report(out, results, rows_by_task)
+    write_report(out, results, samples_by_task)
     return results
 
 
 def _job(task: Task, config: EvalConfig, out: Path) -> _Job:
     data_file, documents = task.load(config.protocol, config.data_dir, config.limit)
-    return _Job(task, documents, samples_path(out, task.name), file_digest(data_file))
+    return _Job(task, documents, config.repeats, samples_path(out, task.name), file_digest(data_file))
 
 
 def _settings(config: EvalConfig, jobs: Sequence[_Job]) -> dict[str, Any]:
-    """Returns the resolved configuration, and what identifies the weights and the data behind it."""
+    """Returns the settings that samples depend on, and what identifies the weights and the data behind them."""
     settings = dataclasses.asdict(config)
-    del settings["out"]
+    del settings["out"], settings["mtp_acceptance"]
     settings["generation"] = {
         job.task.name: dataclasses.asdict(generation(config, job.task.lm_eval_max_new_tokens)) for job in jobs
     }
@@ -114,28 +123,79 @@ def _settings(config: EvalConfig, jobs: Sequence[_Job]) -> dict[str, Any]:
     return settings
 
 
-def _generate(
-    engine: Engine, config: EvalConfig, job: _Job, documents: Sequence[Document]
-) -> dict[str, dict[str, Any]]:
-    rows: dict[str, dict[str, Any]] = {}
-    with tqdm(total=len(documents), desc=job.task.name, unit="sample", file=sys.stderr) as bar:
+def _run_job(
+    engine: Engine | None, config: EvalConfig, job: _Job, finished: Samples
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Generates the missing samples of a task; returns its summary and all its samples."""
+    started, resumed = time.monotonic(), sum(key in finished for key in job.keys)
+    if engine is not None and resumed < len(job.keys):
+        finished = finished | _generate(engine, config, job, finished)
+    samples = [finished[key] for key in job.keys]
+    summary = summarize(samples) | {"resumed": resumed, "generation_seconds": time.monotonic() - started}
+    if engine is not None and config.mtp_acceptance:
+        summary["metrics"]["mtp_acceptance"] = _mtp_acceptance(engine, config, job, finished)
+    return summary, samples
 
-        def finish(index: int, reply: Reply) -> None:
-            row = sample_row(documents[index], reply)
-            append_row(job.path, row)
-            rows[str(row["id"])] = row
-            bar.set_postfix(correct=sum(each["correct"] for each in rows.values()), refresh=False)
+
+def _generate(engine: Engine, config: EvalConfig, job: _Job, finished: Samples) -> Samples:
+    """Generates and stores what is missing, one repeat after the other."""
+    samples: Samples = {}
+    num_correct = 0
+    missing = [job.missing(finished, repeat) for repeat in range(job.repeats)]
+    with tqdm(total=sum(map(len, missing)), desc=job.task.name, unit="sample", file=sys.stderr) as bar:
+
+        def store(sample: dict[str, Any]) -> None:
+            nonlocal num_correct
+            append_sample(job.path, sample)
+            samples[sample_key(sample)] = sample
+            num_correct += sample["correct"]
+            bar.set_postfix(correct=num_correct, refresh=False)
             bar.update()
 
-        generate_replies(
-            engine,
-            [document.prompt for document in documents],
-            generation(config, job.task.lm_eval_max_new_tokens),
-            mode=config.mode,
-            seed=config.seed,
-            on_reply=finish,
-        )
-    return rows
+        for repeat, documents in enumerate(missing):
+            if documents:
+                _generate_repeat(engine, config, job, documents, repeat, store)
+    return samples
+
+
+def _generate_repeat(
+    engine: Engine,
+    config: EvalConfig,
+    job: _Job,
+    documents: Sequence[Document],
+    repeat: int,
+    store: Callable[[dict[str, Any]], None],
+) -> None:
+    def finish(index: int, reply: Reply) -> None:
+        store(make_sample(documents[index], reply, repeat))
+
+    generate_replies(
+        engine,
+        [document.messages for document in documents],
+        generation(config, job.task.lm_eval_max_new_tokens),
+        mode=config.mode,
+        seed=_seed(config.seed, repeat),
+        on_reply=finish,
+    )
+
+
+def _seed(seed: int, repeat: int) -> int:
+    """Returns the seed of a repeat: that of the run for the first, and unrelated ones for the others."""
+    if repeat == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}:{repeat}".encode()).digest()[:4], "big") >> 1
+
+
+def _mtp_acceptance(engine: Engine, config: EvalConfig, job: _Job, finished: Samples) -> dict[str, float]:
+    """Returns the share of accepted drafts; a sample's drafts hang together, so the interval is between samples."""
+    samples = [finished[(str(document.id), 0)] for document in job.documents]
+    conversations = [document.messages for document in job.documents]
+    counts = count_drafts(engine, conversations, [sample["token_ids"] for sample in samples], mode=config.mode)
+    drafted = [count for count in counts if count[1]]
+    # Where no reply has a second token nothing is known.
+    value, low, high = clustered_counts(*zip(*drafted, strict=True)) if drafted else (0.0, 0.0, 1.0)
+    accepted, proposed = (sum(each[place] for each in counts) for place in (0, 1))
+    return {"value": value, "low": low, "high": high, "accepted": accepted, "proposed": proposed}
 
 
 @one_line_errors()

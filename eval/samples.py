@@ -1,4 +1,4 @@
-"""An evaluation directory: its settings, and one row for every finished sample."""
+"""An evaluation directory: its settings, and one line for every finished sample."""
 
 import dataclasses
 import hashlib
@@ -10,56 +10,61 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eval.tasks.base import Document
+from qwen35_jax.storage import write_atomically
 
 logger = logging.getLogger(__name__)
 
-THINK_START, THINK_END = "<think>", "</think>"
+Sample = Mapping[str, Any]
+"""A sample as it is stored: see ``make_sample``."""
+SampleKey = tuple[str, int]
+"""What identifies a sample within its task: the document's id as text, and the number of the repeat."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a model wrote, in two parts.
+    """What a model wrote to one document, split into thinking and answer.
 
     Attributes:
       thinking: the text of the think block; None where there was none.
       response: what is scored; empty if the think block never closed.
       finish_reason: ``"stop"`` or ``"length"``; None for stored text that does not say.
+      token_ids: the generated tokens; None for stored text without them.
+      multiple_closes: how many ``</think>`` the response holds.
     """
 
     thinking: str | None
     response: str
     finish_reason: Literal["stop", "length"] | None
+    token_ids: list[int] | None = None
+    multiple_closes: int = 0
 
 
-def split_thinking(text: str, *, inside: bool) -> tuple[str | None, str]:
-    """Splits a model's text at the end of its think block.
+def make_sample(document: Document, reply: Reply, repeat: int = 0) -> dict[str, Any]:
+    """Returns the scored sample as it is stored.
 
-    Args:
-      text: what the model wrote.
-      inside: whether the prompt left the think block open, so that the text begins in it.
-
-    Returns:
-      The thinking (None without a think block), and the response without the line breaks before it.
+    Its keys: ``id`` of the document, ``repeat`` (from 0), ``response``, ``thinking``, ``prediction``, ``correct``,
+    ``outcome``, ``finish_reason``, ``token_ids``, ``multiple_closes``, and ``metrics`` with the list of trials of each
+    metric.
     """
-    thinking, end, response = text.partition(THINK_END)
-    if not end and not inside and not text.lstrip().startswith(THINK_START):
-        return None, text
-    return thinking.lstrip().removeprefix(THINK_START).strip("\n"), response.lstrip("\n")
-
-
-def sample_row(document: Document, reply: Reply) -> dict[str, Any]:
-    """Returns the scored sample as it is stored; ``checks`` are its trials by metric."""
     verdict = document.score(reply.response)
     return {
         "id": document.id,
+        "repeat": repeat,
         "response": reply.response,
         "thinking": reply.thinking,
         "prediction": verdict.prediction,
         "correct": verdict.correct,
         "outcome": verdict.outcome(reply.finish_reason),
         "finish_reason": reply.finish_reason,
-        "checks": verdict.checks,
+        "token_ids": reply.token_ids,
+        "multiple_closes": reply.multiple_closes,
+        "metrics": {name: [float(value) for value in trials] for name, trials in verdict.metrics.items()},
     }
+
+
+def sample_key(sample: Sample) -> SampleKey:
+    """Returns what identifies a stored sample; without a repeat it is the first."""
+    return str(sample["id"]), int(sample.get("repeat", 0))
 
 
 def samples_path(out: Path, task: str) -> Path:
@@ -67,14 +72,14 @@ def samples_path(out: Path, task: str) -> Path:
     return out / "samples" / f"{task}.jsonl"
 
 
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
+def append_sample(path: Path, sample: Sample) -> None:
     """Adds one finished sample to its file."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(json.dumps(sample, ensure_ascii=False) + "\n")
 
 
-def read_finished(path: Path) -> dict[str, dict[str, Any]]:
-    """Returns the finished samples by id (as text), and removes a last line that was cut short.
+def read_finished(path: Path) -> dict[SampleKey, dict[str, Any]]:
+    """Returns the finished samples, and removes a last line that was cut short.
 
     Raises:
       ValueError: another line is not a stored sample.
@@ -86,16 +91,16 @@ def read_finished(path: Path) -> dict[str, dict[str, Any]]:
     if len(complete) < len(content):
         logger.warning("%s: its last line was cut short; that sample is generated again.", path)
         os.truncate(path, len(complete))
-    rows = {}
+    samples = {}
     for number, line in enumerate(complete.splitlines(), start=1):
         try:
-            row = json.loads(line)
-            rows[str(row["id"])] = row
+            sample = json.loads(line)
+            samples[sample_key(sample)] = sample
         except (ValueError, KeyError, TypeError) as err:
             raise ValueError(
                 f"{path}:{number}: not a stored sample ({err}); remove the line or use another --out."
             ) from err
-    return rows
+    return samples
 
 
 def check_directory(out: Path, settings: Mapping[str, Any]) -> None:
@@ -127,17 +132,15 @@ def check_directory(out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def open_directory(out: Path, settings: Mapping[str, Any]) -> None:
-    """Makes an evaluation directory that `check_directory` found new or equal."""
+    """Makes an evaluation directory that ``check_directory`` found new or equal."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", settings)
     (out / "samples").mkdir(exist_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file all at once, so that a killed run leaves the old one or the new one."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    """Writes a JSON file, so that a killed run leaves the old one or the new one."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def file_digest(path: Path) -> str:

@@ -1,8 +1,13 @@
 """Scores stored responses without a model: ``python -m eval.score --task NAME --responses FILE.jsonl``.
 
 A row is ``{"id", "response"}``, where ``id`` is the document's (IFEval: ``key``; else its ``id`` or
-its row number from 0) and ``finish_reason`` may say ``"length"``. A think block at the start of a
-response is taken off. Documents without a response are left out and counted as ``missing``.
+its row number from 0), ``finish_reason`` may say ``"length"``, and ``repeat`` tells several responses
+to one document apart. Documents without a response are left out and counted as ``missing``.
+
+A row with ``thinking`` (None if there was none), as ``eval.run`` and ``qwen35 generate`` write it, is
+split already and taken as it stands. Other responses lose their think block by the rule of
+``qwen35_jax.processing.thinking``. Say ``--opened`` if the prompt had opened the block: a response that
+never closes it then has no answer.
 """
 
 import dataclasses
@@ -14,20 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from eval.config import Protocol
-from eval.report import INTERVALS, summarize, table, write_report
+from eval.report import summarize, table, write_report
 from eval.samples import (
     Reply,
-    append_row,
+    SampleKey,
+    append_sample,
     check_directory,
     file_digest,
+    make_sample,
     open_directory,
-    sample_row,
     samples_path,
-    split_thinking,
 )
+from eval.stats import INTERVALS
 from eval.tasks import get_task
-from eval.tasks.data import read_rows
+from eval.tasks.data import Row, read_rows
 from qwen35_jax.command import one_line_errors, parse
+from qwen35_jax.processing.thinking import CLOSE, split_text
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +49,8 @@ class ScoreConfig:
     """JSONL or Parquet file with id and response."""
     protocol: Protocol = "official"
     """Whose rules of extraction apply, where a task has several."""
+    opened: bool = False
+    """Whether the prompts had opened the think block, so that the responses begin inside it."""
     data_dir: str | None = None
     """Folder with TASK/SPLIT.jsonl or .parquet; without it the task's data comes from the hub at a pinned revision."""
     out: str | None = None
@@ -56,47 +65,68 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     data_file, documents = get_task(config.task).load(config.protocol, config.data_dir)
-    replies = _read_replies(Path(config.responses))
-    unknown = sorted(replies.keys() - {str(document.id) for document in documents})
+    replies = _read_replies(Path(config.responses), config.opened)
+    by_document: dict[str, dict[int, Reply]] = {}
+    for (key, repeat), reply in sorted(replies.items(), key=lambda item: item[0]):
+        by_document.setdefault(key, {})[repeat] = reply
+    unknown = sorted(by_document.keys() - {str(document.id) for document in documents})
     if unknown:
         raise ValueError(
             f"{config.responses}: {len(unknown)} ids are not in {data_file} (first {unknown[0]}); its ids run from "
             f"{documents[0].id} to {documents[-1].id}."
         )
-    answered = [document for document in documents if str(document.id) in replies]
+    answered = [document for document in documents if str(document.id) in by_document]
     missing = len(documents) - len(answered)
     if missing:
         logger.warning("%d of %d documents have no response and are left out.", missing, len(documents))
-    rows = [sample_row(document, replies[str(document.id)]) for document in answered]
+    samples = [
+        make_sample(document, reply, repeat)
+        for document in answered
+        for repeat, reply in by_document[str(document.id)].items()
+    ]
     results: dict[str, Any] = {
         "responses": config.responses,
         "protocol": config.protocol,
         "intervals": INTERVALS,
-        "tasks": {config.task: summarize(rows) | {"missing": missing}},
+        "tasks": {config.task: summarize(samples) | {"missing": missing}},
         "total_seconds": time.monotonic() - started,
     }
     if config.out is not None:
-        _write(config, Path(config.out), data_file, rows, results)
+        _write(config, Path(config.out), data_file, samples, results)
     return results
 
 
-def _read_replies(path: Path) -> dict[str, Reply]:
-    replies: dict[str, Reply] = {}
-    places: dict[str, str] = {}
+def _read_replies(path: Path, opened: bool) -> dict[SampleKey, Reply]:
+    replies: dict[SampleKey, Reply] = {}
+    places: dict[SampleKey, str] = {}
     for row in read_rows(path):
-        key = str(row.get("id", int, str))
+        repeat = row.get("repeat", int) if "repeat" in row.fields else 0
+        key = str(row.get("id", int, str)), repeat
         if key in replies:
-            raise ValueError(f"{row.where}: id {key} has a response at {places[key]} already.")
-        reason = row.fields.get("finish_reason")
-        if reason not in (None, "stop", "length"):
-            raise ValueError(f"{row.where}: finish_reason={reason!r}; it is 'stop', 'length' or absent.")
-        thinking, response = split_thinking(row.get("response", str), inside=False)
-        replies[key], places[key] = Reply(thinking, response, reason), row.where
+            raise ValueError(
+                f"{row.where}: id {key[0]} has a response at {places[key]} already; number several responses to one "
+                "document with `repeat`."
+            )
+        replies[key], places[key] = _reply(row, opened), row.where
     return replies
 
 
+def _reply(row: Row, opened: bool) -> Reply:
+    reason = row.fields.get("finish_reason")
+    if reason not in (None, "stop", "length"):
+        raise ValueError(f"{row.where}: finish_reason={reason!r}; it is 'stop', 'length' or absent.")
+    response, token_ids = row.get("response", str), row.fields.get("token_ids")
+    if "thinking" in row.fields:
+        closes = row.fields.get("multiple_closes")
+        closes = response.count(CLOSE) if closes is None else row.get("multiple_closes", int)
+        return Reply(row.get("thinking", str, type(None)), response, reason, token_ids, closes)
+    # Without the flag nobody says that the block was closed, so the text itself shows it.
+    split = split_text(response, opened=True if opened else None)
+    return Reply(split.thinking, split.answer, reason, token_ids, split.multiple_closes)
+
+
 def _write(
-    config: ScoreConfig, out: Path, data_file: Path, rows: list[dict[str, Any]], results: dict[str, Any]
+    config: ScoreConfig, out: Path, data_file: Path, samples: list[dict[str, Any]], results: dict[str, Any]
 ) -> None:
     settings = dataclasses.asdict(config)
     del settings["out"]
@@ -105,9 +135,9 @@ def _write(
     open_directory(out, settings)
     path = samples_path(out, config.task)
     path.unlink(missing_ok=True)
-    for row in rows:
-        append_row(path, row)
-    write_report(out, results, {config.task: rows})
+    for sample in samples:
+        append_sample(path, sample)
+    write_report(out, results, {config.task: samples})
 
 
 @one_line_errors()

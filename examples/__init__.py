@@ -1,1 +1,1 @@
-"""Programs to read and run, from the quickstart on."""
+"""Programs to read and run. README.md beside this file lists them."""

@@ -15,14 +15,14 @@ from qwen35_jax.hf.adapter import save_adapter
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
 from qwen35_jax.hf.save import save
+from qwen35_jax.hf.source import ModelSource, load_model, load_tokenizer
 from qwen35_jax.inference import chat as chat_module
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.generate import MODES, Request, generate_rows, read_requests
 from qwen35_jax.inference.sampling import SamplingParams
-from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.runs import load_run, stored_dtype
-from qwen35_jax.sharding import make_mesh
+from qwen35_jax.sharding import GENERATION_AXES, MeshConfig
 
 DTYPES = ("bfloat16", "float32")
 MODEL_HELP = "Hugging Face folder of a checkpoint, or hub id"
@@ -106,11 +106,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_mesh_options(parser: argparse.ArgumentParser) -> None:
-    for axis, purpose in (
-        ("data", "groups of devices that share out the batch"),
-        ("fsdp", "devices that share out weights and batch"),
-        ("tensor", "devices that share out each layer"),
-    ):
+    for axis, purpose in GENERATION_AXES.items():
         parser.add_argument(f"--mesh.{axis}", dest=axis, type=int, default=1, metavar="N", help=purpose)
 
 
@@ -142,11 +138,11 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 
 
 def _mesh(args: argparse.Namespace) -> Mesh:
-    return make_mesh(data=args.data, fsdp=args.fsdp, tensor=args.tensor)
+    return MeshConfig(**{axis: getattr(args, axis) for axis in GENERATION_AXES}).mesh()
 
 
-def _load(args: argparse.Namespace, folder: Path) -> Qwen35:
-    return load(folder, args.dtype, _mesh(args), args.adapter)
+def _source(args: argparse.Namespace) -> ModelSource:
+    return ModelSource(args.model, args.adapter, args.dtype)
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -157,13 +153,13 @@ def _generate(args: argparse.Namespace) -> None:
         raise ValueError("--system goes with prompts given as arguments; in a file it is the first message of a row.")
     if args.output:
         _check_output(args.output)
-    folder = find_folder(args.model)
-    tokenizer = Tokenizer.from_pretrained(folder)
+    source = _source(args)
+    tokenizer = load_tokenizer(source)
     if args.input:
         requests = read_requests(args.input, tokenizer, enable_thinking=MODES[args.mode])
     else:
         requests = [_request(number, text, args, tokenizer) for number, text in enumerate(args.prompts)]
-    engine = Engine(_load(args, folder), tokenizer, max_batch=args.max_batch)
+    engine = Engine(load_model(source, _mesh(args)), tokenizer, max_batch=args.max_batch)
     engine.check([request.token_ids for request in requests], args.max_new_tokens)
     run = functools.partial(generate_rows, engine, requests, sampling=sampling, max_new_tokens=args.max_new_tokens,
                             seed=args.seed)  # fmt: skip
@@ -197,9 +193,9 @@ def _print_row(row: dict[str, Any], *, titled: bool) -> None:
 
 def _chat(args: argparse.Namespace) -> None:
     sampling = _sampling(args)
-    folder = find_folder(args.model)
-    tokenizer = Tokenizer.from_pretrained(folder)
-    engine = Engine(_load(args, folder), tokenizer, max_batch=1)
+    source = _source(args)
+    tokenizer = load_tokenizer(source)
+    engine = Engine(load_model(source, _mesh(args)), tokenizer, max_batch=1)
     interactive = sys.stdin.isatty()
     if interactive:
         print(chat_module.HELP)

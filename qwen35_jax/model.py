@@ -7,14 +7,15 @@ Source: ``Qwen3_5ForConditionalGeneration`` in transformers; ``Qwen3_5MTP`` in v
 
 import functools
 from collections.abc import Callable
+from typing import Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+from numpy.typing import ArrayLike
 
-from qwen35_jax.cache import Cache
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.layers.decoder import DecoderLayer
 from qwen35_jax.layers.embedding import Embedding, OutputHead
@@ -23,12 +24,56 @@ from qwen35_jax.layers.norms import RMSNorm
 from qwen35_jax.layers.parameters import Parameters
 from qwen35_jax.layers.recompute import Remat, block_input, rematerialized
 from qwen35_jax.layers.tokens import Tokens
+from qwen35_jax.ops.gated_delta import DELTA_RULES, DeltaRule
 from qwen35_jax.ops.positions import count_positions, shift_left
 from qwen35_jax.ops.rotary import rotary_angles
 from qwen35_jax.sharding import constrain
+from qwen35_jax.state import DecoderState
 
-# Folded into the dropout key of the MTP head, beside the indices of the layers of a period.
-_MTP_DROPOUT = 1_000
+# Folded into the dropout keys: the trunk's, and from this number on those of the MTP steps.
+_TRUNK, _MTP = 0, 1_000
+
+
+@runtime_checkable
+class _EagerMethod(Protocol):
+    """A method of the model as its users call it."""
+
+    def __call__(
+        self, input_ids: ArrayLike, segment_ids: ArrayLike | None = None, position_ids: ArrayLike | None = None
+    ) -> Array: ...
+
+
+def _eager(method: Callable[..., Array]) -> _EagerMethod:
+    """Lets a method be called with lists and arrays of any kind: checks their shapes and runs it compiled.
+
+    A program is compiled once for each structure of model and arguments. Code that is compiled itself calls
+    ``forward`` and ``mtp_forward``.
+    """
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(graphdef, weights, inputs):
+        return method(nnx.merge(graphdef, weights), *inputs)
+
+    @functools.wraps(method)
+    def call(model, input_ids, segment_ids=None, position_ids=None):
+        return run(*nnx.split(model), _checked(input_ids, segment_ids, position_ids))
+
+    return cast(_EagerMethod, call)
+
+
+def _checked(
+    input_ids: ArrayLike, segment_ids: ArrayLike | None, position_ids: ArrayLike | None
+) -> tuple[Array, Array | None, Array | None]:
+    ids = jnp.asarray(input_ids)
+    segments = None if segment_ids is None else jnp.asarray(segment_ids)
+    positions = None if position_ids is None else jnp.asarray(position_ids)
+    if ids.ndim != 2:
+        raise ValueError(f"input_ids has shape {ids.shape}; expected (batch, tokens).")
+    if segments is not None and segments.shape != ids.shape:
+        raise ValueError(f"segment_ids has shape {segments.shape}; expected that of input_ids, {ids.shape}.")
+    if positions is not None and positions.shape not in (ids.shape, (3, *ids.shape)):
+        raise ValueError(f"position_ids has shape {positions.shape}; expected {ids.shape} or {(3, *ids.shape)}.")
+    return ids, segments, positions
 
 
 class Qwen35(nnx.Module):
@@ -36,77 +81,118 @@ class Qwen35(nnx.Module):
 
     Every method takes the same three inputs:
 
-    * ``input_ids`` (B, T), below the vocabulary size;
-    * ``segment_ids`` (B, T): 0 for padding, 1, 2, ... for the documents of a row, each one contiguous run, in
-      ascending order. Documents do not see each other in any layer. Default: one document a row;
-    * ``position_ids`` (B, T) or (3, B, T) for time, height and width. Default: counted within each document.
+    * ``input_ids`` [B, T], below the vocabulary size;
+    * ``segment_ids`` [B, T]: 0 for padding, 1, 2, ... for the documents of a sequence, each one contiguous run, in
+      ascending order. Documents do not see each other in any layer. Default: one document a sequence;
+    * ``position_ids`` [B, T] or [3, B, T] for time, height and width. Default: counted within each document.
+
+    ``forward`` and ``mtp_forward`` are for code that is compiled: a train step, an engine. ``hidden_states``,
+    ``logits`` and ``mtp_logits`` are for everybody else.
     """
 
     def __init__(
-        self, config: ModelConfig, *, dtype: DTypeLike = jnp.bfloat16, param_dtype: DTypeLike | None = None,
+        self,
+        config: ModelConfig,
+        *,
+        dtype: DTypeLike = jnp.bfloat16,
+        param_dtype: DTypeLike | None = None,
+        delta_rule: DeltaRule = "auto",
         rngs: nnx.Rngs,
-    ):  # fmt: skip
+    ):
         """Makes a model with random weights as the reference initialises them.
 
         Args:
           dtype: what is computed in; norms, gates, recurrent states and softmax are float32 always.
           param_dtype: what weights are stored in, by default ``dtype``; ``A_log`` and the gated norms are float32.
+          delta_rule: how DeltaNet layers compute their recurrence (see ``ops/gated_delta/README.md``).
 
         Raises:
-          ValueError: the configuration is of a mixture-of-experts size, whose layers do not exist yet.
+          ValueError: the configuration is of a mixture-of-experts size, whose layers do not exist yet, or
+            ``delta_rule`` is unknown.
         """
         if config.text.moe is not None:
             raise ValueError(
                 f"{config.architecture}: the mixture-of-experts MLP is not implemented yet, only its configuration "
                 "is read; use a dense size (0.8b, 2b, 4b, 9b, 27b)."
             )
+        if delta_rule not in DELTA_RULES:
+            raise ValueError(f"delta_rule={delta_rule!r} is unknown; choose one of {', '.join(DELTA_RULES)}.")
         text = config.text
         self.config, self.dtype = config, jnp.dtype(dtype)
         make = Parameters(rngs, param_dtype or dtype, text.initializer_range)
         stacked = Parameters(rngs, make.dtype, text.initializer_range, stack=text.num_periods)
         self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, make=make)
-        self.layers = nnx.List([DecoderLayer(text, kind, make=stacked) for kind in text.layer_types[: text.period]])
+        self.layers = nnx.List(
+            [DecoderLayer(text, kind, make=stacked, delta_rule=delta_rule) for kind in text.layer_types[: text.period]]
+        )
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps, make=make)
         self.lm_head = nnx.data(
             None if config.tie_word_embeddings else OutputHead(text.vocab_size, text.hidden_size, make=make)
         )
         self.mtp = nnx.data(MTPHead(text, make=make) if text.mtp.num_hidden_layers else None)
 
-    def hidden_states(
+    def forward(
         self,
-        input_ids: ArrayLike,
-        segment_ids: ArrayLike | None = None,
-        position_ids: ArrayLike | None = None,
+        input_ids: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "*axes B T"] | None = None,
+        state: DecoderState | None = None,
         *,
         remat: Remat = "none",
         dropout_key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Returns the decoder's output after the final norm, in the compute dtype.
+    ) -> tuple[Float[Array, "B T D"], DecoderState | None]:
+        """Runs the decoder over whole sequences or, with a state, over the next T tokens of its sequences.
+
+        With a state all tokens belong by default to the document that it ended in. The caller keeps
+        ``state.lengths + T`` within ``state.capacity``.
 
         Args:
+          state: what the layers remember; None starts anew and remembers nothing.
           remat: what the backward pass keeps of each period of layers; it computes the rest again.
           dropout_key: turns adapter dropout on.
+
+        Returns:
+          The output after the final norm in the compute dtype, and the state after these tokens (None without one).
         """
-        return _compiled(_hidden_states, remat)(self, _inputs(input_ids, segment_ids, position_ids), dropout_key)
+        tokens, segment_ids, position_ids = self._describe(input_ids, segment_ids, position_ids, state)
+        num_periods = self.config.text.num_periods
+        graphdef, weights = nnx.split(self.layers)
+        keys = None
+        if dropout_key is not None:
+            keys = jax.random.split(jax.random.fold_in(dropout_key, _TRUNK), num_periods)
 
-    def logits(
-        self, input_ids: ArrayLike, segment_ids: ArrayLike | None = None, position_ids: ArrayLike | None = None
-    ) -> Float[Array, "B T V"]:
-        """Returns float32 logits; position ``i`` predicts token ``i + 1``. Training never holds this array."""
-        return _compiled(_logits)(self, _inputs(input_ids, segment_ids, position_ids))
+        def run_period(carry, period):
+            (x, states), (weights, key, index) = carry, period
+            x, here, left = block_input(x), tokens.at_layer(index), []
+            for i, layer in enumerate(nnx.merge(graphdef, weights)):
+                layer_key = None if key is None else jax.random.fold_in(key, i)
+                x, layer_state = layer(x, here, None if states is None else states[i], layer_key)
+                left.append(layer_state)
+            return (x, None if states is None else tuple(left)), None
 
-    def mtp_hidden_states(
+        carry = self.embed(input_ids), None if state is None else state.layers
+        periods = weights, keys, None if state is None else jnp.arange(num_periods)
+        (x, states), _ = jax.lax.scan(rematerialized(run_period, remat), carry, periods, length=num_periods)
+        if state is not None:
+            assert states is not None and tokens.placement is not None
+            state = state.advance(states, segment_ids, position_ids, tokens.placement)
+        return self.norm(x), state
+
+    def mtp_forward(
         self,
         hidden: Float[Array, "B T D"],
-        input_ids: ArrayLike,
-        segment_ids: ArrayLike | None = None,
-        position_ids: ArrayLike | None = None,
+        input_ids: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "*axes B T"] | None = None,
         *,
         num_steps: int = 1,
         remat: Remat = "none",
         dropout_key: PRNGKeyArray | None = None,
     ) -> list[Float[Array, "B T D"]]:
         """Runs the MTP head ``num_steps`` times, each on the output of the one before.
+
+        Args:
+          hidden: what ``forward`` returned for these tokens.
 
         Returns:
           For each step ``k`` from 1 the vectors that, through the shared head, predict token ``i + k + 1`` at
@@ -118,36 +204,57 @@ class Qwen35(nnx.Module):
         if self.mtp is None:
             raise ValueError("this model has no MTP head: its checkpoint held no mtp.* tensors. "
                              "Load one that has them, or turn the MTP loss off.")  # fmt: skip
-        inputs = _inputs(input_ids, segment_ids, position_ids)
-        return _compiled(_mtp_hidden_states, num_steps, remat)(self, hidden, inputs, dropout_key)
+        tokens, *_ = self._describe(input_ids, segment_ids, position_ids)
 
+        def step(hidden, k):
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, _MTP + k)
+            return self.mtp(block_input(hidden), self.embed(shift_left(input_ids, k)), tokens, key)
+
+        outputs = []
+        for k in range(1, num_steps + 1):
+            hidden = rematerialized(functools.partial(step, k=k), remat)(hidden)
+            outputs.append(hidden)
+        return outputs
+
+    @_eager
+    def hidden_states(
+        self,
+        input_ids: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "*axes B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Returns the decoder's output after the final norm, in the compute dtype."""
+        return self.forward(input_ids, segment_ids, position_ids)[0]
+
+    @_eager
+    def logits(
+        self,
+        input_ids: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "*axes B T"] | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Returns float32 logits; position ``i`` predicts token ``i + 1``. Training never holds this array."""
+        return self.head_logits(self.forward(input_ids, segment_ids, position_ids)[0])
+
+    @_eager
     def mtp_logits(
-        self, input_ids: ArrayLike, segment_ids: ArrayLike | None = None, position_ids: ArrayLike | None = None
+        self,
+        input_ids: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "*axes B T"] | None = None,
     ) -> Float[Array, "B T V"]:
         """Returns float32 logits of the MTP head; position ``i`` predicts token ``i + 2``.
 
         The last two positions of a document are undefined.
         """
-        hidden = self.hidden_states(input_ids, segment_ids, position_ids)
-        (ahead,) = self.mtp_hidden_states(hidden, input_ids, segment_ids, position_ids)
-        return _compiled(_head_logits)(self, ahead)
+        hidden, _ = self.forward(input_ids, segment_ids, position_ids)
+        (ahead,) = self.mtp_forward(hidden, input_ids, segment_ids, position_ids)
+        return self.head_logits(ahead)
 
-    def forward(
-        self,
-        input_ids: ArrayLike,
-        cache: Cache,
-        segment_ids: ArrayLike | None = None,
-        position_ids: ArrayLike | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Continues the rows of a cache by T tokens: a prompt, a part of one, or a single step of decoding.
-
-        By default all tokens belong to the document that the cache ended in. Rows of unequal length are padded on
-        the left. The caller keeps ``cache.length + T`` within ``cache.capacity``.
-
-        Returns:
-          The hidden states of these tokens, and the cache after them.
-        """
-        return _compiled(_forward)(self, _inputs(input_ids, segment_ids, position_ids), cache)
+    def head_logits(self, hidden: Float[Array, "*L D"]) -> Float[Array, "*L V"]:
+        """Returns float32 logits of the output head for the output of ``forward`` or ``mtp_forward``."""
+        head = self.head_weight().astype(hidden.dtype)
+        return jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
 
     def head_weight(self) -> Float[Array, "V D"]:
         """Returns the weight of the output head, which a tied model shares with its embedding."""
@@ -157,101 +264,18 @@ class Qwen35(nnx.Module):
         """Looks tokens up in the compute dtype."""
         return constrain(self.embed_tokens(input_ids, dtype=self.dtype), ("batch", "length", "features"))
 
-
-def _inputs(input_ids, segment_ids, position_ids) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """Checks the shapes of the three inputs and turns them into arrays."""
-    ids, segments, positions = (None if x is None else jnp.asarray(x) for x in (input_ids, segment_ids, position_ids))
-    if ids.ndim != 2:
-        raise ValueError(f"input_ids has shape {ids.shape}; expected (batch, tokens).")
-    if segments is not None and segments.shape != ids.shape:
-        raise ValueError(f"segment_ids has shape {segments.shape}; expected that of input_ids, {ids.shape}.")
-    if positions is not None and positions.shape not in (ids.shape, (3, *ids.shape)):
-        raise ValueError(f"position_ids has shape {positions.shape}; expected {ids.shape} or {(3, *ids.shape)}.")
-    return ids, segments, positions
-
-
-@functools.cache
-def _compiled(function: Callable, *static) -> Callable:
-    """Compiles ``function(model, *arguments, *static)`` once for each structure of model and arguments."""
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(graphdef, state, arguments):
-        return function(nnx.merge(graphdef, state), *arguments, *static)
-
-    def call(model: Qwen35, *arguments):
-        return run(*nnx.split(model), arguments)
-
-    return call
-
-
-def _tokens(model: Qwen35, ids, segments, positions) -> Tokens:
-    if positions is None:
-        positions = jnp.arange(ids.shape[1])[None] if segments is None else count_positions(segments)
-    return Tokens(*_angles(model, positions), segment_ids=segments)
-
-
-def _angles(model: Qwen35, positions):
-    rope = model.config.text.rope
-    return rotary_angles(positions, theta=float(rope.rope_theta), sections=rope.mrope_section)
-
-
-def _decode(model: Qwen35, x, tokens: Tokens, cache_layers=None, *, remat: Remat = "none"):
-    """Scans the periods; returns the normed output and what each layer leaves for the cache, stacked."""
-    graphdef, stacked = nnx.split(model.layers)
-    num_periods = model.config.text.num_periods
-    keys = None if tokens.dropout_key is None else jax.random.split(tokens.dropout_key, num_periods)
-
-    def run_period(x, row):
-        state, caches, key = row
-        x, left = block_input(x), []
-        for i, layer in enumerate(nnx.merge(graphdef, state)):
-            x, new = layer(x, tokens.for_layer(key, i), None if caches is None else caches[i])
-            left.append(new)
-        return x, tuple(left)
-
-    x, left = jax.lax.scan(rematerialized(run_period, remat), x, (stacked, cache_layers, keys), length=num_periods)
-    return model.norm(x), left
-
-
-def _hidden_states(model: Qwen35, inputs, dropout_key=None, remat: Remat = "none"):
-    tokens = _tokens(model, *inputs).for_layer(dropout_key, 0)
-    return _decode(model, model.embed(inputs[0]), tokens, remat=remat)[0]
-
-
-def _head_logits(model: Qwen35, hidden):
-    head = model.head_weight().astype(hidden.dtype)
-    return jnp.einsum("BTD,VD->BTV", hidden, head, preferred_element_type=jnp.float32)
-
-
-def _logits(model: Qwen35, inputs):
-    return _head_logits(model, _hidden_states(model, inputs))
-
-
-def _mtp_hidden_states(model: Qwen35, hidden, inputs, dropout_key, num_steps: int, remat: Remat):
-    tokens = _tokens(model, *inputs)
-
-    def step(hidden, k):
-        head_tokens = tokens.for_layer(dropout_key, _MTP_DROPOUT + k)
-        return model.mtp(block_input(hidden), model.embed(shift_left(inputs[0], k)), head_tokens)
-
-    outputs = []
-    for k in range(1, num_steps + 1):
-        hidden = rematerialized(functools.partial(step, k=k), remat)(hidden)
-        outputs.append(hidden)
-    return outputs
-
-
-def _forward(model: Qwen35, inputs, cache: Cache):
-    ids, segments, positions = inputs
-    if segments is None:
-        segments = jnp.broadcast_to(jnp.maximum(cache.last_segment_ids, 1)[:, None], ids.shape)
-    if positions is None:
-        positions = count_positions(segments, cache.last_segment_ids, cache.next_position)
-    cos, sin = _angles(model, positions)
-    slots = jax.lax.dynamic_update_slice(cache.segment_ids, segments.astype(jnp.int32), (0, cache.length))
-    tokens = Tokens(
-        cos, sin, segment_ids=segments, key_segment_ids=slots, state_segment_ids=cache.last_segment_ids,
-        length=cache.length,
-    )  # fmt: skip
-    hidden, left = _decode(model, model.embed(ids), tokens, cache.layers)
-    return hidden, cache.advance(left, segments, slots, positions)
+    def _describe(self, input_ids, segment_ids, position_ids, state: DecoderState | None = None):
+        """Returns what the layers must know of the tokens, and segment and position ids with their defaults."""
+        if state is not None and segment_ids is None:
+            segment_ids = state.continued(input_ids.shape[1])
+        if position_ids is None:
+            if state is not None:
+                position_ids = state.positions(segment_ids)
+            elif segment_ids is None:
+                position_ids = jnp.arange(input_ids.shape[1])[None]
+            else:
+                position_ids = count_positions(segment_ids)
+        rope = self.config.text.rope
+        cos, sin = rotary_angles(position_ids, theta=float(rope.rope_theta), sections=rope.mrope_section)
+        placement = None if state is None else state.place(segment_ids)
+        return Tokens(cos, sin, segment_ids, placement), segment_ids, position_ids

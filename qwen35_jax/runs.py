@@ -1,9 +1,9 @@
 """The format of a run directory, and how the model of a run is read back from it.
 
-A run directory holds the run record ``config.json``, which says what was trained, and a folder ``checkpoints/`` with
-one folder for each saved step, which has the step's number as its name. Its item ``state`` holds arrays by their dotted
-path in the training state; the paths of the trained parameters begin with ``params.``. A step is whole if all files
-that its ``manifest.json`` lists are there in the sizes that it gives.
+A run directory holds the run record ``config.json``, whose ``recipe`` says what was trained, and a folder
+``checkpoints/``. In it every saved step has a folder, which is named by its number. The item ``state`` of such a folder
+holds arrays by their dotted path in the training state. The paths of the trained parameters begin with ``params.``. A
+step is whole if all files that its ``manifest.json`` lists are there in the sizes that it gives.
 """
 
 import json
@@ -104,9 +104,9 @@ def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None 
       FileNotFoundError: the base checkpoint is not at hand.
     """
     run_dir = Path(run_dir).absolute()
-    record = _read_record(run_dir)
+    recipe = _read_recipe(run_dir)
     step = _choose_step(run_dir, step)
-    settings, adapter = record["model"], record.get("lora")
+    settings, adapter = recipe["model"], recipe.get("lora")
     source = find_folder(settings["path"])
     model = load(source, settings["dtype"], mesh, param_dtype=stored_dtype(source))
     if adapter is not None:
@@ -124,17 +124,18 @@ def stored_dtype(folder: Path) -> str:
     return {"BF16": "bfloat16", "F16": "float16"}.get(dtypes.pop(), "float32") if len(dtypes) == 1 else "float32"
 
 
-def _read_record(run_dir: Path) -> dict[str, Any]:
+def _read_recipe(run_dir: Path) -> dict[str, Any]:
+    """Returns the recipe of the run record, of which ``model`` and ``lora`` are read here."""
     path = run_dir / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(record["model"]["path"], str):
-            return record
+        recipe = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+        if isinstance(recipe["model"]["path"], str):
+            return recipe
     except FileNotFoundError as err:
         raise ValueError(f"{run_dir} is not the directory of a training run: it has no config.json.") from err
     except (ValueError, TypeError, KeyError) as err:
         raise ValueError(f"{path} is not that of a training run ({err!r}).") from err
-    raise ValueError(f"{path} is not that of a training run: model.path is {record['model']['path']!r}.")
+    raise ValueError(f"{path} is not that of a training run: model.path is {recipe['model']['path']!r}.")
 
 
 def _choose_step(run_dir: Path, step: int | None) -> int:

@@ -1,10 +1,11 @@
-"""From logical axis names to mesh axes: the one place that knows how anything is split over devices.
+"""From logical axis names to mesh axes: the one file that knows how anything is split over devices.
 
 Parameters carry logical names (``layers/parameters.py``), activations are constrained by logical names, and
 ``RULES`` says which mesh axes each name is split over. A name may come with the number of heads that lie along the
 axis, ``("heads", 16)``: the axis is then split between heads or not at all.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,13 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from qwen35_jax.config import TextConfig
 
 AXES = ("data", "fsdp", "context", "tensor")
+
+GENERATION_AXES = {
+    "data": "groups of devices that share out the batch",
+    "fsdp": "devices that share out weights and batch",
+    "tensor": "devices that share out each layer",
+}
+"""The axes that generation can use, with what they are for; it cannot split one token at a time over positions."""
 
 Axis = str | tuple[str, int] | None
 Axes = Sequence[Axis]
@@ -36,6 +44,24 @@ RULES: dict[str, tuple[str, ...]] = {
     # The output head while a loss is computed: the vocabulary over every device that shares its tokens.
     "vocab_shards": ("fsdp", "tensor"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis: sequences are split over ``data`` and ``fsdp``, their tokens over ``context``."""
+
+    data: int = 1
+    """Groups of devices that share out the batch; each holds a copy of the weights."""
+    fsdp: int = 1
+    """Devices that share out the weights and the batch."""
+    context: int = 1
+    """Devices that share out the tokens of each sequence; for training only."""
+    tensor: int = 1
+    """Devices that share out each layer."""
+
+    def mesh(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """Builds the mesh, as ``make_mesh`` does."""
+        return make_mesh(self.data, self.fsdp, self.context, self.tensor, devices=devices)
 
 
 def make_mesh(
@@ -59,36 +85,35 @@ def make_mesh(
 
 
 def check_mesh(
-    text: TextConfig, mesh: Mapping[str, int], *, rows: int | None = None, tokens: int | None = None
+    text: TextConfig, mesh: Mapping[str, int], *, sequences: int | None = None, tokens: int | None = None
 ) -> None:
     """Checks that a mesh divides a model and, if given, a batch.
 
     Args:
       mesh: size of each axis.
-      rows: rows of a batch, or of one micro-batch.
-      tokens: tokens of a row.
+      sequences: sequences of a batch, or of one micro-batch.
+      tokens: tokens of a sequence.
 
     Raises:
       ValueError: it does not; the message names the nearest meshes of as many devices that do.
     """
     sizes = tuple(mesh[axis] for axis in AXES)
-    problems = list(_indivisible(text, *sizes, rows, tokens))
+    problems = list(_indivisible(text, sizes, sequences, tokens))
     if not problems:
         return
     total = math.prod(sizes)
     divisors = [n for n in range(1, total + 1) if total % n == 0]
     others = (other for other in itertools.product(divisors, repeat=len(AXES)) if math.prod(other) == total)
-    fitting = [other for other in others if not any(_indivisible(text, *other, rows, tokens))]
+    fitting = [other for other in others if not any(_indivisible(text, other, sequences, tokens))]
     fitting.sort(key=lambda other: sum(abs(math.log(new / old)) for new, old in zip(other, sizes, strict=True)))
     nearest = "; ".join(map(_named, fitting[:3]))
     remedy = f"the nearest that fit {total} devices: {nearest}" if nearest else f"no mesh of {total} devices fits"
     raise ValueError(f"mesh {_named(sizes)} does not fit: {', '.join(problems)}; {remedy}.")
 
 
-def _indivisible(
-    text: TextConfig, data: int, fsdp: int, context: int, tensor: int, rows: int | None, tokens: int | None
-) -> Iterator[str]:
-    """Names what the mesh does not divide."""
+def _indivisible(text: TextConfig, sizes: Sequence[int], sequences: int | None, tokens: int | None) -> Iterator[str]:
+    """Names what a mesh of these sizes, in the order of ``AXES``, does not divide."""
+    data, fsdp, context, tensor = sizes
     kv_heads = text.num_key_value_heads
     for name, size, parts, axes in (
         ("hidden_size", text.hidden_size, fsdp, "fsdp"),
@@ -96,9 +121,9 @@ def _indivisible(
         ("num_attention_heads", text.num_attention_heads, tensor, "tensor"),
         ("linear_num_value_heads", text.linear_num_value_heads, tensor, "tensor"),
         ("intermediate_size", text.intermediate_size, tensor, "tensor"),
-        ("the batch's rows", rows, data * fsdp, "data*fsdp"),
+        ("the batch's sequences", sequences, data * fsdp, "data*fsdp"),
         # Two halves a device, so that causal attention can be balanced.
-        ("tokens in a row", tokens, 1 if context == 1 else 2 * context, "2*context"),
+        ("tokens in a sequence", tokens, 1 if context == 1 else 2 * context, "2*context"),
     ):
         if size is not None and size % parts:
             yield f"{name}={size} is not a multiple of {axes}={parts}"
@@ -124,19 +149,33 @@ def named_sharding(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
 def array_sharding(logical_axes: Axes, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     """Returns where an array lives on ``mesh``; an axis that the mesh does not divide stays whole."""
     fitted = [
-        axis if axis and (size if isinstance(axis, str) else axis[1]) % num_parts(axis, mesh) == 0 else None
+        axis if axis and (size if isinstance(axis, str) else axis[1]) % num_shards(axis, mesh) == 0 else None
         for axis, size in zip(logical_axes, shape, strict=True)
     ]
     return NamedSharding(mesh, spec(fitted))
 
 
-def num_parts(axis: Axis, mesh: Mesh | AbstractMesh) -> int:
-    """Counts the parts that a logical axis is split into."""
-    return math.prod(mesh.shape[name] for name in RULES[_name(axis)])
+def num_shards(axis: str | tuple[str, int], mesh: Mesh | AbstractMesh | None = None) -> int:
+    """Counts the array shards that a logical axis is split into, by default under the mesh of the context."""
+    mesh = current_mesh() if mesh is None else mesh
+    return 1 if mesh is None else math.prod(mesh.shape[name] for name in mesh_axes(_name(axis)))
+
+
+def mesh_axes(*logical_axes: str) -> tuple[str, ...]:
+    """Returns the mesh axes that these logical axes are split over, as the collectives below take them."""
+    return tuple(axis for name in logical_axes for axis in RULES[name])
 
 
 def _name(axis: str | tuple[str, int]) -> str:
     return axis if isinstance(axis, str) else axis[0]
+
+
+def mesh_of(x: jax.Array) -> Mesh | None:
+    """Returns the mesh that an array lies on, None if it was not placed on one."""
+    if not isinstance(x.sharding, NamedSharding):
+        return None
+    assert isinstance(x.sharding.mesh, Mesh)
+    return x.sharding.mesh
 
 
 def constrain(x: jax.Array, logical_axes: Axes) -> jax.Array:
@@ -152,16 +191,25 @@ def current_mesh() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
-def axis_size(name: str) -> int:
-    """Returns the number of devices along an axis of the mesh of the context, 1 without a mesh."""
-    mesh = current_mesh()
-    return 1 if mesh is None else mesh.shape[name]
+def sequence_shards(num_tokens: int) -> int:
+    """Counts the shards that sequences of ``num_tokens`` tokens are split into under the mesh of the context.
+
+    Raises:
+      ValueError: the mesh does not split such sequences.
+    """
+    shards = num_shards("length")
+    if shards > 1 and num_tokens > 1 and num_tokens % (2 * shards):
+        raise ValueError(
+            f"sequences of {num_tokens} tokens cannot be split over mesh.context={shards}; their length must be a "
+            f"multiple of {2 * shards}, two halves for each device."
+        )
+    return shards if num_tokens > 1 else 1
 
 
 def is_split(**sizes: int) -> bool:
     """Whether there is a mesh of several devices, and it divides these sizes, given by logical axis."""
     mesh = current_mesh()
-    return mesh is not None and all(size % num_parts(axis, mesh) == 0 for axis, size in sizes.items())
+    return mesh is not None and all(size % num_shards(axis, mesh) == 0 for axis, size in sizes.items())
 
 
 def current_platform() -> str:
@@ -171,7 +219,7 @@ def current_platform() -> str:
 
 
 def over_mesh(function: Callable, *args: Any, in_axes: Sequence[Axes], out_axes: Any) -> Any:
-    """Calls ``function`` on every device of the current mesh with that device's part of the arguments.
+    """Calls ``function`` on every device of the current mesh with that device's shard of the arguments.
 
     Without a mesh it is a plain call. Inside, collectives name mesh axes.
 
@@ -188,7 +236,7 @@ def over_mesh(function: Callable, *args: Any, in_axes: Sequence[Axes], out_axes:
         for arg, axes in zip(args, in_axes, strict=True)
         if arg is not None
         for name, size in zip(axes, arg.shape, strict=True)
-        if name is not None and size % num_parts(name, mesh)
+        if name is not None and size % num_shards(name, mesh)
     }
 
     def fitted(axes):
@@ -199,11 +247,6 @@ def over_mesh(function: Callable, *args: Any, in_axes: Sequence[Axes], out_axes:
     in_specs = tuple(PartitionSpec() if arg is None else fitted(axes) for arg, axes in zip(args, in_axes, strict=True))
     # Values that are equal on several devices are not tracked: scans would need their starts marked.
     return jax.shard_map(function, in_specs=in_specs, out_specs=fitted(out_axes), check_vma=False)(*args)
-
-
-def mesh_axes(*logical_axes: str) -> tuple[str, ...]:
-    """Returns the mesh axes that these logical axes are split over, as the collectives below take them."""
-    return tuple(axis for name in logical_axes for axis in RULES[name])
 
 
 def gather_over(axes: tuple[str, ...], x: jax.Array, *, axis: int) -> jax.Array:
@@ -217,5 +260,24 @@ def sum_over(axes: tuple[str, ...], tree: Any) -> Any:
 
 
 def scatter_sum_over(axes: tuple[str, ...], x: jax.Array, *, axis: int) -> jax.Array:
-    """Adds up the arrays of all devices along mesh axes and leaves each device its own part along ``axis``."""
+    """Adds up the arrays of all devices along mesh axes and leaves each device its own shard along ``axis``."""
     return jax.lax.psum_scatter(x, axes, scatter_dimension=axis, tiled=True) if axes else x
+
+
+def shard_index(axis: str) -> jax.Array:
+    """Returns which shard of a logical axis this device holds. Call it inside ``over_mesh``."""
+    return jax.lax.axis_index(mesh_axes(axis))
+
+
+def gather_shards(x: jax.Array, axis: str, *, along: int | None = None) -> jax.Array:
+    """Gathers the shards of all devices along a logical axis. Call it inside ``over_mesh``.
+
+    Args:
+      along: the array axis to join the shards at; by default they are stacked along a new first axis.
+    """
+    return jax.lax.all_gather(x, mesh_axes(axis), axis=along or 0, tiled=along is not None)
+
+
+def send_shards(x: jax.Array, axis: str, pairs: Sequence[tuple[int, int]]) -> jax.Array:
+    """Sends arrays from shard to shard of a logical axis, by (source, target); shards that get none hold zeros."""
+    return jax.lax.ppermute(x, mesh_axes(axis), pairs)

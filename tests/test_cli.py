@@ -19,7 +19,7 @@ from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.load import load
 from qwen35_jax.presets import PRESETS
 from train.checkpoint import Checkpoints
-from train.health import new_health
+from train.observe.health import new_health
 from train.state import TrainState, split_model
 
 SHORT = ["--dtype", "float32", "--max-new-tokens", "6"]
@@ -112,9 +112,9 @@ def test_export_writes_what_a_step_had_trained(checkpoint, tmp_path, adapter_run
         scaled = jax.tree.map(lambda x, scale=scale: x * scale, params)
         checkpoints.save(TrainState(jnp.array(step), scaled, optax.adam(1e-3).init(scaled), new_health()), {})
     checkpoints.close()
-    record = {"model": {"path": checkpoint, "dtype": "float32"}}
-    record["lora"] = dataclasses.asdict(config) if adapter_run else None
-    (run_dir / "config.json").write_text(json.dumps(record))
+    recipe = {"model": {"path": checkpoint, "dtype": "float32"}}
+    recipe["lora"] = dataclasses.asdict(config) if adapter_run else None
+    (run_dir / "config.json").write_text(json.dumps({"recipe": recipe}))
 
     ids = np.arange(12)[None]
     out = tmp_path / "out"

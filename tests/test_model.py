@@ -1,4 +1,4 @@
-"""The whole model against transformers in float32, and against itself: packed, padded, split and cached."""
+"""The whole model against transformers in float32, and against itself: packed, padded, split into several calls."""
 
 import functools
 import itertools
@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 
 import qwen35_jax
-from qwen35_jax.cache import Cache
 from qwen35_jax.layers.recompute import REMAT, Remat
 from qwen35_jax.model import Qwen35
 from qwen35_jax.presets import PRESETS
+from qwen35_jax.state import DecoderState
 from tests.reference import (
     GAIN,
     SLOW_DECAY,
@@ -145,9 +145,10 @@ def test_mtp_logits_match_transformers(pair, length):
 def test_later_mtp_steps_feed_the_output_back(model):
     ids = tokens(9)
     hidden = model.hidden_states(ids)
-    first, second = model.mtp_hidden_states(hidden, ids, num_steps=2)
+    run = nnx.jit(Qwen35.mtp_forward, static_argnames="num_steps")
+    first, second = run(model, hidden, jnp.asarray(ids), num_steps=2)
     # The second step on the first step's output, with embeddings one token further: the same head again.
-    (again,) = model.mtp_hidden_states(first, np.pad(ids[:, 1:], ((0, 0), (0, 1))))
+    (again,) = run(model, first, jnp.asarray(np.pad(ids[:, 1:], ((0, 0), (0, 1)))))
     np.testing.assert_allclose(again[:, :-2], second[:, :-2], rtol=0, atol=1e-6)
     assert np.abs(second - first).max() > 0.01
 
@@ -162,8 +163,8 @@ LAYOUTS = {
 }
 
 
-def packed_row(layout) -> tuple[np.ndarray, np.ndarray]:
-    """One row of the documents in order, each 0 in ``layout`` being padding of other, arbitrary tokens."""
+def packed_sequence(layout) -> tuple[np.ndarray, np.ndarray]:
+    """One sequence of the documents in order. Each 0 in ``layout`` stands for padding, whose tokens are arbitrary."""
     padding = tokens(5, 1, seed=9)[0]
     parts = [padding if d == 0 else tokens(DOCUMENTS[d - 1], 1)[0] for d in layout]
     parts = [(part, np.full(len(part), d)) for part, d in zip(parts, layout, strict=True)]
@@ -180,8 +181,8 @@ def compiled(graphdef, remat: Remat):
     def run(state, ids, segments):
         def loss(state):
             model = nnx.merge(graphdef, state, copy=True)
-            hidden = model.hidden_states(ids, segments, remat=remat)
-            (ahead,) = model.mtp_hidden_states(hidden, ids, segments, remat=remat)
+            hidden, _ = model.forward(ids, segments, remat=remat)
+            (ahead,) = model.mtp_forward(hidden, ids, segments, remat=remat)
             total, both = 0.0, [vectors @ model.head_weight().T for vectors in (hidden, ahead)]
             for steps, logits in enumerate(both, start=1):
                 logp = jax.nn.log_softmax(logits)[:, :-steps]
@@ -209,8 +210,8 @@ def alone(model):
 
 @pytest.mark.parametrize(("layout", "remat"), zip(LAYOUTS, itertools.cycle(REMAT[1:])))
 def test_packed_equals_alone(model, alone, layout, remat):
-    """The packed side also runs with the policies of rematerialization, which must not change a number."""
-    ids, segments = map(jnp.asarray, packed_row(LAYOUTS[layout]))
+    """The packed side also runs with the policies of rematerialization, which must not change any number."""
+    ids, segments = map(jnp.asarray, packed_sequence(LAYOUTS[layout]))
     wanted, wanted_loss, wanted_gradient = alone
     graphdef, state = nnx.split(model)
     (loss, (logits, mtp_logits)), gradient = compiled(graphdef, remat)(state, ids, segments)
@@ -226,38 +227,87 @@ def test_packed_equals_alone(model, alone, layout, remat):
         assert distance < 1e-5, f"{path}: {distance:.2e}"
 
 
+@functools.cache
+def continued(graphdef):
+    """Compiles a call that goes on with a state."""
+    return jax.jit(lambda weights, *args: nnx.merge(graphdef, weights).forward(*args))
+
+
+def go_on(model, state, ids, segments=None):
+    graphdef, weights = nnx.split(model)
+    segments = None if segments is None else jnp.asarray(segments)
+    return continued(graphdef)(weights, jnp.asarray(ids), segments, None, state)
+
+
 @pytest.mark.parametrize("splits", [(0, 106), (0, 64, 106), (0, 1, 30, 31, 106)], ids=str)
-def test_any_split_with_a_cache_equals_one_call(model, splits):
-    ids, segments = packed_row(LAYOUTS["padding between"])
+def test_any_split_with_a_state_equals_one_call(model, splits):
+    ids, segments = packed_sequence(LAYOUTS["padding between"])
     want = model.hidden_states(ids, segments)
-    cache, parts = Cache.empty(model.config.text, 1, 128, jnp.float32), []
+    state, outputs = DecoderState.empty(model.config.text, 1, 256, jnp.float32), []
     for first, last in itertools.pairwise(splits):
-        hidden, cache = model.forward(ids[:, first:last], cache, segments[:, first:last])
-        parts.append(hidden)
+        hidden, state = go_on(model, state, ids[:, first:last], segments[:, first:last])
+        outputs.append(hidden)
     real = segments[0] > 0
-    np.testing.assert_allclose(np.concatenate(parts, axis=1)[0, real], want[0, real], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(outputs, axis=1)[0, real], want[0, real], rtol=0, atol=1e-5)
 
 
-def test_prefill_and_steps_equal_one_forward(model):
-    """Two rows of unequal prompts, padded on the left, then token by token."""
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prefill_and_steps_equal_one_forward(model, side):
+    """Two sequences of unequal prompts, padded on either side, then token by token."""
     prompts, steps = (5, 17), 6
-    rows = [tokens(p + steps, 1)[0] for p in prompts]
-    ids = np.stack([np.pad(r, (17 + steps - len(r), 0)) for r in rows])
-    segments = np.stack([np.pad(np.ones(len(r), int), (17 + steps - len(r), 0)) for r in rows])
-    cache = Cache.empty(model.config.text, 2, 32, jnp.float32)
-    hidden, cache = model.forward(ids[:, :17], cache, segments[:, :17])
-    parts = [hidden]
-    for t in range(17, 17 + steps):
-        hidden, cache = model.forward(ids[:, t : t + 1], cache)
-        parts.append(hidden)
-    got = np.concatenate(parts, axis=1)
-    for row, line in enumerate(rows):
+    lines = [tokens(p + steps, 1)[0] for p in prompts]
+    padded = [(17 - p, 0) if side == "left" else (0, 17 - p) for p in prompts]
+    ids = np.stack([np.pad(line[:p], pad) for line, p, pad in zip(lines, prompts, padded, strict=True)])
+    segments = np.stack([np.pad(np.ones(p, int), pad) for p, pad in zip(prompts, padded, strict=True)])
+    state = DecoderState.empty(model.config.text, 2, 32, jnp.float32)
+    hidden, state = go_on(model, state, ids, segments)
+    outputs = [[hidden[i, segments[i] > 0]] for i in range(2)]
+    for t in range(steps):
+        ids = np.stack([line[p + t : p + t + 1] for line, p in zip(lines, prompts, strict=True)])
+        hidden, state = go_on(model, state, ids)
+        for i in range(2):
+            outputs[i].append(hidden[i])
+    for i, line in enumerate(lines):
         want = model.hidden_states(line[None])[0]
-        np.testing.assert_allclose(got[row, -len(line) :], want, rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(cache.next_position, [p + steps for p in prompts])
+        np.testing.assert_allclose(np.concatenate(outputs[i]), want, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(state.next_position, [p + steps for p in prompts])
+    slots = [17 + steps] * 2 if side == "left" else [p + steps for p in prompts]
+    np.testing.assert_array_equal(state.lengths, slots)
 
 
-def test_stored_dtypes():
+def test_sequences_of_a_state_advance_independently(model):
+    """Two sequences take another number of tokens in each call; what one takes does not change the other."""
+    lines = [tokens(48, 1, seed=seed)[0] for seed in (1, 2)]
+    taken, state = [0, 0], DecoderState.empty(model.config.text, 2, 64, jnp.float32)
+    got = [[], []]
+    for counts in ((3, 16), (16, 1), (1, 1), (0, 9), (7, 16)):
+        width = 16 if max(counts) > 1 else 1  # two programs
+        mine = [line[a : a + n] for line, a, n in zip(lines, taken, counts, strict=True)]
+        ids = np.stack([np.pad(part, (0, width - len(part))) for part in mine])
+        segments = np.stack([np.pad(np.ones(n, int), (0, width - n)) for n in counts])
+        hidden, state = go_on(model, state, ids, segments)
+        for i, n in enumerate(counts):
+            got[i].append(hidden[i, :n])
+            taken[i] += n
+    np.testing.assert_array_equal(state.lengths, taken)
+    for i, line in enumerate(lines):
+        want = model.hidden_states(line[None, : taken[i]])[0]
+        np.testing.assert_allclose(np.concatenate(got[i]), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("delta_rule", ["associative", "chunked"])
+def test_every_delta_rule_gives_the_same_numbers(model, delta_rule):
+    ids, segments = map(jnp.asarray, packed_sequence(LAYOUTS["packed"]))
+    make = nnx.jit(lambda: Qwen35(tiny_config(), dtype="float32", delta_rule=delta_rule, rngs=nnx.Rngs(0)))
+    other = nnx.merge(nnx.graphdef(make()), nnx.state(model))
+    assert other.layers[0].linear_attn.delta_rule == delta_rule
+    # The same float32 sums in another order.
+    np.testing.assert_allclose(
+        other.hidden_states(ids, segments), model.hidden_states(ids, segments), rtol=0, atol=1e-5
+    )
+
+
+def test_weights_are_stored_and_results_returned_in_the_promised_dtypes():
     model = nnx.jit(lambda: Qwen35(tiny_config(), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))()
     kept = {path[-2:] for path, v in nnx.to_flat_state(nnx.state(model)) if v.dtype == jnp.float32}
     assert kept == {("linear_attn", "A_log"), ("norm", "weight")}
@@ -273,6 +323,8 @@ def test_unusable_input_is_refused(model):
         model.logits(np.zeros((1, 5), int), np.ones((1, 4), int))
     with pytest.raises(ValueError, match="position_ids has shape"):
         model.logits(np.zeros((1, 5), int), position_ids=np.ones((2, 1, 5), int))
+    with pytest.raises(ValueError, match="delta_rule='scan' is unknown; choose one of auto, chunked"):
+        Qwen35(tiny_config(), delta_rule="scan", rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="mixture-of-experts"):
         Qwen35(PRESETS["35b-a3b"], rngs=nnx.Rngs(0))
     headless = Qwen35(tiny_config(mtp=type(model.config.text.mtp)(0)), dtype="float32", rngs=nnx.Rngs(0))

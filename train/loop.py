@@ -5,22 +5,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-from flax import nnx
-
 from qwen35_jax.distributed import gather
+from train.batch import Batch, HostBatch
 from train.checkpoint import Checkpoints
 from train.data.pipeline import merge_states
-from train.losses import Batch
+from train.observe.reporter import Reporter
+from train.observe.trace import Trace
 from train.preemption import Preempted
-from train.recorder import Recorder
-from train.state import TrainState
+from train.state import Frozen, TrainState
 from train.step import Step
-from train.trace import Trace
 
 logger = logging.getLogger(__name__)
-
-HostBatch = Mapping[str, np.ndarray]
 
 
 class Batches(Protocol):
@@ -34,7 +29,7 @@ class Batches(Protocol):
 
 
 class Schedule(NamedTuple):
-    """When something happens."""
+    """After which steps something happens."""
 
     last_step: int
     checkpoint_every: int
@@ -43,14 +38,14 @@ class Schedule(NamedTuple):
 
 def run_steps(
     state: TrainState,
-    frozen: nnx.State,
+    frozen: Frozen,
     step: Step,
     batches: Batches,
     put: Callable[[HostBatch], Batch],
     schedule: Schedule,
     *,
     checkpoints: Checkpoints,
-    recorder: Recorder,
+    reporter: Reporter,
     trace: Trace,
     is_preempted: Callable[[int], bool],
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
@@ -58,8 +53,8 @@ def run_steps(
     """Trains from the step after ``state.step`` through ``schedule.last_step`` and returns the final state.
 
     The host stays one step ahead of the device. A checkpoint is written every ``checkpoint_every`` steps, after the
-    last one and on preemption, once its step's metrics proved sound and are on disk. When the data end early,
-    training stops there with a warning.
+    last one and on preemption, once the metrics of its step are known to be sound and are on disk. If the data end
+    early, training stops there with a warning.
 
     Args:
       put: places a batch on the mesh.
@@ -71,16 +66,9 @@ def run_steps(
       Preempted: the machine is taken away; the state is saved.
     """
     saved = int(state.step)
-
-    def save(state: TrainState) -> int:
-        recorder.sync()
-        with recorder.timed("checkpoint_seconds"):
-            checkpoints.save(state, merge_states(gather(batches.get_state())))
-        recorder.leave_out()
-        return int(state.step)
-
+    save = partial(_save, checkpoints=checkpoints, batches=batches, reporter=reporter)
     for number in range(saved + 1, schedule.last_step + 1):
-        with recorder.timed("data_seconds"):
+        with reporter.timed("data_seconds"):
             batch = next(batches, None)
         if batch is None:
             logger.warning(
@@ -88,15 +76,15 @@ def run_steps(
             )
             break
         if trace.starts_at(number):
-            recorder.flush()
+            reporter.flush()
             trace.start()
         state, values = step(state, frozen, put(batch))
-        recorder.add(number, values, batches.documents_later())
+        reporter.add(number, values, batches.documents_later())
         if trace.ends_at(number):
-            recorder.flush()
+            reporter.flush()
             trace.stop()
         if evaluate is not None and number % schedule.evaluate_every == 0:
-            recorder.flush(partial(evaluate, state))
+            reporter.flush(partial(evaluate, state))
         if is_preempted(number):
             save(state)
             checkpoints.wait()
@@ -105,6 +93,15 @@ def run_steps(
             saved = save(state)
     if int(state.step) > saved:
         save(state)
-    # Here, where SIGTERM does not end the process yet.
+    # While this waits, SIGTERM does not end the process yet.
     checkpoints.wait()
     return state
+
+
+def _save(state: TrainState, *, checkpoints: Checkpoints, batches: Batches, reporter: Reporter) -> int:
+    """Saves the state once its metrics are on disk, and returns its step."""
+    reporter.sync()
+    with reporter.timed("checkpoint_seconds"):
+        checkpoints.save(state, merge_states(gather(batches.get_state())))
+    reporter.leave_out()
+    return int(state.step)

@@ -8,35 +8,35 @@ from jaxtyping import PyTree
 from train.config import OptimConfig
 
 
-def make_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
+def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Returns the learning rate as a function of the number of updates done before.
 
     It rises linearly over ``warmup_steps`` updates, of which the last uses the peak, and then follows
-    ``cfg.schedule``, which would reach ``final_fraction`` of the peak in the update after the last.
+    ``config.schedule``, which would reach ``final_fraction`` of the peak in the update after the last.
     """
 
     def schedule(count: jax.Array) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)
-        warmup = jnp.minimum(1.0, (count + 1) / max(cfg.warmup_steps, 1))
-        progress = jnp.clip((count - cfg.warmup_steps) / max(steps - cfg.warmup_steps, 1), 0.0, 1.0)
+        warmup = jnp.minimum(1.0, (count + 1) / max(config.warmup_steps, 1))
+        progress = jnp.clip((count - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0.0, 1.0)
         remaining = {
             "constant": jnp.ones_like(progress),
             "linear": 1.0 - progress,
             "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
-        }[cfg.schedule]
-        if cfg.schedule != "constant":
-            remaining = cfg.final_fraction + (1.0 - cfg.final_fraction) * remaining
-        return cfg.learning_rate * warmup * remaining
+        }[config.schedule]
+        if config.schedule != "constant":
+            remaining = config.final_fraction + (1.0 - config.final_fraction) * remaining
+        return config.learning_rate * warmup * remaining
 
     return schedule
 
 
-def make_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Builds the chain of clipping and AdamW, for gradients in float32; the second moment is float32 too."""
-    clip = optax.identity() if cfg.clip_norm is None else optax.clip_by_global_norm(cfg.clip_norm)
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     adamw = optax.adamw(
-        make_schedule(cfg, steps), b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, mu_dtype=cfg.first_moment_dtype,
-        weight_decay=cfg.weight_decay, mask=decay_mask,
+        make_schedule(config, steps), b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.first_moment_dtype,
+        weight_decay=config.weight_decay, mask=decay_mask,
     )  # fmt: skip
     return optax.chain(clip, adamw)
 

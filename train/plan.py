@@ -1,16 +1,19 @@
-"""What a run needs, known before a TPU is rented: the step compiled ahead of time, its memory, traffic and time.
+"""What a run needs, so that it is known before a TPU is rented: memory, traffic and time of its compiled step.
 
-The step is that of ``train.run``, built from shapes alone: no weights, no tokenizer and no data are read.
+The step is that of ``train.run``, compiled ahead of time from shapes alone: no weights, no tokenizer and no data are
+read.
 """
 
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -23,14 +26,11 @@ from qwen35_jax.planning.devices import Device, find_device
 from qwen35_jax.planning.flops import training_flops_per_token
 from qwen35_jax.planning.hlo import Costs, read_costs
 from qwen35_jax.presets import PRESETS
-from qwen35_jax.sharding import check_mesh, make_mesh
+from qwen35_jax.sharding import check_mesh
 from qwen35_jax.storage import write_atomically
-from train.config import SFTConfig
-from train.losses import Objective
-from train.parts import Parts, make_parts
+from train.config import TrainConfig
+from train.setup import TrainingSetup, make_setup, model_options
 from train.state import abstract_state
-
-MakeObjective = Callable[[SFTConfig], Objective]
 
 # Compilations that the search for a change that fits may cost, minutes each at full size.
 _MOST_CANDIDATES = 6
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """What the compiler and the data sheets say of one step; bytes, FLOPs and seconds are those of one device."""
+    """What the compiler and the data sheets say about one step. Bytes, FLOPs and seconds are those of one device."""
 
     topology: str
     device: Device
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def estimated_seconds(self) -> float:
-        """The compiler's cycles, which are high (see ``Costs``), and the passes of kernels at the peak rate.
+        """The time of the compiler's cycles, which are too many (see ``Costs``), and of kernels at the peak rate.
 
         Waiting for other devices is left out.
         """
@@ -99,7 +99,7 @@ class Plan:
 
     @property
     def limits(self) -> str:
-        """What the step is bound by: ``memory`` where it does not fit, else ``compute``, ``hbm`` or ``ici``."""
+        """What limits the step: ``memory`` where it does not fit, else ``compute``, ``hbm`` or ``ici``."""
         return max(self.seconds, key=self.seconds.__getitem__) if self.fits else "memory"
 
     def to_json(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Plan:
         return report | {
             "flops": self.flops,
             "bytes": self.costs.bytes,
-            "collectives": [dataclasses.asdict(collective) for collective in self.costs.collectives],
+            "collectives": [asdict(collective) for collective in self.costs.collectives],
             "seconds": self.seconds,
             "roofline_seconds": self.roofline_seconds,
             "estimated_seconds": self.estimated_seconds,
@@ -128,10 +128,10 @@ class Plan:
     def to_text(self, price: float | None = None) -> str:
         """Lays the plan out for people; ``price`` is that of one chip for an hour."""
         gib = {name: f"{size / 2**30:.2f}" for name, size in self.hbm.items()}
-        parts = ", ".join(f"{name} {gib[name]}" for name in ("weights", "adapters", "optimizer", "temporaries"))
+        uses = ", ".join(f"{name} {gib[name]}" for name in ("weights", "adapters", "optimizer", "temporaries"))
         lines = [
             f"{self.num_devices} x {self.device.name} ({self.topology}), {self.tokens:,} tokens a step",
-            f"HBM, GiB per device: {parts}; peak {gib['peak']} of {gib['capacity']}",
+            f"HBM, GiB per device: {uses}; peak {gib['peak']} of {gib['capacity']}",
         ]
         if not self.fits:
             return "\n".join([*lines, f"does not fit; {self.remedy or 'no change that was tried does'}"])
@@ -153,27 +153,27 @@ class Plan:
         return "\n".join(lines)
 
 
-def print_plan(cfg: SFTConfig, make_objective: MakeObjective) -> None:
+def print_plan(config: TrainConfig) -> None:
     """Prints the plan that the settings ask for, and writes it as JSON where they name a file.
 
     Raises:
       ValueError: see ``make_plan``; or the file exists.
     """
-    target = None if cfg.plan_json is None else Path(cfg.plan_json)
+    options = config.options
+    target = None if options.plan_json is None else Path(options.plan_json)
     if target is not None and target.exists():
-        raise ValueError(f"plan_json={cfg.plan_json!r} exists; name a new file or remove it.")
-    plan = make_plan(cfg, cfg.plan, make_objective)
+        raise ValueError(f"plan_json={options.plan_json!r} exists; name a new file or remove it.")
+    plan = make_plan(config, options.plan)
     if target is not None:
         write_atomically(target, json.dumps(plan.to_json(), indent=2) + "\n")
-    print(plan.to_text(cfg.plan_price))
+    print(plan.to_text(options.plan_price))
 
 
-def make_plan(cfg: SFTConfig, topology: str, make_objective: MakeObjective, *, search: bool = True) -> Plan:
+def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Plan:
     """Compiles the step of a run for a topology; where it does not fit, looks for the nearest change that does.
 
     Args:
       topology: chips, such as ``v5e:2x4``.
-      make_objective: what is minimised, for a run's settings.
       search: whether to look for such a change.
 
     Raises:
@@ -181,18 +181,19 @@ def make_plan(cfg: SFTConfig, topology: str, make_objective: MakeObjective, *, s
         the model or the batch.
     """
     devices = topology_devices(topology)
-    config = find_config(cfg.model.path)
-    check_mesh(config.text, dataclasses.asdict(cfg.mesh), rows=_micro_rows(cfg), tokens=cfg.data.sequence_length)
-    used = cfg.mesh.data * cfg.mesh.fsdp * cfg.mesh.context * cfg.mesh.tensor
+    model_config = find_config(config.recipe.model.path)
+    sizes = asdict(config.layout.mesh)
+    check_mesh(model_config.text, sizes, sequences=_micro_batch_size(config), tokens=config.recipe.data.sequence_length)
+    used = math.prod(sizes.values())
     if used != len(devices):
         raise ValueError(f"the mesh has {used} devices, but {topology} has {len(devices)}; "
                          f"make the product of the mesh's axes {len(devices)}.")  # fmt: skip
-    plan = _plan(cfg, config, topology, devices, make_objective)
+    plan = _plan(config, model_config, topology, devices)
     if plan.fits or not search:
         return plan
-    for description, changed in nearest_changes(cfg)[:_MOST_CANDIDATES]:
+    for description, changed in nearest_changes(config)[:_MOST_CANDIDATES]:
         logger.info("%.2f GiB do not fit; trying %s", plan.hbm["peak"] / 2**30, description)
-        other = _plan(changed, config, topology, devices, make_objective)
+        other = _plan(changed, model_config, topology, devices)
         if other.fits:
             return dataclasses.replace(
                 plan, remedy=f"with {description} it does: peak {other.hbm['peak'] / 2**30:.2f} GiB"
@@ -216,89 +217,95 @@ def find_config(path: str) -> ModelConfig:
                      f"{sizes}.")  # fmt: skip
 
 
-def nearest_changes(cfg: SFTConfig) -> list[tuple[str, SFTConfig]]:
+def nearest_changes(config: TrainConfig) -> list[tuple[str, TrainConfig]]:
     """Lists changes that need less memory and keep the numbers, those that cost the least time first."""
-    changes: list[tuple[str, SFTConfig]] = []
+    changes: list[tuple[str, TrainConfig]] = []
 
     def add(description: str, **fields: Any) -> None:
-        last = changes[-1] if changes else ("", cfg)
-        changes.append((f"{last[0]} {description}".strip(), dataclasses.replace(last[1], **fields)))
+        last = changes[-1] if changes else ("", config)
+        changes.append((f"{last[0]} {description}".strip(), last[1].replace(**fields)))
 
-    mesh = cfg.mesh
-    if cfg.model.remat in ("none", "save_dots"):
-        add("--model.remat block", model=dataclasses.replace(cfg.model, remat="block"))
+    layout = config.layout
+    mesh = layout.mesh
+    if layout.remat in ("none", "save_dots"):
+        add("--model.remat block", remat="block")
     if mesh.data > 1:
         add(f"--mesh.data 1 --mesh.fsdp {mesh.data * mesh.fsdp}",
             mesh=dataclasses.replace(mesh, data=1, fsdp=mesh.data * mesh.fsdp))  # fmt: skip
-    for accumulation in _more_accumulation(cfg):
+    for accumulation in _more_accumulation(config):
         add(f"--accumulation {accumulation}", accumulation=accumulation)
-    if cfg.loss_chunk > 64:
+    if layout.loss_chunk > 64:
         add("--loss-chunk 64", loss_chunk=64)
-    if cfg.model.remat != "offload":
-        add("--model.remat offload", model=dataclasses.replace(cfg.model, remat="offload"))
+    if layout.remat != "offload":
+        add("--model.remat offload", remat="offload")
     return changes
 
 
-def _more_accumulation(cfg: SFTConfig) -> Iterator[int]:
-    rows = cfg.data.rows_per_batch // (cfg.mesh.data * cfg.mesh.fsdp)
-    accumulation = 2 * cfg.accumulation
-    while accumulation <= rows and rows % accumulation == 0:
+def _more_accumulation(config: TrainConfig) -> Iterator[int]:
+    mesh = config.layout.mesh
+    sequences = config.recipe.data.sequences_per_batch // (mesh.data * mesh.fsdp)
+    accumulation = 2 * config.recipe.accumulation
+    while accumulation <= sequences and sequences % accumulation == 0:
         yield accumulation
         accumulation *= 2
 
 
-def _micro_rows(cfg: SFTConfig) -> int:
-    return cfg.data.rows_per_batch // cfg.accumulation
+def _micro_batch_size(config: TrainConfig) -> int:
+    return config.recipe.data.sequences_per_batch // config.recipe.accumulation
 
 
-def _plan(cfg: SFTConfig, config: ModelConfig, topology: str, devices, make_objective: MakeObjective) -> Plan:
-    mesh = make_mesh(**dataclasses.asdict(cfg.mesh), devices=devices)
-    parts = abstract_parts(cfg, config, make_objective(cfg), mesh)
-    compiled = compile_abstract(parts.step, parts.state, parts.frozen, parts.batch, mesh=mesh)
+def _plan(config: TrainConfig, model_config: ModelConfig, topology: str, devices: Sequence[jax.Device]) -> Plan:
+    recipe = config.recipe
+    mesh = config.layout.mesh.mesh(devices)
+    setup = abstract_setup(config, model_config, mesh)
+    compiled = compile_abstract(setup.step, setup.state, setup.frozen, setup.batch, mesh=mesh)
     device = find_device(topology)
-    adapters = bytes_per_device(parts.state.params) if cfg.lora else 0
+    adapters = bytes_per_device(setup.state.params) if recipe.lora else 0
     hbm = {
-        "weights": bytes_per_device(parts.frozen) + bytes_per_device(parts.state.params) - adapters,
+        "weights": bytes_per_device(setup.frozen) + bytes_per_device(setup.state.params) - adapters,
         "adapters": adapters,
-        "optimizer": bytes_per_device(parts.state.opt_state),
+        "optimizer": bytes_per_device(setup.state.opt_state),
     }
     hbm |= {"temporaries": compiled.peak_bytes - sum(hbm.values()), "peak": compiled.peak_bytes}
     per_token = training_flops_per_token(
-        config, sequence_length=cfg.data.sequence_length, adapters=cfg.lora is not None,
-        mtp_steps=cfg.mtp.num_steps if cfg.mtp.weight else 0,
-    )  # fmt: skip
-    tokens = cfg.data.rows_per_batch * cfg.data.sequence_length
+        model_config,
+        sequence_length=recipe.data.sequence_length,
+        adapters=recipe.lora is not None,
+        mtp_steps=recipe.objective.mtp_steps,
+    )
+    tokens = recipe.data.sequences_per_batch * recipe.data.sequence_length
     costs = read_costs(compiled.text) if compiled.fits else None
     return Plan(
         topology, device, len(devices), hbm | {"capacity": device.hbm_bytes}, tokens, per_token * tokens,
-        costs, *(_kernel_flops(cfg, config, costs) if costs else ()),
+        costs, *(_kernel_flops(config, model_config, costs) if costs else ()),
     )  # fmt: skip
 
 
-def abstract_parts(cfg: SFTConfig, config: ModelConfig, objective: Objective, mesh: Mesh) -> Parts:
-    """Makes the parts of a run with shapes in place of arrays. Call it outside the mesh's context."""
+def abstract_setup(config: TrainConfig, model_config: ModelConfig, mesh: Mesh) -> TrainingSetup:
+    """Makes the setup of a run with shapes in place of arrays. Call it outside the mesh's context."""
 
     def make() -> Qwen35:
-        model = Qwen35(config, dtype=cfg.model.dtype, param_dtype=cfg.param_dtype, rngs=nnx.Rngs(0))
-        if cfg.lora is not None:
-            lora.add(model, cfg.lora, cfg.seed)
+        model = Qwen35(model_config, **model_options(config), rngs=nnx.Rngs(0))
+        if config.recipe.lora is not None:
+            lora.add(model, config.recipe.lora, config.recipe.seed)
         return model
 
-    return make_parts(cfg, abstract_model(make, mesh), objective, mesh, abstract_state)
+    return make_setup(config, abstract_model(make, mesh), mesh, abstract_state)
 
 
-def _kernel_flops(cfg: SFTConfig, config: ModelConfig, costs: Costs) -> tuple[float, float]:
-    """Counts the products of the kernels on one device, and their passes of the matrix unit."""
-    text, mesh, length = config.text, cfg.mesh, cfg.data.sequence_length
-    rows = _micro_rows(cfg) // (mesh.data * mesh.fsdp)
+def _kernel_flops(config: TrainConfig, model_config: ModelConfig, costs: Costs) -> tuple[float, float]:
+    """Counts the FLOPs of the kernels on one device, and the same for each pass of the matrix unit."""
+    text, mesh, length = model_config.text, config.layout.mesh, config.recipe.data.sequence_length
+    sequences = _micro_batch_size(config) // (mesh.data * mesh.fsdp)
 
     def calls(name: str) -> int:
         return sum(count for kernel, count in costs.without_cycles.items() if name in kernel)
 
-    # Half of the square of every row, by causality.
-    square = 2 * rows * text.num_attention_heads // mesh.tensor * text.head_dim * length**2 / 2 / mesh.context
+    # Half of the square of every sequence, by causality.
+    square = 2 * sequences * text.num_attention_heads // mesh.tensor * text.head_dim * length**2 / 2 / mesh.context
     attention = square * sum(factor * calls(name) for name, factor in _ATTENTION_PRODUCTS.items())
-    chunk = 2 * rows * text.linear_num_value_heads // mesh.tensor * length / mesh.context * gated_delta.CHUNK_SIZE**2
+    heads = text.linear_num_value_heads // mesh.tensor
+    chunk = 2 * sequences * heads * length / mesh.context * gated_delta.CHUNK_SIZE**2
     products, passes = (
         sum(factors[i] * calls(name) for name, factors in gated_delta.KERNEL_PRODUCTS.items()) for i in (0, 1)
     )

@@ -1,57 +1,98 @@
-"""``config.json`` of a run directory: the resolved settings and what they were applied to, checked on resume."""
+"""The run record: ``config.json`` of a run directory, which is checked when the run resumes.
+
+It holds the settings as ``recipe``, ``layout`` and ``options``, and what the recipe was applied to as ``identity``.
+Every setting is judged by its class (see ``train.config``), so a new setting needs no entry here. A setting that an
+older record lacks counts as having its default.
+"""
 
 import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
 from qwen35_jax.storage import fingerprint, write_atomically
+from train.config import TrainConfig
 
 RECORD = "config.json"
-
-# Settings that change no number of the run. Data is judged by what lies at its paths and by the shares of the sources;
-# a row that one policy leaves out would have stopped the run under the other.
-_FREE = (
-    *("checkpoint", "evaluate", "evaluate_every", "export", "processes", "profile", "workdir", "model.path"),
-    *("plan", "plan_json", "plan_price", "data.path", "data.sources", "data.hub_files", "data.num_threads"),
-    *("data.epochs", "data.long_rows", "data.bad_rows"),
-)
-# Settings that change only the order of floating-point sums.
-_LAYOUT = ("mesh", "model.remat", "loss_chunk")
 
 logger = logging.getLogger(__name__)
 
 
-def make_record(config: Any, *, model_folder: Path, data_identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings as JSON values, with what identifies the base checkpoint and the data.
+class RunRecord(NamedTuple):
+    """The resolved settings of a run and what they were applied to."""
 
-    The fingerprint of the base ties an adapter's checkpoints, which hold no frozen weight, to their base.
+    config: TrainConfig
+    model: str
+    """Fingerprint of the base checkpoint. It ties an adapter's checkpoints, which hold no frozen weight, to it."""
+    data: Mapping[str, Any]
+    """What decides the batches, as the data pipeline reports it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record as JSON values."""
+        identity = {"model": self.model, "data": dict(self.data)}
+        return _as_json(dataclasses.asdict(self.config) | {"identity": identity})
+
+
+class _Difference(NamedTuple):
+    name: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} was {self.old!r}, now {self.new!r}"
+
+
+def make_record(config: TrainConfig, *, model_folder: Path, data_identity: Mapping[str, Any]) -> RunRecord:
+    """Returns the record of a run that starts from a checkpoint in ``model_folder``.
 
     Args:
       data_identity: what decides the batches, as the data pipeline reports it.
     """
     weights = [path for path in model_folder.iterdir() if path.suffix == ".safetensors" or path.name == "config.json"]
-    identity = {"model_fingerprint": fingerprint(weights), "data_identity": dict(data_identity)}
-    return json.loads(json.dumps(dataclasses.asdict(config) | identity, default=_name))
+    return RunRecord(config, fingerprint(weights), data_identity)
 
 
-def write_record(workdir: Path, record: Mapping[str, Any]) -> None:
+def write_record(workdir: Path, record: RunRecord) -> None:
     """Writes ``config.json``."""
-    write_atomically(workdir / RECORD, json.dumps(record, indent=2) + "\n")
+    write_atomically(workdir / RECORD, json.dumps(record.to_json(), indent=2) + "\n")
 
 
-def check_resumable(workdir: Path, record: Mapping[str, Any]) -> None:
-    """Compares the settings of a run that is about to resume with those it was started with.
+def check_resumable(workdir: Path, record: RunRecord) -> None:
+    """Compares a run that is about to resume with what it was started with.
 
-    A layout that differs (mesh, rematerialisation, loss chunks) is allowed with a warning, since it changes
-    rounding only. So is a larger ``steps`` under a constant learning rate, which changes no step.
+    Another recipe, base checkpoint or data is refused. Another layout is allowed with a warning, since it changes
+    rounding only. More steps under a constant learning rate are allowed too, since they change no earlier step.
 
     Raises:
-      ValueError: a setting that affects the numbers differs, or the recorded settings cannot be read.
+      ValueError: something that affects the numbers differs, or the record cannot be read.
     """
-    path = workdir / RECORD
+    recorded, new = _read(workdir / RECORD), record.to_json()
+    layout = sorted(_differences(record.config.layout, recorded["layout"], new["layout"]))
+    if layout:
+        logger.warning(
+            "%s differs from the interrupted part of the run: later steps may differ in the last digits",
+            ", ".join(difference.name for difference in layout),
+        )
+    free = {"steps"} if record.config.recipe.optim.schedule == "constant" else set()
+    binding = [
+        difference
+        for difference in (
+            *_differences(record.config.recipe, recorded["recipe"], new["recipe"]),
+            *_leaf_differences(recorded["identity"]["model"], new["identity"]["model"], "model_fingerprint"),
+            *_leaf_differences(recorded["identity"]["data"], new["identity"]["data"], "data_identity"),
+        )
+        if difference.name not in free
+    ]
+    if binding:
+        raise ValueError(
+            f"{workdir} was started with other settings: {'; '.join(map(str, sorted(binding)))}. Give the old values "
+            "to resume, or another --workdir to start anew."
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
@@ -59,37 +100,77 @@ def check_resumable(workdir: Path, record: Mapping[str, Any]) -> None:
             f"{path} cannot be read ({err}), so the checkpoints beside it cannot be resumed safely; restore the "
             "file, or begin again with another --workdir."
         ) from err
-    old, new = dict(_flatten(recorded)), dict(_flatten(record))
-    differing = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    layout = [name for name in differing if _belongs(name, _LAYOUT)]
-    free = (*_FREE, "steps") if record["optim"]["schedule"] == "constant" else _FREE
-    binding = [name for name in differing if not _belongs(name, (*_LAYOUT, *free))]
-    if layout:
-        logger.warning(
-            "%s differs from the interrupted part of the run: later steps may differ in the last digits",
-            ", ".join(layout),
-        )
-    if binding:
-        changes = "; ".join(f"{name} was {old.get(name)!r}, now {new.get(name)!r}" for name in binding)
+    missing = {"recipe", "layout", "identity"} - set(recorded if isinstance(recorded, dict) else ())
+    if missing:
         raise ValueError(
-            f"{workdir} was started with other settings: {changes}. Give the old values to resume, or another "
-            "--workdir to start anew."
+            f"{path} has no {', '.join(sorted(missing))}: it was written by an earlier version, whose runs cannot be "
+            "resumed; finish the run with that version, or begin again with another --workdir."
         )
+    return recorded
+
+
+def _differences(settings: Any, old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator:
+    """Yields the settings of a dataclass that differ and that are compared, by the names of their flags.
+
+    Args:
+      settings: tells the fields of the class and their defaults.
+      old, new: its values as JSON.
+    """
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    hints = get_type_hints(type(settings), include_extras=True)
+    for field in fields.values():
+        if not field.compare:
+            continue
+        name = _join(prefix, _flag(field, hints[field.name]))
+        before = old[field.name] if field.name in old else _default(field)
+        value, after = getattr(settings, field.name), new[field.name]
+        if dataclasses.is_dataclass(value) and isinstance(before, Mapping):
+            yield from _differences(value, before, after, name)
+        else:
+            yield from _leaf_differences(before, after, name)
+    for name in old.keys() - fields.keys():
+        yield from _leaf_differences(old[name], None, _join(prefix, name))
+
+
+def _leaf_differences(old: Any, new: Any, name: str) -> Iterator[_Difference]:
+    """Yields what differs between two JSON values, by dotted name."""
+    before, after = dict(_flatten(old, name)), dict(_flatten(new, name))
+    for leaf in before.keys() | after.keys():
+        if before.get(leaf) != after.get(leaf):
+            yield _Difference(leaf, before.get(leaf), after.get(leaf))
+
+
+def _flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        yield name, value
+        return
+    for key, item in value.items():
+        yield from _flatten(item, f"{name}.{key}")
+
+
+def _flag(field: dataclasses.Field, hint: Any) -> str:
+    """Returns the name of a field on the command line, which may be empty."""
+    names = (getattr(annotation, "name", None) for annotation in getattr(hint, "__metadata__", ()))
+    return next((name for name in names if name is not None), field.name)
+
+
+def _join(*names: str) -> str:
+    return ".".join(filter(None, names))
+
+
+def _default(field: dataclasses.Field) -> Any:
+    """Returns the default of a field as JSON; None where it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        value = None if field.default is dataclasses.MISSING else field.default
+    return _as_json(dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value)
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=_name))
 
 
 def _name(function: Callable) -> str:
     """Returns where a function of a run file is defined."""
     return f"{function.__module__}.{function.__qualname__}"
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _belongs(name: str, names: tuple[str, ...]) -> bool:
-    """Whether a dotted name is one of ``names`` or lies below one."""
-    return any(name == other or name.startswith(other + ".") for other in names)

@@ -1,7 +1,6 @@
-"""A training run from its settings to its export; what is minimised is the caller's."""
+"""A training run from its settings to its export."""
 
 import contextlib
-import dataclasses
 import json
 import logging
 import shutil
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 
 from qwen35_jax import lora
@@ -25,22 +23,22 @@ from qwen35_jax.hf.safetensors import read_checkpoint
 from qwen35_jax.hf.save import save
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
-from qwen35_jax.sharding import check_mesh, make_mesh
+from qwen35_jax.sharding import check_mesh
 from qwen35_jax.storage import make_writable_folder
+from train.batch import put_batch, sequences_of_process
 from train.checkpoint import Checkpoints
-from train.config import SFTConfig, parse_steps
+from train.config import TrainConfig
+from train.config.options import parse_steps
 from train.data.pipeline import BatchIterator, make_batches
 from train.loop import Schedule, run_steps
-from train.losses import Objective
-from train.metrics import MetricsWriter, plot_losses
-from train.parts import Parts, make_parts
+from train.observe.metrics import MetricsWriter, plot_losses
+from train.observe.reporter import Reporter
+from train.observe.throughput import Throughput
+from train.observe.trace import Trace
 from train.preemption import watch_for_preemption
-from train.record import check_resumable, make_record, write_record
-from train.recorder import Recorder
+from train.record import RunRecord, check_resumable, make_record, write_record
+from train.setup import TrainingSetup, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
-from train.step import put_batch, rows_of_process
-from train.throughput import Throughput
-from train.trace import Trace
 
 logger = logging.getLogger(__name__)
 
@@ -49,78 +47,77 @@ class Inputs(NamedTuple):
     """What a run reads, found and checked."""
 
     folder: Path
+    """The base checkpoint."""
     model_config: ModelConfig
     tokenizer: Tokenizer
     batches: BatchIterator
-    rows: range
-    """The rows of every batch that this process feeds."""
+    sequences: range
+    """The sequences of every batch that this process feeds."""
 
 
-def run(cfg: SFTConfig, workdir: Path, objective: Objective) -> None:
+def run(config: TrainConfig, workdir: Path) -> None:
     """Trains into ``workdir``, from its newest checkpoint if it has one, and exports the result.
 
     Everything that can be wrong with the settings and the files is found before the model is loaded. Under several
-    processes all of them call this; each reads its part of the weights and the data, and the first one writes
-    what is not an array.
+    processes all of them call this. Each reads its share of the weights and the data, and the first one writes what is
+    not an array.
 
     Raises:
       ValueError: a setting, an input or the state of the directory does not allow the run.
       OSError: a file is missing or cannot be read.
       Preempted: SIGTERM came; the state is saved.
     """
-    mesh = make_mesh(**dataclasses.asdict(cfg.mesh))
+    mesh = config.layout.mesh.mesh()
     if jax.process_count() > 1 and mesh.size != jax.device_count():
         raise ValueError(
             f"the mesh has {mesh.size} devices, but the {jax.process_count()} processes of the run have "
             f"{jax.device_count()}; every device must be in it: raise mesh.data or mesh.fsdp."
         )
     with raise_together():
-        inputs = check_inputs(cfg, mesh)
-        record = make_record(cfg, model_folder=inputs.folder, data_identity=inputs.batches.get_state()["identity"])
+        inputs = check_inputs(config, mesh)
+        record = make_record(config, model_folder=inputs.folder, data_identity=inputs.batches.get_state()["identity"])
         check_workdir(workdir)
     with raise_together():
         check_shared(workdir)
-        checkpoints, done = open_workdir(workdir, record, keep=cfg.checkpoint.keep)
+        checkpoints, done = open_workdir(workdir, record, keep=config.options.checkpoint.keep)
     with jax.set_mesh(mesh):
-        parts = build(cfg, inputs.folder, objective, mesh)
+        setup = build(config, inputs.folder, mesh)
         if done is not None:
             # Shapes only, so that the initial state's memory is free before the restored one takes its place.
-            parts = parts._replace(state=abstract(parts.state))
-            state, data_state = checkpoints.restore(done, parts.state)
-            parts = parts._replace(state=state)
+            setup = setup._replace(state=abstract(setup.state))
+            state, data_state = checkpoints.restore(done, setup.state)
+            setup = setup._replace(state=state)
             inputs.batches.set_state(data_state)
             logger.info("resumed after step %d of %s", done, workdir)
         if jax.process_index() == 0:
             write_record(workdir, record)
-        state = _train(cfg, workdir, parts, inputs, checkpoints, mesh)
+        state = _train(config, workdir, setup, inputs, checkpoints, mesh)
         checkpoints.close()
         logger.info("data: %s", json.dumps(inputs.batches.report()))
         if jax.process_index() == 0:
             plot_losses(workdir)
-        if cfg.export:
-            model = nnx.merge(parts.graphdef, state.params, parts.frozen)
-            export(model, workdir / "export", source=inputs.folder, adapter=cfg.lora is not None)
+        if config.options.export:
+            adapter = config.recipe.lora is not None
+            export(setup.model(state), workdir / "export", source=inputs.folder, adapter=adapter)
 
 
-def check_inputs(cfg: SFTConfig, mesh: Mesh) -> Inputs:
+def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     """Finds checkpoint, tokenizer and data, and checks that they fit each other, the mesh and the settings.
 
     Raises:
       ValueError, OSError: they do not; the message names file and remedy.
     """
-    folder = find_folder(cfg.model.path)
+    recipe = config.recipe
+    data = recipe.data
+    folder = find_folder(recipe.model.path)
     model_config, _ = match_tensors(ModelConfig.from_hf(folder), read_checkpoint(folder), folder)
     check_mesh(
         model_config.text,
         mesh.shape,
-        rows=cfg.data.rows_per_batch // cfg.accumulation,
-        tokens=cfg.data.sequence_length,
+        sequences=data.sequences_per_batch // recipe.accumulation,
+        tokens=data.sequence_length,
     )
-    if cfg.mtp.weight and not model_config.text.mtp.num_hidden_layers:
-        raise ValueError(
-            f"{folder} has no MTP head (mtp.* tensors), but mtp.weight={cfg.mtp.weight}; set mtp.weight=0 or start "
-            "from a checkpoint that has one."
-        )
+    recipe.objective.check_model(model_config.text, folder)
     tokenizer = Tokenizer.from_pretrained(folder)
     largest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
     if largest >= model_config.text.vocab_size:
@@ -128,15 +125,13 @@ def check_inputs(cfg: SFTConfig, mesh: Mesh) -> Inputs:
             f"the tokenizer of {folder} has ids up to {largest}, but the model's vocab_size is "
             f"{model_config.text.vocab_size}; use the tokenizer that belongs to the checkpoint."
         )
-    rows = rows_of_process(
-        rows=cfg.data.rows_per_batch, tokens=cfg.data.sequence_length, accumulation=cfg.accumulation, mesh=mesh
-    )
-    batches = make_batches(cfg.data, tokenizer, rows)
+    sequences = sequences_of_process(sequences=data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh)
+    batches = make_batches(data, tokenizer, sequences)
     # The first batch shows whether rows can be tokenised and are short enough, before anything large is loaded.
     start = batches.get_state()
     next(batches)
     batches.set_state(start)
-    return Inputs(folder, model_config, tokenizer, batches, rows)
+    return Inputs(folder, model_config, tokenizer, batches, sequences)
 
 
 def check_workdir(workdir: Path) -> None:
@@ -153,7 +148,7 @@ def check_workdir(workdir: Path) -> None:
         )
 
 
-def open_workdir(workdir: Path, record: dict, *, keep: int) -> tuple[Checkpoints, int | None]:
+def open_workdir(workdir: Path, record: RunRecord, *, keep: int) -> tuple[Checkpoints, int | None]:
     """Opens the checkpoints of a run directory and returns the step to resume from, if there is one.
 
     Raises:
@@ -170,23 +165,23 @@ def open_workdir(workdir: Path, record: dict, *, keep: int) -> tuple[Checkpoints
     return checkpoints, done
 
 
-def build(cfg: SFTConfig, folder: Path, objective: Objective, mesh: Mesh) -> Parts:
+def build(config: TrainConfig, folder: Path, mesh: Mesh) -> TrainingSetup:
     """Loads the model, adds the adapters, and makes state and step. Call it under the mesh.
 
     Raises:
       ValueError: a group of ``lora.targets`` matches nothing.
     """
-    model = load(folder, cfg.model.dtype, mesh, param_dtype=cfg.param_dtype)
-    if cfg.lora is not None:
-        logger.info("adapters:\n%s", _table(lora.add(model, cfg.lora, cfg.seed)))
-    parts = make_parts(cfg, model, objective, mesh, init_state)
-    trainable = count_parameters(parts.state.params)
-    logger.info("%s of %s parameters train", f"{trainable:,}", f"{trainable + count_parameters(parts.frozen):,}")
-    return parts
+    model, recipe = load(folder, mesh=mesh, **model_options(config)), config.recipe
+    if recipe.lora is not None:
+        logger.info("adapters:\n%s", _table(lora.add(model, recipe.lora, recipe.seed)))
+    setup = make_setup(config, model, mesh, init_state)
+    trainable = count_parameters(setup.state.params)
+    logger.info("%s of %s parameters train", f"{trainable:,}", f"{trainable + count_parameters(setup.frozen.rest):,}")
+    return setup
 
 
 def _table(matches: Sequence[lora.Match]) -> str:
-    """Lays out the adapted modules, one kind a line."""
+    """Lays out the adapted modules, one line for each kind."""
     heading = ("group", "module", "layers", "in x out", "parameters")
     body = [(m.group, m.module, str(m.count), "{} x {}".format(*m.shape), f"{m.parameters:,}") for m in matches]
     widths = [max(map(len, column)) for column in zip(heading, *body, strict=True)]
@@ -195,47 +190,63 @@ def _table(matches: Sequence[lora.Match]) -> str:
 
 
 def _train(
-    cfg: SFTConfig, workdir: Path, parts: Parts, inputs: Inputs, checkpoints: Checkpoints, mesh: Mesh
+    config: TrainConfig, workdir: Path, setup: TrainingSetup, inputs: Inputs, checkpoints: Checkpoints, mesh: Mesh
 ) -> TrainState:
     """Compiles the step and runs the loop."""
-    done = int(parts.state.step)
-    if done >= cfg.steps:
-        logger.info("%s is complete: step %d of %d", workdir, done, cfg.steps)
-        return parts.state
-    rows, tokens = cfg.data.rows_per_batch, cfg.data.sequence_length
+    recipe, options = config.recipe, config.options
+    done = int(setup.state.step)
+    if done >= recipe.steps:
+        logger.info("%s is complete: step %d of %d", workdir, done, recipe.steps)
+        return setup.state
+    sequences, tokens = recipe.data.sequences_per_batch, recipe.data.sequence_length
     began = time.perf_counter()
-    step = parts.step.lower(parts.state, parts.frozen, parts.batch).compile()
+    step = setup.step.lower(setup.state, setup.frozen, setup.batch).compile()
     logger.info("compiled the step in %.1f s", time.perf_counter() - began)
-    put = partial(put_batch, accumulation=cfg.accumulation, mesh=mesh, num_rows=rows, first_row=inputs.rows.start)
+    put = partial(
+        put_batch,
+        accumulation=recipe.accumulation,
+        mesh=mesh,
+        fields=recipe.objective.batch_fields,
+        num_sequences=sequences,
+        first_sequence=inputs.sequences.start,
+    )
     with (
-        contextlib.closing(MetricsWriter(workdir, first_step=done + 1, last_step=cfg.steps)) as metrics,
+        contextlib.closing(MetricsWriter(workdir, first_step=done + 1, last_step=recipe.steps)) as metrics,
         watch_for_preemption() as is_preempted,
-        Trace(workdir / "profile", parse_steps(cfg.profile) if cfg.profile else range(0)) as trace,
+        Trace(workdir / "profile", parse_steps(options.profile) if options.profile else range(0)) as trace,
     ):
-        throughput = Throughput.of(cfg, inputs.model_config, mesh)
-        recorder = Recorder(
-            workdir, metrics, throughput, cfg.health, positions=rows * tokens, first_row=inputs.rows.start
+        throughput = Throughput.of(config, inputs.model_config, mesh)
+        reporter = Reporter(
+            workdir,
+            metrics,
+            throughput,
+            recipe.health,
+            positions=sequences * tokens,
+            first_sequence=inputs.sequences.start,
         )
         return run_steps(
-            parts.state,
-            parts.frozen,
+            setup.state,
+            setup.frozen,
             step,
             inputs.batches,
             put,
-            Schedule(cfg.steps, cfg.checkpoint.every, cfg.evaluate_every),
+            Schedule(recipe.steps, options.checkpoint.every, options.evaluate_every),
             checkpoints=checkpoints,
-            recorder=recorder,
+            reporter=reporter,
             trace=trace,
             is_preempted=is_preempted,
-            evaluate=_evaluation(cfg, parts, inputs),
+            evaluate=_evaluation(config, setup, inputs),
         )
 
 
-def _evaluation(cfg: SFTConfig, parts: Parts, inputs: Inputs) -> Callable[[TrainState], Mapping[str, float]] | None:
+def _evaluation(
+    config: TrainConfig, setup: TrainingSetup, inputs: Inputs
+) -> Callable[[TrainState], Mapping[str, float]] | None:
     """Returns the run file's evaluation as a function of the state."""
-    if cfg.evaluate is None:
+    evaluate = config.options.evaluate
+    if evaluate is None:
         return None
-    return lambda state: cfg.evaluate(nnx.merge(parts.graphdef, state.params, parts.frozen), inputs.tokenizer)
+    return lambda state: evaluate(setup.model(state), inputs.tokenizer)
 
 
 def export(model: Qwen35, out_dir: Path, *, source: Path, adapter: bool) -> None:

@@ -11,12 +11,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from qwen35_jax.model import Qwen35
-from train.health import Health, new_health
-from train.losses import in_mtp_block
+from train.objectives.terms import in_mtp_block
+from train.observe.health import Health, new_health
 
 
 class TrainState(NamedTuple):
-    """What a step changes and a checkpoint holds. Frozen weights are not part of it.
+    """What a step changes and a checkpoint holds.
 
     There is no random state: dropout keys are a function of the run's seed, the step and the micro-batch.
     """
@@ -28,13 +28,26 @@ class TrainState(NamedTuple):
     health: Health
 
 
+class Frozen(NamedTuple):
+    """What a step reads and never changes. The optimizer and the checkpoints do not see it."""
+
+    rest: nnx.State
+    """What the model holds besides the parameters that train."""
+    reference: tuple[nnx.GraphDef, nnx.State] | None = None
+    """A second model, split, for objectives that compare with one."""
+
+    @classmethod
+    def of(cls, rest: nnx.State, reference: Qwen35 | None) -> "Frozen":
+        """Splits the reference model, if there is one."""
+        return cls(rest, None if reference is None else nnx.split(reference))
+
+
 def split_model(model: Qwen35, *, adapters: bool, train_mtp: bool) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Splits a model into its definition, the parameters that train and the rest.
 
     Args:
       adapters: train the LoRA parameters and nothing else.
-      train_mtp: whether a full fine-tune includes the MTP block; without its loss, weight decay alone
-        would change it.
+      train_mtp: whether a full fine-tune includes the MTP block.
 
     Raises:
       ValueError: nothing would train.
@@ -52,7 +65,10 @@ def split_model(model: Qwen35, *, adapters: bool, train_mtp: bool) -> tuple[nnx.
 
 
 def init_state(params: nnx.State, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Makes the state of step 0; moments have the dtype that ``tx`` gives them and lie where their parameters lie."""
+    """Makes the state of step 0.
+
+    Moments have the dtype that ``tx`` gives them and lie where their parameters lie.
+    """
     places = jax.tree.map(lambda x: x.sharding, abstract_state(params, tx, mesh))
     opt_state = jax.jit(lambda p: tx.init(to_float32(p)), out_shardings=places.opt_state)(params)
     step, health = jax.device_put((np.int32(0), new_health()), (places.step, places.health))

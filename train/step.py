@@ -1,25 +1,20 @@
-"""One training step as a single compiled function, and the placement of its batch.
+"""One training step as a single compiled function."""
 
-Letters: A accumulation steps, B rows of a micro-batch, T tokens.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
-from qwen35_jax.sharding import spec
-from train.health import HealthConfig, is_sound, next_health
-from train.losses import Batch, Objective, Terms
-from train.state import TrainState, to_float32
+from train.batch import Batch
+from train.objectives.terms import Objective, Terms
+from train.observe.health import HealthConfig, is_sound, next_health
+from train.state import Frozen, TrainState, to_float32
 
 Metrics = dict[str, Float[Array, ""]]
-Step = Callable[[TrainState, nnx.State, Batch], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, Frozen, Batch], tuple[TrainState, Metrics]]
 
 
 def make_step(
@@ -33,20 +28,21 @@ def make_step(
     state: TrainState,
     health: HealthConfig,
 ) -> Step:
-    """Compiles lazily ``step(state, frozen, batch) -> (state, metrics)``; the given state is consumed.
+    """Returns ``step(state, frozen, batch) -> (state, metrics)``, which consumes the given state.
 
-    The batch is that of ``put_batch``. Gradients of micro-batches are summed in float32; every term is
-    divided by its count over all micro-batches. The dropout key is a function of the seed, the step
-    and the index of the micro-batch. An unsound step changes its own number and ``state.health`` alone; the
-    learning rate follows the updates that were applied.
+    It is compiled at its first call. The batch is that of ``put_batch``. Gradients of micro-batches are summed in
+    float32, and every term is divided by its count over all micro-batches. The dropout key is a function of the seed,
+    the step and the index of the micro-batch. A step that is unsound changes its own number and ``state.health``
+    alone; the learning rate follows the updates that were applied.
 
     Args:
       state: fixes where the results are placed.
       health: which steps are unsound.
     """
     gradients = make_gradients(graphdef, objective, seed=seed, dropout=dropout)
+    main_term = next(iter(objective.weights))
 
-    def step(state: TrainState, frozen: nnx.State, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, terms, counts = gradients(state.params, frozen, batch, state.step)
         metrics = {name: terms[name] / jnp.maximum(counts[name], 1.0) for name in terms}
         loss = sum(objective.weights[name] * metrics[name] for name in terms)
@@ -58,7 +54,7 @@ def make_step(
         params, opt_state = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, old)
         after = TrainState(state.step + 1, params, opt_state, next_health(state.health, sound, loss, grad_norm))
         metrics |= {
-            "tokens": counts["loss"].astype(jnp.int32),
+            "tokens": counts[main_term].astype(jnp.int32),
             "input_tokens": jnp.sum(batch["segment_ids"] > 0),
             "grad_norm": grad_norm,
             "learning_rate": schedule(state.health.updates),
@@ -73,17 +69,18 @@ def make_step(
 def make_gradients(graphdef: nnx.GraphDef, objective: Objective, *, seed: int, dropout: bool) -> Callable:
     """Returns ``gradients(params, frozen, batch, step_index) -> (gradients, sums, counts)``.
 
-    Gradients are those of the objective, in float32; sums and counts are per term, over the whole batch.
+    Gradients are those of the objective for ``params``, in float32. Sums and counts are per term, over the whole batch.
     """
 
-    def gradients(params: nnx.State, frozen: nnx.State, batch: Batch, step_index: jax.Array):
+    def gradients(params: nnx.State, frozen: Frozen, batch: Batch, step_index: jax.Array):
         counts = jax.tree.map(lambda x: x.sum(0), jax.vmap(objective.counts)(batch))
         step_key = jax.random.fold_in(jax.random.key(seed), step_index)
 
         def loss(params: nnx.State, micro_batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Terms]:
             # copy=True: the layers are scanned inside, at another trace level.
-            model = nnx.merge(graphdef, params, frozen, copy=True)
-            sums = objective.sums(model, micro_batch, key)
+            model = nnx.merge(graphdef, params, frozen.rest, copy=True)
+            reference = None if frozen.reference is None else nnx.merge(*frozen.reference, copy=True)
+            sums = objective.sums(model, micro_batch, key, reference)
             total = sum(objective.weights[name] * sums[name] / jnp.maximum(counts[name], 1.0) for name in sums)
             return total, sums
 
@@ -95,56 +92,8 @@ def make_gradients(graphdef: nnx.GraphDef, objective: Objective, *, seed: int, d
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
         start = (zeros, {name: jnp.zeros((), jnp.float32) for name in counts})
-        num_parts = batch["input_ids"].shape[0]
-        (grads, sums), _ = jax.lax.scan(add_micro_batch, start, (jnp.arange(num_parts), batch))
+        num_micro_batches = jax.tree.leaves(batch)[0].shape[0]
+        (grads, sums), _ = jax.lax.scan(add_micro_batch, start, (jnp.arange(num_micro_batches), batch))
         return grads, sums, counts
 
     return gradients
-
-
-def rows_of_process(*, rows: int, tokens: int, accumulation: int, mesh: Mesh) -> range:
-    """Returns the rows of a [rows, tokens] batch that this process must feed.
-
-    Row ``r`` belongs to micro-batch ``r % accumulation``. On a mesh whose order of devices scatters the rows of a
-    process, the range spans them all.
-    """
-    shape = (accumulation, rows // accumulation, tokens)
-    parts = [index[1].indices(shape[1]) for index in _sharding(mesh).addressable_devices_indices_map(shape).values()]
-    return range(min(part[0] for part in parts) * accumulation, max(part[1] for part in parts) * accumulation)
-
-
-def put_batch(
-    batch: Mapping[str, np.ndarray], *, accumulation: int, mesh: Mesh, num_rows: int | None = None, first_row: int = 0
-) -> Batch:
-    """Places host arrays [rows, T] as [A, B, T] on the mesh, row ``r`` of the batch in micro-batch ``r % A``.
-
-    Args:
-      num_rows: rows of the whole batch; by default those given.
-      first_row: which of them the first one given is; a process gives those of ``rows_of_process``, or more.
-    """
-    sharding = _sharding(mesh)
-
-    def put(x: np.ndarray) -> jax.Array:
-        rows, tokens = x.shape[0] if num_rows is None else num_rows, x.shape[1]
-        parts = x.reshape(-1, accumulation, tokens).swapaxes(0, 1)
-        first = first_row // accumulation
-
-        def read(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[1].indices(rows // accumulation)
-            return parts[index[0], start - first : stop - first, index[2]]
-
-        return jax.make_array_from_callback((accumulation, rows // accumulation, tokens), sharding, read)
-
-    return {name: put(np.asarray(x)) for name, x in batch.items()}
-
-
-def abstract_batch(*, rows: int, tokens: int, accumulation: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes that ``put_batch`` makes of [rows, tokens] arrays, to compile a step before any data."""
-    sharding = _sharding(mesh)
-    dtypes = {"input_ids": jnp.int32, "segment_ids": jnp.int32, "trained": jnp.bool_}
-    shape = (accumulation, rows // accumulation, tokens)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}
-
-
-def _sharding(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, spec((None, "batch", "length")))

@@ -40,7 +40,7 @@ def final_text(response: str) -> str | None:
 
 
 def final_number(response: str) -> str | None:
-    """Returns the final number as `normalize` writes it, or None for a response without digits."""
+    """Returns the final number as ``normalize`` writes it, or None for a response without digits."""
     marked, stated = (pattern.findall(response) for pattern in (_MARKED, _STATED))
     for texts, place in ((marked, 0), (_boxed(response), -1), (stated, 0), ([response], -1)):
         numbers = _NUMBER.findall(texts[-1].rpartition("=")[2] if place == 0 else texts[-1]) if texts else []

@@ -1,15 +1,24 @@
-"""What a task is: documents with prompts, and a verdict on each response."""
+"""What a task is: documents with the messages to answer, and a verdict on each response."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from eval.config import Protocol
 from eval.tasks.data import HubFile, Row, find_file, read_rows
 
 Outcome = Literal["correct", "wrong", "no_answer", "truncated"]
 OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "no_answer", "truncated")
+
+Message = Mapping[str, Any]
+"""A chat message, ``{"role", "content", ...}``."""
+
+
+def user_turn(text: str) -> list[Message]:
+    """Returns the conversation that consists of one question."""
+    return [{"role": "user", "content": text}]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +28,23 @@ class Verdict:
     Attributes:
       answered: whether there is something to judge.
       correct: whether it counts as right.
-      checks: for each metric the trials of this response; one, or one an instruction.
+      metrics: for each metric the values of this response: one number, or one for each trial (such as an
+        instruction). Yes and no are 1 and 0.
       prediction: the extracted answer; None where none was found, or where the task extracts none.
+
+    Raises:
+      ValueError: a metric has no value, or one that is not a finite number.
     """
 
     answered: bool
     correct: bool
-    checks: dict[str, list[bool]]
+    metrics: dict[str, list[float]]
     prediction: str | None = None
+
+    def __post_init__(self):
+        for name, values in self.metrics.items():
+            if not values or not all(map(math.isfinite, values)):
+                raise ValueError(f"metric {name!r} has the values {values}; give one finite number or more.")
 
     def outcome(self, finish_reason: str | None) -> Outcome:
         """Returns the one class this sample falls into; a right answer is right even if it was cut off."""
@@ -39,16 +57,16 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One checked row of a task.
+    """One item of a benchmark, made from a checked row of its data.
 
     Attributes:
       id: what samples and stored responses refer to it by.
-      prompt: the user's message.
+      messages: the conversation whose next turn the model writes.
       score: judges the text after the think block.
     """
 
     id: int | str
-    prompt: str
+    messages: Sequence[Message]
     score: Callable[[str], Verdict]
 
 

@@ -1,4 +1,4 @@
-"""Where a task's rows come from, and how a wrong one is named."""
+"""Finds and reads the rows of a task; an error names the file and the place of a wrong row."""
 
 import dataclasses
 import json
@@ -39,6 +39,14 @@ class Row:
             expected = " or ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"{self.where}: {name}={value!r} is a {type(value).__name__}, expected {expected}.")
         return value
+
+    def own_id(self) -> int | str:
+        """Returns the row's ``id``, or its number counted from 0.
+
+        Raises:
+          ValueError: ``id`` is neither a string nor a whole number.
+        """
+        return self.get("id", int, str) if "id" in self.fields else self.number
 
 
 def find_file(task: str, splits: tuple[str, ...], hub: HubFile | None, data_dir: str | None) -> Path:

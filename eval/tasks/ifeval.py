@@ -1,12 +1,126 @@
 """IFEval: prompts with instructions whose following a program can verify (arXiv:2311.07911).
 
-The benchmark gives prompts and verifiers; all protocols ask and score alike and differ in sampling only.
+The benchmark gives prompts and verifiers; all protocols ask and score alike and differ in sampling only. The verifiers
+are those of lm-evaluation-harness. Three things there depend on chance or on the network, and are fixed here:
+
+- The language detector draws random numbers. It is seeded.
+- Two prompts of the benchmark ask for a character that is no letter, for which the verifier draws a letter. The draw is
+  seeded by key and instruction.
+- The import of the verifiers downloads the sentence splitter's data. The data is looked for first and never downloaded.
 """
 
+import importlib
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from typing import Protocol as Interface
+
 from eval.config import Protocol
-from eval.scorers import ifeval as scorer
-from eval.tasks.base import Document, Task, Verdict
+from eval.tasks.base import Document, Task, Verdict, user_turn
 from eval.tasks.data import HubFile, Row
+
+PUNKT = "tokenizers/punkt_tab/english/"
+
+
+class Instruction(Interface):
+    """One verifiable instruction with its arguments."""
+
+    def check_following(self, value: str) -> bool:
+        """Returns whether the response follows the instruction."""
+
+
+def prepare(data_dir: str | None) -> None:
+    """Makes the verifiers ready, with the splitter's data from NLTK's own places or ``DATA_DIR/nltk_data``.
+
+    Raises:
+      ValueError: the packages or the data are not there; says how to get them.
+    """
+    nltk = _import("nltk")
+    folders = [] if data_dir is None else [str(Path(data_dir) / "nltk_data")]
+    nltk.data.path[:0] = [folder for folder in folders if folder not in nltk.data.path]
+    try:
+        nltk.data.find(PUNKT)
+    except LookupError as err:
+        target = folders[0] if folders else "~/nltk_data"
+        raise ValueError(
+            "IFEval needs NLTK's sentence splitter data punkt_tab (English), which is in none of "
+            f"{nltk.data.path}; run `python -m nltk.downloader -d {target} punkt_tab` where there is a network, "
+            f"or copy that folder there, or set NLTK_DATA to a folder that holds {PUNKT}."
+        ) from err
+    _import("langdetect").DetectorFactory.seed = 0
+    _verifiers()
+
+
+def build_instructions(
+    key: int, names: Sequence[str], arguments: Sequence[Mapping[str, Any] | None]
+) -> list[Instruction]:
+    """Returns the verifiers of one prompt, after ``prepare``.
+
+    Args:
+      key: the prompt's key; seeds what the benchmark leaves to chance.
+      names: instruction ids such as ``"punctuation:no_comma"``.
+      arguments: of each instruction; None stands for absent, as in the hub's columns.
+
+    Raises:
+      ValueError: an unknown instruction, or arguments that it does not take.
+    """
+    verifiers = _verifiers()
+    before = random.getstate()
+    instructions = []
+    try:
+        for index, (name, given) in enumerate(zip(names, arguments, strict=True)):
+            if name not in verifiers:
+                raise ValueError(f"instruction {name!r} does not exist; known ones are {sorted(verifiers)}.")
+            instruction = verifiers[name](name)
+            random.seed(f"{key}:{index}")
+            try:
+                present = {argument: value for argument, value in (given or {}).items() if value is not None}
+                instruction.build_description(**present)
+            except (AttributeError, TypeError) as err:
+                raise ValueError(f"instruction {name!r} does not take {given!r}: {err}") from err
+            instructions.append(instruction)
+    finally:
+        random.setstate(before)
+    return instructions
+
+
+def follow_strict(instructions: Sequence[Instruction], response: str) -> list[bool]:
+    """Returns for each instruction whether the response follows it."""
+    return [_follows(instruction, response) for instruction in instructions]
+
+
+def follow_loose(instructions: Sequence[Instruction], response: str) -> list[bool]:
+    """Returns for each instruction whether a tidied form of the response follows it.
+
+    The forms are the response without its first line (an introduction), without its last (a
+    farewell), without both, and each of these and the whole without asterisks (Markdown emphasis).
+    """
+    lines = response.split("\n")
+    cut = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    forms = [response, *cut]
+    forms += [form.replace("*", "") for form in forms]
+    return [any(_follows(instruction, form) for form in forms) for instruction in instructions]
+
+
+def _follows(instruction: Instruction, response: str) -> bool:
+    if not response.strip():
+        return False
+    try:
+        return bool(instruction.check_following(response))
+    except RecursionError:  # thousands of opening brackets, which the JSON verifier cannot parse
+        return False
+
+
+def _verifiers() -> Mapping[str, type[Any]]:
+    return _import("lm_eval.tasks.ifeval.instructions_registry").INSTRUCTION_DICT
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as err:
+        raise ValueError(f"IFEval needs the package {err.name}; install the extra: pip install -e '.[eval]'") from err
 
 
 def _document(row: Row, protocol: Protocol) -> Document:
@@ -17,28 +131,28 @@ def _document(row: Row, protocol: Protocol) -> Document:
             f"{row.where}: {len(names)} instructions with {len(arguments)} kwargs; each instruction needs its own."
         )
     try:
-        instructions = scorer.build_instructions(key, names, arguments)
+        instructions = build_instructions(key, names, arguments)
     except ValueError as err:
         raise ValueError(f"{row.where}: {err}") from err
 
     def score(response: str) -> Verdict:
-        strict, loose = scorer.follow_strict(instructions, response), scorer.follow_loose(instructions, response)
-        checks = {
+        strict, loose = follow_strict(instructions, response), follow_loose(instructions, response)
+        metrics: dict[str, list[float]] = {
             "prompt_strict": [all(strict)],
-            "instruction_strict": strict,
+            "instruction_strict": [*strict],
             "prompt_loose": [all(loose)],
-            "instruction_loose": loose,
+            "instruction_loose": [*loose],
         }
-        return Verdict(answered=bool(response.strip()), correct=all(strict), checks=checks)
+        return Verdict(answered=bool(response.strip()), correct=all(strict), metrics=metrics)
 
-    return Document(key, prompt, score)
+    return Document(key, user_turn(prompt), score)
 
 
-IFEVAL = Task(
+TASK = Task(
     name="ifeval",
     splits=("test", "train"),
     hub=HubFile("google/IFEval", "966cd89545d6b6acfd7638bc708b98261ca58e84", "ifeval_input_data.jsonl"),
     lm_eval_max_new_tokens=1280,
     document=_document,
-    prepare=scorer.prepare,
+    prepare=prepare,
 )

@@ -1,12 +1,12 @@
 """Exact-match question answering over rows ``{"question", "answer"}``, with an optional ``id``.
 
 The question is the prompt, as it stands, under every protocol; a response is right if its final
-answer equals the row's after normalisation (`eval.scorers.exact_match`).
+answer equals the row's after normalisation (``eval.scorers.exact_match``).
 """
 
 from eval.config import Protocol
 from eval.scorers.exact_match import final_text, normalize
-from eval.tasks.base import Document, Task, Verdict
+from eval.tasks.base import Document, Task, Verdict, user_turn
 from eval.tasks.data import Row
 
 
@@ -22,16 +22,7 @@ def _document(row: Row, protocol: Protocol) -> Document:
         correct = prediction == target
         return Verdict(bool(prediction), correct, {"accuracy": [correct]}, prediction or None)
 
-    return Document(row_id(row), question, score)
+    return Document(row.own_id(), user_turn(question), score)
 
 
-def row_id(row: Row) -> int | str:
-    """Returns the row's ``id``, or its number counted from 0.
-
-    Raises:
-      ValueError: ``id`` is neither a string nor a whole number.
-    """
-    return row.get("id", int, str) if "id" in row.fields else row.number
-
-
-QA = Task(name="qa", splits=("test",), hub=None, lm_eval_max_new_tokens=256, document=_document)
+TASK = Task(name="qa", splits=("test",), hub=None, lm_eval_max_new_tokens=256, document=_document)

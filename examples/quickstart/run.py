@@ -94,25 +94,18 @@ def commands(settings: Settings) -> Iterator[tuple[str, list[str]]]:
     """Yields name and command of every stage of the job, in order."""
     work = settings.workdir
     base, merged = work / "base" / "export", work / "merged"
-    train, questions = work / "data" / "train.jsonl", work / "data" / "qa" / "test.jsonl"
+    train = work / "data" / "train.jsonl"
 
     def score(name: str, model: Path) -> Iterator[tuple[str, list[str]]]:
         scores = work / "scores" / name
-        for mode in ("thinking", "non_thinking"):
+        for mode, extra in (("thinking", ["--mtp-acceptance"]), ("non_thinking", [])):
             yield (
                 f"score the {name} model, {mode}",
                 [
                     *("eval.run", "configs/tiny_eval.py", "--model.path", model, "--data-dir", work / "data"),
-                    *("--mode", mode, "--out", scores / mode),
+                    *("--mode", mode, "--out", scores / mode, *extra),
                 ],
             )
-        yield (
-            f"MTP drafts of the {name} model",
-            [
-                *("eval.mtp_acceptance", model, questions, "--dtype", "float32", "--max-batch", "32"),
-                *("--max-new-tokens", "128", "--out", scores / "mtp.json"),
-            ],
-        )
 
     yield (
         "train the base model",
@@ -218,9 +211,11 @@ def read_scores(folder: Path) -> dict[str, Any]:
     """Collects the accuracies, each with ``value``, ``low``, ``high`` and ``n``, and the acceptance of MTP drafts."""
     scores: dict[str, Any] = {}
     for mode in ("thinking", "non_thinking"):
-        task = json.loads((folder / mode / "results.json").read_text(encoding="utf-8"))["tasks"]["qa"]
-        scores[mode] = task["metrics"]["accuracy"] | {"n": task["n"]}
-    return scores | {"mtp": json.loads((folder / "mtp.json").read_text(encoding="utf-8"))}
+        result = json.loads((folder / mode / "results.json").read_text(encoding="utf-8"))["tasks"]["qa"]
+        scores[mode] = result["metrics"]["accuracy"] | {"n": result["n"]}
+        if mode == "thinking":
+            scores["mtp"] = result["metrics"]["mtp_acceptance"]
+    return scores
 
 
 def table(scores: Mapping[str, Mapping[str, Any]], stages: Sequence[Stage]) -> str:

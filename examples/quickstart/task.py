@@ -1,4 +1,4 @@
-"""The task of the quickstart: where a dial with ten digits ends after a few turns.
+"""The task of the quickstart: a dial with ten digits is turned a few times; which digit does it show at the end?
 
     question    A dial from 0 to 9 shows 4.
                 Monday +8
@@ -10,9 +10,11 @@
                 Wednesday 7+3=0
     answer      0
 
-Every line of the reasoning is easy, but all of them at once are hard: a model that may reason should be right, and one
-that must answer directly should mostly not be. The text for the base model holds single sums and lists of turns, in
-which a day's turn is said again, but no question, no chain of sums, and nothing in the format of a chat.
+Each line of the reasoning is easy, but all of them at once are hard. A model that reasons first should be right. One
+that answers at once should mostly be wrong.
+
+The base model is trained on plain text: single sums, and lists of turns in which some turns are repeated. This text has
+no question, no chain of sums and no chat.
 """
 
 import json
@@ -30,7 +32,7 @@ NUM_TURNS = (2, 3, 4, 5)
 
 @dataclass(frozen=True)
 class Problem:
-    """One question, how to work it out, and its answer."""
+    """A question, its reasoning and its answer."""
 
     start: int
     turns: tuple[int, ...]
@@ -54,17 +56,17 @@ class Problem:
 
 
 def make_problems(count: int, seed: int) -> list[Problem]:
-    """Draws distinct problems in random order; equal seeds give equal problems."""
+    """Draws distinct problems in random order. Equal seeds give equal problems."""
     rng = random.Random(seed)
     problems: dict[Problem, None] = {}
     while len(problems) < count:
         problems.setdefault(Problem(rng.randrange(NUM_DIGITS), _random_turns(rng)))
-    # The few short problems are soon all drawn; in the order of drawing they would be missing at the end.
+    # There are few short problems, so all of them are drawn early. Without a shuffle the end of the list had none.
     return rng.sample(list(problems), count)
 
 
 def make_texts(count: int, seed: int) -> list[str]:
-    """Draws the plain text of the base model: a third of it sums, the rest plans with their lines said again."""
+    """Draws the plain text for the base model: a third is sums, the rest is plans with repeated lines."""
     rng = random.Random(seed)
     texts = []
     for number in range(count):
@@ -78,17 +80,17 @@ def make_texts(count: int, seed: int) -> list[str]:
 
 
 def example_texts() -> list[str]:
-    """Returns text in which every word of the task occurs, to build a tokenizer from."""
+    """Returns texts that contain every word of the task. A tokenizer is built from them."""
     problems = make_problems(100, seed=1)
     return [text for problem in problems for text in (problem.question, problem.reasoning)]
 
 
 def write_task(folder: Path, *, num_texts: int, num_train: int, num_test: int, seed: int = 0) -> None:
-    """Writes the files of the task; no held-out question is among those for training.
+    """Writes the files of the task. No held-out question is also a training question.
 
-    - ``base.jsonl``: ``{"text"}`` rows.
+    - ``base.jsonl``: rows ``{"text"}``.
     - ``train.jsonl``: conversations. Every fourth has no reasoning, so that both modes are trained.
-    - ``qa/test.jsonl``: held-out ``{"question", "answer"}`` rows, as the task `qa` of the evaluation reads them.
+    - ``qa/test.jsonl``: held-out rows ``{"question", "answer"}``, which the benchmark ``qa`` reads.
     """
     problems = make_problems(num_train + num_test, seed)
     train, test = problems[:num_train], problems[num_train:]

@@ -1,8 +1,8 @@
-"""Builds a small tokenizer that is Qwen3.5's in everything but its merges, for tests and the quickstart.
+"""Builds a small tokenizer for tests and the quickstart. It differs from Qwen3.5's only in its merges.
 
-Same normaliser, pre-tokeniser, decoder and added tokens in the same order; the ids of the added tokens follow the base
-vocabulary, as in the original. The chat template beside it renders text conversations byte for byte as Qwen3.5's
-(2B and below) does.
+The normaliser, the pre-tokeniser and the decoder are the same, and so are the added tokens and their order. Their ids
+follow those of the base vocabulary, as in the original. ``chat_template.jinja`` beside this file renders conversations
+of text byte for byte as the template of Qwen3.5 (2B and smaller) does.
 """
 
 import json
@@ -18,7 +18,7 @@ PRE_TOKENIZER_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Cuts text into the pieces within which merges happen; digits stand alone."""
+"""Cuts text into pieces. Merges happen only inside a piece, and each digit is a piece of its own."""
 
 _NOT_SPECIAL = (
     "<tool_call>",
@@ -64,18 +64,18 @@ _NUM_BYTES = 256
 
 
 def build_tiny_tokenizer(texts: Iterable[str], out_dir: str | Path, *, vocab_size: int = 512) -> Path:
-    """Trains a byte-level BPE on ``texts`` and writes it as a Hugging Face folder; equal input gives equal files.
+    """Trains a byte-level BPE on ``texts`` and writes it as a Hugging Face folder. Equal input gives equal files.
 
     Args:
-      texts: what the merges are learnt from.
-      out_dir: receives tokenizer.json, tokenizer_config.json and chat_template.jinja; made if absent.
-      vocab_size: bytes, merges and the 33 added tokens together; small text may yield fewer.
+      texts: the merges are learnt from these.
+      out_dir: receives tokenizer.json, tokenizer_config.json and chat_template.jinja. It is made if it does not exist.
+      vocab_size: the number of bytes, merges and the 33 added tokens together. Small text may yield fewer.
 
     Returns:
-      The folder, ready for `Tokenizer.from_pretrained`.
+      The folder, ready for ``Tokenizer.from_pretrained``.
 
     Raises:
-      ValueError: ``vocab_size`` has no room for the bytes and the added tokens.
+      ValueError: ``vocab_size`` is smaller than the number of bytes and added tokens.
     """
     smallest = _NUM_BYTES + len(ADDED_TOKENS)
     if vocab_size < smallest:

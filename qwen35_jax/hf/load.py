@@ -20,6 +20,7 @@ from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.names import TensorSpec, TreePath, tensor_table, tied_head
 from qwen35_jax.hf.safetensors import Stored, read_checkpoint
 from qwen35_jax.model import Qwen35
+from qwen35_jax.ops.gated_delta import DeltaRule
 from qwen35_jax.sharding import Axes, array_sharding, check_mesh, make_mesh
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def load(
     adapter: str | Path | None = None,
     *,
     param_dtype: DTypeLike | None = None,
+    delta_rule: DeltaRule = "auto",
 ) -> Qwen35:
     """Loads a model from a Hugging Face folder or hub repository.
 
@@ -45,6 +47,7 @@ def load(
       mesh: where parameters are placed; by default one device.
       adapter: a folder with an adapter in PEFT's format, added after loading.
       param_dtype: what weights are stored in, by default ``dtype``. ``A_log`` and the gated norms are always float32.
+      delta_rule: how DeltaNet layers compute their recurrence (see ``ops/gated_delta/README.md``).
 
     Raises:
       FileNotFoundError: no such folder or repository, or a file that it should hold is absent.
@@ -61,7 +64,8 @@ def load(
     check_mesh(config.text, mesh.shape)
 
     with jax.set_mesh(mesh):
-        model = nnx.eval_shape(lambda: Qwen35(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+        options = {"dtype": dtype, "param_dtype": param_dtype, "delta_rule": delta_rule}
+        model = nnx.eval_shape(lambda: Qwen35(config, **options, rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(model)
         read_parameters(state, table, stored, mesh)
         model = nnx.merge(graphdef, state)

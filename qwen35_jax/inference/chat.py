@@ -1,11 +1,11 @@
-"""A conversation line by line: each line read is a user turn, and its answer is written as it is generated."""
+"""A conversation line by line: every line that is read is a user turn, and its answer is written while it is made."""
 
 from collections.abc import Iterable
 from typing import TextIO
 
 from qwen35_jax.inference.engine import Engine
-from qwen35_jax.inference.generate import AnswerStream
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.processing.thinking import ThinkingStream, opens_thinking
 
 HELP = "/reset starts a new conversation, /quit or the end of the input leaves."
 
@@ -51,23 +51,20 @@ def chat(
             try:
                 prompt = engine.tokenizer.encode_chat([*messages, question], enable_thinking=enable_thinking)
                 tokens = engine.stream(prompt, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed + turn)
-                answer = _write_answer(AnswerStream(engine.tokenizer, prompt), tokens, out, color)
+                stream = ThinkingStream(engine.tokenizer, opened=opens_thinking(engine.tokenizer, prompt))
+                answer = _write_answer(stream, tokens, out, color)
             except ValueError as err:
                 print(f"error: {err}", file=out, flush=True)
                 continue
             messages += [question, answer]
 
 
-def _write_answer(stream: AnswerStream, tokens: Iterable[int], out: TextIO, color: bool) -> dict[str, str]:
+def _write_answer(stream: ThinkingStream, tokens: Iterable[int], out: TextIO, color: bool) -> dict[str, str]:
     """Writes a completion as it comes and returns it as a message of the conversation."""
-    written = {"thinking": "", "answer": ""}
     shown = None
 
     def write(section: str, text: str) -> None:
         nonlocal shown
-        if not written[section]:
-            # Line breaks after a think tag belong to the format.
-            text = text.lstrip("\n")
         if not text:
             return
         if section != shown:
@@ -78,7 +75,6 @@ def _write_answer(stream: AnswerStream, tokens: Iterable[int], out: TextIO, colo
             elif shown is not None:
                 out.write("answer:\n")
             shown = section
-        written[section] += text
         out.write(text)
         out.flush()
 
@@ -87,7 +83,8 @@ def _write_answer(stream: AnswerStream, tokens: Iterable[int], out: TextIO, colo
     write(*stream.flush())
     out.write(f"{_PLAIN if color and shown == 'thinking' else ''}\n\n")
     out.flush()
-    message = {"role": "assistant", "content": written["answer"]}
-    if written["thinking"]:
-        message["reasoning_content"] = written["thinking"].rstrip("\n")
+    split = stream.split
+    message = {"role": "assistant", "content": split.answer}
+    if split.thinking:
+        message["reasoning_content"] = split.thinking
     return message

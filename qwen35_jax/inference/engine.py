@@ -1,9 +1,8 @@
-"""Batched generation with a cache: prompts in, completions out.
+"""Batched generation: prompts in, completions out.
 
-Prompts are sorted by length, cut into batches and padded on the left, so that all rows of a batch
-end at the same cache slot. Prompt slots, rows and cache slots are rounded up to a few sizes, which
-bounds how many programs are compiled. The prompt is one program; the steps are another, a loop on
-the device that returns to the host every ``STEPS_PER_CALL`` tokens.
+Prompts are sorted by length, cut into batches and padded at their ends. Prompt slots, sequences and slots of
+the state are rounded up to a few sizes, which bounds how many programs are compiled. The prompt is one
+program. The steps are another, a loop on the device that returns to the host every ``STEPS_PER_CALL`` tokens.
 """
 
 import contextlib
@@ -12,16 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
+from qwen35_jax.inference.programs import STEPS_PER_CALL, Prompts, decode, grow, prefill
 from qwen35_jax.inference.sampling import SamplingParams
-from qwen35_jax.inference.steps import STEPS_PER_CALL, Prompts, decode, grow, prefill
 from qwen35_jax.model import Qwen35
+from qwen35_jax.processing.thinking import opens_thinking, split_tokens
 from qwen35_jax.processing.tokenizer import Tokenizer
+from qwen35_jax.sharding import mesh_of, num_shards
 
-# Cache slots beyond the prompt at the start. More are added as they are needed, so that short
+# Slots beyond the prompt at the start. More are added as they are needed, so that short
 # completions do not pay for attention over the slots that a high limit would reserve.
 _FIRST_SLOTS = 256
 
@@ -32,13 +34,32 @@ class Completion:
 
     Attributes:
       token_ids: the generated tokens, with the stop token if there was one.
-      text: the same without special tokens.
+      thinking: the text of the think block; None if the completion does not think.
+      answer: the text after the think block; empty if the block never closed.
+      text: all of it, think marks included, without special tokens.
       finish_reason: ``"stop"`` at an end token, ``"length"`` at the limit of new tokens.
+      multiple_closes: how many ``</think>`` the answer holds (``processing.thinking`` has the rule).
     """
 
     token_ids: list[int]
+    thinking: str | None
+    answer: str
     text: str
     finish_reason: Literal["stop", "length"]
+    multiple_closes: int = 0
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        token_ids: list[int],
+        finish_reason: Literal["stop", "length"],
+    ) -> "Completion":
+        """Makes the completion of a prompt, which says whether the completion begins inside a think block."""
+        split = split_tokens(tokenizer, token_ids, opened=opens_thinking(tokenizer, prompt_ids))
+        text = tokenizer.decode(token_ids, skip_special_tokens=True)
+        return cls(token_ids, split.thinking, split.answer, text, finish_reason, split.multiple_closes)
 
 
 class Engine:
@@ -60,12 +81,12 @@ class Engine:
     def __init__(self, model: Qwen35, tokenizer: Tokenizer, *, max_batch: int = 8):
         if max_batch < 1:
             raise ValueError(f"max_batch={max_batch}; give at least 1.")
-        sharding = model.head_weight().sharding
-        self._mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-        if self._mesh is not None and self._mesh.shape["context"] > 1:
+        self._mesh = mesh_of(model.head_weight())
+        shards = 1 if self._mesh is None else num_shards("length", self._mesh)
+        if shards > 1:
             raise ValueError(
-                f"the model's mesh has context={self._mesh.shape['context']}, but one token at a time cannot be "
-                "split over positions; load the model on a mesh with context=1."
+                f"the model's mesh has context={shards}, but one token at a time cannot be split over positions; "
+                "load the model on a mesh with context=1."
             )
         self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
 
@@ -89,25 +110,25 @@ class Engine:
             come before shorter ones.
 
         Returns:
-          The completions in the order of ``prompts``.
+          The completions in the order of ``prompts``, each split into thinking and answer.
 
         Raises:
           ValueError: an empty prompt, a token id outside the vocabulary, or more tokens than the model has positions.
         """
         self.check(prompts, max_new_tokens)
         done: dict[int, Completion] = {}
+        split = nnx.split(self.model)
         by_length = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         for start in range(0, len(prompts), self.max_batch):
             numbers = by_length[start : start + self.max_batch]
             written: dict[int, list[int]] = {number: [] for number in numbers}
-            calls = self._new_tokens(
-                [prompts[number] for number in numbers], numbers, sampling, max_new_tokens, seed, STEPS_PER_CALL
-            )
+            chosen = [prompts[number] for number in numbers]
+            calls = self._new_tokens(split, chosen, numbers, sampling, max_new_tokens, seed, STEPS_PER_CALL)
             for new_tokens in calls:
-                for number, row in zip(numbers, new_tokens.tolist(), strict=False):
+                for number, tokens in zip(numbers, new_tokens.tolist(), strict=False):
                     if number in done:
                         continue
-                    completion = self._extend(written[number], row, max_new_tokens)
+                    completion = self._extend(prompts[number], written[number], tokens, max_new_tokens)
                     if completion is not None:
                         done[number] = completion
                         if on_finish is not None:
@@ -123,7 +144,7 @@ class Engine:
           ValueError: as ``generate`` does.
         """
         self.check([prompt], max_new_tokens)
-        for new_tokens in self._new_tokens([prompt], [0], sampling, max_new_tokens, seed, 1):
+        for new_tokens in self._new_tokens(nnx.split(self.model), [prompt], [0], sampling, max_new_tokens, seed, 1):
             yield int(new_tokens[0, 0])
 
     def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -145,18 +166,20 @@ class Engine:
                     f"model's {text.max_position_embeddings} positions; shorten it or lower max_new_tokens."
                 )
 
-    def _extend(self, written: list[int], new_tokens: list[int], max_new_tokens: int) -> Completion | None:
-        """Adds a row's new tokens to those written; returns the completion once it is finished."""
+    def _extend(
+        self, prompt: Sequence[int], written: list[int], new_tokens: list[int], max_new_tokens: int
+    ) -> Completion | None:
+        """Adds a sequence's new tokens to those written; returns the completion once it is finished."""
         for token in new_tokens:
             written.append(token)
             stopped = token in self.tokenizer.eos_token_ids
             if stopped or len(written) == max_new_tokens:
-                text = self.tokenizer.decode(written, skip_special_tokens=True)
-                return Completion(written, text, "stop" if stopped else "length")
+                return Completion.from_tokens(self.tokenizer, prompt, written, "stop" if stopped else "length")
         return None
 
     def _new_tokens(
         self,
+        split: tuple[nnx.GraphDef, nnx.State],
         prompts: Sequence[Sequence[int]],
         numbers: Sequence[int],
         sampling: SamplingParams,
@@ -164,52 +187,50 @@ class Engine:
         seed: int,
         steps_per_call: int,
     ) -> Iterator[np.ndarray]:
-        """Runs one batch; yields new tokens (B, n) until every row is done or the limit is reached.
+        """Runs one batch; yields new tokens [B, n] until every sequence is done or the limit is reached.
 
-        Rows beyond the prompts are filling, and what follows an end token is noise.
+        Sequences beyond the prompts are filling, and what follows an end token is noise.
         """
         with self._mesh_context():
-            graph, weights = nnx.split(self.model)
             batch = self._pad(prompts, numbers, seed)
             slots = batch.input_ids.shape[1]
             capacity = _round_up(slots + min(max_new_tokens, _FIRST_SLOTS))
-            rows = prefill(graph, weights, batch, capacity, sampling)
-            first, done = jax.device_get((rows.token, rows.done))
+            sequences = prefill(*split, batch, capacity, sampling)
+            first, done = jax.device_get((sequences.token, sequences.done))
         yield first[:, None]
         written = 1
         while written < max_new_tokens and not done.all():
             with self._mesh_context():
                 if slots + written > capacity:
                     capacity = min(_round_up(2 * capacity), _round_up(slots + max_new_tokens))
-                    rows = dataclasses.replace(rows, cache=grow(rows.cache, self.model.config.text, capacity))
-                # The cache holds all but the newest token.
+                    sequences = dataclasses.replace(sequences, state=grow(sequences.state, capacity))
+                # The state holds all but the newest token.
                 steps = min(steps_per_call, max_new_tokens - written, capacity - (slots + written - 1))
-                rows, new_tokens, taken = decode(graph, weights, rows, written, steps, sampling)
-                new_tokens, taken, done = jax.device_get((new_tokens, taken, rows.done))
+                sequences, new_tokens, taken = decode(*split, sequences, written, steps, sampling)
+                new_tokens, taken, done = jax.device_get((new_tokens, taken, sequences.done))
             written += int(taken)
             yield new_tokens[:, :taken]
 
     def _pad(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int], seed: int) -> Prompts:
-        """Lays prompts out on the right of a batch whose sizes are rounded up."""
-        split = 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        # A power of two or the largest batch, in whole rows for every device.
-        num_rows = min(1 << (len(prompts) - 1).bit_length(), self.max_batch)
-        num_rows = -(-num_rows // split) * split
+        """Lays prompts out at the beginning of a batch whose sizes are rounded up."""
+        shards = 1 if self._mesh is None else num_shards("batch", self._mesh)
+        # A power of two or the largest batch, in whole sequences for every device.
+        size = min(1 << (len(prompts) - 1).bit_length(), self.max_batch)
+        size = -(-size // shards) * shards
         slots = _round_up(max(len(prompt) for prompt in prompts))
-        input_ids = np.full((num_rows, slots), self.tokenizer.pad_token_id, np.int32)
-        segment_ids = np.zeros((num_rows, slots), np.int32)
-        # Filling rows hold one token, so that no row is without anything to attend to.
-        segment_ids[:, -1] = 1
-        for row, prompt in enumerate(prompts):
-            input_ids[row, slots - len(prompt) :] = prompt
-            segment_ids[row, slots - len(prompt) :] = 1
+        input_ids = np.full((size, slots), self.tokenizer.pad_token_id, np.int32)
+        # Filling sequences hold one token, so that none is without anything to attend to.
+        lengths = np.ones(size, np.int32)
+        for i, prompt in enumerate(prompts):
+            input_ids[i, : len(prompt)], lengths[i] = prompt, len(prompt)
         return Prompts(
-            input_ids=input_ids,
-            segment_ids=segment_ids,
-            filling=np.arange(num_rows) >= len(prompts),
-            numbers=np.pad(np.array(numbers, np.int32), (0, num_rows - len(prompts))),
+            input_ids=jnp.asarray(input_ids),
+            segment_ids=jnp.asarray((np.arange(slots) < lengths[:, None]).astype(np.int32)),
+            lengths=jnp.asarray(lengths),
+            filling=jnp.asarray(np.arange(size) >= len(prompts)),
+            numbers=jnp.asarray(np.pad(np.array(numbers, np.int32), (0, size - len(prompts)))),
             key=jax.random.key(seed),
-            eos_token_ids=np.array(self.tokenizer.eos_token_ids, np.int32),
+            eos_token_ids=jnp.asarray(self.tokenizer.eos_token_ids, jnp.int32),
         )
 
     def _mesh_context(self) -> contextlib.AbstractContextManager[Mesh | None]:

@@ -1,21 +1,17 @@
-"""From conversations to answers: prompts read and rendered, reasoning told apart from the answer, rows written."""
+"""From a file of conversations to a file of answers: reads and renders the prompts, writes a row for each answer."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qwen35_jax.inference.engine import Completion, Engine
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.tokenizer import Tokenizer
 
-Section = Literal["thinking", "answer"]
-
 MODES: dict[str, bool | None] = {"thinking": True, "non_thinking": False, "default": None}
 """What ``--mode`` passes to the template as ``enable_thinking``; the default is the template's own."""
-
-_OPEN, _CLOSE = "<think>", "</think>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,69 +20,6 @@ class Request:
 
     id: Any
     token_ids: list[int]
-
-
-class AnswerStream:
-    """Turns generated tokens into text as they come, the reasoning apart from the answer.
-
-    Text is given out only once no later byte can change it: a token may end inside a character, and
-    the broken end of the text waits for the rest of it.
-
-    Args:
-      tokenizer: its ``<think>`` and ``</think>`` tokens switch the section and are not given out.
-      prompt_ids: the prompt, whose last such token says in which section the completion begins.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]):
-        self._tokenizer = tokenizer
-        self._switch: dict[int, Section] = {
-            tokenizer.token_id(_OPEN): "thinking",
-            tokenizer.token_id(_CLOSE): "answer",
-        }
-        last = next((token for token in reversed(prompt_ids) if token in self._switch), None)
-        self.section: Section = "answer" if last is None else self._switch[last]
-        self._waiting: list[int] = []
-        self._given = 0
-
-    def push(self, token: int) -> tuple[Section, str]:
-        """Takes the next token; returns the text that is now certain and its section (the text may be empty)."""
-        if token in self._switch:
-            rest = self.flush()
-            self.section = self._switch[token]
-            return rest
-        self._waiting.append(token)
-        text = self._tokenizer.decode(self._waiting, skip_special_tokens=True)
-        certain = text.rstrip("\N{REPLACEMENT CHARACTER}")
-        new = certain[self._given :]
-        self._given = len(certain)
-        if certain == text:
-            self._waiting, self._given = [], 0
-        return self.section, new
-
-    def flush(self) -> tuple[Section, str]:
-        """Returns what is left at the end, broken characters included."""
-        text = self._tokenizer.decode(self._waiting, skip_special_tokens=True)[self._given :]
-        self._waiting, self._given = [], 0
-        return self.section, text
-
-
-def split_thinking(tokenizer: Tokenizer, prompt_ids: Sequence[int], token_ids: Iterable[int]) -> tuple[str | None, str]:
-    """Splits a completion into its reasoning (None if it has no such section) and its answer.
-
-    Line breaks next to the think tags belong to the format and are left out. A completion cut off
-    while thinking has an empty answer.
-    """
-    stream = AnswerStream(tokenizer, prompt_ids)
-    thought = stream.section == "thinking"
-    pieces: dict[Section, list[str]] = {"thinking": [], "answer": []}
-    for token in token_ids:
-        section, text = stream.push(token)
-        pieces[section].append(text)
-        thought |= stream.section == "thinking"
-    section, text = stream.flush()
-    pieces[section].append(text)
-    thinking, answer = "".join(pieces["thinking"]), "".join(pieces["answer"])
-    return (thinking.strip("\n"), answer.lstrip("\n")) if thought else (None, answer)
 
 
 def read_requests(path: str | Path, tokenizer: Tokenizer, *, enable_thinking: bool | None) -> list[Request]:
@@ -137,9 +70,9 @@ def generate_rows(
 ) -> None:
     """Completes all requests and hands one output row each to ``write``, in the order of the requests.
 
-    A row holds ``id``, ``response`` (the answer), ``thinking`` (None without reasoning),
-    ``finish_reason`` and ``num_tokens``; ``eval.score`` reads such rows. It is written as soon as it
-    and all rows before it are finished.
+    A row holds ``id``, ``response`` (the answer), ``thinking`` (None without reasoning), ``finish_reason`` and
+    ``num_tokens``; and ``multiple_closes`` if the answer holds ``</think>`` marks. ``eval.score`` reads such rows. A
+    row is written as soon as it and all rows before it are finished.
 
     Raises:
       ValueError: as ``Engine.generate`` does.
@@ -149,15 +82,15 @@ def generate_rows(
 
     def on_finish(number: int, completion: Completion) -> None:
         nonlocal expected
-        request = requests[number]
-        thinking, answer = split_thinking(engine.tokenizer, request.token_ids, completion.token_ids)
         finished[number] = {
-            "id": request.id,
-            "response": answer,
-            "thinking": thinking,
+            "id": requests[number].id,
+            "response": completion.answer,
+            "thinking": completion.thinking,
             "finish_reason": completion.finish_reason,
             "num_tokens": len(completion.token_ids),
         }
+        if completion.multiple_closes:
+            finished[number]["multiple_closes"] = completion.multiple_closes
         while expected in finished:
             write(finished.pop(expected))
             expected += 1

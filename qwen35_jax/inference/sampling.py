@@ -1,6 +1,6 @@
 """How the next token is chosen from logits.
 
-Letters: ``B`` rows, ``V`` vocabulary.
+Letters: ``B`` sequences, ``V`` vocabulary.
 
 The order is that of transformers' logits processors and of vLLM: presence penalty, temperature,
 top-k, then top-p on the distribution that top-k left.
@@ -52,9 +52,9 @@ class SamplingParams:
         return self.temperature == 0
 
 
-def row_keys(key: Key[Array, ""], rows: Int[Array, " B"], step: Int[Array, ""] | int) -> Key[Array, " B"]:
-    """Derives one key a row from (seed, row number, step), so that a row samples alike in every batch."""
-    return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), step))(rows)
+def sequence_keys(key: Key[Array, ""], numbers: Int[Array, " B"], step: Int[Array, ""] | int) -> Key[Array, " B"]:
+    """Derives one key a sequence from (seed, number, step), so that a sequence samples alike in every batch."""
+    return jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(key, number), step))(numbers)
 
 
 def penalize_presence(
@@ -122,7 +122,7 @@ def _in_nucleus(probabilities: Float[Array, "B V"], top_p: float) -> Bool[Array,
 
 
 def sample(logits: Float[Array, "B V"], keys: Key[Array, " B"], sampling: SamplingParams) -> Int[Array, " B"]:
-    """Draws one token a row, each with its own key; greedy settings take the first maximum.
+    """Draws one token a sequence, each with its own key; greedy settings take the first maximum.
 
     The presence penalty is not applied here but by ``penalize_presence`` before it.
     """

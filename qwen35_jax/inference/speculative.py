@@ -1,8 +1,9 @@
-"""How many of its own next tokens the MTP head drafts correctly: what speculative decoding would gain.
+"""Counts how many of its own next tokens the MTP head drafts correctly: what speculative decoding would gain.
 
-Letters: ``B`` rows, ``T`` tokens, ``D`` model width, ``N`` positions in one flat list.
+Letters: ``B`` sequences, ``T`` tokens, ``D`` model width, ``V`` vocabulary.
 """
 
+import contextlib
 import functools
 from collections.abc import Sequence
 
@@ -15,9 +16,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops.positions import shift_left
+from qwen35_jax.sharding import mesh_of, num_shards
 
-# Positions whose logits are held at once: 256 rows of 248,320 float32 are 254 MB.
+# Positions whose logits are held at once: 256 times 248,320 float32 are 254 MB.
 _POSITIONS_AT_ONCE = 256
+# Tokens of a batch, padding included, unless one sequence alone is longer.
+_TOKENS_AT_ONCE = 65536
 # Lengths are rounded up to this many tokens, so that few programs are compiled.
 _LENGTH_MULTIPLE = 64
 
@@ -34,9 +38,9 @@ def draft_acceptance(
     decoding drafts at a subset of these positions (it skips the ones it has just accepted).
 
     Args:
-      token_ids: (B, T) prompts with their completions.
-      segment_ids: (B, T), 0 for padding and 1, 2, ... for the documents of a row.
-      completion_mask: (B, T), true at generated tokens.
+      token_ids: [B, T], prompts with their completions.
+      segment_ids: [B, T], 0 for padding and 1, 2, ... for the documents of a sequence.
+      completion_mask: [B, T], true at generated tokens.
 
     Returns:
       Accepted and proposed drafts.
@@ -47,38 +51,74 @@ def draft_acceptance(
     shapes = [np.shape(x) for x in (token_ids, segment_ids, completion_mask)]
     if len(shapes[0]) != 2 or len(set(shapes)) > 1:
         raise ValueError(
-            f"token_ids, segment_ids and completion_mask have shapes {shapes}; give three arrays of one (B, T)."
+            f"token_ids, segment_ids and completion_mask have shapes {shapes}; give three arrays of one shape [B, T]."
         )
-    graph, weights = nnx.split(model)
-    accepted, proposed = _count(
-        graph, weights, jnp.asarray(token_ids), jnp.asarray(segment_ids), jnp.asarray(completion_mask, bool)
-    )
-    return int(accepted), int(proposed)
+    accepted, proposed = _count_drafts(model, token_ids, segment_ids, completion_mask)
+    return int(accepted.sum()), int(proposed.sum())
 
 
 def completion_acceptance(
-    model: Qwen35,
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    *,
-    rows_per_batch: int = 8,
+    model: Qwen35, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, max_batch: int = 8
 ) -> tuple[int, int]:
-    """Counts as ``draft_acceptance`` over lists of prompts and their greedy completions, in padded batches."""
-    accepted = proposed = 0
-    pairs = sorted(zip(prompts, completions, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
-    for start in range(0, len(pairs), rows_per_batch):
-        batch = pairs[start : start + rows_per_batch]
-        length = -(-max(len(p) + len(c) for p, c in batch) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
-        token_ids, segment_ids = np.zeros((2, rows_per_batch, length), np.int32)
-        completion_mask = np.zeros((rows_per_batch, length), bool)
-        for row, (prompt, completion) in enumerate(batch):
-            end = len(prompt) + len(completion)
-            token_ids[row, :end] = [*prompt, *completion]
-            segment_ids[row, :end] = 1
-            completion_mask[row, len(prompt) : end] = True
-        counts = draft_acceptance(model, token_ids, segment_ids, completion_mask)
-        accepted, proposed = accepted + counts[0], proposed + counts[1]
-    return accepted, proposed
+    """Counts as ``draft_acceptance`` does over lists of prompts and their greedy completions."""
+    counts = acceptance_by_completion(model, prompts, completions, max_batch=max_batch)
+    return sum(accepted for accepted, _ in counts), sum(proposed for _, proposed in counts)
+
+
+def acceptance_by_completion(
+    model: Qwen35, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, max_batch: int = 8
+) -> list[tuple[int, int]]:
+    """Counts the accepted and the proposed drafts of each greedy completion, in padded batches.
+
+    Args:
+      prompts: token ids.
+      completions: what the same model wrote after each prompt.
+      max_batch: most sequences at once; long ones are fewer at once.
+
+    Raises:
+      ValueError: the model has no MTP head.
+    """
+    texts = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+    by_length = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    counts = [(0, 0)] * len(texts)
+    split = _batch_split(model)
+    while by_length:
+        # The longest sequence sets the length of its batch, and the length how many sequences fit.
+        length = -(-len(texts[by_length[-1]]) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+        size = min(max_batch, max(1, _TOKENS_AT_ONCE // length))
+        numbers, by_length = by_length[-size:], by_length[:-size]
+        size = -(-size // split) * split
+        token_ids, segment_ids = np.zeros((2, size, length), np.int32)
+        completion_mask = np.zeros((size, length), bool)
+        for place, number in enumerate(numbers):
+            end = len(texts[number])
+            token_ids[place, :end] = texts[number]
+            segment_ids[place, :end] = 1
+            completion_mask[place, len(prompts[number]) : end] = True
+        accepted, proposed = _count_drafts(model, token_ids, segment_ids, completion_mask)
+        for place, number in enumerate(numbers):
+            counts[number] = int(accepted[place]), int(proposed[place])
+    return counts
+
+
+def _batch_split(model: Qwen35) -> int:
+    """Returns over how many devices a batch is split."""
+    mesh = mesh_of(model.head_weight())
+    return 1 if mesh is None else num_shards("batch", mesh)
+
+
+def _count_drafts(
+    model: Qwen35, token_ids: ArrayLike, segment_ids: ArrayLike, completion_mask: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the accepted and the proposed drafts of each sequence, each of shape [B]."""
+    mesh = mesh_of(model.head_weight())
+    on_mesh = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    graph, weights = nnx.split(model)
+    with on_mesh:
+        counts = _count(
+            graph, weights, jnp.asarray(token_ids), jnp.asarray(segment_ids), jnp.asarray(completion_mask, bool)
+        )
+    return jax.device_get(counts)
 
 
 @functools.partial(jax.jit, static_argnames="graph")
@@ -88,14 +128,14 @@ def _count(
     token_ids: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"],
     completion_mask: Bool[Array, "B T"],
-) -> tuple[Int[Array, ""], Int[Array, ""]]:
+) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
     model = nnx.merge(graph, weights)
-    hidden = model.hidden_states(token_ids, segment_ids)
-    (ahead,) = model.mtp_hidden_states(hidden, token_ids, segment_ids)
+    hidden, _ = model.forward(token_ids, segment_ids)
+    (ahead,) = model.mtp_forward(hidden, token_ids, segment_ids)
     written = jnp.where(completion_mask, segment_ids, 0)
     proposed = (segment_ids > 0) & (shift_left(written, 1) == segment_ids) & (shift_left(written, 2) == segment_ids)
     accepted = proposed & (_most_likely(model, ahead) == shift_left(token_ids, 2))
-    return jnp.sum(accepted), jnp.sum(proposed)
+    return jnp.sum(accepted, axis=1), jnp.sum(proposed, axis=1)
 
 
 def _most_likely(model: Qwen35, hidden: Float[Array, "B T D"]) -> Int[Array, "B T"]:

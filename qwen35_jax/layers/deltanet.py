@@ -7,18 +7,18 @@ value width of a head, ``L`` tokens that the convolution looks back.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from qwen35_jax.cache import DeltaState
 from qwen35_jax.config import TextConfig
 from qwen35_jax.layers.linear import Linear
 from qwen35_jax.layers.norms import GatedRMSNorm
 from qwen35_jax.layers.parameters import Parameters
 from qwen35_jax.layers.recompute import recomputed
 from qwen35_jax.layers.tokens import Tokens
-from qwen35_jax.ops.conv import causal_conv
-from qwen35_jax.ops.gated_delta import gated_delta, l2_normalize
-from qwen35_jax.ops.on_mesh import causal_conv_rows, gated_delta_rows
+from qwen35_jax.ops.conv import causal_conv_sharded
+from qwen35_jax.ops.gated_delta import DeltaRule, l2_normalize
+from qwen35_jax.ops.gated_delta.sharded import gated_delta_sharded
+from qwen35_jax.state import DeltaState
 
 
 class DepthwiseConv(nnx.Module):
@@ -37,49 +37,63 @@ class GatedDeltaNet(nnx.Module):
     Source: ``Qwen3_5GatedDeltaNet`` in transformers; arXiv:2412.06464. Here ``beta`` is float32 too.
     """
 
-    def __init__(self, cfg: TextConfig, *, make: Parameters):
-        dim, heads = cfg.hidden_size, cfg.linear_num_value_heads
-        self.key_dim, self.key_head_dim = cfg.key_dim, cfg.linear_key_head_dim
-        self.num_heads, self.heads_per_key = heads, heads // cfg.linear_num_key_heads
-        self.in_proj_qkv = Linear("in_proj_qkv", dim, cfg.conv_dim, ("embed", "heads"), make=make)
-        self.in_proj_z = Linear("in_proj_z", dim, cfg.value_dim, ("embed", "heads"), make=make)
+    def __init__(self, config: TextConfig, *, make: Parameters, delta_rule: DeltaRule = "auto"):
+        dim, heads = config.hidden_size, config.linear_num_value_heads
+        self.key_dim, self.key_head_dim = config.key_dim, config.linear_key_head_dim
+        self.num_heads, self.heads_per_key = heads, heads // config.linear_num_key_heads
+        self.delta_rule = delta_rule
+        self.in_proj_qkv = Linear("in_proj_qkv", dim, config.conv_dim, ("embed", "heads"), make=make)
+        self.in_proj_z = Linear("in_proj_z", dim, config.value_dim, ("embed", "heads"), make=make)
         self.in_proj_b = Linear("in_proj_b", dim, heads, ("embed", "heads"), make=make)
         self.in_proj_a = Linear("in_proj_a", dim, heads, ("embed", "heads"), make=make)
-        self.conv1d = DepthwiseConv(cfg.conv_dim, cfg.linear_conv_kernel_dim, make=make)
+        self.conv1d = DepthwiseConv(config.conv_dim, config.linear_conv_kernel_dim, make=make)
         self.A_log = make.log_uniform((heads,), ("heads",))
         self.dt_bias = make.constant((heads,), ("heads",), fill=1.0)
-        self.norm = GatedRMSNorm(cfg.linear_value_head_dim, cfg.rms_norm_eps, make=make)
-        self.out_proj = Linear("out_proj", cfg.value_dim, dim, ("heads", "embed"), make=make)
+        self.norm = GatedRMSNorm(config.linear_value_head_dim, config.rms_norm_eps, make=make)
+        self.out_proj = Linear("out_proj", config.value_dim, dim, ("heads", "embed"), make=make)
 
     def __call__(
-        self, x: Float[Array, "B T D"], tokens: Tokens, cache: DeltaState | None = None
+        self,
+        x: Float[Array, "B T D"],
+        tokens: Tokens,
+        state: DeltaState | None = None,
+        dropout_key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T D"], DeltaState | None]:
-        """Mixes the tokens, starting from one layer's window (B, W-1, C) and state (B, N, K, V) if given."""
-        key, B, T = tokens.dropout_key, *x.shape[:2]
-        documents = {"segment_ids": tokens.segment_ids, "state_segment_ids": tokens.state_segment_ids}
-        window = None if cache is None else cache.conv
+        """Mixes the tokens of this call and, with a memory, those before. Returns the memory after the call."""
+        B, T = x.shape[:2]
+        window = recurrent = state_segment_ids = None
+        if state is not None:
+            assert tokens.placement is not None
+            window, recurrent = state.read(tokens.placement.layer)
+            state_segment_ids = tokens.placement.state_segment_ids
+        documents = (tokens.segment_ids, state_segment_ids)
 
-        q, k, v, window = recomputed(self._convolved_heads)(self.in_proj_qkv(x, key), window, documents)
-        beta = jax.nn.sigmoid(self.in_proj_b(x, key).astype(jnp.float32))
-        step = jax.nn.softplus(self.in_proj_a(x, key).astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32))
+        q, k, v, window = recomputed(self._convolved_heads)(self.in_proj_qkv(x, dropout_key), window, *documents)
+        beta = jax.nn.sigmoid(self.in_proj_b(x, dropout_key).astype(jnp.float32))
+        dt_bias = self.dt_bias[...].astype(jnp.float32)
+        step = jax.nn.softplus(self.in_proj_a(x, dropout_key).astype(jnp.float32) + dt_bias)
         log_decay = -jnp.exp(self.A_log[...].astype(jnp.float32)) * step
-        if cache is None:
-            out, new = gated_delta_rows(q, k, v, log_decay, beta, tokens.segment_ids), None
-        else:
-            out, state = gated_delta(q, k, v, log_decay, beta, cache.state, **documents)
-            new = DeltaState(window, state)
-        z = self.in_proj_z(x, key).reshape(out.shape)
-        return self.out_proj(self.norm(out, z).reshape(B, T, -1), key), new
+        out, recurrent = gated_delta_sharded(
+            q, k, v, log_decay, beta, recurrent, *documents, delta_rule=self.delta_rule
+        )
+        if state is not None:
+            assert tokens.placement is not None and recurrent is not None
+            state = state.write(tokens.placement.layer, window, recurrent)
+        z = self.in_proj_z(x, dropout_key).reshape(out.shape)
+        return self.out_proj(self.norm(out, z).reshape(B, T, -1), dropout_key), state
 
-    def _convolved_heads(self, projected: Float[Array, "B T C"], window: Float[Array, "B L C"] | None, documents):
+    def _convolved_heads(
+        self,
+        projected: Float[Array, "B T C"],
+        window: Float[Array, "B L C"] | None,
+        segment_ids: Int[Array, "B T"] | None,
+        state_segment_ids: Int[Array, " B"] | None,
+    ):
         """Returns normalised queries (scaled) and keys, values, all by value head, and the new window if any."""
         taps = self.conv1d.weight[...].astype(projected.dtype)
-        if window is None:
-            mixed = causal_conv_rows(projected, taps, documents["segment_ids"])
-        else:
-            mixed, window = causal_conv(projected, taps, window, **documents)
+        mixed, window = causal_conv_sharded(projected, taps, window, segment_ids, state_segment_ids)
         parts = jnp.split(jax.nn.silu(mixed), [self.key_dim, 2 * self.key_dim], axis=-1)
-        # Cutting is kept apart from what follows: libtpu 0.0.52 dies of some fusions of the two.
+        # The cut is kept apart from what follows: the compiler of libtpu 0.0.52 crashes on some fusions of the two.
         q, k, v = jax.lax.optimization_barrier(parts)
         q, k = (self._normalised_heads(part) for part in (q, k))
         # In the compute dtype, as the reference has them: products of bfloat16 numbers are exact in float32.

@@ -5,7 +5,7 @@ Letters: ``B`` batch, ``T`` tokens, ``D`` model width.
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from qwen35_jax.config import FULL, TextConfig
 from qwen35_jax.layers.decoder import DecoderLayer
@@ -24,16 +24,20 @@ class MTPHead(nnx.Module):
     Source: ``Qwen3_5MultiTokenPredictor`` in vLLM; arXiv:2412.19437, but with the embedding first.
     """
 
-    def __init__(self, cfg: TextConfig, *, make: Parameters):
-        dim, eps = cfg.hidden_size, cfg.rms_norm_eps
+    def __init__(self, config: TextConfig, *, make: Parameters):
+        dim, eps = config.hidden_size, config.rms_norm_eps
         self.pre_fc_norm_embedding = RMSNorm(dim, eps, make=make)
         self.pre_fc_norm_hidden = RMSNorm(dim, eps, make=make)
         self.fc = Linear("fc", 2 * dim, dim, (None, "embed"), make=make)
-        self.layers = nnx.List([DecoderLayer(cfg, FULL, make=make) for _ in range(cfg.mtp.num_hidden_layers)])
+        self.layers = nnx.List([DecoderLayer(config, FULL, make=make) for _ in range(config.mtp.num_hidden_layers)])
         self.norm = RMSNorm(dim, eps, make=make)
 
     def __call__(
-        self, hidden: Float[Array, "B T D"], embedding: Float[Array, "B T D"], tokens: Tokens
+        self,
+        hidden: Float[Array, "B T D"],
+        embedding: Float[Array, "B T D"],
+        tokens: Tokens,
+        dropout_key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T D"]:
         """Predicts the token after the one that ``embedding`` belongs to.
 
@@ -43,6 +47,6 @@ class MTPHead(nnx.Module):
           tokens: documents and angles at the positions of ``hidden``.
         """
         joined = [self.pre_fc_norm_embedding(embedding), self.pre_fc_norm_hidden(hidden)]
-        x = self.fc(jnp.concatenate(joined, axis=-1), tokens.dropout_key)
-        x, _ = self.layers[0](x, tokens)
+        x = self.fc(jnp.concatenate(joined, axis=-1), dropout_key)
+        x, _ = self.layers[0](x, tokens, dropout_key=dropout_key)
         return self.norm(x)

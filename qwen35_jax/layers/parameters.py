@@ -18,8 +18,8 @@ A_RANGE = (0.01, 16.0)
 class Parameters:
     """Makes the parameters of layers that are stacked ``stack`` times (``None``: not stacked).
 
-    A stacked layer holds the weights of all its repetitions along a first axis; ``jax.lax.scan`` hands it one row
-    at a time, so its code is written for a single layer.
+    A stacked layer holds the weights of all its repetitions along a first axis; ``jax.lax.scan`` hands it one
+    layer at a time, so its code is written for a single layer.
 
     Source of the initial values: ``Qwen3_5PreTrainedModel._init_weights`` in transformers.
     """

@@ -1,4 +1,4 @@
-"""Documents packed into one row, as the recurrent ops see them: padding filled, the carried state named.
+"""Documents packed into one sequence, as the recurrent ops see them: padding filled, the carried state named.
 
 Letters: B batch, T tokens of this call.
 """
@@ -18,8 +18,8 @@ def fill_padding(
 
     Args:
       segment_ids: 0 for padding, else the token's document; not decreasing apart from padding.
-      state_segment_ids: the document that the state carried into the row belongs to; by default the
-        document of the row's first token that is not padding.
+      state_segment_ids: the document that the carried state belongs to; by default the
+        document of the first token that is not padding.
 
     Returns:
       The document of each token, where padding before the first document counts as the state's; the

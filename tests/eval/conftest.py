@@ -1,33 +1,57 @@
 """Small data sets, and an engine that answers from a table."""
 
 import json
+import re
 
 import pytest
 
-from eval.scorers import ifeval
+from eval.tasks import ifeval
 from qwen35_jax.inference.engine import Completion
 from tests.conftest import shared_dir
 
 
+class ByteTokenizer:
+    """Has a token for each byte and each think mark; its template is the question and the mark that the mode sets."""
+
+    MARKS = ("<think>", "</think>")
+
+    def token_id(self, token):
+        return 256 + self.MARKS.index(token)
+
+    def encode(self, text):
+        pieces = re.split("(</?think>)", text)
+        return [
+            token
+            for piece in pieces
+            for token in ([self.token_id(piece)] if piece in self.MARKS else piece.encode("utf-8"))
+        ]
+
+    def decode(self, ids, *, skip_special_tokens=True):
+        parts = (self.MARKS[token - 256].encode() if token >= 256 else bytes([token]) for token in ids)
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+    def encode_chat(self, messages, *, tools=None, enable_thinking=None):
+        assert [message["role"] for message in messages] == ["user"]
+        assert type(enable_thinking) is bool, "the template tests identity with true and false"
+        return self.encode(messages[0]["content"] + ("<think>" if enable_thinking else "<think></think>"))
+
+
 class FakeEngine:
-    """Has the interface of `qwen35_jax.Engine`; answers the question that is in the prompt.
+    """Has the interface of ``qwen35_jax.Engine``; answers the question that is in the prompt.
 
     Attributes:
       calls: the keyword arguments of every call, with the questions.
     """
 
     def __init__(self, answers, *, fail_after=None):
-        self.tokenizer = self
+        self.tokenizer = ByteTokenizer()
         self.answers, self.fail_after, self.calls = answers, fail_after, []
 
-    def encode_chat(self, messages, *, tools=None, enable_thinking=None):
-        assert [message["role"] for message in messages] == ["user"]
-        assert type(enable_thinking) is bool, "the template tests identity with true and false"
-        return list(messages[0]["content"].encode())
-
     def generate(self, prompts, *, sampling, max_new_tokens, seed=0, on_finish=None):
-        questions = [bytes(prompt).decode() for prompt in prompts]
-        self.calls.append({"questions": questions, "sampling": sampling, "max_new_tokens": max_new_tokens})
+        questions = [self.tokenizer.decode(prompt).partition("<think>")[0] for prompt in prompts]
+        self.calls.append(
+            {"questions": questions, "sampling": sampling, "max_new_tokens": max_new_tokens, "seed": seed}
+        )
         order = sorted(range(len(questions)), key=lambda index: -len(questions[index]))
         completions = {}
         for count, index in enumerate(order):
@@ -35,7 +59,8 @@ class FakeEngine:
                 raise KeyboardInterrupt
             answer = self.answers[questions[index]]
             text, reason = answer if isinstance(answer, tuple) else (answer, "stop")
-            completions[index] = Completion(list(text.encode()), text, reason)
+            token_ids = self.tokenizer.encode(text)
+            completions[index] = Completion.from_tokens(self.tokenizer, prompts[index], token_ids, reason)
             on_finish(index, completions[index])
         return [completions[index] for index in range(len(questions))]
 

@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from eval.scorers import ifeval
-from eval.tasks import get_task
+from eval.tasks import get_task, ifeval
 from tests.conftest import shared_dir
 from tests.eval.conftest import write_rows
 
@@ -160,7 +159,7 @@ def test_absent_arguments_may_be_null_as_in_the_hub_columns(verifiers, tmp_path)
     _, (document,) = get_task("ifeval").load("official", str(tmp_path))
     verdict = document.score("two words")
     assert verdict.correct and verdict.answered and verdict.prediction is None
-    assert set(verdict.checks) == {"prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"}
+    assert set(verdict.metrics) == {"prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"}
 
 
 def test_missing_splitter_data_is_an_error_that_says_how_to_get_it(tmp_path, monkeypatch):
@@ -200,16 +199,16 @@ def test_verdicts_on_all_prompts_equal_the_reference(verifiers):
     for index, (document, row) in enumerate(zip(documents, rows, strict=True)):
         response = f"Sure, here it is:\n{row['prompt']}\n\n* one\n* [two]\n<<A title>>\n******\nP.S. done"
         response = response.replace(",", "") if index % 2 else response.upper()
-        checks = document.score(response).checks
+        metrics = document.score(response).metrics
         if any(
             name == "keywords:letter_frequency" and not arguments["letter"].isalpha()
             for name, arguments in zip(row["instruction_id_list"], row["kwargs"], strict=True)
         ):
             continue  # the reference draws a new letter each time
         want = process_results(row, [response])
-        assert {ours: checks[ours] for ours in names} == {
+        assert {ours: metrics[ours] for ours in names} == {
             ours: list(want[theirs]) if isinstance(want[theirs], list) else [want[theirs]]
             for ours, theirs in names.items()
         }
-        followed += sum(checks["instruction_strict"])
+        followed += sum(metrics["instruction_strict"])
     assert 100 < followed < 734

@@ -2,13 +2,18 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 
 from eval import run as run_module
-from eval.config import EvalConfig, ModelSource
+from eval.config import EvalConfig
 from eval.run import main, run
+from qwen35_jax.config import MTPConfig
+from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.presets import PRESETS
+from qwen35_jax.sharding import MeshConfig
 from tests.conftest import REPO
 from tests.eval.conftest import FakeEngine, write_rows
 
@@ -44,7 +49,8 @@ def test_a_run_writes_what_the_contract_names(config, tmp_path):
     assert (stored["mode"], stored["protocol"]) == ("non_thinking", "official")
     rows = {row["id"]: row for row in samples(config)}
     assert set(rows[0]) == {
-        "id", "response", "thinking", "prediction", "correct", "outcome", "finish_reason", "checks",
+        "id", "repeat", "response", "thinking", "prediction", "correct", "outcome", "finish_reason", "token_ids",
+        "multiple_closes", "metrics",
     }  # fmt: skip
     assert [rows[index]["outcome"] for index in range(5)] == ["correct", "wrong", "truncated", "no_answer", "correct"]
     assert (rows[1]["prediction"], rows[2]["finish_reason"], rows[3]["prediction"]) == ("5", "length", None)
@@ -85,6 +91,62 @@ def test_an_interrupted_run_goes_on_where_it_stopped(config, tmp_path):
     idle = FakeEngine({})
     assert run(config, idle)["tasks"]["qa"]["resumed"] == 5
     assert idle.calls == []
+
+
+def test_repeats_give_several_samples_a_document_and_average_them(config):
+    config = dataclasses.replace(config, protocol="card", repeats=3)
+    engine = FakeEngine(ANSWERS)
+    task = run(config, engine)["tasks"]["qa"]
+    assert (task["n"], task["samples"], sum(task["outcomes"].values())) == (5, 15, 15)
+    assert task["metrics"]["accuracy"]["value"] == pytest.approx(0.4)
+    assert {(sample["id"], sample["repeat"]) for sample in samples(config)} == {
+        (n, r) for n in range(5) for r in range(3)
+    }
+    seeds = [call["seed"] for call in engine.calls]
+    assert seeds[0] == config.seed and len(set(seeds)) == 3, "every repeat draws from a stream of its own"
+
+
+def test_a_run_with_repeats_goes_on_with_the_samples_that_are_missing(config):
+    config = dataclasses.replace(config, protocol="card", repeats=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, FakeEngine(ANSWERS, fail_after=2))
+    # Two of the first repeat are there; of the second, one is put there.
+    stored = samples(config)[0] | {"repeat": 1}
+    with open(f"{config.out}/samples/qa.jsonl", "a") as file:
+        file.write(json.dumps(stored) + "\n")
+    engine = FakeEngine(ANSWERS)
+    task = run(config, engine)["tasks"]["qa"]
+    assert [call["questions"] for call in engine.calls] == [list(ANSWERS)[:3], list(ANSWERS)[:4]]
+    assert (task["resumed"], task["samples"]) == (3, 10)
+
+
+class Headless(FakeEngine):
+    """Its model has no MTP head."""
+
+    model = types.SimpleNamespace(config=types.SimpleNamespace(text=dataclasses.replace(
+        PRESETS["tiny"].text, mtp=MTPConfig(num_hidden_layers=0))))  # fmt: skip
+
+
+def test_mtp_acceptance_needs_a_head(config, tmp_path):
+    engine = Headless(ANSWERS)
+    with pytest.raises(ValueError, match="needs a model with an MTP head"):
+        run(dataclasses.replace(config, mtp_acceptance=True), engine)
+    assert engine.calls == [] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"repeats": 0}, "repeats=0 must be at least 1"),
+        ({"repeats": 2}, "protocol official decodes greedily"),
+        ({"repeats": 2, "protocol": "lm-eval"}, "protocol lm-eval decodes greedily"),
+        ({"mtp_acceptance": True, "protocol": "card"}, "protocol card samples"),
+        ({"mesh": MeshConfig(context=2)}, "mesh.context=2"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, **change)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +231,8 @@ def test_the_run_files_take_the_documented_flags(name, monkeypatch, tmp_path, ca
 
     monkeypatch.setattr(run_module, "run", record)
     flags = "--model.path M --tasks qa gsm8k --mode thinking --protocol lm-eval --limit 3 --data-dir D --out O"
-    main([str(REPO / "configs" / f"{name}.py"), *flags.split()])
+    mesh = "--mesh.fsdp 4 --mesh.tensor 2"
+    main([str(REPO / "configs" / f"{name}.py"), *flags.split(), *mesh.split()])
     main([str(REPO / "configs" / f"{name}.py")])
     config = seen[0]
     assert (config.model.path, config.tasks, config.mode, config.protocol) == (
@@ -179,6 +242,7 @@ def test_the_run_files_take_the_documented_flags(name, monkeypatch, tmp_path, ca
         "lm-eval",
     )
     assert (config.limit, config.data_dir, config.out) == (3, "D", "O")
+    assert config.mesh == MeshConfig(fsdp=4, tensor=2)
     assert dataclasses.replace(seen[1], out="x", mode="thinking").out == "x"
 
 
@@ -195,6 +259,9 @@ def test_the_run_files_take_the_documented_flags(name, monkeypatch, tmp_path, ca
         (["--limit", "0"], "limit=0 must be at least 1"),
         (["--mode", "loud"], "loud"),
         (["--modes", "thinking"], "--modes"),
+        (["--repeats", "2"], "decodes greedily"),
+        (["--protocol", "card", "--mtp-acceptance"], "protocol card samples"),
+        (["--mesh.context", "2"], "mesh.context=2"),
     ],
 )
 def test_wrong_commands_end_in_one_line_and_write_nothing(config, tmp_path, capsys, flags, message):

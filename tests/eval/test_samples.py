@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from eval.samples import append_row, check_directory, open_directory, read_finished, split_thinking
+from eval.samples import append_sample, check_directory, open_directory, read_finished
+from qwen35_jax.processing.thinking import split_text
 
 
 @pytest.mark.parametrize(
@@ -24,19 +25,20 @@ from eval.samples import append_row, check_directory, open_directory, read_finis
     ],
 )
 def test_split_thinking(text, inside, thinking, response):
-    assert split_thinking(text, inside=inside) == (thinking, response)
+    split = split_text(text, opened=inside or None)
+    assert (split.thinking, split.answer) == (thinking, response)
 
 
 def test_a_sample_that_was_cut_short_is_forgotten(tmp_path, caplog):
     path = tmp_path / "s.jsonl"
-    append_row(path, {"id": 1, "response": "é\n\u2028"})
+    append_sample(path, {"id": 1, "response": "é\n\u2028"})
     with path.open("a") as file:
         file.write('{"id": 2, "resp')
-    assert list(read_finished(path)) == ["1"]
+    assert list(read_finished(path)) == [("1", 0)]
     assert "cut short" in caplog.text
-    append_row(path, {"id": 2, "response": "again"})
-    assert list(read_finished(path)) == ["1", "2"]
-    assert read_finished(path)["1"]["response"] == "é\n\u2028"
+    append_sample(path, {"id": 2, "response": "again"})
+    assert list(read_finished(path)) == [("1", 0), ("2", 0)]
+    assert read_finished(path)["1", 0]["response"] == "é\n\u2028"
     assert read_finished(tmp_path / "absent.jsonl") == {}
 
 

@@ -58,6 +58,47 @@ def test_documents_without_response_are_left_out_and_counted(command, caplog):
     assert "2 of 4 documents have no response" in caplog.text
 
 
+def scored(out, task="gsm8k"):
+    return [json.loads(line) for line in (out / "samples" / f"{task}.jsonl").read_text().splitlines()]
+
+
+def test_a_row_with_thinking_is_taken_as_it_stands(command):
+    rows = [
+        {"id": 0, "response": "a</think>#### 0", "thinking": None},
+        {"id": 1, "response": "<think>#### 2", "thinking": "hm", "finish_reason": "length", "token_ids": [1, 2]},
+        {"id": 2, "response": "", "thinking": "cut", "multiple_closes": 0, "repeat": 0},
+    ]
+    samples = scored(command(rows, "--opened"))
+    assert [(each["thinking"], each["response"]) for each in samples] == [
+        (row["thinking"], row["response"]) for row in rows
+    ]
+    assert [each["multiple_closes"] for each in samples] == [1, 0, 0]
+    assert samples[1]["token_ids"] == [1, 2]
+
+
+def test_opened_says_that_the_prompt_had_opened_the_think_block(command):
+    rows = [
+        {"id": 0, "response": "#### 0"},
+        {"id": 1, "response": "#### 2", "finish_reason": "length"},
+        {"id": 2, "response": "hm\n</think>\n\n#### 4"},
+    ]
+    samples = scored(command(rows, "--opened"))
+    assert [(each["thinking"], each["response"]) for each in samples] == [
+        ("#### 0", ""),
+        ("#### 2", ""),
+        ("hm", "#### 4"),
+    ]
+    assert [each["outcome"] for each in samples] == ["no_answer", "truncated", "correct"]
+
+
+def test_several_responses_to_a_document_are_averaged_first(command):
+    rows = [{"id": 0, "response": "0", "repeat": repeat} for repeat in (2, 0, 1)] + [{"id": 1, "response": "7"}]
+    out = command(rows)
+    task = json.loads((out / "results.json").read_text())["tasks"]["gsm8k"]
+    assert (task["n"], task["samples"], task["metrics"]["accuracy"]["value"]) == (2, 4, 0.5)
+    assert [(each["id"], each["repeat"]) for each in scored(out)] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+
+
 def test_protocol_chooses_the_rules(command):
     results = json.loads((command(ROWS, "--protocol", "lm-eval") / "results.json").read_text())
     # "0." has two characters and ends in a point, so flexible-extract takes both and drops the point.
@@ -88,6 +129,8 @@ def test_ifeval(verifiers, tmp_path, command):
         ([{"id": 1, "response": None}], [], "response=None is a NoneType, expected str"),
         ([{"id": 1.5, "response": "x"}], [], "id=1.5 is a float, expected int or str"),
         ([{"id": 1, "response": "x", "finish_reason": "eos"}], [], "finish_reason='eos'"),
+        ([{"id": 1, "response": "x", "thinking": 3}], [], "thinking=3 is a int, expected str or NoneType"),
+        ([{"id": 1, "response": "x", "repeat": "a"}], [], "repeat='a' is a str, expected int"),
         ([], [], "holds no rows"),
         (ROWS, ["--protocol", "mine"], "mine"),
         (ROWS, ["--responses", "absent.jsonl"], "cannot read absent.jsonl"),

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, sem
 
-from eval.stats import clustered, wilson
+from eval.stats import clustered, estimate, mean_interval, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 10), (10, 10), (3, 10), (81, 263), (500, 541)])
@@ -74,3 +74,46 @@ def test_the_interval_covers_the_truth():
         hits += low <= 0.55 <= high
     # Four standard errors of 400 trials at 0.95.
     assert hits / 400 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 400))
+
+
+def test_single_trials_get_wilson():
+    documents = [[[1.0]], [[0.0]], [[1.0]]]
+    assert estimate(documents) == (2 / 3, *wilson(2, 3))
+
+
+def test_several_trials_a_sample_are_clustered():
+    assert estimate([[[1.0, 0.0]], [[1.0]], [[0.0, 0.0, 1.0]]]) == clustered([[1, 0], [1], [0, 0, 1]])
+
+
+def test_equally_many_samples_a_document_are_clustered():
+    got = estimate([[[1.0], [0.0]], [[1.0], [1.0]], [[0.0], [0.0]]])
+    assert got == pytest.approx(clustered([[1, 0], [1, 1], [0, 0]]))
+
+
+def test_a_document_with_more_samples_weighs_no_more():
+    value, low, high = estimate([[[1.0]] * 9, [[0.0]]])
+    assert value == 0.5 and low < 0.5 < high
+
+
+def test_samples_that_all_agree_keep_a_width():
+    value, low, high = estimate([[[1.0]] * 3] * 20)
+    assert value == 1.0
+    np.testing.assert_allclose((low, high), wilson(20, 20))
+
+
+def test_other_numbers_are_averaged_by_sample_then_by_document():
+    value, low, high = estimate([[[1.0, 3.0], [4.0]], [[7.0]]])
+    assert (value, low, high) == mean_interval([3.0, 7.0])
+    assert value == 5.0
+
+
+def test_the_mean_interval_matches_scipy():
+    values = np.random.default_rng(3).normal(5, 2, 50)
+    want = norm.interval(0.95, loc=values.mean(), scale=sem(values))
+    np.testing.assert_allclose(mean_interval(values), (values.mean(), *want))
+
+
+def test_the_mean_interval_of_one_value_has_no_width_and_that_of_none_is_refused():
+    assert mean_interval([2.5]) == (2.5, 2.5, 2.5)
+    with pytest.raises(ValueError, match="no values"):
+        mean_interval([])

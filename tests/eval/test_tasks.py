@@ -8,7 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from eval.tasks import get_task
+from eval.tasks import TASKS, get_task
+from eval.tasks.base import Verdict
 from eval.tasks.gsm8k import CARD_REQUEST
 from tests.eval.conftest import write_rows
 
@@ -39,7 +40,7 @@ def test_the_data_file_is_found(tmp_path, names):
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist([QA_ROWS[0]]), path)
     found, documents = get_task("qa").load("official", str(tmp_path))
     assert found.name == names[0]
-    assert documents[0].prompt == "2+2?"
+    assert documents[0].messages == [{"role": "user", "content": "2+2?"}]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,18 @@ def test_an_unreachable_hub_is_a_clear_error(monkeypatch):
 def test_qa_verdicts(tmp_path, response, prediction, correct):
     verdict = load(tmp_path, QA_ROWS)[1].score(response)
     assert (verdict.prediction, verdict.correct, verdict.answered) == (prediction, correct, prediction is not None)
-    assert verdict.checks == {"accuracy": [correct]}
+    assert verdict.metrics == {"accuracy": [correct]}
+
+
+@pytest.mark.parametrize("values", [[], [float("nan")], [1.0, float("inf")]])
+def test_a_metric_is_one_finite_number_or_more(values):
+    with pytest.raises(ValueError, match="metric 'length' has the values"):
+        Verdict(True, True, {"length": values})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_is_found_by_its_name(name):
+    assert get_task(name).name == name
 
 
 @pytest.mark.parametrize(
@@ -155,7 +167,8 @@ def test_outcomes(tmp_path, correct, answered, finish_reason, outcome):
 )
 def test_gsm8k_prompts(tmp_path, protocol, prompt):
     rows = [{"question": "How many?", "answer": SOLUTION}]
-    assert load(tmp_path, rows, task="gsm8k", protocol=protocol)[0].prompt == prompt
+    (document,) = load(tmp_path, rows, task="gsm8k", protocol=protocol)
+    assert document.messages == [{"role": "user", "content": prompt}]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +184,7 @@ def test_gsm8k_prompts(tmp_path, protocol, prompt):
 )
 def test_gsm8k_official(tmp_path, response, accuracy, strict):
     (document,) = load(tmp_path, [{"question": "q", "answer": SOLUTION}], task="gsm8k")
-    assert document.score(response).checks == {"accuracy": [accuracy], "strict": [strict]}
+    assert document.score(response).metrics == {"accuracy": [accuracy], "strict": [strict]}
 
 
 def test_gsm8k_needs_the_solution_mark(tmp_path):
@@ -210,5 +223,5 @@ def test_gsm8k_as_lm_eval_scores_it(tmp_path):
             score = exact_match_hf_evaluate(
                 [found], [SOLUTION], regexes_to_ignore=[",", r"\$", "(?s).*#### ", r"\.$"], ignore_case=True
             )
-            assert document.score(response).checks[name] == [bool(score["exact_match"])], json.dumps([name, response])
+            assert document.score(response).metrics[name] == [bool(score["exact_match"])], json.dumps([name, response])
     assert document.score("It is 1200.\nQ: next? 5").correct, "what follows the stop string does not count"

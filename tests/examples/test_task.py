@@ -11,7 +11,7 @@ from examples.quickstart import task as tiny_task
 from examples.quickstart.task import Problem
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.processing.tokenizer import Tokenizer
-from train.data.config import DataConfig
+from train.config.data import DataConfig
 from train.data.pipeline import make_batches
 
 
@@ -87,7 +87,9 @@ def test_every_row_can_be_trained_on(folder, tmp_path, name):
     tokenizer = Tokenizer.from_pretrained(
         build_tiny_tokenizer(tiny_task.example_texts(), tmp_path / "tokenizer", vocab_size=512)
     )
-    config = DataConfig(path=str(folder / name), sequence_length=128, rows_per_batch=4, epochs=1, long_rows="error")
+    config = DataConfig(
+        path=str(folder / name), sequence_length=128, sequences_per_batch=4, epochs=1, long_rows="error"
+    )
     batches = make_batches(config, tokenizer)
     assert sum(int(batch["trained"].sum()) for batch in batches) > 1000
     report = batches.report()
@@ -99,7 +101,7 @@ def test_every_row_can_be_trained_on(folder, tmp_path, name):
 def test_the_evaluation_reads_the_held_out_set(folder):
     _, documents = get_task("qa").load("official", str(folder))
     rows = read(folder / "qa" / "test.jsonl")
-    assert [document.prompt for document in documents] == [row["question"] for row in rows]
+    assert [document.messages[0]["content"] for document in documents] == [row["question"] for row in rows]
     for document, row in zip(documents, rows, strict=True):
         assert document.score(row["answer"]).correct
         assert not document.score(str((int(row["answer"]) + 1) % 10)).correct

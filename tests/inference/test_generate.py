@@ -5,8 +5,9 @@ import json
 import pytest
 
 from qwen35_jax.inference.engine import Completion
-from qwen35_jax.inference.generate import AnswerStream, generate_rows, read_requests, split_thinking
+from qwen35_jax.inference.generate import generate_rows, read_requests
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.processing.thinking import ThinkingStream, opens_thinking, split_tokens
 
 
 def write(path, *rows):
@@ -29,15 +30,17 @@ def question(text="hi"):
         ("<think>\n", "</think>\n\nb", ("", "b")),
     ],
 )
-def test_split_thinking(tokenizer, prompt, completion, want):
-    assert split_thinking(tokenizer, tokenizer.encode(prompt), tokenizer.encode(completion)) == want
+def test_thinking_and_answer_are_split(tokenizer, prompt, completion, want):
+    opened = opens_thinking(tokenizer, tokenizer.encode(prompt))
+    split = split_tokens(tokenizer, tokenizer.encode(completion), opened=opened)
+    assert (split.thinking, split.answer) == want
 
 
 @pytest.mark.parametrize(
     "text", ["plain", "naïve café", "日本語 and 🙂🙃!", "a real \N{REPLACEMENT CHARACTER} stays", "👩‍👩‍👧"]
 )
 def test_stream_gives_the_text_without_broken_characters(tokenizer, text):
-    stream = AnswerStream(tokenizer, [])
+    stream = ThinkingStream(tokenizer, opened=False)
     pieces = [stream.push(token)[1] for token in tokenizer.encode(text)]
     assert "".join(pieces) + stream.flush()[1] == text
     if "\N{REPLACEMENT CHARACTER}" not in text:
@@ -46,7 +49,7 @@ def test_stream_gives_the_text_without_broken_characters(tokenizer, text):
 
 def test_stream_gives_broken_bytes_once_they_cannot_be_mended(tokenizer):
     accent, letter = tokenizer.encode("é")[0], tokenizer.encode("x")[0]
-    stream = AnswerStream(tokenizer, [])
+    stream = ThinkingStream(tokenizer, opened=False)
     assert stream.push(accent) == ("answer", "")
     assert stream.push(letter) == ("answer", "\N{REPLACEMENT CHARACTER}x")
     assert stream.push(accent) == ("answer", "")
@@ -85,7 +88,8 @@ class EngineFinishingBackwards:
 
     def generate(self, prompts, *, sampling, max_new_tokens, seed, on_finish):
         for number in reversed(range(len(prompts))):
-            on_finish(number, Completion(self.tokenizer.encode(f"{number}<|im_end|>"), "", "stop"))
+            token_ids = self.tokenizer.encode(f"{number}<|im_end|>")
+            on_finish(number, Completion.from_tokens(self.tokenizer, prompts[number], token_ids, "stop"))
 
 
 def test_rows_are_written_in_the_order_of_the_requests(tokenizer, tmp_path):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen35_jax.ops import attention as module
 from qwen35_jax.ops.attention import attention
+from qwen35_jax.ops.attention import plain as module
 
 B, N, K, H = 2, 6, 2, 8
 
@@ -54,12 +54,12 @@ def test_an_offset_places_queries_among_cached_slots():
     T, S, offset = 5, 12, 4
     q, k, v = inputs(T, S)
     visible = np.broadcast_to(np.arange(S)[None] <= offset + np.arange(T)[:, None], (B, T, S))
-    got = attention(q, k, v, query_slots=jnp.int32(offset) + jnp.arange(q.shape[1]))
+    got = attention(q, k, v, query_slots=jnp.int32(offset) + jnp.arange(q.shape[1])[None])
     np.testing.assert_allclose(got, plain(q, k, v, visible), rtol=0, atol=2e-6)
 
 
 def test_blocks_of_queries_change_nothing(monkeypatch):
-    """Outputs and gradients, with a last block that is not full."""
+    """Compares outputs and gradients; the last block is not full."""
     T = 37
     q, k, v = inputs(T)
     segments = jnp.asarray(np.repeat([[1, 2, 0]], [15, 18, 4], axis=1).repeat(B, 0))
@@ -75,7 +75,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, blocked)
 
 
-def test_half_given_documents_are_refused():
+def test_documents_of_queries_without_those_of_keys_are_refused():
     q, k, v = inputs(3)
     with pytest.raises(ValueError, match="give both or neither"):
         attention(q, k, v, segment_ids=jnp.ones((B, 3), int))

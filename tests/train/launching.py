@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from train.metrics import METRICS, read_rows
+from train.observe.metrics import METRICS, read_entries
 
 REPO = Path(__file__).resolve().parents[2]
 TINY = str(REPO / "configs" / "tiny_sft.py")
@@ -92,5 +92,5 @@ def timeless(workdir):
     """Returns the rows of metrics without what depends on the clock."""
     return [
         {name: value for name, value in row.items() if not name.endswith(("seconds", "per_second"))}
-        for row in read_rows(workdir / METRICS)
+        for row in read_entries(workdir / METRICS)
     ]

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.train.launching import LORA, finish, kill, timeless, wait_for_step
-from train.metrics import METRICS
+from train.observe.metrics import METRICS
 
 # Many short steps and a save after every second one, so that much of the time a save is under way.
 SHORT = (*LORA, "--steps", "100", "--checkpoint.every", "2")

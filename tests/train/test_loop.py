@@ -12,14 +12,14 @@ import pytest
 from flax import nnx
 
 from train.config import HealthConfig
-from train.health import new_health
 from train.loop import Schedule, run_steps
-from train.metrics import METRICS, MetricsWriter, read_rows
+from train.observe.health import new_health
+from train.observe.metrics import METRICS, MetricsWriter, read_entries
+from train.observe.reporter import Reporter
+from train.observe.throughput import Throughput
+from train.observe.trace import Trace
 from train.preemption import EXIT_CODE, Preempted, watch_for_preemption
-from train.recorder import Recorder
-from train.state import TrainState
-from train.throughput import Throughput
-from train.trace import Trace
+from train.state import Frozen, TrainState
 
 
 class Counter:
@@ -49,7 +49,7 @@ class Saved:
         self.workdir, self.log, self.waited_after = workdir, [], []
 
     def save(self, state, data_state):
-        self.log.append((int(state.step), data_state["batches"], len(read_rows(self.workdir / METRICS))))
+        self.log.append((int(state.step), data_state["batches"], len(read_entries(self.workdir / METRICS))))
 
     def wait(self):
         self.waited_after.append(self.log[-1][0])
@@ -73,15 +73,15 @@ def step_with(unsound=()):
 def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **schedule):
     saved, metrics = Saved(workdir), MetricsWriter(workdir, first_step=1, last_step=steps)
     health = HealthConfig() if health is None else health
-    recorder = Recorder(workdir, metrics, Throughput(2, 1.0, 8.0), health, positions=8, first_row=5)
+    reporter = Reporter(workdir, metrics, Throughput(2, 1.0, 8.0), health, positions=8, first_sequence=5)
     evaluate = schedule.pop("evaluate", None)
     profile = schedule.pop("profile", range(0))
     state = TrainState(jnp.int32(0), nnx.State({}), (), new_health())
     with contextlib.closing(metrics), Trace(workdir / "profile", profile) as trace:
         try:
             state = run_steps(
-                state, nnx.State({}), step_with(unsound), Counter(batches), lambda batch: batch,
-                Schedule(steps, schedule.pop("every", 3), **schedule), checkpoints=saved, recorder=recorder,
+                state, Frozen(nnx.State({})), step_with(unsound), Counter(batches), lambda batch: batch,
+                Schedule(steps, schedule.pop("every", 3), **schedule), checkpoints=saved, reporter=reporter,
                 trace=trace, is_preempted=stop or (lambda step: False), evaluate=evaluate,
             )  # fmt: skip
         finally:
@@ -93,7 +93,7 @@ def test_checkpoints_come_after_their_rows_and_at_the_end(tmp_path):
     state, log = train(tmp_path, steps=5)
     assert int(state.step) == 5
     assert log == [(3, 3, 3), (5, 5, 5)] and train.waited_after == [5]
-    rows = read_rows(tmp_path / METRICS)
+    rows = read_entries(tmp_path / METRICS)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["loss"] for row in rows] == [1, 2, 3, 4, 5]
     for row in rows:
@@ -121,16 +121,16 @@ def test_data_that_end_early_end_the_run_with_a_warning(tmp_path, caplog):
 def test_an_unsound_step_stops_before_the_next_checkpoint_and_names_its_documents(tmp_path, last):
     with pytest.raises(ValueError, match=r"step 7: loss is nan; .*learning_rate"):
         train(tmp_path, steps=last, every=7, unsound=[7])
-    assert len(read_rows(tmp_path / METRICS)) == 6 and train.log == []
+    assert len(read_entries(tmp_path / METRICS)) == 6 and train.log == []
     [report] = (tmp_path / "unsound").iterdir()
-    assert json.loads(report.read_text())["documents_by_row"] == {"5": ["data line 7"]}
+    assert json.loads(report.read_text())["documents_by_sequence"] == {"5": ["data line 7"]}
 
 
 def test_unsound_steps_are_skipped_by_policy(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         state, _ = train(tmp_path, steps=6, unsound=[2, 4, 5], health=HealthConfig(policy="skip", max_skips=2))
     assert int(state.step) == 6
-    rows = read_rows(tmp_path / METRICS)
+    rows = read_entries(tmp_path / METRICS)
     assert [row["skipped"] for row in rows] == [0, 1, 0, 1, 2, 0]
     assert rows[1]["loss"] is None
     assert "step 2: loss is nan; the step is skipped" in caplog.text
@@ -161,7 +161,7 @@ def test_a_signal_is_noticed_after_the_step_and_its_handler_is_put_back(tmp_path
 def test_evaluation_adds_its_figures_to_the_row_of_its_step(tmp_path):
     evaluate = lambda state: {"accuracy": np.float32(int(state.step) / 10), "none": float("nan")}  # noqa: E731
     train(tmp_path, steps=5, every=2, evaluate=evaluate, evaluate_every=2)
-    rows = read_rows(tmp_path / METRICS)
+    rows = read_entries(tmp_path / METRICS)
     assert [row.get("eval_accuracy") for row in rows] == [None, pytest.approx(0.2), None, pytest.approx(0.4), None]
     assert rows[1]["eval_none"] is None and rows[1]["evaluation_seconds"] > 0
 

@@ -11,10 +11,10 @@ from flax import nnx
 from qwen35_jax.model import Qwen35
 from qwen35_jax.sharding import make_mesh, named_sharding
 from tests.train.conftest import small_config
-from train.config import MtpLossConfig
-from train.losses import sft_objective
-from train.state import split_model
-from train.step import make_gradients, put_batch
+from train.batch import put_batch
+from train.config import MtpLossConfig, Supervised
+from train.state import Frozen, split_model
+from train.step import make_gradients
 
 MESHES = {
     "data": {"data": 8},
@@ -39,10 +39,10 @@ def numbers():
     )  # fmt: skip
     config = dataclasses.replace(small, text=text, vision=dataclasses.replace(small.vision, out_hidden_size=64))
     model = Qwen35(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    graphdef, params, frozen = split_model(model, adapters=False, train_mtp=True)
+    graphdef, params, rest = split_model(model, adapters=False, train_mtp=True)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: np.asarray(x) + 0.03 * rng.normal(size=x.shape).astype(np.float32), params)
-    objective = sft_objective(MtpLossConfig(weight=0.3, num_steps=2), loss_chunk=40, remat="block")
+    objective = Supervised(MtpLossConfig(weight=0.3, num_steps=2)).make(loss_chunk=40, remat="block")
 
     def numbers(batch, **axes):
         mesh = make_mesh(**axes)
@@ -53,7 +53,7 @@ def numbers():
                 is_leaf=lambda x: isinstance(x, nnx.Variable),
             )
             gradients = jax.jit(make_gradients(graphdef, objective, seed=0, dropout=False))
-            grads, sums, _ = gradients(placed, frozen, put_batch(batch, accumulation=1, mesh=mesh), jnp.int32(0))
+            grads, sums, _ = gradients(placed, Frozen(rest), put_batch(batch, accumulation=1, mesh=mesh), jnp.int32(0))
         return jax.device_get(sums), dict(nnx.to_flat_state(jax.device_get(grads)))
 
     return numbers

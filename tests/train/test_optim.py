@@ -49,10 +49,10 @@ def test_only_matrices_decay():
 
 
 def test_clipping_bounds_the_gradient_before_adam():
-    cfg = OptimConfig(learning_rate=1.0, schedule="constant", clip_norm=1.0, eps=1.0, b1=0.0, b2=0.0)
+    config = OptimConfig(learning_rate=1.0, schedule="constant", clip_norm=1.0, eps=1.0, b1=0.0, b2=0.0)
     tree = {"weight": jnp.zeros(4)}
     huge = {"weight": jnp.full(4, 1e3)}
-    tx = make_optimizer(cfg, 10)
+    tx = make_optimizer(config, 10)
     updates, _ = tx.update(huge, tx.init(tree), tree)
     # Clipped to norm 1 each entry is 0.5; Adam with eps=1 and no memory gives g / (|g| + 1).
     np.testing.assert_allclose(updates["weight"], -0.5 / 1.5, rtol=1e-5)
@@ -76,9 +76,12 @@ def test_bfloat16_halves_the_first_moment_and_nothing_else():
 
 
 def test_float32_moments_are_those_of_adamw_by_default():
-    cfg = OptimConfig(clip_norm=None, schedule="constant")
+    config = OptimConfig(clip_norm=None, schedule="constant")
     tree, grads = {"weight": jnp.ones(4)}, {"weight": jnp.linspace(0.1, 1, 4)}
-    ours, plain = make_optimizer(cfg, 10), optax.adamw(cfg.learning_rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=0.0)
+    ours, plain = (
+        make_optimizer(config, 10),
+        optax.adamw(config.learning_rate, config.b1, config.b2, config.eps, weight_decay=0.0),
+    )
     states = [ours.init(tree), plain.init(tree)]
     for _ in range(3):
         got, states[0] = ours.update(grads, states[0], tree)

@@ -1,4 +1,4 @@
-"""Plans: the compiled step's memory and shapes, the search for a change that fits, wrong input, the README's table."""
+"""Plans: the compiled step's memory and shapes, the search for a change that fits, wrong input, the tables of README and docs."""
 
 import dataclasses
 import importlib
@@ -20,9 +20,9 @@ from qwen35_jax.sharding import make_mesh
 from tests.conftest import REPO
 from tests.train.conftest import small_config
 from train import plan as planning
-from train.config import DataConfig, MeshConfig, ModelSource, SFTConfig
-from train.plan import Plan, abstract_parts, make_plan, nearest_changes
-from train.sft import main, objective
+from train.config import DataConfig, Layout, MeshConfig, ModelSource, Recipe, TrainConfig
+from train.plan import Plan, abstract_setup, make_plan, nearest_changes
+from train.sft import main
 
 VOCABULARY = PRESETS["2b"].text.vocab_size
 TOKENS, CHUNK = 48, 8
@@ -32,14 +32,10 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def settings(**changes) -> SFTConfig:
-    cfg = SFTConfig(
-        model=ModelSource("Qwen/Qwen3.5-2B-Base", remat="none"),
-        data=DataConfig("train.jsonl", sequence_length=TOKENS, rows_per_batch=16),
-        steps=10,
-        loss_chunk=CHUNK,
-    )
-    return dataclasses.replace(cfg, **changes)
+def settings(**changes) -> TrainConfig:
+    data = DataConfig("train.jsonl", sequence_length=TOKENS, sequences_per_batch=16)
+    recipe = Recipe(ModelSource("Qwen/Qwen3.5-2B-Base"), data, steps=10)
+    return TrainConfig(recipe, Layout(remat="none", loss_chunk=CHUNK)).replace(**changes)
 
 
 def real_vocabulary():
@@ -48,36 +44,36 @@ def real_vocabulary():
 
 
 def arrays_of_logits(text: str) -> list[tuple[int, ...]]:
-    """Lists the arrays that hold a row of the vocabulary for more tokens than a chunk has."""
-    rows = 16 * CHUNK
+    """Lists the arrays that hold logits for more tokens than a chunk has."""
+    tokens = 16 * CHUNK
     shapes = [shape for _, shape in array_shapes(text) if VOCABULARY in shape]
     assert shapes, "the program must show its output head, or the test sees nothing"
     # The head itself has the vocabulary beside the width of the model, 32.
-    return [shape for shape in shapes if jnp.prod(jnp.array(shape)) // VOCABULARY > max(rows, 32)]
+    return [shape for shape in shapes if jnp.prod(jnp.array(shape)) // VOCABULARY > max(tokens, 32)]
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["all weights", "adapters"])
 def test_no_step_holds_the_logits_of_all_tokens(lora):
-    cfg = settings(lora=lora)
+    config = settings(lora=lora)
     mesh = make_mesh()
-    parts = abstract_parts(cfg, real_vocabulary(), objective(cfg), mesh)
-    compiled = compile_abstract(parts.step, parts.state, parts.frozen, parts.batch, mesh=mesh)
+    setup = abstract_setup(config, real_vocabulary(), mesh)
+    compiled = compile_abstract(setup.step, setup.state, setup.frozen, setup.batch, mesh=mesh)
     assert arrays_of_logits(compiled.text) == []
 
 
 def test_a_step_that_holds_them_would_be_found():
-    cfg = settings()
+    config = settings()
     mesh = make_mesh()
-    parts = abstract_parts(cfg, real_vocabulary(), objective(cfg), mesh)
+    setup = abstract_setup(config, real_vocabulary(), mesh)
 
     def loss(params, frozen, input_ids):
         return jnp.sum(
-            jax.nn.logsumexp(nnx.merge(parts.graphdef, params, frozen, copy=True).logits(input_ids), axis=-1)
+            jax.nn.logsumexp(nnx.merge(setup.graphdef, params, frozen.rest, copy=True).logits(input_ids), axis=-1)
         )
 
     ids = jax.ShapeDtypeStruct((16, TOKENS), jnp.int32)
     with jax.set_mesh(mesh):
-        text = jax.jit(jax.grad(loss)).lower(parts.state.params, parts.frozen, ids).compile().as_text()
+        text = jax.jit(jax.grad(loss)).lower(setup.state.params, setup.frozen, ids).compile().as_text()
     assert arrays_of_logits(text)
 
 
@@ -85,11 +81,11 @@ def pretend(monkeypatch, fits):
     """Replaces the compiler by a rule on settings; returns the list of settings that were tried."""
     tried = []
 
-    def plan(cfg, config, topology, devices, make_objective):
-        tried.append(cfg)
+    def plan(config, model_config, topology, devices):
+        tried.append(config)
         device = find_device(topology)
         hbm = dict.fromkeys(("weights", "adapters", "optimizer", "temporaries"), 2**30) | {"peak": 4 * 2**30}
-        costs = Costs(1e12, 1e9, 10**6, {}, [Collective("all-gather", 3, 1e9)], ()) if fits(cfg) else None
+        costs = Costs(1e12, 1e9, 10**6, {}, [Collective("all-gather", 3, 1e9)], ()) if fits(config) else None
         return Plan(topology, device, len(devices), hbm | {"capacity": device.hbm_bytes}, 1000, 1e12, costs)
 
     monkeypatch.setattr(planning, "_plan", plan)
@@ -98,30 +94,33 @@ def pretend(monkeypatch, fits):
 
 
 def test_the_nearest_change_that_fits_is_searched_for(monkeypatch):
-    tried = pretend(monkeypatch, lambda cfg: cfg.accumulation >= 2)
-    plan = make_plan(settings(mesh=MeshConfig(data=8)), "v5e:2x4", objective)
+    tried = pretend(monkeypatch, lambda config: config.recipe.accumulation >= 2)
+    plan = make_plan(settings(mesh=MeshConfig(data=8)), "v5e:2x4")
     assert not plan.fits and plan.limits == "memory"
     assert plan.remedy == "with --model.remat block --mesh.data 1 --mesh.fsdp 8 --accumulation 2 it does: peak 4.00 GiB"
-    assert [cfg.model.remat for cfg in tried] == ["none", "block", "block", "block"]
+    assert [config.layout.remat for config in tried] == ["none", "block", "block", "block"]
     assert "does not fit; with --model.remat block" in plan.to_text()
     assert plan.to_json()["remedy"] == plan.remedy
 
 
 def test_no_change_helps(monkeypatch):
-    tried = pretend(monkeypatch, lambda cfg: False)
-    plan = make_plan(settings(mesh=MeshConfig(fsdp=8)), "v5e:2x4", objective)
+    tried = pretend(monkeypatch, lambda config: False)
+    plan = make_plan(settings(mesh=MeshConfig(fsdp=8)), "v5e:2x4")
     assert plan.remedy is None and "no change that was tried does" in plan.to_text()
     assert len(tried) <= 1 + planning._MOST_CANDIDATES
 
 
 def test_changes_keep_the_batch_and_the_numbers():
-    for description, cfg in nearest_changes(settings(mesh=MeshConfig(data=2, fsdp=4), loss_chunk=256)):
-        assert cfg.data == settings().data and cfg.steps == 10, description
-        assert (cfg.data.rows_per_batch // cfg.accumulation) % (cfg.mesh.data * cfg.mesh.fsdp) == 0, description
+    for description, config in nearest_changes(settings(mesh=MeshConfig(data=2, fsdp=4), loss_chunk=256)):
+        recipe, mesh = config.recipe, config.layout.mesh
+        # As dictionaries, which compare every field.
+        assert dataclasses.asdict(recipe.data) == dataclasses.asdict(settings().recipe.data), description
+        assert recipe.steps == 10, description
+        assert (recipe.data.sequences_per_batch // recipe.accumulation) % (mesh.data * mesh.fsdp) == 0, description
 
 
 def test_a_plan_as_json_and_text(monkeypatch, tmp_path, capsys):
-    pretend(monkeypatch, lambda cfg: True)
+    pretend(monkeypatch, lambda config: True)
     target = tmp_path / "plan.json"
     run_file = "configs/full_2b_v5e8.py"
     main([run_file, "--plan", "v5e:2x4", "--plan-json", str(target), "--plan-price", "1.2"])
@@ -166,8 +165,8 @@ def test_wrong_input_is_one_line(monkeypatch, capsys, options, message):
 def test_a_real_plan_of_a_small_model(tmp_path):
     """The compiler is asked; parts of the memory are those of the shapes, and what does not fit is said so."""
     (tmp_path / "config.json").write_text(json.dumps(small_config().to_hf()))
-    cfg = settings(model=ModelSource(str(tmp_path)), mesh=MeshConfig(fsdp=4, tensor=2))
-    plan = make_plan(cfg, "v5e:2x4", objective)
+    config = settings(model=ModelSource(str(tmp_path)), mesh=MeshConfig(fsdp=4, tensor=2))
+    plan = make_plan(config, "v5e:2x4")
     assert plan.fits and plan.hbm["peak"] < 2**30
     # Weights in float32, two moments, both split over eight chips but for the norms.
     assert plan.hbm["optimizer"] == pytest.approx(2 * plan.hbm["weights"], rel=0.01)
@@ -175,14 +174,17 @@ def test_a_real_plan_of_a_small_model(tmp_path):
     assert 0 < plan.roofline_seconds < plan.estimated_seconds < 1
 
 
-def test_the_table_in_the_readme_is_that_of_the_stored_plans():
-    assert plan_recipes.table() in (REPO / "README.md").read_text()
+def test_the_tables_of_readme_and_docs_are_those_of_the_stored_plans():
+    assert plan_recipes.summary() in (REPO / "README.md").read_text()
+    assert plan_recipes.table() in (REPO / "docs" / "recipes_and_tpus.md").read_text()
 
 
-@pytest.mark.parametrize(("name", "topology", "cfg"), list(plan_recipes.recipes()), ids=lambda value: str(value)[:24])
-def test_stored_plans_are_those_of_the_recipes(name, topology, cfg):
+@pytest.mark.parametrize(
+    ("name", "topology", "config"), list(plan_recipes.recipes()), ids=lambda value: str(value)[:24]
+)
+def test_stored_plans_are_those_of_the_recipes(name, topology, config):
     plan = plan_recipes.stored_plan(name)
-    assert plan["settings"] == plan_recipes.fingerprint(topology, cfg)
+    assert plan["settings"] == plan_recipes.fingerprint(topology, config)
     assert plan["fits"] and plan["topology"] == topology
     assert plan_recipes.figures(name) in importlib.import_module(f"configs.{name}").__doc__
 
@@ -190,9 +192,9 @@ def test_stored_plans_are_those_of_the_recipes(name, topology, cfg):
 @needs_libtpu
 @pytest.mark.slow
 def test_the_stored_plan_of_a_single_chip_is_what_the_compiler_says():
-    ((_, topology, cfg),) = (recipe for recipe in plan_recipes.recipes() if recipe[0] == "lora_2b_v5e1")
+    ((_, topology, config),) = (recipe for recipe in plan_recipes.recipes() if recipe[0] == "lora_2b_v5e1")
     stored = plan_recipes.stored_plan("lora_2b_v5e1")
-    plan = make_plan(cfg, topology, objective)
+    plan = make_plan(config, topology)
     # Other versions of the compiler schedule differently; what a user rents by must not change.
     assert plan.hbm["peak"] == pytest.approx(stored["hbm"]["peak"], rel=0.1)
     assert plan.flops == pytest.approx(stored["flops"], rel=0.05)

@@ -1,15 +1,28 @@
 """Resuming with other settings: what is refused, what is warned about, what is free."""
 
-import dataclasses
+import json
 import logging
 
 import pytest
 
-from train.config import CheckpointConfig, DataConfig, LoraConfig, MeshConfig, ModelSource, OptimConfig, SFTConfig
+from train.config import (
+    CheckpointConfig,
+    DataConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelSource,
+    MtpLossConfig,
+    OptimConfig,
+    Options,
+    Recipe,
+    Supervised,
+    TrainConfig,
+)
 from train.record import check_resumable, make_record, write_record
 
-CONFIG = SFTConfig(
-    ModelSource("base"), DataConfig("train.jsonl", sequence_length=64), steps=10, lora=LoraConfig(), workdir="here"
+CONFIG = TrainConfig(
+    Recipe(ModelSource("base"), DataConfig("train.jsonl", sequence_length=64), steps=10, lora=LoraConfig()),
+    options=Options(workdir="here"),
 )
 
 
@@ -24,7 +37,7 @@ def check(tmp_path):
 
     def check(weights=b"weights", rows="1", **changes):
         (base / "model.safetensors").write_bytes(weights)
-        config = dataclasses.replace(CONFIG, **changes)
+        config = CONFIG.replace(**changes)
         check_resumable(workdir, make_record(config, model_folder=base, data_identity={"data": rows}))
 
     return check
@@ -71,16 +84,83 @@ def test_what_changes_no_number_is_free(check, caplog):
 
 def test_layout_is_allowed_with_a_warning(check, caplog):
     with caplog.at_level(logging.WARNING):
-        check(mesh=MeshConfig(fsdp=2), loss_chunk=16, model=ModelSource("base", remat="none"))
+        check(mesh=MeshConfig(fsdp=2), loss_chunk=16, remat="none")
     assert "loss_chunk, mesh.fsdp, model.remat differs" in caplog.text
 
 
 def test_a_run_at_a_constant_rate_may_go_on_longer(tmp_path, check):
     constant = OptimConfig(schedule="constant")
-    record = make_record(dataclasses.replace(CONFIG, optim=constant), model_folder=tmp_path / "base", data_identity={})
+    record = make_record(CONFIG.replace(optim=constant), model_folder=tmp_path / "base", data_identity={})
     write_record(tmp_path / "run", record)
-    longer = dataclasses.replace(CONFIG, optim=constant, steps=20)
+    longer = CONFIG.replace(optim=constant, steps=20)
     check_resumable(tmp_path / "run", make_record(longer, model_folder=tmp_path / "base", data_identity={}))
+
+
+def test_the_record_is_laid_out_by_class(tmp_path):
+    record = make_record(CONFIG, model_folder=tmp_path, data_identity={"data": "1"}).to_json()
+    assert set(record) == {"recipe", "layout", "options", "identity"}
+    assert record["recipe"]["model"]["path"] == "base" and record["recipe"]["lora"]["rank"] == 16
+    assert record["recipe"]["objective"]["kind"] == "supervised"
+    assert record["layout"]["remat"] == "block" and record["options"]["workdir"] == "here"
+    assert set(record["identity"]) == {"model", "data"}
+
+
+@pytest.fixture
+def edited(tmp_path, check):
+    """Changes the written record as another version would have written it, and checks resuming."""
+    path = tmp_path / "run" / "config.json"
+
+    def edited(change, **changes):
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+        check(**changes)
+
+    return edited
+
+
+def test_a_setting_that_an_older_record_lacks_counts_as_its_default(edited, caplog):
+    def before_these_settings(record):
+        del record["recipe"]["health"], record["recipe"]["data"]["train_on"], record["recipe"]["optim"]["clip_norm"]
+        del record["recipe"]["lora"]["dropout"], record["layout"]["delta_rule"], record["options"]
+
+    edited(before_these_settings)
+    assert not caplog.records
+    with pytest.raises(
+        ValueError, match=r"settings: data.train_on was 'all', now 'last'; optim.clip_norm was 1.0, now"
+    ):
+        edited(
+            lambda record: None,
+            data=DataConfig("train.jsonl", sequence_length=64, train_on="last"),
+            optim=OptimConfig(clip_norm=None),
+        )
+
+
+def test_a_setting_that_is_gone_is_refused(edited):
+    with pytest.raises(ValueError, match=r"optim\.nesterov was True, now None"):
+        edited(lambda record: record["recipe"]["optim"].update(nesterov=True))
+
+
+def test_another_objective_is_refused(edited):
+    with pytest.raises(ValueError, match="objective was 'distillation', now 'supervised'"):
+        edited(lambda record: record["recipe"]["objective"].update(kind="distillation"))
+
+
+def test_names_of_flags_name_what_differs(check, caplog):
+    with pytest.raises(ValueError, match=r"settings: mtp.weight was 0.1, now 0.2\. Give"):
+        check(objective=Supervised(MtpLossConfig(weight=0.2)))
+    check(delta_rule="associative")
+    assert "model.delta-rule differs" in caplog.text
+
+
+def test_a_record_of_an_earlier_version_is_one_clear_error(edited):
+    def flat(record):
+        record.update(record.pop("recipe"), model_fingerprint="1")
+        del record["layout"], record["identity"]
+
+    with pytest.raises(ValueError, match=r"config\.json has no identity, layout, recipe: .* earlier version") as caught:
+        edited(flat)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unreadable_record_is_an_error(tmp_path):

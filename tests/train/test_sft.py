@@ -16,7 +16,7 @@ from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.safetensors import read_checkpoint
 from tests.train.conftest import small_config
 from tests.train.launching import LORA, TINY, finish, kill, timeless, wait_for_step
-from train.metrics import METRICS, read_rows
+from train.observe.metrics import METRICS, read_entries
 from train.sft import main
 
 
@@ -55,8 +55,8 @@ def test_a_run_directory_holds_what_is_promised(whole_run):
     names = {path.name for path in workdir.iterdir()}
     assert names == {"config.json", METRICS, "tensorboard", "checkpoints", "export", "plots"}
     config = json.loads((workdir / "config.json").read_text())
-    assert config["lora"]["rank"] == 4 and config["steps"] == 9
-    row = read_rows(workdir / METRICS)[0]
+    assert config["recipe"]["lora"]["rank"] == 4 and config["recipe"]["steps"] == 9
+    row = read_entries(workdir / METRICS)[0]
     assert {"step", "loss", "mtp_loss", "tokens", "grad_norm", "learning_rate", "tokens_per_second"} <= row.keys()
     assert sorted(path.name for path in (workdir / "export").iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors",
@@ -75,11 +75,10 @@ def test_adapters_are_all_that_a_checkpoint_holds(whole_run):
 
 
 FULL = """
-import dataclasses
 from configs.tiny_sft import config as tiny
 
 def config():
-    return dataclasses.replace(tiny(), lora=None, export={export})
+    return tiny().replace(lora=None, export={export})
 """
 
 
@@ -192,12 +191,12 @@ WRONG = {
         "data.sequence_length=24",
     ),
     "steps within the warmup": (lambda i, t: [TINY, "--steps", "9"], "warmup of 10 steps"),
-    "rows that cannot be cut": (lambda i, t: [TINY, "--accumulation", "3"], "rows_per_batch=8"),
+    "rows that cannot be cut": (lambda i, t: [TINY, "--accumulation", "3"], "sequences_per_batch=8"),
     "more devices than there are": (lambda i, t: [TINY, "--mesh.tensor", "64"], "64 devices"),
     "unknown LoRA target": (lambda i, t: [TINY, "--lora.targets", "attention", "vision"], "vision"),
     "a mesh that does not divide the tokens": (
         lambda i, t: [TINY, "--mesh.context", "8", "--data.sequence-length", "72"],
-        "tokens in a row=72",
+        "tokens in a sequence=72",
     ),
     "steps to profile in the wrong order": (lambda i, t: [TINY, "--profile", "9:3"], "profile='9:3'"),
     "evaluations without anything to evaluate": (lambda i, t: [TINY, "--evaluate-every", "5"], "evaluate_every=5"),
@@ -238,6 +237,29 @@ def test_wrong_input_is_one_line_and_writes_nothing(inputs, tmp_path, capsys, ca
     assert sorted(tmp_path.rglob("*")) == before
 
 
+OTHER_OBJECTIVE = """
+import dataclasses
+from configs.tiny_sft import config as tiny
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    def check_lora(self, lora):
+        pass
+
+def config():
+    return tiny().replace(objective=Distillation())
+"""
+
+
+def test_a_run_file_with_another_objective_is_refused_by_name(tmp_path, capsys):
+    (tmp_path / "other.py").write_text(OTHER_OBJECTIVE)
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "other.py")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "is Distillation, but python -m train.sft needs Supervised" in error
+
+
 def test_resuming_with_other_settings_is_refused(whole_run, inputs, capsys):
     workdir, _ = whole_run
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
@@ -245,20 +267,19 @@ def test_resuming_with_other_settings_is_refused(whole_run, inputs, capsys):
     with pytest.raises(SystemExit):
         main([TINY, *map(str, files), *LORA, "--optim.learning-rate", "0.5", "--seed", "4"])
     error = capsys.readouterr().err
-    assert f"optim.learning_rate was {tiny_config().optim.learning_rate}, now 0.5; seed was 0, now 4" in error
+    assert f"optim.learning_rate was {tiny_config().recipe.optim.learning_rate}, now 0.5; seed was 0, now 4" in error
     assert error.count("\n") == 1
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 
 SCORED = """
-import dataclasses
 from configs.tiny_sft_scored import config as scored, score
 
 def on_these_questions(model, tokenizer):
     return score(model, tokenizer, data_dir={data_dir!r})
 
 def config():
-    return dataclasses.replace(scored(), evaluate=on_these_questions, evaluate_every=4)
+    return scored().replace(evaluate=on_these_questions, evaluate_every=4)
 """
 
 
@@ -274,5 +295,5 @@ def test_a_run_scores_itself_and_traces_chosen_steps(command, whole_run, tmp_pat
     assert [row | {"eval_qa_accuracy": 0} for row in rows] == [
         row | {"eval_qa_accuracy": 0} for row in timeless(whole_run[0])
     ]
-    assert json.loads((workdir / "config.json").read_text())["evaluate"].endswith(".on_these_questions")
+    assert json.loads((workdir / "config.json").read_text())["options"]["evaluate"].endswith(".on_these_questions")
     assert list((workdir / "profile").rglob("*.xplane.pb"))

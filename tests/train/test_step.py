@@ -5,25 +5,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen35_jax.sharding import make_mesh
-from train.config import HealthConfig, MtpLossConfig, OptimConfig
-from train.losses import sft_objective
+from train.batch import abstract_batch, put_batch
+from train.config import HealthConfig, MtpLossConfig, OptimConfig, Supervised
 from train.optim import make_optimizer, make_schedule
-from train.state import init_state, split_model
-from train.step import abstract_batch, make_gradients, make_step, put_batch, rows_of_process
+from train.state import Frozen, init_state, split_model
+from train.step import make_gradients, make_step
 
-OBJECTIVE = sft_objective(MtpLossConfig(weight=0.3, num_steps=2), loss_chunk=8, remat="block")
+OBJECTIVE = Supervised(MtpLossConfig(weight=0.3, num_steps=2)).make(loss_chunk=8, remat="block")
 TERMS = tuple(OBJECTIVE.weights)
 
 
 @pytest.fixture(scope="session")
 def split(model):
-    return split_model(model, adapters=False, train_mtp=True)
+    graphdef, params, rest = split_model(model, adapters=False, train_mtp=True)
+    return graphdef, params, Frozen(rest)
 
 
 @pytest.fixture(scope="session")
 def gradients(split, mesh, host_batch):
-    """Returns the gradient of one term for the batch cut into ``accumulation`` parts."""
+    """Returns the gradient of one term for the batch cut into so many micro-batches."""
     graphdef, params, frozen = split
 
     @jax.jit
@@ -64,7 +64,7 @@ def compiled_step(split, mesh):
         state = fresh()
         schedule, health = make_schedule(optim, 10), HealthConfig(loss_factor=3.0)
         step = make_step(graphdef, OBJECTIVE, tx, schedule, seed=0, dropout=False, state=state, health=health)
-        batch = abstract_batch(rows=8, tokens=24, accumulation=2, mesh=mesh)
+        batch = abstract_batch(sequences=8, tokens=24, accumulation=2, mesh=mesh)
         compiled = step.lower(state, frozen, batch).compile()
     return lambda state, batch: compiled(state, frozen, batch), fresh
 
@@ -72,16 +72,16 @@ def compiled_step(split, mesh):
 def test_steps_learn_and_report(compiled_step, mesh, host_batch):
     step, fresh = compiled_step
     state, batch = fresh(), put_batch(host_batch, accumulation=2, mesh=mesh)
-    rows = []
+    reports = []
     for _ in range(6):
         state, metrics = step(state, batch)
-        rows.append(jax.device_get(metrics))
+        reports.append(jax.device_get(metrics))
     assert int(state.step) == 6
     for name in TERMS:
-        assert rows[-1][name] < rows[0][name]
-    assert rows[0]["input_tokens"] == np.sum(host_batch["segment_ids"] > 0)
-    assert rows[0]["tokens"] == OBJECTIVE.counts(jax.tree.map(jnp.asarray, host_batch))["loss"]
-    assert rows[0]["learning_rate"] == np.float32(3e-3)
+        assert reports[-1][name] < reports[0][name]
+    assert reports[0]["input_tokens"] == np.sum(host_batch["segment_ids"] > 0)
+    assert reports[0]["tokens"] == OBJECTIVE.counts(jax.tree.map(jnp.asarray, host_batch))["loss"]
+    assert reports[0]["learning_rate"] == np.float32(3e-3)
 
 
 def test_a_batch_without_targets_gives_zero_and_no_nan(compiled_step, mesh, host_batch):
@@ -109,14 +109,3 @@ def test_an_unsound_step_leaves_all_but_its_number_and_the_count_of_skips(compil
     )
     for a, b in pairs:
         np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize("axes", [{"data": 2}, {"data": 2, "context": 2}, {"tensor": 2}])
-def test_a_batch_lies_the_same_whoever_feeds_it(axes):
-    mesh = make_mesh(**axes)
-    batch = {"input_ids": np.arange(12 * 8, dtype=np.int32).reshape(12, 8)}
-    rows = rows_of_process(rows=12, tokens=8, accumulation=3, mesh=mesh)
-    assert rows == range(12)  # one process holds every device
-    placed = put_batch(batch, accumulation=3, mesh=mesh)["input_ids"]
-    for row in range(12):
-        np.testing.assert_array_equal(placed[row % 3, row // 3], batch["input_ids"][row])

@@ -1,9 +1,10 @@
-"""The documents of a run by their position: read, checked, rendered and tokenised when they are asked for.
+"""Finds the documents of a run by their position, and reads, checks, renders and tokenises them when they are needed.
 
-Before a run starts its rows are checked, as far as that takes seconds: all rows of a source of up to 256 MiB; of a
-larger one as many as 256 MiB hold, in runs evenly spread over it, because to parse hundreds of gigabytes would take an
-hour at every start. In any case a row is checked when its turn comes, and the policies apply then. A run that a bad row
-stopped in the middle goes on from its checkpoint with ``bad_rows="drop"``, which changes nothing about the rows before.
+Before a run starts, rows are checked for as long as that takes seconds. A source of up to 256 MiB is checked in full.
+Of a larger source as many rows are checked as 256 MiB hold, in stretches that are evenly spread over it, because it
+would take an hour at every start to parse hundreds of gigabytes. Every row is checked again when its turn comes, and
+the policies apply then. If a bad row stopped a run, the run goes on from its checkpoint with ``bad_rows="drop"``; this
+changes nothing about the rows before.
 """
 
 import logging
@@ -13,7 +14,7 @@ from typing import Any
 
 from qwen35_jax.hf.hub import find_files
 from qwen35_jax.processing import ChatTemplateError, Tokenizer
-from train.data.config import DataConfig
+from train.config.data import DataConfig
 from train.data.masking import Example, Rendered, encode_conversations, encode_text, render_conversation
 from train.data.order import Mixture, ShuffledRows
 from train.data.rows import RowError, check_row, forbidden_tokens
@@ -26,7 +27,7 @@ _CHECKED_RUNS = 64
 
 
 class Documents:
-    """Every document that a run may draw, by its position in the order; a pure function of data and settings."""
+    """Every document that a run may draw, by its position in the order. It depends on data and settings alone."""
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
         """Finds and indexes the files of every source.
@@ -80,10 +81,10 @@ class Documents:
         } | {name: getattr(self.config, name) for name in names}
 
     def passes_before(self, position: int) -> dict[str, float]:
-        """Says for each source how often it was passed before a position."""
+        """Says how many times each source was read in full before a position."""
         draws = self._mixture.draws_before(position)
-        parts = zip(self.config.mixture, draws, self.sources, strict=True)
-        return {setting.path: count / len(source) for setting, count, source in parts}
+        sources = zip(self.config.mixture, draws, self.sources, strict=True)
+        return {setting.path: count / len(source) for setting, count, source in sources}
 
     def check(self) -> tuple[int, Counter[str]]:
         """Checks rows as the module says; returns how many, and the unusable ones among them by reason.
@@ -141,19 +142,22 @@ class Documents:
 
 
 def refusal(where: str, err: RowError) -> ValueError:
-    """Makes the error that stops a run at a row, with the ways out."""
+    """Makes the error that stops a run at a row; it names the ways out."""
     long = err.reason == "too_long"
     policy, other = ("long_rows", "raise data.sequence_length") if long else ("bad_rows", "mend the row")
     return ValueError(f"{where}: {err}; {other}, or set data.{policy}=drop to leave such rows out.")
 
 
 def _rows_to_check(source: RowSource) -> Iterator[int]:
-    """Yields every row, or runs of neighbours (cheap to read in any format) evenly spread over a large source."""
+    """Yields every row of a small source, or stretches of neighbours that are evenly spread over a large one.
+
+    Neighbours are cheap to read in any format.
+    """
     count = len(source)
     if source.num_bytes <= _CHECKED_BYTES:
         yield from range(count)
         return
-    run = max(1, count * _CHECKED_BYTES // source.num_bytes // _CHECKED_RUNS)
+    stretch = max(1, count * _CHECKED_BYTES // source.num_bytes // _CHECKED_RUNS)
     for number in range(_CHECKED_RUNS):
-        start = number * (count - run) // (_CHECKED_RUNS - 1)
-        yield from range(start, min(start + run, count))
+        start = number * (count - stretch) // (_CHECKED_RUNS - 1)
+        yield from range(start, min(start + stretch, count))

@@ -1,8 +1,8 @@
-"""Lines of a JSONL file by number.
+"""Rows of a JSONL file by number.
 
-A file is held as the byte offset of each row, 8 bytes a row. Finding them reads the file once, at about 1 GB/s on one
-core; what was found in a large file is kept in the user's cache (``$XDG_CACHE_HOME/qwen35-jax``, by default
-``~/.cache``) and mapped into memory from there, so that the next start reads nothing and the offsets need no memory.
+A file is held as the byte offset of each row, 8 bytes a row. To find them the file is read once, at about 1 GB/s on one
+core. The offsets of a large file are kept in the user's cache (``$XDG_CACHE_HOME/qwen35-jax``, by default
+``~/.cache``) and mapped into memory from there. So the next start reads nothing, and the offsets need no memory.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ _HEADER = 3
 
 
 class JsonlFile:
-    """The non-empty lines of one file. Reading is thread-safe."""
+    """The rows of one file, which are its lines that are not empty. Reading is thread-safe."""
 
     def __init__(self, path: Path):
-        """Finds the lines.
+        """Finds the rows.
 
         Raises:
           OSError: the file cannot be read.
@@ -54,7 +54,7 @@ class JsonlFile:
           RowError: the row is not valid JSON.
         """
         start, end = (int(offset) for offset in self._starts[index : index + 2])
-        # Opened for each row: threads do not disturb each other, and a thousand files need no thousand descriptors.
+        # The file is opened for each row: threads do not disturb each other, and many files need few descriptors.
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             line = os.pread(descriptor, end - start, start)
@@ -114,7 +114,7 @@ def _make_index(path: Path) -> Int64[np.ndarray, " I"]:
 
 
 def _cache_file(path: Path) -> Path:
-    """Where the index of a file is kept; another place, size or time of change makes it another file."""
+    """Returns where the index of a file is kept. A file with another place, size or time of change is another file."""
     resolved = path.resolve()
     stat = resolved.stat()
     name = hashlib.sha256(f"{resolved}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:32]

@@ -1,8 +1,8 @@
-"""Token ids of a row, and which of them are trained.
+"""Turns a row into token ids, and marks which of them are trained.
 
-A conversation is rendered once. The assistant's turns are found in that one text by the marks around them, and a token
-is trained if all its characters lie in a trained range. The marks can be trusted because `rows.check_row` refuses text
-that spells them.
+A conversation is rendered once. The marks around the assistant's turns show where they are in that one text, and a
+token is trained if all its characters lie in a trained range. The marks can be trusted because `rows.check_row` refuses
+text that spells them.
 
 What is trained of ``<|im_start|>assistant\\n<think>\\nREASONING\\n</think>\\n\\nANSWER<|im_end|>\\n``, a turn:
 
@@ -17,7 +17,7 @@ Turns before the user's last question are rendered without their reasoning, as t
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -38,9 +38,15 @@ class Example:
 
     input_ids: Int32[np.ndarray, " T"]
     trained: Bool[np.ndarray, " T"]
+    signals: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Further values for each token, by the name of their batch field; tokens are along the first axis."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def values(self) -> dict[str, np.ndarray]:
+        """Returns everything that an example knows about its tokens, by the name of the batch field."""
+        return {"input_ids": self.input_ids, "trained": self.trained, **self.signals}
 
 
 class Rendered(NamedTuple):

@@ -1,9 +1,9 @@
-"""Which row is the document at a position of a run: a pure function of the seed and the position.
+"""Says which row is the document at a position of a run. It depends on the seed and the position alone.
 
-Sources are drawn from by a fixed pattern of 65,536 places, in which each has as many as its weight asks for, spread
-evenly with some chance. A source goes through its rows pass after pass, each pass in an order of its own: its groups of
-rows are shuffled and cut into windows of a bounded number of bytes, and the rows of a window are shuffled among each
-other. A source of JSONL files is one window, so that all its rows are.
+A fixed pattern of 65,536 places says which source is drawn from. A source has as many places as its weight asks for;
+they are spread evenly, with some chance. A source goes through its rows pass after pass, each time in another order:
+its groups of rows are shuffled and cut into windows of a bounded number of bytes, and the rows of a window are shuffled
+among each other. A source of JSONL files is a single window, so all its rows are shuffled among each other.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ PLACES = 1 << 16
 
 
 class Mixture:
-    """Which source each position draws from, and the how-manieth draw from that source it is.
+    """Which source each position draws from, and how many draws from that source came before.
 
-    An epoch is as many documents as it takes until every source was passed once; those that are short for their weight
-    repeat meanwhile. With one source it is one pass.
+    An epoch ends once every source has been read in full. Small sources with high weights may repeat, reshuffled each
+    time. With one source an epoch is one pass.
     """
 
     def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int):
@@ -36,7 +36,7 @@ class Mixture:
         """
         self.places = _shares(weights)
         rng = np.random.default_rng([seed, len(weights)])
-        # The n-th of a source's places lies somewhere in the n-th of as many equal parts of the pattern.
+        # With n places, a source has one in each of n equal stretches of the pattern.
         times = [(np.arange(count) + rng.random(count)) / count for count in self.places]
         order = np.argsort(np.concatenate(times), kind="stable")
         self._source = np.repeat(np.arange(len(weights)), self.places)[order]
@@ -61,7 +61,7 @@ class Mixture:
 
 
 def _shares(weights: Sequence[float]) -> list[int]:
-    """Deals the places of the pattern by weight; what rounding leaves goes to the largest remainders."""
+    """Deals the places of the pattern by weight; places left over by rounding go to the largest remainders."""
     if len(weights) == 1:
         return [1]
     exact = np.asarray(weights) / np.sum(weights) * PLACES
@@ -84,17 +84,17 @@ class _Pass(NamedTuple):
 
 
 class ShuffledRows:
-    """The rows of one source in an endless order: pass after pass, each shuffled anew."""
+    """The rows of one source in an endless order: pass after pass, each in another order."""
 
     def __init__(
         self, group_rows: Sequence[int], group_bytes: Sequence[int], *, window_bytes: int, seed: tuple[int, ...]
     ):
-        """Takes the sizes of the row groups in the order of the rows; a window is of whole groups."""
+        """Takes the sizes of the row groups in the order of the rows; a window consists of whole groups."""
         self._rows, self._bytes = np.asarray(group_rows, np.int64), np.asarray(group_bytes, np.int64)
         self._first = np.cumsum(self._rows) - self._rows
         self._window_bytes, self._seed = window_bytes, seed
         self._length = int(self._rows.sum())
-        # Neighbouring positions share their pass and, but for its borders, their window.
+        # Neighbouring positions share their pass and, except at its borders, their window.
         self._pass = lru_cache(maxsize=2)(self._make_pass)
         self._window = lru_cache(maxsize=4)(self._make_window)
 

@@ -1,87 +1,101 @@
-"""Documents into rows of a fixed length, rows into batches."""
+"""Packs documents into sequences of a fixed length, and sequences into batches.
+
+Letters: B sequences, T tokens of a sequence.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int32
 
+from train.batch import TOKEN_FIELDS, Fields, HostBatch
 from train.data.masking import Example
 
 Key = tuple[int, int]
 """Which document an example is: its position in the order of the run, and its piece if a text was cut."""
 
-Row = list[tuple[Key, Example]]
-Batch = dict[str, Int32[np.ndarray, "R T"] | Bool[np.ndarray, "R T"]]
+PackedSequence = list[tuple[Key, Example]]
 
 
 class Packer:
-    """First fit with a bounded number of open rows.
+    """First fit with a bounded number of open sequences.
 
-    A document goes into the oldest open row that has room for it. If none has and no more may be opened, the fullest
-    row is closed. Which row a document goes to depends on the documents before it alone.
+    A document goes into the oldest open sequence that has room for it. If none has room and no more may be opened, the
+    fullest sequence is closed. Which sequence a document goes to depends on the documents before it alone.
 
-    Waste is bounded: of two rows open side by side at most one is half empty, since otherwise the later one's documents
-    had gone into the earlier. So with two open rows or more, every row closed is more than half full, and lacks less
-    than the document that closed it is long; only `flush` may close one row a good deal emptier.
+    Waste is bounded: of two sequences that are open together at most one is half empty, since otherwise the documents
+    of the later one would have gone into the earlier one. So with two open sequences or more, every closed sequence is
+    more than half full, and its free space is smaller than the document that closed it. Only `flush` may close one
+    sequence that is much emptier.
     """
 
-    def __init__(self, row_length: int, open_rows: int):
-        self._row_length, self._open_rows = row_length, open_rows
-        self._open: list[tuple[Row, int]] = []
+    def __init__(self, sequence_length: int, open_sequences: int):
+        self._sequence_length, self._open_sequences = sequence_length, open_sequences
+        self._open: list[tuple[PackedSequence, int]] = []
 
     @property
-    def open(self) -> list[Row]:
-        """The unfinished rows, the oldest first."""
-        return [row for row, _ in self._open]
+    def open(self) -> list[PackedSequence]:
+        """The unfinished sequences, the oldest first."""
+        return [sequence for sequence, _ in self._open]
 
-    def restore(self, rows: Sequence[Row]) -> None:
-        """Takes unfinished rows in place of its own."""
-        self._open = [(list(row), used(row)) for row in rows]
+    def restore(self, sequences: Sequence[PackedSequence]) -> None:
+        """Takes unfinished sequences in place of its own."""
+        self._open = [(list(sequence), used(sequence)) for sequence in sequences]
 
-    def add(self, key: Key, example: Example) -> list[Row]:
-        """Places one document of at most ``row_length`` tokens and returns the rows that this closed."""
+    def add(self, key: Key, example: Example) -> list[PackedSequence]:
+        """Places one document of at most ``sequence_length`` tokens and returns the sequences that this closed."""
         length = len(example)
-        assert 0 < length <= self._row_length, (length, self._row_length)
+        assert 0 < length <= self._sequence_length, (length, self._sequence_length)
         closed = []
-        place = next((i for i, (_, filled) in enumerate(self._open) if filled + length <= self._row_length), None)
+        fits = (i for i, (_, filled) in enumerate(self._open) if filled + length <= self._sequence_length)
+        place = next(fits, None)
         if place is None:
-            if len(self._open) == self._open_rows:
+            if len(self._open) == self._open_sequences:
                 fullest = int(np.argmax([filled for _, filled in self._open]))
                 closed.append(self._open.pop(fullest)[0])
             place = len(self._open)
             self._open.append(([], 0))
-        row, filled = self._open[place]
-        row.append((key, example))
-        self._open[place] = (row, filled + length)
-        if filled + length == self._row_length:
+        sequence, filled = self._open[place]
+        sequence.append((key, example))
+        self._open[place] = (sequence, filled + length)
+        if filled + length == self._sequence_length:
             closed.append(self._open.pop(place)[0])
         return closed
 
-    def flush(self) -> list[Row]:
-        """Closes and returns every open row, the oldest first."""
-        rows, self._open = self.open, []
-        return rows
+    def flush(self) -> list[PackedSequence]:
+        """Closes and returns every open sequence, the oldest first."""
+        sequences, self._open = self.open, []
+        return sequences
 
 
-def used(row: Row) -> int:
-    """Counts the tokens in a row."""
-    return sum(len(example) for _, example in row)
+def used(sequence: PackedSequence) -> int:
+    """Counts the tokens in a sequence."""
+    return sum(len(example) for _, example in sequence)
 
 
-def make_batch(rows: Sequence[Row], *, row_length: int, pad_token_id: int) -> Batch:
-    """Lays rows, which may be empty, out as arrays ``[R, row_length]``, their ends as padding.
+def make_batch(
+    sequences: Sequence[PackedSequence], *, sequence_length: int, pad_token_id: int, fields: Fields = TOKEN_FIELDS
+) -> HostBatch:
+    """Lays sequences, which may be empty, out as arrays [B, T, ...]; their ends are padding.
 
-    Returns:
-      ``input_ids`` and ``segment_ids`` (0 padding; 1, 2, ... the documents of a row), int32, and ``trained``, bool.
+    ``segment_ids`` count the documents of a sequence from 1. The values of the other fields are those of the examples.
+    Padding is the pad token in ``input_ids`` and 0 elsewhere.
+
+    Raises:
+      ValueError: a field has no value for each token.
     """
-    shape = (len(rows), row_length)
-    input_ids = np.full(shape, pad_token_id, np.int32)
-    segment_ids = np.zeros(shape, np.int32)
-    trained = np.zeros(shape, bool)
-    for r, row in enumerate(rows):
+    if other := [name for name, field in fields.items() if not field.is_per_token]:
+        raise ValueError(f"documents cannot fill the fields {', '.join(other)}, which have no value for each token.")
+    batch = {
+        name: np.full(
+            field.shape(len(sequences), sequence_length), pad_token_id if name == "input_ids" else 0, field.dtype
+        )
+        for name, field in fields.items()
+    }
+    for s, sequence in enumerate(sequences):
         start = 0
-        for segment, (_, example) in enumerate(row, start=1):
-            where = np.s_[r, start : start + len(example)]
-            input_ids[where], segment_ids[where], trained[where] = example.input_ids, segment, example.trained
+        for segment, (_, example) in enumerate(sequence, start=1):
+            values = example.values() | {"segment_ids": segment}
+            for name, array in batch.items():
+                array[s, start : start + len(example)] = values[name]
             start += len(example)
-    return {"input_ids": input_ids, "segment_ids": segment_ids, "trained": trained}
+    return batch

@@ -1,9 +1,10 @@
-"""Batches in an order that depends on the data, the settings and the seed alone, from any position, for any process.
+"""Makes batches, from any position and for any process.
 
-Document ``i`` of the order (`train.data.documents`) belongs to shard ``i % shards``; shard ``s`` packs its documents
-(`train.data.shards`) into rows ``s R / shards`` to ``(s + 1) R / shards`` of every batch of ``R`` rows. A process that
-feeds some of the rows reads the shards that fill them and no other. The state has an entry for each shard, so that
-states of several processes can be joined and the whole be taken up by any number of them.
+The order depends on the data, the settings and the seed alone. Document ``i`` of the order (`train.data.documents`)
+belongs to data shard ``i % shards``. Of every batch of ``B`` sequences, shard ``s`` packs its documents
+(`train.data.shards`) into the sequences ``s B / shards`` to ``(s + 1) B / shards``. A process that feeds some of the
+sequences reads the shards that fill them and no other. The state keeps each shard apart. So the states of several
+processes can be joined, and any number of processes can go on from the whole.
 """
 
 from collections import Counter
@@ -11,37 +12,38 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qwen35_jax.processing import Tokenizer
-from train.data.config import DataConfig
+from train.batch import HostBatch
+from train.config.data import DataConfig
 from train.data.documents import Documents
-from train.data.packing import Batch, Row, make_batch
+from train.data.packing import PackedSequence, make_batch
 from train.data.shards import Shard
 
 
-def make_batches(config: DataConfig, tokenizer: Tokenizer, rows: range | None = None) -> "BatchIterator":
+def make_batches(config: DataConfig, tokenizer: Tokenizer, sequences: range | None = None) -> "BatchIterator":
     """Opens the data, checks rows as far as that takes seconds, and returns the iterator of batches.
 
     Args:
-      rows: the neighbouring rows of every batch that this process feeds; None for all.
+      sequences: the neighbouring sequences of every batch that this process feeds; None for all.
 
     Raises:
-      ValueError: the data cannot be read, a row is unusable and ``bad_rows`` is ``error``, no row is usable, or
-        ``rows`` are not rows of a batch, or end with ``epochs`` unknown to this process.
+      ValueError: the data cannot be read; a row is unusable and ``bad_rows`` is ``error``; no row is usable;
+        ``sequences`` are not those of a batch; or this process cannot know when ``epochs`` end.
     """
-    return BatchIterator(config, tokenizer, rows)
+    return BatchIterator(config, tokenizer, sequences)
 
 
 class BatchIterator:
-    """Packed batches: ``{"input_ids", "segment_ids", "trained"}``, numpy arrays [len(rows), sequence_length].
+    """Yields packed batches: ``{"input_ids", "segment_ids", "trained"}``, numpy arrays [len(sequences), tokens].
 
-    Ends after ``epochs`` passes, where the rows of a shard that ended before the others are padding; never with
-    ``epochs=None``.
+    It ends after ``epochs``; the sequences of a data shard that ended before the others are padding then. With
+    ``epochs=None`` it never ends.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, rows: range | None = None):
-        self._rows = _check_rows(config, rows)
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, sequences: range | None = None):
+        self._sequences = _check_sequences(config, sequences)
         self._config, self._pad_token_id = config, tokenizer.pad_token_id
-        self._rows_per_shard = config.rows_per_batch // config.shards
-        numbers = range(self._rows[0] // self._rows_per_shard, self._rows[-1] // self._rows_per_shard + 1)
+        self._per_shard = config.sequences_per_batch // config.shards
+        numbers = range(self._sequences[0] // self._per_shard, self._sequences[-1] // self._per_shard + 1)
         if config.epochs is not None and len(numbers) < config.shards:
             raise ValueError(
                 f"data.epochs={config.epochs}: a process that reads {len(numbers)} of data.shards={config.shards} "
@@ -52,40 +54,40 @@ class BatchIterator:
         threads = -(-config.num_threads // len(numbers))
         self._shards = {number: Shard(self._documents, number, threads) for number in numbers}
         self._num_batches = 0
-        self._last: list[Row] = []
+        self._last: list[PackedSequence] = []
 
     def __iter__(self) -> "BatchIterator":
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> HostBatch:
         """Returns the next batch.
 
         Raises:
           ValueError: a row is too long or unusable and its policy is ``error``, or a whole epoch was unusable.
         """
-        size = self._rows_per_shard
-        parts = [shard.next_rows(size) for shard in self._shards.values()]
-        if not any(parts):
+        size = self._per_shard
+        by_shard = [shard.next_sequences(size) for shard in self._shards.values()]
+        if not any(by_shard):
             raise StopIteration
-        rows = [row for part in parts for row in [*part, *[[]] * (size - len(part))]]
-        first = self._rows[0] - size * next(iter(self._shards))
-        self._last = rows[first : first + len(self._rows)]
+        filled_up = [each for packed in by_shard for each in [*packed, *[[]] * (size - len(packed))]]
+        first = self._sequences[0] - size * next(iter(self._shards))
+        self._last = filled_up[first : first + len(self._sequences)]
         self._num_batches += 1
-        return make_batch(self._last, row_length=self._config.sequence_length, pad_token_id=self._pad_token_id)
+        return make_batch(self._last, sequence_length=self._config.sequence_length, pad_token_id=self._pad_token_id)
 
     def documents(self) -> list[list[str]]:
-        """Names, for each row of the batch last returned, the file and line of its documents in their order."""
+        """Names, for each sequence of the batch last returned, the file and line of its documents in their order."""
         return self.documents_later()()
 
     def documents_later(self) -> Callable[[], list[list[str]]]:
-        """Returns a function that does what `documents` does now, for finding many lines takes longer than a step."""
-        rows = self._last
-        return lambda: [[self._documents.where(position) for (position, _), _ in row] for row in rows]
+        """Returns a function that does later what `documents` does: finding many lines may take longer than a step."""
+        last = self._last
+        return lambda: [[self._documents.where(position) for (position, _), _ in sequence] for sequence in last]
 
     def get_state(self) -> dict[str, Any]:
         """Returns a JSON-able state from which `set_state` continues with exactly the batches that would follow.
 
-        It holds the shards that this process reads; `merge_states` joins those of all processes.
+        It holds the data shards that this process reads; `merge_states` joins those of all processes.
         """
         return {
             "identity": self._identity(),
@@ -94,11 +96,11 @@ class BatchIterator:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from a state with the same data and settings, whichever processes it was made by.
+        """Continues from a state with the same data and settings; any number of processes may have made it.
 
         Raises:
           ValueError: the data, the tokenizer or a setting that decides the order are not those of the state, or the
-            state lacks a shard.
+            state lacks a data shard.
         """
         mine = self._identity()
         changed = [name for name, value in mine.items() if state["identity"].get(name) != value]
@@ -115,17 +117,17 @@ class BatchIterator:
         self._num_batches, self._last = state["batches"], []
 
     def report(self) -> dict[str, Any]:
-        """Counts what became of the data so far, in the shards that this process reads.
+        """Counts what became of the data so far, in the data shards that this process reads.
 
         Returns:
           ``rows_in_data``; of the ``rows_checked`` at the start the ``unusable_rows`` by reason; ``epochs`` passed, and
           ``passes`` over each source; ``documents`` read, and those ``dropped`` by reason; ``batches``, ``tokens`` and
-          ``trained_tokens`` in them, and ``packing_efficiency``, the share of the rows' positions that holds a token.
+          ``trained_tokens`` in them; and ``packing_efficiency``, the fraction of positions that hold a token.
         """
         shards = self._shards.values()
         documents = sum(shard.taken for shard in shards)
         counts = sum((shard.counts for shard in shards), Counter())
-        space = counts["rows"] * self._config.sequence_length
+        space = counts["sequences"] * self._config.sequence_length
         # The position in the whole order, if the other shards are as far as these.
         position = documents * self._config.shards // len(shards)
         return {
@@ -142,13 +144,13 @@ class BatchIterator:
         }
 
     def _identity(self) -> dict[str, Any]:
-        """Everything that decides the batches besides the position; more epochs change none of them."""
-        names = ("rows_per_batch", "shards", "open_rows")
+        """Returns all that decides the batches besides the position. More epochs change none of them."""
+        names = ("sequences_per_batch", "shards", "open_sequences")
         return self._documents.identity() | {name: getattr(self._config, name) for name in names}
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Joins the states of all processes, taken after the same batch, into one that any number of them can take up.
+    """Joins the states of all processes after the same batch into one, from which any number of them can go on.
 
     Raises:
       ValueError: they are not of one moment of one run, or a shard is in none of them.
@@ -162,18 +164,20 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
             raise ValueError("the processes read other data or are not at the same batch; their positions do not fit.")
     missing = [number for number in range(first["identity"]["shards"]) if str(number) not in shards]
     if missing:
-        raise ValueError(f"no process saved the position of data shards {missing}; together they must feed all rows.")
+        raise ValueError(
+            f"no process saved the position of data shards {missing}; together they must feed all sequences."
+        )
     ordered = {number: shards[number] for number in sorted(shards, key=int)}
     return {"identity": first["identity"], "batches": first["batches"], "shards": ordered}
 
 
-def _check_rows(config: DataConfig, rows: range | None) -> range:
-    every = range(config.rows_per_batch)
-    if rows is None:
+def _check_sequences(config: DataConfig, sequences: range | None) -> range:
+    every = range(config.sequences_per_batch)
+    if sequences is None:
         return every
-    if not rows or rows.step != 1 or rows.start < 0 or rows.stop > len(every):
+    if not sequences or sequences.step != 1 or sequences.start < 0 or sequences.stop > len(every):
         raise ValueError(
-            f"rows={rows} are not neighbouring rows of a batch; give a range within 0 to "
-            f"data.rows_per_batch={len(every)}."
+            f"sequences={sequences} are not neighbouring sequences of a batch; give a range within 0 to "
+            f"data.sequences_per_batch={len(every)}."
         )
-    return rows
+    return sequences

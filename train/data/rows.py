@@ -53,8 +53,8 @@ def check_row(row: Any, forbidden: re.Pattern[str]) -> None:
 
     Args:
       row: the parsed row.
-      forbidden: special tokens. Spelled out in a row they would become real ones: a turn would seem to end inside a
-        message, or a position to hold an image.
+      forbidden: special tokens. If a row spelled one out, it would become a real one: a turn would seem to end inside
+        a message, or a position to hold an image.
 
     Raises:
       RowError: the row cannot be used.

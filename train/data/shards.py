@@ -1,33 +1,32 @@
-"""One shard: the documents dealt to it, packed into rows, from any position."""
+"""One data shard: the documents dealt to it, packed into sequences, from any position."""
 
 import logging
 from collections import Counter, deque
 from typing import Any
 
 import grain
-import numpy as np
 
 from train.data.documents import Documents, refusal
 from train.data.masking import Example
-from train.data.packing import Packer, Row, used
+from train.data.packing import PackedSequence, Packer, used
 from train.data.rows import RowError
 
 logger = logging.getLogger(__name__)
 
 _ENDLESS = 1 << 62
 _MAX_UNUSED = 100_000
-# Documents that a thread takes at a time: grain's work for an element, and a tokenizer out of the processor's cache,
-# would cost as much as a short document.
+# Documents that a thread takes at a time. One at a time would be slow: grain's own work for an element costs as much as
+# a short document, and so does a tokenizer that the processor's cache has lost.
 _RUN = 8
-# What may be tokenised and not yet packed: enough for seconds of training, and bounded in memory.
+# How much may be tokenised ahead of the packer: enough for seconds of training, and bounded in memory.
 _MAX_DOCUMENTS_AHEAD, _MAX_TOKENS_AHEAD = 2048, 1 << 26
 
 
 class Shard:
-    """Every ``num_shards``-th document from ``number`` on, as packed rows.
+    """Every ``shards``-th document from ``number`` on, in packed sequences.
 
-    grain's threads read, render and tokenise ahead without changing the order. The state is how many documents were
-    taken and the positions of those still held, which are tokenised again when a state is restored.
+    grain's threads read, render and tokenise ahead without changing the order. The state says how many documents were
+    taken, and the positions of those still held. These are tokenised again when a state is restored.
     """
 
     def __init__(self, documents: Documents, number: int, num_threads: int):
@@ -43,8 +42,8 @@ class Shard:
         num_runs = -(-len(self._positions) // _RUN)
         self._stream = iter(grain.MapDataset.range(num_runs).map(self._load).to_iter_dataset(options))
         self._loaded: deque[list[Example] | RowError] = deque()
-        self._packer = Packer(config.sequence_length, config.open_rows)
-        self._ready: deque[Row] = deque()
+        self._packer = Packer(config.sequence_length, config.open_sequences)
+        self._ready: deque[PackedSequence] = deque()
         self._taken = 0
         self._unused_in_a_row = 0
         self.counts: Counter[str] = Counter()
@@ -55,8 +54,8 @@ class Shard:
         """Documents taken from the data so far, those left out included."""
         return self._taken
 
-    def next_rows(self, count: int) -> list[Row]:
-        """Returns the next rows, fewer than ``count`` at the end of the last epoch only.
+    def next_sequences(self, count: int) -> list[PackedSequence]:
+        """Returns the next sequences; there are fewer than ``count`` at the end of the last epoch only.
 
         Raises:
           ValueError: a document is too long or unusable and its policy is ``error``, or none of very many was usable.
@@ -68,28 +67,28 @@ class Shard:
                 self._ready.extend(self._packer.flush())
                 break
             self._take(self._loaded.popleft())
-        rows = [self._ready.popleft() for _ in range(min(len(self._ready), count))]
-        self.counts["rows"] += len(rows)
-        self.counts["tokens"] += sum(map(used, rows))
-        self.counts["trained_tokens"] += sum(int(np.count_nonzero(e.trained)) for row in rows for _, e in row)
-        return rows
+        sequences = [self._ready.popleft() for _ in range(min(len(self._ready), count))]
+        self.counts["sequences"] += len(sequences)
+        self.counts["tokens"] += sum(map(used, sequences))
+        self.counts["trained_tokens"] += sum(int(e.trained.sum()) for sequence in sequences for _, e in sequence)
+        return sequences
 
     def get_state(self) -> dict[str, Any]:
         """Returns a JSON-able state from which `set_state` continues exactly."""
         return {
             "taken": self._taken,
-            "open": [_keys(row) for row in self._packer.open],
-            "ready": [_keys(row) for row in self._ready],
+            "open": [_keys(sequence) for sequence in self._packer.open],
+            "ready": [_keys(sequence) for sequence in self._ready],
             "counts": dict(self.counts),
             "dropped": dict(self.dropped),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from a state of `get_state`."""
-        rows = [*state["open"], *state["ready"]]
-        positions = sorted({position for keys in rows for position, _ in keys})
+        held_keys = [*state["open"], *state["ready"]]
+        positions = sorted({position for keys in held_keys for position, _ in keys})
         held = dict(zip(positions, self._documents.load(positions), strict=True))
-        restored = [[((position, part), held[position][part]) for position, part in keys] for keys in rows]
+        restored = [[((position, piece), held[position][piece]) for position, piece in keys] for keys in held_keys]
         self._taken = state["taken"]
         run, place = divmod(self._taken, _RUN)
         self._stream.set_state({"next_index": run})
@@ -109,8 +108,8 @@ class Shard:
         self._taken += 1
         if not isinstance(document, RowError):
             self._unused_in_a_row = 0
-            for part, example in enumerate(document):
-                self._ready.extend(self._packer.add((position, part), example))
+            for piece, example in enumerate(document):
+                self._ready.extend(self._packer.add((position, piece), example))
             return
         where, reason, config = self._documents.where(position), document.reason, self._documents.config
         if (config.long_rows if reason == "too_long" else config.bad_rows) == "error":
@@ -126,5 +125,5 @@ class Shard:
             )
 
 
-def _keys(row: Row) -> list[list[int]]:
-    return [[position, part] for (position, part), _ in row]
+def _keys(sequence: PackedSequence) -> list[list[int]]:
+    return [[position, piece] for (position, piece), _ in sequence]

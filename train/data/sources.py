@@ -1,7 +1,7 @@
 """Rows of training data by number, over several JSONL and Parquet files.
 
-Nothing here grows with the length of the rows: a JSONL file is held as offsets, of Parquet files a bounded number of
-row groups is in memory. Reading is thread-safe.
+Memory does not grow with the length of the rows: a JSONL file is held as offsets, and a bounded number of row groups
+of Parquet files is in memory. Reading is thread-safe.
 """
 
 import zlib
@@ -23,8 +23,8 @@ WINDOW_BYTES = 1 << 27
 class RowSource:
     """The rows of several files, one after the other.
 
-    They come in groups, each to be read as a whole: the row groups of Parquet files, and the JSONL files, whose rows
-    can be read one by one and which therefore count no bytes.
+    They come in groups. A row group of a Parquet file is read as a whole. A JSONL file is one group; its rows can be
+    read one by one, so it counts no bytes.
     """
 
     def __init__(self, paths: Sequence[Path]):
@@ -35,7 +35,7 @@ class RowSource:
         """
         self._files = [_open(path) for path in paths]
         self._first = np.cumsum([0, *map(len, self._files)])
-        # The windows that are being left and entered, each up to one row group larger than it should be.
+        # Room for two windows, the old one and the next one; each may be larger than it should be by one row group.
         self._cache = GroupCache(2 * (WINDOW_BYTES + max(self.groups[1])))
         self.num_bytes = sum(file.num_bytes for file in self._files)
 
@@ -74,7 +74,7 @@ class RowSource:
     def fingerprint(self) -> str:
         """Changes with the content and the order of the files; not with their names.
 
-        Of a Parquet file, size, footer and samples are judged.
+        Of a Parquet file it takes the size, the footer and samples.
         """
         return f"{zlib.crc32(repr([(len(file), file.checksum) for file in self._files]).encode()):08x}"
 
@@ -91,5 +91,5 @@ def _open(path: Path) -> JsonlFile | ParquetFile:
     except OSError as err:
         raise ValueError(f"{path} cannot be read: {err.strerror or err}") from err
     if len(file) == 0:
-        raise ValueError(f"{path} is empty; it must hold one conversation or text a row.")
+        raise ValueError(f"{path} is empty; each row must hold a conversation or a text.")
     return file

@@ -1,6 +1,6 @@
-"""What a whole part of a row does to the state before it, as one affine map: the key to splitting rows over devices.
+"""What a stretch of tokens does to the state before it, as one affine map. It lets devices share a sequence.
 
-Letters: B batch, T tokens of the part, N value heads, K key width, V value width.
+Letters: B batch, T tokens, N value heads, K key width, V value width.
 """
 
 from typing import Literal
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from qwen35_jax.ops.gated_delta import chunked, kernel
-from qwen35_jax.ops.gated_delta.row import make_row
+from qwen35_jax.ops.gated_delta.chunks import cut_into_chunks
 
 
 def affine_map(
@@ -23,15 +23,15 @@ def affine_map(
     implementation: Literal["chunked", "kernel"] = "chunked",
     chunk_size: int | None = None,
 ) -> tuple[Float32[Array, "B N K K"], Float32[Array, "B N K V"]]:
-    """Returns ``P`` and ``R``: tokens that meet the state ``S`` leave ``P S + R``. See `gated_delta` for the arguments.
+    """Returns ``P`` and ``R``: tokens that meet the state ``S`` leave ``P S + R``. See ``gated_delta`` for arguments.
 
-    Columns of the state do not meet, so the map is found by running the rule on the columns of an identity, which no
-    value is written to, beside those of a zero state.
+    The columns of a state do not meet. So the rule runs on the columns of an identity, which no value is written to,
+    and beside them on those of a zero state.
     """
     B, T, N, K = k.shape
     start = jnp.broadcast_to(jnp.eye(K, K + v.shape[-1], dtype=jnp.float32), (B, N, K, K + v.shape[-1]))
     values = jnp.concatenate([jnp.zeros((B, T, N, K), v.dtype), v], axis=-1)
-    row = make_row(None, k, values, log_decay, beta, segment_ids, state_segment_ids, chunk_size=chunk_size)
+    chunks = cut_into_chunks(None, k, values, log_decay, beta, segment_ids, state_segment_ids, chunk_size=chunk_size)
     form = kernel if implementation == "kernel" else chunked
-    _, after = form.run_row(row, start)
+    _, after = form.run_chunks(chunks, start)
     return after[..., :K], after[..., K:]

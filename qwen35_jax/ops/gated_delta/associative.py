@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Float32, Int
 
 from qwen35_jax.ops.gated_delta.affine import affine_map
 from qwen35_jax.ops.gated_delta.chunked import gated_delta_chunked
-from qwen35_jax.ops.gated_delta.product import XLA
-from qwen35_jax.ops.gated_delta.row import pick_chunk_size
+from qwen35_jax.ops.gated_delta.chunks import pick_chunk_size
+from qwen35_jax.ops.gated_delta.precision import XLA
 from qwen35_jax.ops.segments import fill_padding
 
 
@@ -27,9 +27,9 @@ def gated_delta_associative(
     *,
     chunk_size: int | None = None,
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
-    """Finds all states at once by `lax.associative_scan`; see `gated_delta` for arguments and results.
+    """Finds all states at once by ``lax.associative_scan``; see ``gated_delta`` for arguments and results.
 
-    Takes logarithmic depth in the number of chunks for about three times the arithmetic of `gated_delta_chunked`. The
+    Takes logarithmic depth in the number of chunks for about three times the arithmetic of ``gated_delta_chunked``. The
     backward pass keeps the inputs and the state before each chunk.
     """
     B, T = k.shape[:2]
@@ -39,7 +39,7 @@ def gated_delta_associative(
         x = jnp.pad(x, [(0, 0), (0, -T % C)] + [(0, 0)] * (x.ndim - 2))
         return x.reshape(-1, C, *x.shape[2:])
 
-    # Each chunk is a row of its own; it belongs to the document that the chunk before ends with.
+    # Each chunk is a sequence of its own; it belongs to the document that the chunk before ends with.
     q, k, v, log_decay, beta = (cut(x) for x in (q, k, v, log_decay, beta))
     documents = (None, None)
     if segment_ids is not None:

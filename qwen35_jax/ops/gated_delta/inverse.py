@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32, Int32
 
-from qwen35_jax.ops.gated_delta.product import XLA, Arithmetic
+from qwen35_jax.ops.gated_delta.precision import XLA, Arithmetic
 
 # Each step squares the error, down to that of its residual. Doubling in bfloat16 is off by some 1e-2 when keys are
 # parallel, so that two steps lead to float32, and the first one's residual need not be exact.
@@ -70,7 +70,7 @@ def _identity(like: Float32[Array, "*S C C"]) -> Float32[Array, "C C"]:
 
 def _indices(C: int) -> tuple[Int32[Array, "C C"], Int32[Array, "C C"]]:
     """Returns the row and the column of every entry, computed: a kernel holds no constant arrays."""
-    return tuple(lax.broadcasted_iota(jnp.int32, (C, C), axis) for axis in (0, 1))
+    return lax.broadcasted_iota(jnp.int32, (C, C), 0), lax.broadcasted_iota(jnp.int32, (C, C), 1)
 
 
 _SPEC = "...CD,...DE->...CE"

@@ -1,4 +1,4 @@
-"""The chunks of a row in two kernels for a TPU, forward and backward; between chunks the states stay in the chip.
+"""The chunks of a sequence in two kernels for a TPU, forward and backward; between chunks the states stay in the chip.
 
 They compute what chunk.py says, for eight heads at a time, whose products keep the matrix units busy while those of one
 head would wait for each other.
@@ -15,10 +15,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int
 
-from qwen35_jax.ops.gated_delta import chunk as one
+from qwen35_jax.ops.gated_delta import single_chunk as one
+from qwen35_jax.ops.gated_delta.chunks import Chunks, cut_into_chunks
 from qwen35_jax.ops.gated_delta.inverse import invert
-from qwen35_jax.ops.gated_delta.product import KERNEL
-from qwen35_jax.ops.gated_delta.row import Row, make_row
+from qwen35_jax.ops.gated_delta.precision import KERNEL
 from qwen35_jax.sharding import current_platform
 
 CHUNK_SIZE = 128
@@ -59,41 +59,44 @@ def gated_delta_kernel(
     segment_ids: Int[Array, "B T"] | None = None,
     state_segment_ids: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
-    """Computes inputs that `fits` in kernels, on other platforms interpreted; see `gated_delta`.
+    """Computes inputs that ``fits`` in kernels, on other platforms interpreted; see ``gated_delta``.
 
     The backward pass keeps the inputs, and state and inverse of each chunk.
     """
-    row = make_row(q, k, v, log_decay, beta, segment_ids, state_segment_ids, chunk_size=CHUNK_SIZE)
-    o, after = run_row(row, state)
+    chunks = cut_into_chunks(q, k, v, log_decay, beta, segment_ids, state_segment_ids, chunk_size=CHUNK_SIZE)
+    o, after = run_chunks(chunks, state)
+    assert o is not None
     return o[:, : v.shape[1]], after
 
 
-def run_row(
-    row: Row, state: Float32[Array, "B N K V"]
+def run_chunks(
+    chunks: Chunks, state: Float32[Array, "B N K V"]
 ) -> tuple[Float[Array, "B T N V"] | None, Float32[Array, "B N K V"]]:
-    """Returns the outputs, None without queries, and the state after the row."""
-    if row.is_real is not None:
-        tokens = (None if x is None else jnp.where(row.is_real[..., None, None], x, 0) for x in row[:3])
-        row = Row(*tokens, row.log_decay, row.beta, None)
-    return _run(row, state)
+    """Returns the outputs (None without queries) and the state after the last chunk."""
+    if chunks.is_real is not None:
+        is_real = chunks.is_real[..., None, None]
+        q = None if chunks.q is None else jnp.where(is_real, chunks.q, 0)
+        k, v = jnp.where(is_real, chunks.k, 0), jnp.where(is_real, chunks.v, 0)
+        chunks = chunks._replace(q=q, k=k, v=v, is_real=None)
+    return _run(chunks, state)
 
 
 @jax.custom_vjp
-def _run(row: Row, state: Float32[Array, "B N K V"]):
-    return _run_forward(_read(row), state)[0]
+def _run(chunks: Chunks, state: Float32[Array, "B N K V"]):
+    return _run_forward(_read(chunks), state)[0]
 
 
-def _forward(row: Row, state):
-    read = _read(row)
+def _forward(chunks: Chunks, state):
+    read = _read(chunks)
     B, N, _, K = read["k"].shape
     M, V = read["gates"].shape[1], state.shape[-1]
     kept = {"states": _floats(B, M, N, K, V), "inverses": _floats(B, M, N, CHUNK_SIZE, CHUNK_SIZE)}
     results, kept = _run_forward(read, state, kept)
-    return results, (read | kept, row.log_decay)
+    return results, (read | kept, chunks.log_decay)
 
 
 def _run_forward(read: dict[str, Array], state, kept: dict[str, jax.ShapeDtypeStruct] | None = None):
-    """Returns the results of `run_row`, and what ``kept`` names."""
+    """Returns the results of ``run_chunks``, and what ``kept`` names."""
     write = {"after": _like(state)} | (kept or {})
     if "q" in read:
         write["o"] = _like(read["v"])
@@ -110,18 +113,19 @@ def _backward(residuals, cotangents):
         read["d_o"] = jnp.moveaxis(d_o, 2, 1)
     write = {f"d_{name}": _like(kept[name]) for name in ("q", "k", "v", "gates") if name in kept}
     grads = _call(_backward_kernel, read, write | {"d_state": _like(d_after)}, reverse=True)
-    tokens = (jnp.moveaxis(grads[name], 1, 2) if name in grads else None for name in ("d_q", "d_k", "d_v"))
+    q = jnp.moveaxis(grads["d_q"], 1, 2) if "d_q" in grads else None
+    k, v = jnp.moveaxis(grads["d_k"], 1, 2), jnp.moveaxis(grads["d_v"], 1, 2)
     sums, every, beta = jnp.moveaxis(grads["d_gates"], 2, 0)
-    return Row(*tokens, one.log_decay_gradient(log_decay, sums, every[..., 0]), beta, None), grads["d_state"]
+    return Chunks(q, k, v, one.log_decay_gradient(log_decay, sums, every[..., 0]), beta, None), grads["d_state"]
 
 
 _run.defvjp(_forward, _backward)
 
 
-def _read(row: Row) -> dict[str, Array]:
+def _read(chunks: Chunks) -> dict[str, Array]:
     """Returns what both kernels read, heads first; ``gates`` are the log decays in two parts, and beta."""
-    arrays = {name: jnp.moveaxis(x, 2, 1) for name, x in zip("qkv", row[:3], strict=True) if x is not None}
-    return arrays | {"gates": jnp.stack([*one.split_decays(row.log_decay), row.beta], axis=2)}
+    arrays = {name: jnp.moveaxis(x, 2, 1) for name, x in zip("qkv", chunks[:3], strict=True) if x is not None}
+    return arrays | {"gates": jnp.stack([*one.split_decays(chunks.log_decay), chunks.beta], axis=2)}
 
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:
@@ -173,7 +177,7 @@ def _chunk(read: dict) -> one.Chunk:
 def _call(
     kernel: Callable, read: dict[str, Array], write: dict[str, jax.ShapeDtypeStruct], *, reverse: bool = False
 ) -> dict[str, Array]:
-    """Runs a kernel for every row and group of heads, and there for one chunk after the other, or from the last on."""
+    """Runs a kernel for every sequence and group of heads: chunk after chunk, or from the last chunk back."""
     B, N, T, _ = read["k"].shape
     M, G = T // CHUNK_SIZE, min(N, _HEADS)
 
@@ -190,6 +194,8 @@ def _call(
                 return pl.BlockSpec((1, 1, G, *shape[-2:]), lambda b, n, m: (b, chunk(m), n, 0, 0))
             case "state" | "after":
                 return pl.BlockSpec((1, G, *shape[-2:]), lambda b, n, m: (b, n, 0, 0))
+            case _:
+                raise AssertionError(f"{name!r} is none of the kernels' arrays")
 
     whose = "gated_delta" if "q" in read else "gated_delta_map"
     return pl.pallas_call(

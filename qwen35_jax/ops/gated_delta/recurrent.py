@@ -23,7 +23,7 @@ def gated_delta_recurrent(
     segment_ids: Int[Array, "B T"] | None = None,
     state_segment_ids: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
-    """Runs the recurrence of `gated_delta` token by token; arguments and results are described there.
+    """Runs the recurrence of ``gated_delta`` token by token; arguments and results are described there.
 
     One token is computed without a loop. Over many, the backward pass keeps a state per token: train with
     the chunked forms.
@@ -33,16 +33,16 @@ def gated_delta_recurrent(
         documents, state_documents = fill_padding(segment_ids, state_segment_ids)
         is_real = segment_ids != 0
         continues = documents == jnp.concatenate([state_documents[:, None], documents[:, :-1]], axis=1)
-    row = _Token(q, k, v, log_decay, beta, is_real, continues)
+    tokens = _Token(q, k, v, log_decay, beta, is_real, continues)
     if q.shape[1] == 1:
-        state, o = _step(state, jax.tree.map(lambda x: x[:, 0], row))
+        state, o = _step(state, jax.tree.map(lambda x: x[:, 0], tokens))
         return o[:, None], state
-    state, o = lax.scan(_step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), row))
+    state, o = lax.scan(_step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens))
     return jnp.moveaxis(o, 0, 1), state
 
 
 class _Token(NamedTuple):
-    """What one step reads. `continues` says that the token before belongs to the same document."""
+    """What one step reads. ``continues`` says that the token before belongs to the same document."""
 
     q: Float[Array, "B N K"]
     k: Float[Array, "B N K"]
@@ -56,6 +56,7 @@ class _Token(NamedTuple):
 def _step(state: Float32[Array, "B N K V"], token: _Token) -> tuple[Float32[Array, "B N K V"], Float[Array, "B N V"]]:
     q, k, v, log_decay, beta = (x.astype(jnp.float32) for x in token[:5])
     if token.is_real is not None:
+        assert token.continues is not None
         real = token.is_real[:, None, None]
         q, k, v = (jnp.where(real, x, 0) for x in (q, k, v))
         log_decay, beta = (jnp.where(real[..., 0], x, 0) for x in (log_decay, beta))

@@ -1,4 +1,4 @@
-"""Documents into rows: nothing lost, nothing split, and batches laid out as the model reads them."""
+"""Packing: no document is lost or split, and batches are laid out as the model reads them."""
 
 import itertools
 
@@ -13,41 +13,41 @@ def example(length, first=0):
     return Example(np.arange(first, first + length, dtype=np.int32), np.arange(length) % 2 == 1)
 
 
-def pack(lengths, row_length, open_rows):
-    packer = Packer(row_length, open_rows)
+def pack(lengths, sequence_length, open_sequences):
+    packer = Packer(sequence_length, open_sequences)
     closed = [packer.add((i, 0), example(length)) for i, length in enumerate(lengths)]
-    return [row for rows in closed for row in rows], packer.flush()
+    return [sequence for sequences in closed for sequence in sequences], packer.flush()
 
 
-def positions(rows):
-    return [[key[0] for key, _ in row] for row in rows]
+def positions(sequences):
+    return [[key[0] for key, _ in sequence] for sequence in sequences]
 
 
 def test_first_fit():
-    closed, rest = pack([6, 5, 4, 3, 2, 10], row_length=10, open_rows=4)
+    closed, rest = pack([6, 5, 4, 3, 2, 10], sequence_length=10, open_sequences=4)
     assert positions(closed) == [[0, 2], [1, 3, 4], [5]]
     assert rest == []
 
 
-def test_the_fullest_row_makes_room():
-    closed, rest = pack([6, 8, 7, 4, 2], row_length=10, open_rows=2)
+def test_the_fullest_sequence_is_closed_to_make_room():
+    closed, rest = pack([6, 8, 7, 4, 2], sequence_length=10, open_sequences=2)
     assert positions(closed) == [[1], [0, 3]]
     assert positions(rest) == [[2, 4]]
 
 
-@pytest.mark.parametrize("open_rows", [1, 3, 16])
-def test_every_document_once_and_whole(open_rows):
+@pytest.mark.parametrize("open_sequences", [1, 3, 16])
+def test_every_document_once_and_whole(open_sequences):
     lengths = np.random.default_rng(0).integers(1, 64, 500).tolist()
-    closed, rest = pack(lengths, row_length=64, open_rows=open_rows)
+    closed, rest = pack(lengths, sequence_length=64, open_sequences=open_sequences)
     assert sorted(itertools.chain.from_iterable(positions(closed + rest))) == [*range(500)]
-    assert len(rest) <= open_rows
-    for row in closed + rest:
-        assert used(row) == sum(lengths[key[0]] for key, _ in row) <= 64
+    assert len(rest) <= open_sequences
+    for sequence in closed + rest:
+        assert used(sequence) == sum(lengths[key[0]] for key, _ in sequence) <= 64
 
 
 def test_batch_layout():
-    rows = [[((0, 0), example(3, 10)), ((1, 0), example(2, 20))], [((2, 0), example(4, 30))], []]
-    batch = make_batch(rows, row_length=6, pad_token_id=99)
+    sequences = [[((0, 0), example(3, 10)), ((1, 0), example(2, 20))], [((2, 0), example(4, 30))], []]
+    batch = make_batch(sequences, sequence_length=6, pad_token_id=99)
     assert {name: array.dtype for name, array in batch.items()} == {
         "input_ids": np.int32,
         "segment_ids": np.int32,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.data.config import DataConfig
+from train.config.data import DataConfig
 from train.data.pipeline import make_batches
 
 LENGTH = 96
@@ -34,7 +34,7 @@ def path(write_rows):
 
 @pytest.fixture
 def config(path):
-    return DataConfig(path, LENGTH, rows_per_batch=3, open_rows=4, num_threads=2)
+    return DataConfig(path, LENGTH, sequences_per_batch=3, open_sequences=4, num_threads=2)
 
 
 def take(batches, count):
@@ -87,7 +87,7 @@ def test_one_epoch_holds_every_usable_document_once(config, tokenizer, caplog):
 def test_order_depends_on_the_seed_and_changes_every_epoch(config, tokenizer):
     def order(seed, epochs=2):
         # One open row keeps the order of the documents.
-        settings = replace(config, seed=seed, epochs=epochs, open_rows=1)
+        settings = replace(config, seed=seed, epochs=epochs, open_sequences=1)
         return [ids for batch in make_batches(settings, tokenizer) for ids in documents([batch])]
 
     first, again, other = order(0), order(0), order(1)
@@ -186,7 +186,7 @@ def test_a_bad_row_of_large_data_stops_the_run_when_it_is_met(tokenizer, write_r
     """... and the run goes on where it was with the other policy, as if it had had that from the beginning."""
     rows = [conversation(i, 1) for i in range(100)]
     rows[90] = {"prompt": "a"}
-    config = DataConfig(write_rows(rows), LENGTH, rows_per_batch=1, open_rows=2, epochs=1)
+    config = DataConfig(write_rows(rows), LENGTH, sequences_per_batch=1, open_sequences=2, epochs=1)
     stopped, dropping = (make_batches(replace(config, bad_rows=policy), tokenizer) for policy in ("error", "drop"))
     assert 4 <= stopped.report()["rows_checked"] < 20
     want, state, done = list(dropping), None, 0

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from train.data.config import DataConfig, Source
+from train.config.data import DataConfig, Source
 from train.data.pipeline import make_batches, merge_states
 
 LENGTH, ROWS, SHARDS = 64, 8, 4
@@ -34,9 +34,9 @@ def config(tmp_path_factory):
     return DataConfig(
         sources=sources,
         sequence_length=LENGTH,
-        rows_per_batch=ROWS,
+        sequences_per_batch=ROWS,
         shards=SHARDS,
-        open_rows=4,
+        open_sequences=4,
         bad_rows="drop",
         num_threads=2,
     )
@@ -149,17 +149,17 @@ def test_an_epoch_of_a_mixture(config, tokenizer, num_shards):
 
 def test_more_shards_than_documents(tmp_path, tokenizer):
     (tmp_path / "one.jsonl").write_text('{"text": "alone"}\n')
-    config = DataConfig(str(tmp_path / "one.jsonl"), LENGTH, rows_per_batch=4, shards=4, epochs=2)
+    config = DataConfig(str(tmp_path / "one.jsonl"), LENGTH, sequences_per_batch=4, shards=4, epochs=2)
     iterator = make_batches(config, tokenizer)
     [batch] = iterator
     assert (batch["segment_ids"].max(axis=1)).tolist() == [1, 1, 0, 0]
     assert iterator.report()["documents"] == 2
 
 
-@pytest.mark.parametrize("rows", [range(0), range(0, 8, 2), range(-1, 3), range(4, 9)])
-def test_rows_of_no_batch_are_refused(config, tokenizer, rows):
-    with pytest.raises(ValueError, match=r"are not neighbouring rows of a batch; give a range within 0 to .*=8"):
-        make_batches(config, tokenizer, rows)
+@pytest.mark.parametrize("sequences", [range(0), range(0, 8, 2), range(-1, 3), range(4, 9)])
+def test_sequences_of_no_batch_are_refused(config, tokenizer, sequences):
+    with pytest.raises(ValueError, match=r"are not neighbouring sequences of a batch; give a range within 0 to .*=8"):
+        make_batches(config, tokenizer, sequences)
 
 
 def test_an_end_that_a_reader_cannot_know_is_refused(config, tokenizer):

@@ -1,0 +1,55 @@
+"""Which model a command works with, and how it is loaded: the one answer for training, evaluation and commands."""
+
+import dataclasses
+from typing import Literal
+
+from jax.sharding import Mesh
+
+from qwen35_jax.hf.hub import find_folder
+from qwen35_jax.hf.load import load
+from qwen35_jax.model import Qwen35
+from qwen35_jax.processing.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """A checkpoint, with an adapter if there is one, and the precision it is used in."""
+
+    path: str = dataclasses.field(default="", compare=False)
+    """Hugging Face folder or hub id with weights, tokenizer and chat template. It is not compared: a resumed run may
+    find its checkpoint elsewhere, and must find the same files."""
+    adapter: str | None = None
+    """PEFT adapter folder, applied on top of the model."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Dtype of the matrix products."""
+    param_dtype: Literal["bfloat16", "float32"] | None = None
+    """Dtype in which the weights are held; by default ``dtype``."""
+
+
+def load_model(source: ModelSource, mesh: Mesh | None = None) -> Qwen35:
+    """Loads the model.
+
+    Args:
+      mesh: where parameters are placed; by default one device.
+
+    Raises:
+      FileNotFoundError: there is no such folder or repository, or it lacks a file.
+      ValueError: no model is named, or it cannot be loaded (``hf.load``).
+    """
+    return load(find_folder(_named(source)), source.dtype, mesh, source.adapter, param_dtype=source.param_dtype)
+
+
+def load_tokenizer(source: ModelSource) -> Tokenizer:
+    """Loads the tokenizer with its chat template.
+
+    Raises:
+      FileNotFoundError: there is no such folder or repository.
+      ValueError: no model is named, or a file of the tokenizer is missing or damaged.
+    """
+    return Tokenizer.from_pretrained(find_folder(_named(source)))
+
+
+def _named(source: ModelSource) -> str:
+    if not source.path:
+        raise ValueError("no model is named; give --model.path DIR, the folder of a Hugging Face checkpoint.")
+    return source.path

@@ -1,0 +1,131 @@
+"""Causal attention on a TPU by the splash kernel of JAX, which skips what no token may see.
+
+Letters: ``B`` batch, ``T`` tokens, ``S`` key slots, ``N`` query heads, ``K`` key heads, ``H`` head width.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask_info
+from jaxtyping import Array, Float, Int
+
+from qwen35_jax.sharding import current_platform
+
+Kernel = splash.SplashAttentionKernel
+
+# Tokens of a block of queries or slots, the largest that divides comes first.
+_BLOCKS = (512, 256, 128)
+
+
+def fits(num_queries: int, num_slots: int, *, num_shards: int = 1) -> bool:
+    """Whether the kernel takes so many queries and key slots, the queries split over so many devices."""
+    return _unit(num_queries, num_shards) % _BLOCKS[-1] == 0 and num_slots % _BLOCKS[-1] == 0
+
+
+def make_kernel(num_tokens: int, *, num_heads: int, num_shards: int = 1) -> Kernel:
+    """Makes the kernel of causal attention over whole sequences, interpreted where the platform is no TPU.
+
+    Args:
+      num_tokens: queries and slots of a whole sequence.
+      num_heads: query heads on one device.
+      num_shards: number of devices that the queries are split over, with the second half of each shard swapped with
+        that of its mirror image. The leaves of the kernel are split like the queries, along their second or only axis.
+    """
+    block = _block(_unit(num_tokens, num_shards))
+    forward, backward, mask_function = _blocks_to_visit(num_tokens, block, num_heads, num_shards)
+    return _kernel(forward, backward, mask_function, block, block)
+
+
+@functools.lru_cache(maxsize=8)
+def _blocks_to_visit(num_tokens: int, block: int, num_heads: int, num_shards: int):
+    """Finds out which blocks of slots each block of queries has to visit, forward and backward."""
+    # A sequence whose blocks are two tokens long shows in seconds which blocks are empty, full or mixed. For 262,144
+    # tokens it would take minutes.
+    short = masks.CausalMask((2 * num_tokens // block,) * 2)
+    short.q_sequence = _order(2 * num_tokens // block, num_shards)
+    every_head = masks.MultiHeadMask([short] * num_heads)
+    forward, mask_function = mask_info.process_mask(every_head, (2, 2), q_seq_shards=num_shards)
+    backward, _ = mask_info.process_mask_dkv(every_head, (2, 2), q_seq_shards=num_shards)
+    # The leaves stay numpy arrays: under the mesh of an ahead-of-time topology there are no devices to put them on.
+    forward, backward = (info._replace(q_sequence=_order(num_tokens, num_shards)) for info in (forward, backward))
+    return forward, backward, mask_function
+
+
+def _kernel(forward, backward, mask_function, block_q: int, block_kv: int) -> Kernel:
+    sizes = splash.BlockSizes(
+        block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
+        block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=block_kv,
+        block_q_dq=block_q, block_kv_dq=block_kv,
+    )  # fmt: skip
+    return Kernel(
+        forward, forward, backward,
+        block_sizes=sizes, is_mqa=False, save_residuals=False, mask_value=splash.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=None, residual_checkpoint_name=None, mask_function=mask_function,
+        interpret=current_platform() != "tpu",
+    )  # fmt: skip
+
+
+def splash_attention(
+    kernel: Kernel,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segment_ids: Int[Array, "B T"] | None,
+    key_segment_ids: Int[Array, "B S"] | None,
+) -> Float[Array, "B T N H"]:
+    """Attends as ``ops.attention.attention`` does, with the visible slots that ``kernel`` was made for."""
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q * q.shape[-1] ** -0.5, k, v))
+    segments = None
+    if segment_ids is not None:
+        assert key_segment_ids is not None
+        segments = splash.SegmentIds(segment_ids, key_segment_ids)
+    out = jax.vmap(kernel)(q, k, v, segments)
+    assert isinstance(out, jax.Array), "a kernel that saves no residuals returns the outputs alone"
+    return jnp.moveaxis(out, 1, 2).astype(v.dtype)
+
+
+def splash_attention_at(
+    query_slots: Int[Array, "B T"],
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segment_ids: Int[Array, "B T"],
+    key_segment_ids: Int[Array, "B S"],
+) -> Float[Array, "B T N H"]:
+    """Attends with queries at slots that only the device knows. So every block is visited. Not differentiable."""
+
+    def attend(slots, q, k, v, segment_ids, key_segment_ids):
+        every_block = mask_info.MaskInfo(None, None, None, None, slots)
+        kernel = _kernel(every_block, None, _is_visible, _block(q.shape[1]), _block(k.shape[1]))
+        return kernel(q, k, v, splash.SegmentIds(segment_ids, key_segment_ids))
+
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q * q.shape[-1] ** -0.5, k, v))
+    out = jax.vmap(attend)(query_slots, q, k, v, segment_ids, key_segment_ids)
+    assert isinstance(out, jax.Array), "a kernel that saves no residuals returns the outputs alone"
+    return jnp.moveaxis(out, 1, 2).astype(v.dtype)
+
+
+def _is_visible(query_slots, key_slots):
+    return query_slots >= key_slots
+
+
+def _block(num_tokens: int) -> int:
+    return next(size for size in _BLOCKS if num_tokens % size == 0)
+
+
+def _unit(num_tokens: int, num_shards: int) -> int:
+    """Counts the tokens that stay together: a sequence, or half of a shard."""
+    return num_tokens if num_shards == 1 else num_tokens // num_shards // 2
+
+
+def _order(num_tokens: int, num_shards: int) -> np.ndarray:
+    """Returns the slot of each query as the shards hold them, one shard after the other."""
+    slots = np.arange(num_tokens, dtype=np.int32)
+    if num_shards == 1:
+        return slots
+    halves = slots.reshape(num_shards, 2, -1)
+    return np.stack([halves[:, 0], halves[::-1, 1]], axis=1).reshape(-1)

@@ -1,0 +1,46 @@
+"""Wrong settings are refused when the dataclass is built."""
+
+import pytest
+
+from train.config.data import DataConfig, Source
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("path", "", "data.path is empty"),
+        ("sequence_length", 1, "at least 2"),
+        ("sequences_per_batch", 0, "at least 1"),
+        ("open_sequences", 0, "at least 1"),
+        ("num_threads", 0, "at least 1"),
+        ("seed", -1, r"in \[0, 2\*\*32\)"),
+        ("epochs", 0, "None to repeat for ever"),
+        ("train_on", "first", "choose one of all, last"),
+        ("long_rows", "cut", "choose one of drop, error"),
+        ("bad_rows", "ignore", "choose one of drop, error"),
+        ("shards", 0, "at least 1"),
+        ("shards", 3, "sequences_per_batch=8 cannot be dealt to data.shards=3; make it a multiple of 3"),
+        ("sources", (Source("a.jsonl"), Source("b.jsonl"), Source("a.jsonl", 2.0)), "names 'a.jsonl' twice"),
+    ],
+)
+def test_refused(field, value, words):
+    fields = {"path": "data.jsonl", "sequence_length": 64} | {field: value}
+    with pytest.raises(ValueError, match=words):
+        DataConfig(**fields)
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf")])
+def test_weights_are_positive(weight):
+    with pytest.raises(ValueError, match=r"of 'a.jsonl' in data.sources must be a positive number"):
+        Source("a.jsonl", weight)
+
+
+def test_a_source_has_a_path():
+    with pytest.raises(ValueError, match=r"a path of data.sources is empty"):
+        Source("")
+
+
+def test_a_path_takes_the_place_of_sources():
+    sources = (Source("a.jsonl", 3.0), Source("b.jsonl"))
+    assert DataConfig(sources=sources).mixture == sources
+    assert DataConfig("org/name", sources=sources, hub_files="*a*").mixture == (Source("org/name", hub_files="*a*"),)

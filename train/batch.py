@@ -1,0 +1,146 @@
+"""What a batch holds, and how it comes onto the mesh.
+
+An objective declares its arrays as `Fields`: for each name a dtype and logical axes, the first of which counts the
+sequences. Everything here works for any declared fields. On the mesh a batch is cut into micro-batches.
+
+Letters: A accumulation steps, B sequences of a micro-batch, T tokens of a sequence.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from qwen35_jax.sharding import Axes, spec
+
+HostBatch = Mapping[str, np.ndarray]
+"""Arrays of the host by field, each with all its sequences along the first axis."""
+
+Batch = Mapping[str, Array]
+"""Arrays by field: [A, B, ...] on the mesh, [B, ...] inside a micro-batch."""
+
+_TOKENS = "length"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of a batch: [B, T] by default, [B, T, k] or [B, P, F] where the axes say so."""
+
+    dtype: DTypeLike
+    axes: Axes = ("batch", _TOKENS)
+    """Logical axes (see ``qwen35_jax.sharding``), None for one that is never split. The first is ``batch``; an axis
+    named ``length`` has as many places as a sequence has tokens."""
+    sizes: tuple[int, ...] = ()
+    """Sizes of the other axes, in their order."""
+
+    def __post_init__(self):
+        if not self.axes or self.axes[0] != "batch":
+            raise ValueError(f"the axes {self.axes} of a batch field must begin with 'batch', which counts sequences.")
+        own = len(self.axes) - 1 - (_TOKENS in self.axes)
+        if own != len(self.sizes):
+            raise ValueError(
+                f"a batch field with the axes {self.axes} needs {own} sizes, but has sizes={self.sizes}; give one for "
+                f"each axis besides 'batch' and {_TOKENS!r}."
+            )
+
+    @property
+    def is_per_token(self) -> bool:
+        """Whether the field has a value, or an array of them, for each token."""
+        return self.axes[1:2] == (_TOKENS,)
+
+    def shape(self, sequences: int, tokens: int) -> tuple[int, ...]:
+        """Returns the shape of the array that holds so many sequences of so many tokens."""
+        sizes = iter(self.sizes)
+        return sequences, *(tokens if axis == _TOKENS else next(sizes) for axis in self.axes[1:])
+
+
+Fields = Mapping[str, Field]
+"""The arrays of a batch by their names."""
+
+TOKEN_FIELDS: Fields = MappingProxyType(
+    {"input_ids": Field(jnp.int32), "segment_ids": Field(jnp.int32), "trained": Field(jnp.bool_)}
+)
+"""What packed documents give: ``segment_ids`` are 0 for padding and 1, 2, ... for the documents of a sequence;
+``trained[t]`` says that token t is a target."""
+
+
+def sequences_of_process(*, sequences: int, accumulation: int, mesh: Mesh) -> range:
+    """Returns which sequences of a batch this process must feed.
+
+    Sequence ``s`` belongs to micro-batch ``s % accumulation``. On a mesh whose order of devices scatters the
+    sequences of a process, the range spans them all.
+    """
+    shape = (accumulation, sequences // accumulation)
+    indices = NamedSharding(mesh, spec((None, "batch"))).addressable_devices_indices_map(shape).values()
+    spans = [index[1].indices(shape[1]) for index in indices]
+    return range(min(span[0] for span in spans) * accumulation, max(span[1] for span in spans) * accumulation)
+
+
+def put_batch(
+    batch: HostBatch,
+    *,
+    accumulation: int,
+    mesh: Mesh,
+    fields: Fields = TOKEN_FIELDS,
+    num_sequences: int | None = None,
+    first_sequence: int = 0,
+) -> dict[str, jax.Array]:
+    """Places arrays of the host as [A, B, ...] on the mesh; sequence ``s`` comes into micro-batch ``s % A``.
+
+    Args:
+      num_sequences: how many the whole batch has; by default those given.
+      first_sequence: which of them the first one given is. A process gives those of ``sequences_of_process``, or more.
+
+    Raises:
+      ValueError: an array is of no declared field, or has another dtype or shape than its field.
+    """
+
+    def put(name: str, x: np.ndarray) -> jax.Array:
+        field = _check(name, x, fields)
+        micro_batches = x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1)
+        size = (len(x) if num_sequences is None else num_sequences) // accumulation
+        first = first_sequence // accumulation
+
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[1].indices(size)
+            return micro_batches[index[0], start - first : stop - first, *index[2:]]
+
+        return jax.make_array_from_callback((accumulation, size, *x.shape[1:]), _sharding(field, mesh), read)
+
+    return {name: put(name, np.asarray(x)) for name, x in batch.items()}
+
+
+def abstract_batch(
+    *, sequences: int, tokens: int, accumulation: int, mesh: Mesh, fields: Fields = TOKEN_FIELDS
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes that ``put_batch`` makes, so that a step can be compiled before any data is read."""
+
+    def shape(field: Field) -> jax.ShapeDtypeStruct:
+        micro_batch = field.shape(sequences // accumulation, tokens)
+        return jax.ShapeDtypeStruct((accumulation, *micro_batch), field.dtype, sharding=_sharding(field, mesh))
+
+    return {name: shape(field) for name, field in fields.items()}
+
+
+def _check(name: str, x: np.ndarray, fields: Fields) -> Field:
+    if name not in fields:
+        raise ValueError(f"the batch holds {name!r}, which is not one of its fields {', '.join(fields)}; declare it.")
+    field = fields[name]
+    tokens = x.shape[field.axes.index(_TOKENS)] if _TOKENS in field.axes and x.ndim == len(field.axes) else 0
+    wanted = field.shape(len(x), tokens)
+    if x.shape != wanted or x.dtype != jnp.dtype(field.dtype):
+        raise ValueError(
+            f"{name!r} of the batch is {x.dtype}{list(x.shape)}, but its field has the dtype "
+            f"{jnp.dtype(field.dtype)}, the axes {field.axes} and the sizes {field.sizes}; make both agree."
+        )
+    return field
+
+
+def _sharding(field: Field, mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, spec((None, *field.axes)))

@@ -1,0 +1,71 @@
+"""The settings of a training run: frozen dataclasses, checked when they are built.
+
+A run file in ``configs/`` returns a `TrainConfig`; the command line overrides its fields by dotted name, such as
+``--data.path``. What needs a file or a device is checked by ``train.run`` before anything compiles. A setting belongs
+into one of three classes, which say what becomes of it when a run resumes with another value:
+
+- ``Recipe`` (recipe.py): it decides the numbers, so the run is refused;
+- ``Layout`` (layout.py): it changes only the last digits, so there is a warning;
+- ``Options`` (options.py): it says how a run is operated, so any value will do.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import tyro
+
+from qwen35_jax.distributed import ProcessConfig
+from qwen35_jax.lora import LoraConfig
+from train.config.data import DataConfig, Source
+from train.config.layout import Layout, MeshConfig
+from train.config.options import CheckpointConfig, Options, parse_steps
+from train.config.recipe import ModelSource, OptimConfig, Recipe
+from train.objectives.sft import MtpLossConfig, Supervised
+from train.observe.health import HealthConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "HealthConfig",
+    "Layout",
+    "LoraConfig",
+    "MeshConfig",
+    "ModelSource",
+    "MtpLossConfig",
+    "OptimConfig",
+    "Options",
+    "ProcessConfig",
+    "Recipe",
+    "Source",
+    "Supervised",
+    "TrainConfig",
+]
+
+# Flags do not name the three classes: it is ``--steps``, not ``--recipe.steps``.
+_UNNAMED = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    recipe: Annotated[Recipe, _UNNAMED]
+    layout: Annotated[Layout, _UNNAMED] = field(default_factory=Layout)
+    options: Annotated[Options, _UNNAMED] = field(default_factory=Options)
+
+    def __post_init__(self):
+        steps, profile = self.recipe.steps, self.options.profile
+        if profile is not None and parse_steps(profile)[-1] > steps:
+            raise ValueError(f"profile={profile!r} goes beyond the last step; end it by steps={steps}.")
+
+    def replace(self, **changes: Any) -> "TrainConfig":
+        """Returns these settings with other values for some fields of recipe, layout or options."""
+        changed = {}
+        for name in ("recipe", "layout", "options"):
+            settings = getattr(self, name)
+            own = {each.name for each in dataclasses.fields(settings)} & changes.keys()
+            changed[name] = dataclasses.replace(settings, **{each: changes.pop(each) for each in own})
+        if changes:
+            raise ValueError(f"{', '.join(changes)}: no such field in recipe, layout or options.")
+        return TrainConfig(**changed)

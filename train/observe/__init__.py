@@ -1,0 +1,1 @@
+"""What a run reports, and how it judges whether a step is sound."""

@@ -1,0 +1,134 @@
+"""Writes a step's metrics while the next one runs, and decides what an unsound step means for the run."""
+
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from qwen35_jax.distributed import gather
+from qwen35_jax.storage import write_atomically
+from train.observe.health import HealthConfig, complaint
+from train.observe.metrics import Entry, MetricsWriter
+from train.observe.throughput import Throughput, memory_in_use
+from train.step import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+class _Pending(NamedTuple):
+    number: int
+    values: Metrics
+    documents: Callable[[], list[list[str]]]
+    seconds: Entry
+
+
+class Reporter:
+    """Holds the metrics of one step until the device has computed them.
+
+    Args:
+      positions: tokens and padding in a batch.
+      first_sequence: the first sequence of a batch that this process feeds.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        metrics: MetricsWriter,
+        throughput: Throughput,
+        health: HealthConfig,
+        *,
+        positions: int,
+        first_sequence: int = 0,
+    ):
+        self._folder = workdir / "unsound"
+        self._metrics, self._throughput, self._health = metrics, throughput, health
+        self._positions, self._first_sequence = positions, first_sequence
+        self._pending: _Pending | None = None
+        self._ended = time.perf_counter()
+        self._seconds = {"data_seconds": 0.0, "checkpoint_seconds": 0.0}
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to a field of the next step's entry."""
+        began = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - began
+
+    def add(self, number: int, values: Metrics, documents: Callable[[], list[list[str]]]) -> None:
+        """Takes the metrics of a step that was just dispatched, and writes those of the step before.
+
+        Args:
+          documents: says, for each sequence of the batch that this process feeds, where its documents come from.
+        """
+        self.flush()
+        self._pending = _Pending(number, values, documents, self._seconds)
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+
+    def flush(self, evaluate: Callable[[], Mapping[str, float]] | None = None) -> None:
+        """Waits for the step last added and writes its metrics, with figures that ``evaluate`` returns after it.
+
+        Raises:
+          ValueError: the step is unsound and the policy, or the number of such steps in a row, stops the run.
+        """
+        if self._pending is None:
+            return
+        number, values, documents, seconds = self._pending
+        self._pending = None
+        values = {name: value.item() for name, value in jax.device_get(values).items()}
+        now = time.perf_counter()
+        elapsed, self._ended = now - self._ended, now
+        if values["skipped"]:
+            self._report_unsound(number, values, documents())
+        entry: Entry = {"step": number} | {name: _finite(value) for name, value in values.items()}
+        entry["packing_efficiency"] = values["input_tokens"] / self._positions
+        entry |= self._throughput.rates(values["input_tokens"], elapsed) | seconds
+        memory = memory_in_use()
+        if evaluate is not None:
+            entry |= {f"eval_{name}": _finite(float(value)) for name, value in evaluate().items()}
+            entry["evaluation_seconds"] = time.perf_counter() - now
+            self.leave_out()
+        self._metrics.write(entry, momentary=memory)
+
+    def leave_out(self) -> None:
+        """Does not count the time since the last step ended for the next one."""
+        self._ended = time.perf_counter()
+
+    def sync(self) -> None:
+        """Writes all metrics there are, and puts them on disk."""
+        self.flush()
+        self._metrics.sync()
+
+    def _report_unsound(self, number: int, values: dict[str, float | int], documents: list[list[str]]) -> None:
+        """Writes what the step was computed from, and stops the run if the policy says so."""
+        path = self._folder / f"step_{number:08d}.json"
+        numbered = gather(list(enumerate(documents, self._first_sequence)))
+        by_sequence = dict(pair for pairs in numbered for pair in pairs)
+        if jax.process_index() == 0:
+            self._folder.mkdir(exist_ok=True)
+            shown = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+            report = {"step": number, "metrics": shown, "documents_by_sequence": by_sequence}
+            write_atomically(path, json.dumps(report, indent=1))
+        reason = f"step {number}: {complaint(values)}"
+        if self._health.policy == "stop":
+            raise ValueError(
+                f"{reason}; training stopped and checkpoints are as before. {path} names the documents of that step; "
+                "lower optim.learning_rate, lengthen optim.warmup_steps, or skip such steps with health.policy=skip."
+            )
+        if values["skipped"] > self._health.max_skips:
+            raise ValueError(
+                f"{reason}; {values['skipped']} steps in a row were not applied, more than "
+                f"health.max_skips={self._health.max_skips}. {self._folder} names their documents; lower "
+                "optim.learning_rate, or raise the limits of health if they are too tight."
+            )
+        logger.warning("%s; the step is skipped, %s names its documents", reason, path)
+
+
+def _finite(value: float | int) -> float | int | None:
+    """Returns None for what is not finite, which JSON cannot express."""
+    return value if math.isfinite(value) else None

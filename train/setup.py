@@ -1,0 +1,75 @@
+"""What a training step is made of, from the settings of a run and its model: the same for a run and for its plan."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from qwen35_jax.model import Qwen35
+from train.batch import Batch, abstract_batch
+from train.config import TrainConfig
+from train.optim import make_optimizer, make_schedule
+from train.state import Frozen, TrainState, split_model
+from train.step import Step, make_step
+
+MakeState = Callable[[nnx.State, optax.GradientTransformation, Mesh], TrainState]
+
+
+class TrainingSetup(NamedTuple):
+    """What the loop works on."""
+
+    graphdef: nnx.GraphDef
+    state: TrainState
+    frozen: Frozen
+    step: Step
+    batch: Batch
+    """Shapes and placement of a batch."""
+
+    def model(self, state: TrainState) -> Qwen35:
+        """Returns the model with the parameters of a state."""
+        return nnx.merge(self.graphdef, state.params, self.frozen.rest)
+
+
+def make_setup(
+    config: TrainConfig, model: Qwen35, mesh: Mesh, make_state: MakeState, *, reference: Qwen35 | None = None
+) -> TrainingSetup:
+    """Splits a model, which has its adapters, into what trains and the rest, and makes its state and step.
+
+    Args:
+      model: of arrays or of shapes.
+      make_state: ``train.state.init_state``, or ``abstract_state`` for shapes.
+      reference: a second model that the objective may see and nothing changes, of arrays or of shapes too.
+
+    Raises:
+      ValueError: nothing would train.
+    """
+    recipe, layout = config.recipe, config.layout
+    graphdef, params, rest = split_model(model, adapters=recipe.lora is not None, train_mtp=recipe.objective.trains_mtp)
+    tx, schedule = make_optimizer(recipe.optim, recipe.steps), make_schedule(recipe.optim, recipe.steps)
+    state = make_state(params, tx, mesh)
+    step = make_step(
+        graphdef,
+        recipe.objective.make(loss_chunk=layout.loss_chunk, remat=layout.remat),
+        tx,
+        schedule,
+        seed=recipe.seed,
+        dropout=recipe.lora is not None and recipe.lora.dropout > 0,
+        state=state,
+        health=recipe.health,
+    )
+    batch = abstract_batch(
+        sequences=recipe.data.sequences_per_batch,
+        tokens=recipe.data.sequence_length,
+        accumulation=recipe.accumulation,
+        mesh=mesh,
+        fields=recipe.objective.batch_fields,
+    )
+    return TrainingSetup(graphdef, state, Frozen.of(rest, reference), step, batch)
+
+
+def model_options(config: TrainConfig) -> dict[str, Any]:
+    """Returns what the settings say about how a model is made, as arguments of ``load`` and of ``Qwen35``."""
+    recipe = config.recipe
+    return {"dtype": recipe.model.dtype, "param_dtype": recipe.param_dtype, "delta_rule": config.layout.delta_rule}
