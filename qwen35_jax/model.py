@@ -7,12 +7,14 @@ Source: ``Qwen3_5ForConditionalGeneration`` in transformers; ``Qwen3_5MTP`` in v
 
 import functools
 from collections.abc import Callable
+from typing import Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+from numpy.typing import ArrayLike
 
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.layers.decoder import DecoderLayer
@@ -32,8 +34,17 @@ from qwen35_jax.state import DecoderState
 _TRUNK, _MTP = 0, 1_000
 
 
-def _eager(method: Callable) -> Callable:
-    """Lets a method on tokens be called with lists and arrays of any kind: checks their shapes and runs it compiled.
+@runtime_checkable
+class _EagerMethod(Protocol):
+    """A method of the model as its users call it."""
+
+    def __call__(
+        self, input_ids: ArrayLike, segment_ids: ArrayLike | None = None, position_ids: ArrayLike | None = None
+    ) -> Array: ...
+
+
+def _eager(method: Callable[..., Array]) -> _EagerMethod:
+    """Lets a method be called with lists and arrays of any kind: checks their shapes and runs it compiled.
 
     A program is compiled once for each structure of model and arguments. Code that is compiled itself calls
     ``forward`` and ``mtp_forward``.
@@ -47,11 +58,15 @@ def _eager(method: Callable) -> Callable:
     def call(model, input_ids, segment_ids=None, position_ids=None):
         return run(*nnx.split(model), _checked(input_ids, segment_ids, position_ids))
 
-    return call
+    return cast(_EagerMethod, call)
 
 
-def _checked(input_ids, segment_ids, position_ids) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    ids, segments, positions = (None if x is None else jnp.asarray(x) for x in (input_ids, segment_ids, position_ids))
+def _checked(
+    input_ids: ArrayLike, segment_ids: ArrayLike | None, position_ids: ArrayLike | None
+) -> tuple[Array, Array | None, Array | None]:
+    ids = jnp.asarray(input_ids)
+    segments = None if segment_ids is None else jnp.asarray(segment_ids)
+    positions = None if position_ids is None else jnp.asarray(position_ids)
     if ids.ndim != 2:
         raise ValueError(f"input_ids has shape {ids.shape}; expected (batch, tokens).")
     if segments is not None and segments.shape != ids.shape:
@@ -159,6 +174,7 @@ class Qwen35(nnx.Module):
         periods = weights, keys, None if state is None else jnp.arange(num_periods)
         (x, states), _ = jax.lax.scan(rematerialized(run_period, remat), carry, periods, length=num_periods)
         if state is not None:
+            assert states is not None and tokens.placement is not None
             state = state.advance(states, segment_ids, position_ids, tokens.placement)
         return self.norm(x), state
 
@@ -202,21 +218,30 @@ class Qwen35(nnx.Module):
 
     @_eager
     def hidden_states(
-        self, input_ids: ArrayLike, segment_ids: ArrayLike | None = None, position_ids: ArrayLike | None = None
+        self,
+        input_ids: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "*axes B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Returns the decoder's output after the final norm, in the compute dtype."""
         return self.forward(input_ids, segment_ids, position_ids)[0]
 
     @_eager
     def logits(
-        self, input_ids: ArrayLike, segment_ids: ArrayLike | None = None, position_ids: ArrayLike | None = None
+        self,
+        input_ids: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "*axes B T"] | None = None,
     ) -> Float[Array, "B T V"]:
         """Returns float32 logits; position ``i`` predicts token ``i + 1``. Training never holds this array."""
         return self.head_logits(self.forward(input_ids, segment_ids, position_ids)[0])
 
     @_eager
     def mtp_logits(
-        self, input_ids: ArrayLike, segment_ids: ArrayLike | None = None, position_ids: ArrayLike | None = None
+        self,
+        input_ids: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "*axes B T"] | None = None,
     ) -> Float[Array, "B T V"]:
         """Returns float32 logits of the MTP head; position ``i`` predicts token ``i + 2``.
 

@@ -85,36 +85,35 @@ def make_mesh(
 
 
 def check_mesh(
-    text: TextConfig, mesh: Mapping[str, int], *, rows: int | None = None, tokens: int | None = None
+    text: TextConfig, mesh: Mapping[str, int], *, sequences: int | None = None, tokens: int | None = None
 ) -> None:
     """Checks that a mesh divides a model and, if given, a batch.
 
     Args:
       mesh: size of each axis.
-      rows: rows of a batch, or of one micro-batch.
-      tokens: tokens of a row.
+      sequences: sequences of a batch, or of one micro-batch.
+      tokens: tokens of a sequence.
 
     Raises:
       ValueError: it does not; the message names the nearest meshes of as many devices that do.
     """
     sizes = tuple(mesh[axis] for axis in AXES)
-    problems = list(_indivisible(text, *sizes, rows, tokens))
+    problems = list(_indivisible(text, sizes, sequences, tokens))
     if not problems:
         return
     total = math.prod(sizes)
     divisors = [n for n in range(1, total + 1) if total % n == 0]
     others = (other for other in itertools.product(divisors, repeat=len(AXES)) if math.prod(other) == total)
-    fitting = [other for other in others if not any(_indivisible(text, *other, rows, tokens))]
+    fitting = [other for other in others if not any(_indivisible(text, other, sequences, tokens))]
     fitting.sort(key=lambda other: sum(abs(math.log(new / old)) for new, old in zip(other, sizes, strict=True)))
     nearest = "; ".join(map(_named, fitting[:3]))
     remedy = f"the nearest that fit {total} devices: {nearest}" if nearest else f"no mesh of {total} devices fits"
     raise ValueError(f"mesh {_named(sizes)} does not fit: {', '.join(problems)}; {remedy}.")
 
 
-def _indivisible(
-    text: TextConfig, data: int, fsdp: int, context: int, tensor: int, rows: int | None, tokens: int | None
-) -> Iterator[str]:
-    """Names what the mesh does not divide."""
+def _indivisible(text: TextConfig, sizes: Sequence[int], sequences: int | None, tokens: int | None) -> Iterator[str]:
+    """Names what a mesh of these sizes, in the order of ``AXES``, does not divide."""
+    data, fsdp, context, tensor = sizes
     kv_heads = text.num_key_value_heads
     for name, size, parts, axes in (
         ("hidden_size", text.hidden_size, fsdp, "fsdp"),
@@ -122,9 +121,9 @@ def _indivisible(
         ("num_attention_heads", text.num_attention_heads, tensor, "tensor"),
         ("linear_num_value_heads", text.linear_num_value_heads, tensor, "tensor"),
         ("intermediate_size", text.intermediate_size, tensor, "tensor"),
-        ("the batch's rows", rows, data * fsdp, "data*fsdp"),
+        ("the batch's sequences", sequences, data * fsdp, "data*fsdp"),
         # Two halves a device, so that causal attention can be balanced.
-        ("tokens in a row", tokens, 1 if context == 1 else 2 * context, "2*context"),
+        ("tokens in a sequence", tokens, 1 if context == 1 else 2 * context, "2*context"),
     ):
         if size is not None and size % parts:
             yield f"{name}={size} is not a multiple of {axes}={parts}"
@@ -169,6 +168,14 @@ def mesh_axes(*logical_axes: str) -> tuple[str, ...]:
 
 def _name(axis: str | tuple[str, int]) -> str:
     return axis if isinstance(axis, str) else axis[0]
+
+
+def mesh_of(x: jax.Array) -> Mesh | None:
+    """Returns the mesh that an array lies on, None if it was not placed on one."""
+    if not isinstance(x.sharding, NamedSharding):
+        return None
+    assert isinstance(x.sharding.mesh, Mesh)
+    return x.sharding.mesh
 
 
 def constrain(x: jax.Array, logical_axes: Axes) -> jax.Array:

@@ -38,7 +38,7 @@ def test_presets_survive_the_round_trip(name):
         ("27b", 16, 2048, 10240, False),
     ],
 )
-def test_derived_sizes(name, periods, key_dim, conv_dim, tied):
+def test_derived_sizes_are_those_of_the_published_models(name, periods, key_dim, conv_dim, tied):
     config = PRESETS[name]
     text = config.text
     assert (text.period, text.num_periods, text.rotary_dim) == (4, periods, 64)

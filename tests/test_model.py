@@ -164,7 +164,7 @@ LAYOUTS = {
 
 
 def packed_sequence(layout) -> tuple[np.ndarray, np.ndarray]:
-    """One sequence of the documents in order, each 0 in ``layout`` being padding of other, arbitrary tokens."""
+    """One sequence of the documents in order. Each 0 in ``layout`` stands for padding, whose tokens are arbitrary."""
     padding = tokens(5, 1, seed=9)[0]
     parts = [padding if d == 0 else tokens(DOCUMENTS[d - 1], 1)[0] for d in layout]
     parts = [(part, np.full(len(part), d)) for part, d in zip(parts, layout, strict=True)]
@@ -210,7 +210,7 @@ def alone(model):
 
 @pytest.mark.parametrize(("layout", "remat"), zip(LAYOUTS, itertools.cycle(REMAT[1:])))
 def test_packed_equals_alone(model, alone, layout, remat):
-    """The packed side also runs with the policies of rematerialization, which must not change a number."""
+    """The packed side also runs with the policies of rematerialization, which must not change any number."""
     ids, segments = map(jnp.asarray, packed_sequence(LAYOUTS[layout]))
     wanted, wanted_loss, wanted_gradient = alone
     graphdef, state = nnx.split(model)
@@ -275,7 +275,7 @@ def test_prefill_and_steps_equal_one_forward(model, side):
     np.testing.assert_array_equal(state.lengths, slots)
 
 
-def test_sequences_of_a_state_come_along_at_their_own_pace(model):
+def test_sequences_of_a_state_advance_independently(model):
     """Two sequences take another number of tokens in each call; what one takes does not change the other."""
     lines = [tokens(48, 1, seed=seed)[0] for seed in (1, 2)]
     taken, state = [0, 0], DecoderState.empty(model.config.text, 2, 64, jnp.float32)
@@ -296,7 +296,7 @@ def test_sequences_of_a_state_come_along_at_their_own_pace(model):
 
 
 @pytest.mark.parametrize("delta_rule", ["associative", "chunked"])
-def test_the_delta_rule_that_a_user_asks_for_gives_the_same_numbers(model, delta_rule):
+def test_every_delta_rule_gives_the_same_numbers(model, delta_rule):
     ids, segments = map(jnp.asarray, packed_sequence(LAYOUTS["packed"]))
     make = nnx.jit(lambda: Qwen35(tiny_config(), dtype="float32", delta_rule=delta_rule, rngs=nnx.Rngs(0)))
     other = nnx.merge(nnx.graphdef(make()), nnx.state(model))
@@ -307,7 +307,7 @@ def test_the_delta_rule_that_a_user_asks_for_gives_the_same_numbers(model, delta
     )
 
 
-def test_stored_dtypes():
+def test_weights_are_stored_and_results_returned_in_the_promised_dtypes():
     model = nnx.jit(lambda: Qwen35(tiny_config(), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))()
     kept = {path[-2:] for path, v in nnx.to_flat_state(nnx.state(model)) if v.dtype == jnp.float32}
     assert kept == {("linear_attn", "A_log"), ("norm", "weight")}

@@ -21,14 +21,14 @@ def mesh_sizes(**sizes: int) -> dict[str, int]:
     ("sizes", "batch"),
     [
         ({}, {}),
-        ({"fsdp": 8}, {"rows": 8, "tokens": 4095}),
-        ({"fsdp": 4, "tensor": 2}, {"rows": 4}),
+        ({"fsdp": 8}, {"sequences": 8, "tokens": 4095}),
+        ({"fsdp": 4, "tensor": 2}, {"sequences": 4}),
         ({"tensor": 8}, {}),
-        ({"context": 8}, {"rows": 1, "tokens": 262_144}),
-        ({"data": 2, "fsdp": 16}, {"rows": 64}),
+        ({"context": 8}, {"sequences": 1, "tokens": 262_144}),
+        ({"data": 2, "fsdp": 16}, {"sequences": 64}),
     ],
 )
-def test_meshes_that_divide_the_2b(sizes, batch):
+def test_meshes_that_divide_the_2b_are_accepted(sizes, batch):
     check_mesh(TEXT, mesh_sizes(**sizes), **batch)
 
 
@@ -38,9 +38,10 @@ def test_meshes_that_divide_the_2b(sizes, batch):
         ({"tensor": 3}, {}, "num_attention_heads=8 is not a multiple of tensor=3", "data=3 fsdp=1 context=1 tensor=1"),
         ({"fsdp": 3, "tensor": 2}, {}, "hidden_size=2048 is not a multiple of fsdp=3", "data=3 fsdp=1 context=1 ten"),
         ({"tensor": 16}, {}, "num_attention_heads=8 is not a multiple of tensor=16", "fsdp=2 context=1 tensor=8"),
-        ({"fsdp": 8}, {"rows": 4}, "the batch's rows=4 is not a multiple of data*fsdp=8", "data=1 fsdp=4 "),
-        ({"context": 8}, {"rows": 8, "tokens": 100}, "tokens in a row=100 is not a multiple of 2*con", "context=2"),
-        ({"data": 7}, {"rows": 1, "tokens": 10}, "the batch's rows=1 is not", "no mesh of 7 devices fits"),
+        ({"fsdp": 8}, {"sequences": 4}, "the batch's sequences=4 is not a multiple of data*fsdp=8", "data=1 fsdp=4 "),
+        ({"context": 8}, {"sequences": 8, "tokens": 100},
+         "tokens in a sequence=100 is not a multiple of 2*con", "context=2"),
+        ({"data": 7}, {"sequences": 1, "tokens": 10}, "the batch's sequences=1 is not", "no mesh of 7 devices fits"),
     ],
 )  # fmt: skip
 def test_other_meshes_are_refused_with_the_nearest_that_fit(sizes, batch, problem, remedy):
@@ -50,7 +51,7 @@ def test_other_meshes_are_refused_with_the_nearest_that_fit(sizes, batch, proble
     assert remedy in str(error.value).partition("; ")[2]
 
 
-def test_more_devices_than_there_are():
+def test_more_devices_than_there_are_are_refused():
     with pytest.raises(ValueError, match="needs 16 devices, but there are 8"):
         make_mesh(fsdp=16)
     with pytest.raises(ValueError, match="at least 1"):
@@ -73,7 +74,7 @@ def test_every_parameter_of_every_size_is_split(size):
             assert named_sharding(param, four).spec[-1] == ("tensor" if heads % 4 == 0 else None)
 
 
-def test_a_function_runs_on_each_part_of_its_arguments():
+def test_a_function_runs_on_each_array_shard_of_its_arguments():
     x, y = jnp.arange(8.0 * 6).reshape(8, 6), jnp.ones((5, 6))
     seen = []
 
@@ -84,7 +85,7 @@ def test_a_function_runs_on_each_part_of_its_arguments():
     axes = {"in_axes": (("batch", "length"), ("batch",), ("heads", "length")), "out_axes": (("batch", "length"), ())}
     plain = over_mesh(lambda x, _, y: (x * 2, jnp.sum(x)), x, None, y, **axes)
     with jax.set_mesh(make_mesh(data=4, context=2)):
-        # "heads" has one part here; a size that is not divided would be left whole.
+        # The mesh does not split "heads". A size that it did not divide would be left whole.
         doubled, total = jax.jit(lambda x, y: over_mesh(local, x, None, y, **axes))(x, y)
     assert seen == [((2, 3), None, (5, 3))]
     assert (doubled == plain[0]).all() and total == plain[1]

@@ -189,7 +189,7 @@ def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Pla
     devices = topology_devices(topology)
     model_config = find_config(config.recipe.model.path)
     sizes = asdict(config.layout.mesh)
-    check_mesh(model_config.text, sizes, rows=_micro_batch_size(config), tokens=config.recipe.data.sequence_length)
+    check_mesh(model_config.text, sizes, sequences=_micro_batch_size(config), tokens=config.recipe.data.sequence_length)
     used = math.prod(sizes.values())
     if used != len(devices):
         raise ValueError(f"the mesh has {used} devices, but {topology} has {len(devices)}; "

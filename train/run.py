@@ -114,7 +114,7 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     check_mesh(
         model_config.text,
         mesh.shape,
-        rows=data.sequences_per_batch // recipe.accumulation,
+        sequences=data.sequences_per_batch // recipe.accumulation,
         tokens=data.sequence_length,
     )
     recipe.objective.check_model(model_config.text, folder)

@@ -7,7 +7,6 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -30,7 +29,7 @@ def create_checkpoint(
     out_dir: str | Path,
     *,
     seed: int = 0,
-    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    dtype: str = "bfloat16",
     tokenizer_from: str | Path | None = None,
     shard_bytes: int | None = None,
 ) -> Path:
@@ -41,7 +40,7 @@ def create_checkpoint(
 
     Args:
       out_dir: a folder that does not exist yet, or is empty.
-      dtype: of the tensors that the published files store in bfloat16.
+      dtype: ``bfloat16`` or ``float32``, for the tensors that the published files store in bfloat16.
       tokenizer_from: a folder whose tokenizer, template and processor files are copied.
       shard_bytes: most bytes of tensors in a file; ``None`` writes a single file.
 

@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from qwen35_jax.inference.programs import STEPS_PER_CALL, Prompts, decode, grow, prefill
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.thinking import opens_thinking, split_tokens
 from qwen35_jax.processing.tokenizer import Tokenizer
-from qwen35_jax.sharding import num_shards
+from qwen35_jax.sharding import mesh_of, num_shards
 
 # Slots beyond the prompt at the start. More are added as they are needed, so that short
 # completions do not pay for attention over the slots that a high limit would reserve.
@@ -80,8 +81,7 @@ class Engine:
     def __init__(self, model: Qwen35, tokenizer: Tokenizer, *, max_batch: int = 8):
         if max_batch < 1:
             raise ValueError(f"max_batch={max_batch}; give at least 1.")
-        sharding = model.head_weight().sharding
-        self._mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+        self._mesh = mesh_of(model.head_weight())
         shards = 1 if self._mesh is None else num_shards("length", self._mesh)
         if shards > 1:
             raise ValueError(
@@ -224,13 +224,13 @@ class Engine:
         for i, prompt in enumerate(prompts):
             input_ids[i, : len(prompt)], lengths[i] = prompt, len(prompt)
         return Prompts(
-            input_ids=input_ids,
-            segment_ids=(np.arange(slots) < lengths[:, None]).astype(np.int32),
-            lengths=lengths,
-            filling=np.arange(size) >= len(prompts),
-            numbers=np.pad(np.array(numbers, np.int32), (0, size - len(prompts))),
+            input_ids=jnp.asarray(input_ids),
+            segment_ids=jnp.asarray((np.arange(slots) < lengths[:, None]).astype(np.int32)),
+            lengths=jnp.asarray(lengths),
+            filling=jnp.asarray(np.arange(size) >= len(prompts)),
+            numbers=jnp.asarray(np.pad(np.array(numbers, np.int32), (0, size - len(prompts)))),
             key=jax.random.key(seed),
-            eos_token_ids=np.array(self.tokenizer.eos_token_ids, np.int32),
+            eos_token_ids=jnp.asarray(self.tokenizer.eos_token_ids, jnp.int32),
         )
 
     def _mesh_context(self) -> contextlib.AbstractContextManager[Mesh | None]:

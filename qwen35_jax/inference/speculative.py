@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops.positions import shift_left
-from qwen35_jax.sharding import num_shards
+from qwen35_jax.sharding import mesh_of, num_shards
 
 # Positions whose logits are held at once: 256 times 248,320 float32 are 254 MB.
 _POSITIONS_AT_ONCE = 256
@@ -104,16 +103,16 @@ def acceptance_by_completion(
 
 def _batch_split(model: Qwen35) -> int:
     """Returns over how many devices a batch is split."""
-    sharding = model.head_weight().sharding
-    return num_shards("batch", sharding.mesh) if isinstance(sharding, NamedSharding) else 1
+    mesh = mesh_of(model.head_weight())
+    return 1 if mesh is None else num_shards("batch", mesh)
 
 
 def _count_drafts(
     model: Qwen35, token_ids: ArrayLike, segment_ids: ArrayLike, completion_mask: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the accepted and the proposed drafts of each sequence, each of shape [B]."""
-    sharding = model.head_weight().sharding
-    on_mesh = jax.set_mesh(sharding.mesh) if isinstance(sharding, NamedSharding) else contextlib.nullcontext()
+    mesh = mesh_of(model.head_weight())
+    on_mesh = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
     graph, weights = nnx.split(model)
     with on_mesh:
         counts = _count(

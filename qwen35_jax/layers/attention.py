@@ -53,6 +53,7 @@ class GatedAttention(nnx.Module):
         if state is None:
             out = attention_sharded(q, k, v, tokens.segment_ids)
         else:
+            assert tokens.segment_ids is not None and tokens.placement is not None
             out, state = state.attend(q, k, v, tokens.segment_ids, tokens.placement)
         return self.o_proj(_gated(out, gate).reshape(B, T, -1), dropout_key), state
 

@@ -12,7 +12,7 @@ from qwen35_jax.layers.parameters import Parameters
 from qwen35_jax.layers.tokens import Tokens
 from qwen35_jax.ops.gated_delta import DeltaRule
 from qwen35_jax.sharding import constrain
-from qwen35_jax.state import LayerState
+from qwen35_jax.state import DeltaState, KeyValues, LayerState
 
 
 class DecoderLayer(nnx.Module):
@@ -28,6 +28,7 @@ class DecoderLayer(nnx.Module):
         else:
             self.self_attn = GatedAttention(config, make=make)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, make=make)
+        assert config.intermediate_size is not None, "only a mixture-of-experts size has none, and Qwen35 refuses those"
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, make=make)
         self.kind = kind
 
@@ -38,8 +39,13 @@ class DecoderLayer(nnx.Module):
         state: LayerState | None = None,
         dropout_key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerState | None]:
-        mixer = self.linear_attn if self.kind == LINEAR else self.self_attn
-        mixed, state = mixer(self.input_layernorm(x), tokens, state, dropout_key)
+        normed = self.input_layernorm(x)
+        if self.kind == LINEAR:
+            assert state is None or isinstance(state, DeltaState)
+            mixed, state = self.linear_attn(normed, tokens, state, dropout_key)
+        else:
+            assert state is None or isinstance(state, KeyValues)
+            mixed, state = self.self_attn(normed, tokens, state, dropout_key)
         x = x + mixed
         x = x + self.mlp(self.post_attention_layernorm(x), dropout_key)
         return constrain(x, ("batch", "length", "features")), state

@@ -63,6 +63,7 @@ class GatedDeltaNet(nnx.Module):
         B, T = x.shape[:2]
         window = recurrent = state_segment_ids = None
         if state is not None:
+            assert tokens.placement is not None
             window, recurrent = state.read(tokens.placement.layer)
             state_segment_ids = tokens.placement.state_segment_ids
         documents = (tokens.segment_ids, state_segment_ids)
@@ -76,6 +77,7 @@ class GatedDeltaNet(nnx.Module):
             q, k, v, log_decay, beta, recurrent, *documents, delta_rule=self.delta_rule
         )
         if state is not None:
+            assert tokens.placement is not None and recurrent is not None
             state = state.write(tokens.placement.layer, window, recurrent)
         z = self.in_proj_z(x, dropout_key).reshape(out.shape)
         return self.out_proj(self.norm(out, z).reshape(B, T, -1), dropout_key), state

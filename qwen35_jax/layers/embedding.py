@@ -26,7 +26,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, input_ids: Int[Array, "B T"], *, dtype: DTypeLike) -> Float[Array, "B T D"]:
         x = take_rows(self.weight[...], input_ids, dtype=dtype)
-        if self.lora_a is None:
+        if self.lora_a is None or self.lora_b is None:
             return x
         low_rank = jnp.take(self.lora_a[...], input_ids, axis=0).astype(dtype)
         return x + (low_rank @ self.lora_b[...].astype(dtype)) * self.lora_scale

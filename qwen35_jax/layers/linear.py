@@ -32,7 +32,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*L I"], dropout_key: PRNGKeyArray | None = None) -> Float[Array, "*L O"]:
         y = project(x, self.weight[...].astype(x.dtype))
-        if self.lora_a is None:
+        if self.lora_a is None or self.lora_b is None:
             return y
         if dropout_key is not None and self.lora_dropout > 0:
             key = jax.random.fold_in(dropout_key, zlib.crc32(self.name.encode()))

@@ -32,4 +32,5 @@ class Tokens:
         """Returns the same tokens for the layers at one index of their stacks; None without a memory."""
         if self.placement is None:
             return self
+        assert layer is not None
         return dataclasses.replace(self, placement=dataclasses.replace(self.placement, layer=layer))

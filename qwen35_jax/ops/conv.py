@@ -119,6 +119,7 @@ def _causal_conv_after(
     """
     owners = None
     if segment_ids is not None:
+        assert past_segment_ids is not None
         owners = jnp.concatenate([past_segment_ids, segment_ids], axis=1)
     return _shifted_sum(jnp.concatenate([past, x], axis=1), weight, owners, segment_ids)
 
@@ -163,6 +164,7 @@ def _shifted(
     shifted = lax.dynamic_slice_in_dim(x, w, T, axis=1).astype(jnp.float32)
     if segment_ids is None:
         return shifted
+    assert owners is not None
     is_mine = (lax.dynamic_slice_in_dim(owners, w, T, axis=1) == segment_ids) & (segment_ids != 0)
     return jnp.where(is_mine[..., None], shifted, 0)
 

@@ -20,6 +20,7 @@ def count_positions(
     positions = index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
     if last_segment_ids is None:
         return positions
+    assert next_position is not None
     continues = (segment_ids == last_segment_ids[:, None]) & (segment_ids > 0)
     return positions + jnp.where(continues, next_position[:, None], 0)
 

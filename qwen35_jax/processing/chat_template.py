@@ -12,7 +12,7 @@ as Python functions, ``documents``, continuing the last message.
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import jinja2.exceptions
@@ -167,10 +167,12 @@ def _environment() -> ImmutableSandboxedEnvironment:
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    environment.globals["dict"] = _TemplateDict()
-    environment.globals["namespace"] = _TemplateNamespace
+    # jinja2 has no type for its globals, and one inferred from its defaults is too narrow.
+    names = cast(dict[str, Any], environment.globals)
+    names["raise_exception"] = _raise_exception
+    names["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    names["dict"] = _TemplateDict()
+    names["namespace"] = _TemplateNamespace
     return environment
 
 

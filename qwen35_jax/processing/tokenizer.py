@@ -137,9 +137,15 @@ class Tokenizer:
 
 def _token_range(encoding: tokenizers.Encoding, start: int, end: int) -> tuple[int, int]:
     """Finds the tokens made from characters in ``[start, end)`` alone; their places never decrease."""
+
+    def characters(token: int) -> tuple[int, int]:
+        span = encoding.token_to_chars(token)
+        assert span is not None, "no token is added to the text, so each is made from characters"
+        return span
+
     tokens = range(len(encoding))
-    first = bisect_left(tokens, start, key=lambda token: encoding.token_to_chars(token)[0])
-    stop = bisect_right(tokens, end, key=lambda token: encoding.token_to_chars(token)[1])
+    first = bisect_left(tokens, start, key=lambda token: characters(token)[0])
+    stop = bisect_right(tokens, end, key=lambda token: characters(token)[1])
     return first, max(first, stop)
 
 

@@ -4,7 +4,7 @@ Letters: ``B`` batch, ``T`` tokens of this call, ``S`` slots, ``N`` query heads,
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -34,7 +34,7 @@ class Placement:
 class LayerState(Protocol):
     """The memory of the layers at one place of the period, stacked over periods."""
 
-    def resized(self, capacity: int) -> Self:
+    def resized(self, capacity: int) -> "LayerState":
         """Returns the same memory with room for ``capacity`` tokens of each sequence."""
         ...
 
@@ -50,7 +50,7 @@ class KeyValues(LayerState, Protocol):
         v: Float[Array, "B T K H"],
         segment_ids: Int[Array, "B T"],
         placement: Placement,
-    ) -> tuple[Float[Array, "B T N H"], Self]:
+    ) -> tuple[Float[Array, "B T N H"], "KeyValues"]:
         """Writes the keys and values of a call's tokens, and lets its queries attend to all of their document.
 
         Returns:

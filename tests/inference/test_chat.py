@@ -51,7 +51,7 @@ def test_color_is_switched_off_where_thinking_ends(tokenizer):
     assert shown == "\x1b[2mthinking:\na\x1b[0m\n\nanswer:\nb\n\n\x1b[2mthinking:\ncut off\x1b[0m\n\n"
 
 
-def test_commands(tokenizer):
+def test_reset_starts_anew_and_quit_ends(tokenizer):
     engine = ScriptedEngine(tokenizer, "one", "two")
     talk(engine, "first", "/reset", "second", "/quit", "never asked")
     assert len(engine.prompts) == 2

@@ -46,13 +46,13 @@ def greedy(model, prompts) -> list[Completion]:
 def whole_logits(model, prompts, completions) -> list[np.ndarray]:
     """For each completion, the logits of its tokens from one forward over prompt and completion."""
     input_ids, segment_ids = np.zeros((2, 5, 64), np.int32)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         text = prompt + completion.token_ids
-        input_ids[row, : len(text)], segment_ids[row, : len(text)] = text, 1
+        input_ids[i, : len(text)], segment_ids[i, : len(text)] = text, 1
     logits = np.asarray(model.logits(input_ids, segment_ids))
     return [
-        logits[row, len(prompt) - 1 : len(prompt) - 1 + len(completion.token_ids)]
-        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+        logits[i, len(prompt) - 1 : len(prompt) - 1 + len(completion.token_ids)]
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
     ]
 
 
@@ -68,7 +68,7 @@ def test_greedy_is_the_argmax_of_the_whole_forward(model, prompts, greedy):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, RANDOM])
-def test_alone_equals_in_a_batch(model, prompts, sampling):
+def test_a_prompt_alone_gives_what_it_gives_in_a_batch(model, prompts, sampling):
     together, alone = (
         Engine(model, Numbers(), max_batch=size).generate(prompts, sampling=sampling, max_new_tokens=NEW_TOKENS)
         for size in (4, 1)
@@ -117,7 +117,7 @@ def test_stream_equals_generate(model, prompts):
     assert streamed == whole[0].token_ids
 
 
-def test_a_growing_cache_changes_nothing(model, prompts, greedy, monkeypatch):
+def test_a_growing_state_changes_nothing(model, prompts, greedy, monkeypatch):
     engine = Engine(model, Numbers(), max_batch=1)
     monkeypatch.setattr(engine_module, "_FIRST_SLOTS", 2)
     assert engine.generate(prompts[:1], sampling=GREEDY, max_new_tokens=NEW_TOKENS) == greedy[:1]
@@ -150,13 +150,13 @@ def test_wrong_prompts_are_named(model, prompt, max_new_tokens, message):
         Engine(model, Numbers()).generate([[1], prompt], sampling=GREEDY, max_new_tokens=max_new_tokens)
 
 
-def test_no_prompts_and_no_rows(model):
+def test_no_prompts_give_no_completions_and_an_empty_batch_is_refused(model):
     assert Engine(model, Numbers()).generate([], sampling=GREEDY, max_new_tokens=1) == []
     with pytest.raises(ValueError, match="max_batch=0"):
         Engine(model, Numbers(), max_batch=0)
 
 
-def test_sizes_are_rounded_to_few():
+def test_sizes_are_rounded_up_to_few_different_ones():
     sizes = {engine_module._round_up(size) for size in range(1, 5000)}
     assert all(engine_module._round_up(size) >= size for size in range(1, 5000))
     assert len(sizes) <= 18

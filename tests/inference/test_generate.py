@@ -30,7 +30,7 @@ def question(text="hi"):
         ("<think>\n", "</think>\n\nb", ("", "b")),
     ],
 )
-def test_split_thinking(tokenizer, prompt, completion, want):
+def test_thinking_and_answer_are_split(tokenizer, prompt, completion, want):
     opened = opens_thinking(tokenizer, tokenizer.encode(prompt))
     split = split_tokens(tokenizer, tokenizer.encode(completion), opened=opened)
     assert (split.thinking, split.answer) == want

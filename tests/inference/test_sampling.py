@@ -10,8 +10,8 @@ from qwen35_jax.inference import sampling as S
 VOCAB = 97
 
 
-def random_logits(seed: int, rows: int = 3, scale: float = 3.0) -> np.ndarray:
-    return (np.random.default_rng(seed).normal(size=(rows, VOCAB)) * scale).astype(np.float32)
+def random_logits(seed: int, sequences: int = 3, scale: float = 3.0) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(size=(sequences, VOCAB)) * scale).astype(np.float32)
 
 
 def truncated(logits: np.ndarray, params: S.SamplingParams) -> np.ndarray:
@@ -44,13 +44,13 @@ def test_truncation_matches_transformers(top_k, top_p, temperature):
     np.testing.assert_allclose(got, want.numpy(), rtol=1e-6)
 
 
-def test_ties_at_the_edge_of_top_p():
+def test_ties_at_the_edge_of_top_p_are_all_kept():
     logits = np.log(np.array([[0.4, 0.2, 0.2, 0.1, 0.1]], np.float32))
     kept = np.isfinite(truncated(logits, S.SamplingParams(1.0, 0, 0.5)))
     np.testing.assert_array_equal(kept, [[True, True, True, False, False]])
 
 
-def test_one_certain_token_and_impossible_ones():
+def test_the_only_possible_token_is_always_taken():
     logits = np.full((1, VOCAB), -np.inf, np.float32)
     logits[0, 7] = 3.0
     for top_k in (0, 4):
@@ -61,7 +61,7 @@ def test_one_certain_token_and_impossible_ones():
 @pytest.mark.parametrize("params", [S.SamplingParams(0.8, 10, 0.9), S.SamplingParams(1.3, 0, 0.7)])
 def test_frequencies_follow_the_truncated_distribution(params):
     draws = 20_000
-    logits = random_logits(11, rows=1, scale=1.5)
+    logits = random_logits(11, sequences=1, scale=1.5)
     kept = truncated(logits, params)[0].astype(np.float64)
     want = np.exp(kept - kept.max())
     want /= want.sum()
@@ -73,17 +73,17 @@ def test_frequencies_follow_the_truncated_distribution(params):
     np.testing.assert_array_less(np.abs(got - want), 5 * np.sqrt(want * (1 - want) / draws) + 1e-9)
 
 
-def test_a_row_samples_alike_in_every_batch():
-    logits, params = random_logits(2, rows=4), S.SamplingParams(1.0, 0, 1.0)
+def test_a_sequence_samples_alike_in_every_batch():
+    logits, params = random_logits(2, sequences=4), S.SamplingParams(1.0, 0, 1.0)
     key = jax.random.key(1)
     together = S.sample(jnp.asarray(logits), S.sequence_keys(key, jnp.arange(4), 9), params)
     alone = [
-        S.sample(jnp.asarray(logits[r : r + 1]), S.sequence_keys(key, jnp.array([r]), 9), params)[0] for r in range(4)
+        S.sample(jnp.asarray(logits[i : i + 1]), S.sequence_keys(key, jnp.array([i]), 9), params)[0] for i in range(4)
     ]
     assert together.tolist() == [int(token) for token in alone]
 
 
-def test_keys_differ_by_row_step_and_seed():
+def test_keys_differ_by_sequence_step_and_seed():
     keys = [S.sequence_keys(jax.random.key(seed), jnp.arange(3), step) for seed in range(2) for step in range(3)]
     data = np.concatenate([np.asarray(jax.random.key_data(k)) for k in keys])
     assert len(np.unique(data, axis=0)) == 18
@@ -95,7 +95,7 @@ def test_greedy_takes_the_maximum():
     np.testing.assert_array_equal(S.sample(jnp.asarray(logits), keys, S.SamplingParams()), logits.argmax(-1))
 
 
-def test_presence_penalty_counts_a_token_once():
+def test_the_presence_penalty_is_subtracted_once_from_generated_tokens():
     logits = random_logits(5)
     generated = np.zeros(logits.shape, bool)
     generated[1, [3, 4]] = True

@@ -42,7 +42,7 @@ def test_counts_equal_the_count_by_hand(model, texts):
     assert completion_acceptance(model, *texts) == want
 
 
-def test_packed_documents_count_as_alone(model, texts):
+def test_packed_documents_have_the_counts_of_documents_alone(model, texts):
     token_ids, segment_ids, mask = np.zeros((3, 1, 128), np.int32)
     place = 5
     for document, (prompt, completion) in enumerate(zip(*texts, strict=True), 1):

@@ -59,7 +59,7 @@ def test_an_offset_places_queries_among_cached_slots():
 
 
 def test_blocks_of_queries_change_nothing(monkeypatch):
-    """Outputs and gradients, with a last block that is not full."""
+    """Compares outputs and gradients; the last block is not full."""
     T = 37
     q, k, v = inputs(T)
     segments = jnp.asarray(np.repeat([[1, 2, 0]], [15, 18, 4], axis=1).repeat(B, 0))
@@ -75,7 +75,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, blocked)
 
 
-def test_half_given_documents_are_refused():
+def test_documents_of_queries_without_those_of_keys_are_refused():
     q, k, v = inputs(3)
     with pytest.raises(ValueError, match="give both or neither"):
         attention(q, k, v, segment_ids=jnp.ones((B, 3), int))

@@ -158,7 +158,7 @@ def test_fresh_window_of_only_padding_stays_empty(inputs):
         np.testing.assert_array_equal(window, 0)
 
 
-def test_keeps_its_input_only_once():
+def test_the_backward_pass_keeps_the_input_once():
     def kept(T):
         x, weight = jax.ShapeDtypeStruct((B, T, C), jnp.bfloat16), jax.ShapeDtypeStruct((C, W), jnp.bfloat16)
         pullback = jax.eval_shape(lambda *inputs: jax.vjp(lambda *a: causal_conv(*a)[0], *inputs)[1], x, weight)
@@ -167,7 +167,7 @@ def test_keeps_its_input_only_once():
     assert kept(100) - kept(40) == B * 60 * C
 
 
-def test_sums_in_float32(inputs):
+def test_bfloat16_inputs_are_summed_in_float32(inputs):
     x, weight, window = (jnp.asarray(a, jnp.bfloat16) for a in inputs)
     y, new_window = conv(x, weight, window)
     assert (y.dtype, new_window.dtype) == (jnp.bfloat16, jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""The gated delta rule: its three forms against each other, against float64, and against transformers."""
+"""The gated delta rule on single documents: its forms against each other, against float64 and transformers."""
 
 import inspect
 from functools import partial
@@ -9,91 +9,25 @@ import numpy as np
 import pytest
 
 from qwen35_jax.ops.gated_delta import gated_delta, l2_normalize
-
-FORMS = ("recurrent", "chunked", "associative")
-# Both sides in float32 with values of order 1: the sums' different orders show from the sixth digit on.
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-# Gradients of q and k reach 10 and collect the errors of all later tokens.
-CLOSE_GRAD = {"rtol": 1e-5, "atol": 3e-5}
-NAMES = ("q", "k", "v", "log_decay", "beta", "state")
+from tests.ops.delta_rule import (
+    CLOSE,
+    FORMS,
+    NAMES,
+    assert_same_gradients,
+    forward,
+    gradients,
+    projection,
+    random_inputs,
+    random_weights,
+    reference,
+    small_chunks,
+)
 
 
 @pytest.fixture(autouse=True)
 def strict_promotion():
     with jax.numpy_dtype_promotion("strict"):
         yield
-
-
-def random_inputs(seed, B=2, T=64, N=3, K=16, V=8):
-    """Returns the six arrays of the op; head 0 forgets slowly, as with A = 0.05, so that leaks would show."""
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape):
-        return rng.normal(size=shape).astype(np.float32)
-
-    def unit(x):
-        return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-    rates = np.geomspace(0.05, 4, N).astype(np.float32)
-    log_decay = -rates * np.log1p(np.exp(normal(B, T, N)))
-    beta = 1 / (1 + np.exp(-normal(B, T, N)))
-    q, k = unit(normal(B, T, N, K)) * np.float32(K**-0.5), unit(normal(B, T, N, K))
-    return q, k, normal(B, T, N, V), log_decay, beta, normal(B, N, K, V)
-
-
-# Each compiled shape costs seconds, most of them for optimising what runs once.
-jit = partial(
-    jax.jit,
-    static_argnames=("implementation", "chunk_size"),
-    compiler_options={"xla_backend_optimization_level": 0},
-)
-
-
-def small_chunks(form):
-    """Arguments for chunks of 16; none for the form that knows no chunks, so that it is compiled once."""
-    return {"implementation": form} if form == "recurrent" else {"implementation": form, "chunk_size": 16}
-
-
-@jit
-def forward(inputs, segment_ids=None, state_segment_ids=None, *, implementation, chunk_size=64):
-    return gated_delta(*inputs, segment_ids, state_segment_ids, implementation=implementation, chunk_size=chunk_size)
-
-
-@jit
-def gradients(inputs, weights, segment_ids=None, *, implementation, chunk_size=64):
-    """Gradients of all six inputs, of a fixed random projection of both results."""
-
-    def projected(inputs):
-        results = gated_delta(*inputs, segment_ids, implementation=implementation, chunk_size=chunk_size)
-        return projection(results, weights)
-
-    return jax.grad(projected)(inputs)
-
-
-def projection(results, weights):
-    return sum(jnp.sum(r.astype(w.dtype) * w) for r, w in zip(results, weights, strict=True))
-
-
-def random_weights(inputs):
-    rng = np.random.default_rng(99)
-    return tuple(rng.normal(size=inputs[i].shape).astype(np.float32) for i in (2, 5))
-
-
-def assert_same_gradients(got, want, **tolerance):
-    for name, a, b in zip(NAMES, got, want, strict=True):
-        np.testing.assert_allclose(a, b, err_msg=name, **(tolerance or CLOSE_GRAD))
-
-
-def reference(q, k, v, log_decay, beta, state):
-    """The recurrence in float64, one document, written as the paper writes it."""
-    q, k, v, log_decay, beta, state = (np.asarray(x, np.float64) for x in (q, k, v, log_decay, beta, state))
-    outputs = []
-    for t in range(q.shape[1]):
-        state = np.exp(log_decay[:, t])[..., None, None] * state
-        error = v[:, t] - np.einsum("BNK,BNKV->BNV", k[:, t], state)
-        state = state + np.einsum("BNK,BN,BNV->BNKV", k[:, t], beta[:, t], error)
-        outputs.append(np.einsum("BNK,BNKV->BNV", q[:, t], state))
-    return np.stack(outputs, axis=1), state
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +80,7 @@ def test_matches_transformers(hf, name, T):
 
 
 @pytest.mark.parametrize("key_heads", [2, 3, 6])
-def test_value_heads_share_key_heads(hf, key_heads):
+def test_value_heads_that_share_key_heads_match_transformers(hf, key_heads):
     import torch
 
     q, k, v, log_decay, beta, state = random_inputs(1, T=65, N=6)
@@ -159,113 +93,8 @@ def test_value_heads_share_key_heads(hf, key_heads):
     np.testing.assert_allclose(got_state, want_state, **CLOSE)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_any_split_gives_the_whole(form):
-    inputs = random_inputs(5, T=72)
-    want, want_state = forward(inputs, **small_chunks(form))
-    state, outputs = inputs[5], []
-    for start, stop in [(0, 1), (1, 33), (33, 65), (65, 72)]:
-        part = tuple(x[:, start:stop] for x in inputs[:5])
-        o, state = forward((*part, state), **small_chunks(form))
-        outputs.append(o)
-    np.testing.assert_allclose(np.concatenate(outputs, axis=1), want, **CLOSE)
-    np.testing.assert_allclose(state, want_state, **CLOSE)
-
-
-# Rows of documents (id, length) with chunks of 16: shorter than a chunk, several in one, ending with a chunk, spanning
-# several; padding at the left, at the right and between, shorter and longer than a chunk.
-ROWS = [
-    [(1, 5), (2, 1), (3, 10), (4, 40), (5, 16)],
-    [(0, 3), (1, 13), (2, 20), (0, 18), (3, 11), (0, 7)],
-    [(0, 30), (2, 7), (0, 1), (5, 33), (0, 1)],
-    [(1, 72)],
-    [(0, 72)],
-]
-
-
-@pytest.fixture(scope="module")
-def packed():
-    inputs = random_inputs(7, B=len(ROWS), T=72)
-    segment_ids = np.array([np.repeat(*zip(*row, strict=True)) for row in ROWS], np.int32)
-    padding = segment_ids == 0
-    # What padding holds must not matter.
-    for x in inputs[:3]:
-        x[padding] = np.nan
-    return inputs, segment_ids
-
-
-def documents_of(segment_ids):
-    """Yields (row, slice, is the row's first, is the row's last) of each document."""
-    for row, ids in enumerate(segment_ids):
-        names = [i for i in np.unique(ids) if i]
-        for i in names:
-            where = np.flatnonzero(ids == i)
-            yield row, slice(where[0], where[-1] + 1), i == names[0], i == names[-1]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_packed_equals_alone(form, packed):
-    inputs, segment_ids = packed
-    weights = random_weights(inputs)
-    o, state = forward(inputs, segment_ids, **small_chunks(form))
-    grads = gradients(inputs, weights, segment_ids, **small_chunks(form))
-    np.testing.assert_array_equal(np.asarray(o)[segment_ids == 0], 0)
-    for grad in grads[:5]:
-        np.testing.assert_array_equal(np.asarray(grad)[segment_ids == 0], 0)
-    np.testing.assert_array_equal(state[4], inputs[5][4])  # only padding: the state passes
-    np.testing.assert_array_equal(grads[5][4], weights[1][4])
-
-    for row, where, is_first, is_last in documents_of(segment_ids):
-        alone, alone_state, alone_grads = alone_document(inputs, weights, row, where, is_first, is_last)
-        np.testing.assert_allclose(o[row, where], alone, **CLOSE)
-        for name, got, want in zip(NAMES[:5], grads, alone_grads, strict=False):
-            np.testing.assert_allclose(got[row, where], want, err_msg=name, **CLOSE_GRAD)
-        if is_first:
-            np.testing.assert_allclose(grads[5][row], alone_grads[5], **CLOSE_GRAD)
-        if is_last:
-            np.testing.assert_allclose(state[row], alone_state, **CLOSE)
-
-
-def alone_document(inputs, weights, row, where, is_first, is_last):
-    """Runs one document token by token, without segment ids, padded behind to the one compiled length."""
-    length = inputs[0].shape[1]
-    parts = [x[row : row + 1, where] for x in (*inputs[:5], weights[0])]
-    n = parts[0].shape[1]
-    parts = [np.pad(x, [(0, 0), (0, length - n)] + [(0, 0)] * (x.ndim - 2)) for x in parts]
-    state = inputs[5][row : row + 1] * np.float32(is_first)
-    document = (*parts[:5], state)
-    o, final = forward(document, implementation="recurrent")
-    grads = gradients(document, (parts[5], weights[1][row : row + 1] * np.float32(is_last)), implementation="recurrent")
-    return o[0, :n], final[0], [*(grad[0, :n] for grad in grads[:5]), grads[5][0]]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_state_reaches_only_its_document(form):
-    inputs = random_inputs(8, B=3, T=72)
-    fresh = (*inputs[:5], np.zeros_like(inputs[5]))
-    segment_ids = np.full((3, 72), 3, np.int32)
-    segment_ids[:, :20] = 0
-    o, state = forward(inputs, segment_ids, np.array([3, 2, 0]), **small_chunks(form))
-    continued, continued_state = forward(inputs, segment_ids, **small_chunks(form))
-    reset, reset_state = forward(fresh, segment_ids, **small_chunks(form))
-    np.testing.assert_array_equal(o[0], continued[0])
-    np.testing.assert_array_equal(o[1:], reset[1:])
-    np.testing.assert_array_equal(state, np.stack([continued_state[0], *reset_state[1:]]))
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_one_token_knows_documents(form):
-    inputs = random_inputs(9, B=3, T=1)
-    fresh = (*inputs[:5], np.zeros_like(inputs[5]))
-    o, state = forward(inputs, np.array([[4], [4], [0]]), np.array([4, 3, 4]), implementation=form)
-    want, want_state = reference(*inputs)
-    want_reset, want_reset_state = reference(*fresh)
-    np.testing.assert_allclose(o, np.stack([want[0], want_reset[1], np.zeros_like(want[2])]), **CLOSE)
-    np.testing.assert_allclose(state, np.stack([want_state[0], want_reset_state[1], inputs[5][2]]), **CLOSE)
-
-
 @pytest.mark.parametrize("chunk_size", [64, 128])
-def test_near_parallel_keys(chunk_size):
+def test_near_parallel_keys_keep_float32_accuracy(chunk_size):
     """The hardest system: all entries below the diagonal near 1, where inverses lose digits first."""
     rng = np.random.default_rng(11)
     q, k, v, log_decay, beta, state = random_inputs(11, T=256, K=32, V=32)
@@ -303,7 +132,7 @@ def test_normalisation_of_zero_is_safe():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_computes_in_float32_whatever_comes_in(form):
+def test_bfloat16_inputs_are_computed_in_float32(form):
     inputs = random_inputs(14, T=72)
     rounded = tuple(jnp.asarray(x, jnp.bfloat16) for x in inputs[:5])
     o, state = forward((*rounded, inputs[5]), **small_chunks(form))
@@ -314,7 +143,7 @@ def test_computes_in_float32_whatever_comes_in(form):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_errors_are_those_of_the_recurrence(dtype):
+def test_errors_are_at_most_ten_times_those_of_the_recurrence(dtype):
     """Against float64, outputs and gradients are off by at most 10 times what the float32 recurrence is off by."""
     inputs = random_inputs(17, T=256, K=32, V=32)
     weights = random_weights(inputs)
@@ -349,7 +178,7 @@ def recurrence(inputs):
 
 @pytest.mark.parametrize("form", ["chunked", "associative"])
 def test_backward_keeps_inputs_and_boundary_states(form):
-    """Counts what goes from forward to backward per token: README.md promises this and no more."""
+    """Counts what the forward pass keeps per token for the backward pass: what README.md promises, and no more."""
     B, N, K, V, C = 2, 3, 16, 8, 16
 
     def kept(T):

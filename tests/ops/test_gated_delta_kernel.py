@@ -37,7 +37,7 @@ def make_inputs(T: int, *, parallel: bool = False):
 
 
 def make_documents(T: int):
-    """Documents that end inside a chunk, one longer than a chunk, padding in front, between and behind."""
+    """Returns documents that end inside a chunk, one longer than a chunk, and padding around and between them."""
     first = np.repeat([0, 1, 2, 3], [5, 40, 160, T - 205])
     second = np.repeat([4, 0, 6, 0], [30, 100, 150, T - 280])
     return jnp.asarray([first, second], jnp.int32)
@@ -45,7 +45,7 @@ def make_documents(T: int):
 
 @partial(jax.jit, static_argnames="form")
 def results(inputs, segment_ids=None, *, form):
-    """Returns both results, and the gradients for those of theirs, small whole numbers, which every dtype holds."""
+    """Returns both results and all gradients. The cotangents are small whole numbers, which every dtype holds."""
     op = recurrence if form == "exact" else partial(gated_delta, segment_ids=segment_ids, implementation=form)
     return with_gradients(op, NAMES, *inputs)
 
@@ -57,19 +57,19 @@ def with_gradients(op, names, *inputs):
 
 
 def assert_close(got, want):
-    """Float32 sums in another order; a bfloat16 result may be rounded the other way, by the last of its 8 bits."""
+    """Allows float32 sums in another order, and a bfloat16 result that is rounded the other way, by its last bit."""
     for name, x in want.items():
         share = 2**-7 if x.dtype == jnp.bfloat16 else 1e-5
         x, y = (np.asarray(z, np.float32) for z in (x, got[name]))
         assert np.abs(x - y).max() < share * np.abs(x).max(), name
 
 
-def test_values_and_gradients_of_tokens_that_no_chunk_divides():
+def test_the_kernels_equal_the_recurrence_where_chunks_do_not_divide_the_tokens():
     inputs = make_inputs(300)
     assert_close(results(inputs, form="kernel"), results(inputs, form="recurrent"))
 
 
-def test_documents_and_padding():
+def test_the_kernels_equal_the_recurrence_on_documents_and_padding():
     inputs, segment_ids = make_inputs(384), make_documents(384)
     padding = segment_ids == 0
     inputs = tuple(jnp.where(padding[..., None, None], jnp.nan, x).astype(x.dtype) for x in inputs[:3]) + inputs[3:]
@@ -80,7 +80,7 @@ def test_documents_and_padding():
 
 
 @pytest.mark.parametrize("parallel", [False, True], ids=["random keys", "parallel keys"])
-def test_errors_are_those_of_the_recurrence(parallel):
+def test_errors_are_at_most_ten_times_those_of_the_recurrence(parallel):
     """Against float64, values and gradients are off by at most 10 times what the float32 recurrence is off by."""
     inputs = make_inputs(256, parallel=parallel)
     got, float32 = (results(inputs, form=form) for form in ("kernel", "recurrent"))
@@ -106,7 +106,7 @@ def recurrence(q, k, v, log_decay, beta, state):
     return jnp.moveaxis(o, 0, 1), after
 
 
-def test_the_map_of_a_part():
+def test_the_affine_map_of_the_kernels_equals_the_chunked_one():
     _, k, v, log_decay, beta, _ = make_inputs(256)
     segment_ids = make_documents(384)[:, :256]
 
@@ -115,14 +115,14 @@ def test_the_map_of_a_part():
         return with_gradients(op, ("P", "R", *NAMES[3:7]), k, v, log_decay, beta)
 
     got, want = results("kernel"), results("chunked")
-    # No token passes the state of the part before on to the next: a document begins in between.
+    # A document begins inside this stretch, so nothing of the state before it reaches the end.
     np.testing.assert_array_equal(got.pop("P"), 0)
     np.testing.assert_array_equal(want.pop("P"), 0)
     assert_close(got, want)
 
 
-def test_sequences_and_heads_over_a_mesh(monkeypatch):
-    """What a TPU runs, on devices that interpret it: stretches of sequences, and groups of heads."""
+def test_a_mesh_over_sequences_and_heads_changes_nothing(monkeypatch):
+    """Devices that interpret the kernels run what a TPU runs: stretches of sequences and groups of heads."""
     monkeypatch.setattr(sharded, "pick", lambda k, v, _: "kernel" if kernel_fits(k, v) else "chunked")
     *inputs, _ = make_inputs(512)
     segment_ids = make_documents(512)
@@ -152,7 +152,7 @@ def test_inputs_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("name", kernel.KERNEL_PRODUCTS)
 def test_plans_know_the_work_of_the_kernels(monkeypatch, name):
-    """Counted while they are traced: calls of their arithmetic, and those of ``dot_general``, the passes."""
+    """Traces the kernels and counts the calls of their arithmetic (products) and of ``dot_general`` (passes)."""
     work = {"products": 0, "passes": 0}
 
     def counted(kind, multiply):
@@ -202,5 +202,5 @@ def test_the_tpu_compiler_takes_the_kernels(context):
     expected = [name for name in kernel.KERNEL_PRODUCTS if context > 1 or "map" not in name]
     called = read_costs(compiled.text).without_cycles
     assert compiled.fits and sum(called.values()) == len(expected)
-    # What they are differentiated by becomes a part of the name.
+    # Differentiation adds to the names.
     assert all(any(name in call for call in called) for name in expected)

@@ -35,7 +35,7 @@ def test_equal_positions_are_plain_rotary_embedding():
     np.testing.assert_array_equal(one, three)
 
 
-def test_each_axis_turns_its_own_frequencies():
+def test_each_axis_turns_only_its_own_frequencies():
     for axis, count in enumerate((11, 11, 10)):
         positions = np.zeros((3, 1, 1), int)
         positions[axis] = 1
@@ -58,5 +58,5 @@ def test_positions_go_on_where_a_call_ended():
 
 
 @pytest.mark.parametrize(("steps", "want"), [(1, [2, 3, 0]), (2, [3, 0, 0]), (5, [0, 0, 0])])
-def test_shift_left(steps, want):
+def test_shift_left_moves_tokens_and_fills_with_zeros(steps, want):
     np.testing.assert_array_equal(shift_left(jnp.asarray([[1, 2, 3]]), steps), [want])

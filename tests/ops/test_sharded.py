@@ -19,7 +19,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 
 
 def inputs(T: int):
-    """Slow decays, which show what leaks from one document into another; padding at a border of stretches."""
+    """Returns tokens with slow decays, which show leaks between documents, and padding where two stretches meet."""
     rng = np.random.default_rng(T)
     unit = rng.normal(size=(2, B, T, N, K))
     q, k = (unit / np.linalg.norm(unit, axis=-1, keepdims=True)).astype(np.float32)
@@ -35,7 +35,7 @@ def inputs(T: int):
 
 
 def mix(q, k, v, log_decay, beta, segments, taps):
-    """What a DeltaNet layer does between its products: convolution, then delta rule."""
+    """Does what a DeltaNet layer does between its projections: the convolution, then the delta rule."""
     B, T = segments.shape
     mixed = causal_conv_sharded(v.reshape(B, T, -1), taps, segment_ids=segments)[0].reshape(v.shape)
     return gated_delta_sharded(q, k, mixed, log_decay, beta, segment_ids=segments)[0]
@@ -61,8 +61,8 @@ def test_stretches_of_a_sequence_equal_the_whole():
         assert np.linalg.norm(stretch - whole) < 1e-5 * np.linalg.norm(whole)
 
 
-def test_what_a_deltanet_layer_sends_does_not_depend_on_the_number_of_tokens():
-    """Forward and backward, in the compiled program: nothing in it has the length of a stretch."""
+def test_a_deltanet_layer_sends_no_more_for_more_tokens():
+    """Counts the bytes of the compiled forward and backward pass: no array that is sent has the length of a stretch."""
     short, long = (sent_bytes(T) for T in (512, 2048))
     assert short == long
     maps = 8 * B * N * K * (K + V) * 4
@@ -93,8 +93,8 @@ def test_a_sequence_that_cannot_be_split_is_refused(op):
 
 
 @pytest.mark.parametrize("axes", [{"context": 4}, {"data": 2, "tensor": 2}], ids=str)
-def test_a_state_goes_through_a_mesh(axes):
-    """The second half of the tokens, given the state after the first, on several devices and on one."""
+def test_a_state_gives_the_same_numbers_on_a_mesh(axes):
+    """Runs the second half of the tokens, with the state after the first, on several devices and on one."""
     args = [x[:, 128:] for x in inputs(256)[:6]]
     rng = np.random.default_rng(0)
     state = jnp.asarray(rng.normal(size=(B, N, K, V)), jnp.float32)

@@ -45,8 +45,8 @@ def test_the_kernel_equals_the_plain_form(monkeypatch, T, shards):
     jax.tree.map(check, jax.device_get(got), jax.device_get(want))
 
 
-def test_queries_at_slots_that_only_the_device_knows():
-    """Two sequences of other lengths, whose next 128 tokens attend to 384 slots."""
+def test_queries_at_traced_slots_equal_the_plain_form():
+    """Two sequences of different lengths: their next 128 tokens attend to 384 slots."""
     rng = np.random.default_rng(0)
     T, S, lengths = 128, 384, np.asarray([200, 17])
     q, k, v = (jnp.asarray(rng.normal(size=(2, n, heads, H)), jnp.float32) for n, heads in ((T, N), (S, K), (S, K)))

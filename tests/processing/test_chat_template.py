@@ -101,7 +101,7 @@ def test_own_template_refuses_in_the_same_words(name, words):
     assert str(caught.value).endswith(f": {words}")
 
 
-def test_thinking_switch_of_own_template():
+def test_enable_thinking_switches_the_think_block_of_the_own_template():
     prompts = [
         ChatTemplate(OWN).render([ASK], add_generation_prompt=True, enable_thinking=on) for on in (None, True, False)
     ]
@@ -116,7 +116,7 @@ def test_messages_are_not_changed():
     assert messages == before
 
 
-def test_unusual_inputs_end_in_one_error():
+def test_unusual_inputs_are_refused():
     with pytest.raises(ChatTemplateError, match="empty conversation"):
         ChatTemplate(OWN).render([])
     with pytest.raises(TypeError, match="must be a mapping with role and content, not 'hi'"):
@@ -136,12 +136,12 @@ def test_unusual_inputs_end_in_one_error():
         "{{ range(10 ** 9) | list }}",
     ],
 )
-def test_the_sandbox_holds(source):
+def test_the_sandbox_refuses_what_leads_out_of_it(source):
     with pytest.raises(ChatTemplateError):
         ChatTemplate(source).render([ASK])
 
 
-def test_what_templates_may_use():
+def test_templates_may_use_loops_dates_json_and_special_tokens():
     source = (
         "{% for message in messages %}{% if loop.first %}{% continue %}{% endif %}"
         "{% generation %}{{ message.content }}{% endgeneration %}{% endfor %}"
@@ -151,7 +151,7 @@ def test_what_templates_may_use():
     assert text == 'u{"a": 1}</s>4[\n "ä<"\n]'
 
 
-def test_objects_become_inert():
+def test_objects_become_placeholders():
     class Picture:
         def save(self):
             raise AssertionError("the template reached a method")

@@ -51,7 +51,7 @@ def check_all_forms(tokenizer, token_ids, opened) -> Split:
         (False, "", (None, "", 0)),
     ],
 )
-def test_the_rule_by_example(tiny_tokenizer, opened, completion, want):
+def test_all_forms_follow_the_rule_on_examples(tiny_tokenizer, opened, completion, want):
     assert check_all_forms(tiny_tokenizer, tiny_tokenizer.encode(completion), opened) == Split(*want)
 
 

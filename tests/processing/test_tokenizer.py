@@ -19,7 +19,7 @@ def official():
 
 
 @real
-def test_official_cases(official):
+def test_official_cases_are_encoded_and_decoded_exactly(official):
     cases = json.loads((shared_dir() / "qwen35" / "tokenizer_fixture_63cases.json").read_text())["cases"]
     assert len(cases) == 63
     for case in cases:
@@ -28,7 +28,7 @@ def test_official_cases(official):
 
 
 @real
-def test_official_constants(official):
+def test_the_official_tokenizer_has_its_published_sizes_and_ids(official):
     assert len(official) == 248077
     assert official.eos_token_ids == (248046, 248044)
     assert official.pad_token_id == 248044
@@ -36,7 +36,7 @@ def test_official_constants(official):
     prompt = official.encode_chat([{"role": "user", "content": "hi"}])
     assert prompt == [248045, 846, 198, 5834, 248046, 198, 248045, 74455, 198, 248068, 271, 248069, 271]
     assert official.decode(prompt) == "user\nhi\nassistant\n<think>\n\n</think>\n\n"
-    assert official.decode([846, 248300]) == "user"  # 248300 is a padding row of the embedding
+    assert official.decode([846, 248300]) == "user"  # 248300 is an id that only pads the embedding
 
 
 @real
@@ -64,7 +64,7 @@ def test_tiny_tokenizer_has_the_added_tokens_in_order(tiny_tokenizer):
 @pytest.mark.parametrize(
     "text", ["", " ", "1234 abc\n\n", "naïve 毛泽东 👨‍👩‍👧", "<think>\n</think><|im_end|>x", "e\u0301"]
 )
-def test_round_trip(tiny_tokenizer, text):
+def test_text_survives_the_round_trip_up_to_composition(tiny_tokenizer, text):
     ids = tiny_tokenizer.encode(text)
     assert tiny_tokenizer.decode(ids, skip_special_tokens=False) == unicodedata.normalize("NFC", text)
 
@@ -79,7 +79,7 @@ def test_ranges_are_those_of_the_text_before_composition(tiny_tokenizer):
     assert ranges[3] == (0, len(ids))
 
 
-def test_ranges_hold_the_tokens_whose_characters_they_hold(tiny_tokenizer):
+def test_ranges_hold_exactly_the_tokens_made_from_their_characters(tiny_tokenizer):
     rng = random.Random(0)
     for _ in range(50):
         text = "".join(rng.choices(["What is ", "12", "é", "e\u0301", "👨‍👩", "\n\n", "<think>", "毛", " "], k=20))

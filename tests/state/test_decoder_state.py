@@ -25,7 +25,7 @@ def after(state: DecoderState, segment_ids) -> DecoderState:
     return state.advance(state.layers, segment_ids, state.positions(segment_ids), state.place(segment_ids))
 
 
-def test_the_memory_has_a_layer_for_each_kind_and_follows_the_protocol():
+def test_an_empty_memory_has_one_entry_for_each_layer_of_the_period():
     state = empty()
     assert [type(layer) for layer in state.layers] == [DeltaState, DeltaState, DeltaState, ContiguousKeyValues]
     assert all(isinstance(layer, LayerState) for layer in state.layers)
@@ -47,7 +47,7 @@ def test_only_padding_at_the_end_of_a_call_takes_no_slot():
     assert placed.key_segment_ids[0, :8].tolist() == [1, 1, 2, 2, 2, 2, 2, 0]
 
 
-def test_more_room_changes_nothing_that_is_held():
+def test_resizing_keeps_what_the_memory_holds():
     state = after(empty(), np.ones((B, T)))
     larger = state.resized(2 * S)
     assert larger.capacity == 2 * S and larger.layers[-1].k.shape[2] == 2 * S

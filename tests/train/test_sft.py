@@ -196,7 +196,7 @@ WRONG = {
     "unknown LoRA target": (lambda i, t: [TINY, "--lora.targets", "attention", "vision"], "vision"),
     "a mesh that does not divide the tokens": (
         lambda i, t: [TINY, "--mesh.context", "8", "--data.sequence-length", "72"],
-        "tokens in a row=72",
+        "tokens in a sequence=72",
     ),
     "steps to profile in the wrong order": (lambda i, t: [TINY, "--profile", "9:3"], "profile='9:3'"),
     "evaluations without anything to evaluate": (lambda i, t: [TINY, "--evaluate-every", "5"], "evaluate_every=5"),

@@ -64,4 +64,5 @@ def attention(
     if query_slots is None:
         kernel = splash.make_kernel(q.shape[1], num_heads=q.shape[2])
         return splash.splash_attention(kernel, q, k, v, segment_ids, key_segment_ids)
+    assert segment_ids is not None and key_segment_ids is not None, "a state knows the documents of its slots"
     return splash.splash_attention_at(query_slots, q, k, v, segment_ids, key_segment_ids)

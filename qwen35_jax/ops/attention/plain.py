@@ -41,7 +41,7 @@ def plain_attention(
     for start in range(0, T, length):
         mine, seen = slice(start, start + length), slice(start + length)
         segments = None if segment_ids is None else segment_ids[:, mine]
-        keys = (k[:, seen], v[:, seen], None if segment_ids is None else key_segment_ids[:, seen])
+        keys = (k[:, seen], v[:, seen], None if key_segment_ids is None else key_segment_ids[:, seen])
         outputs.append(_by_blocks(q[:, mine], jnp.arange(T)[None, mine], segments, keys))
     return jnp.concatenate(outputs, axis=1).reshape(B, T, N, H)
 
@@ -58,6 +58,7 @@ def _by_blocks(
     def block(q_BQKGH, slots_BQ, segments_BQ):
         visible = slots_BQ[..., None] >= jnp.arange(k.shape[1])
         if segments_BQ is not None:
+            assert key_segment_ids is not None
             same = segments_BQ[:, :, None] == key_segment_ids[:, None, :]
             visible = visible & same & (key_segment_ids > 0)[:, None, :]
         return _softmax_attention(q_BQKGH, k, v, visible)

@@ -29,22 +29,24 @@ def attention_sharded(
     """Lets each token attend to the tokens before it in its document; see ``ops.attention.attention``."""
     T, shards = q.shape[1], sequence_shards(q.shape[1])
     k, v = _copied_heads(k, v)
-    form, kernel = pick(T, T, num_shards=shards), None
+    form, whole_kernel = pick(T, T, num_shards=shards), None
     if form == "splash":
-        kernel = splash.make_kernel(T, num_heads=q.shape[2] // num_shards("heads"), num_shards=shards)
-    leaves, structure = jax.tree.flatten(kernel)
+        whole_kernel = splash.make_kernel(T, num_heads=q.shape[2] // num_shards("heads"), num_shards=shards)
+    leaves, structure = jax.tree.flatten(whole_kernel)
 
     def local(q, k, v, segment_ids, *leaves):
-        slots, keys = None, (k, v, segment_ids)
+        slots, key_segment_ids = None, segment_ids
         if shards > 1:
-            keys = jax.tree.map(lambda x: gather_shards(x, "length", along=1), keys)
+            keys = (k, v, segment_ids)
+            k, v, key_segment_ids = jax.tree.map(lambda x: gather_shards(x, "length", along=1), keys)
             slots = _swap_second_halves(_own_slots(q.shape[1])[None], shards)
             q, segment_ids = (_swap_second_halves(x, shards) for x in (q, segment_ids))
         if form == "plain":
-            documents = {"segment_ids": segment_ids, "key_segment_ids": keys[2]}
-            out = attention(q, *keys[:2], query_slots=slots, **documents, form=form)
+            documents = {"segment_ids": segment_ids, "key_segment_ids": key_segment_ids}
+            out = attention(q, k, v, query_slots=slots, **documents, form=form)
         else:
-            out = splash.splash_attention(jax.tree.unflatten(structure, leaves), q, *keys[:2], segment_ids, keys[2])
+            kernel = jax.tree.unflatten(structure, leaves)
+            out = splash.splash_attention(kernel, q, k, v, segment_ids, key_segment_ids)
         return out if shards == 1 else _swap_second_halves(out, shards)
 
     leaf_axes = [("length",) if leaf.ndim == 1 else (None, "length", None) for leaf in leaves]

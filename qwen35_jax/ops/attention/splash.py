@@ -78,9 +78,13 @@ def splash_attention(
     key_segment_ids: Int[Array, "B S"] | None,
 ) -> Float[Array, "B T N H"]:
     """Attends as ``ops.attention.attention`` does, with the visible slots that ``kernel`` was made for."""
-    heads_first = (jnp.moveaxis(x, 2, 1) for x in (q * q.shape[-1] ** -0.5, k, v))
-    segments = None if segment_ids is None else splash.SegmentIds(segment_ids, key_segment_ids)
-    out = jax.vmap(kernel)(*heads_first, segments)
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q * q.shape[-1] ** -0.5, k, v))
+    segments = None
+    if segment_ids is not None:
+        assert key_segment_ids is not None
+        segments = splash.SegmentIds(segment_ids, key_segment_ids)
+    out = jax.vmap(kernel)(q, k, v, segments)
+    assert isinstance(out, jax.Array), "a kernel that saves no residuals returns the outputs alone"
     return jnp.moveaxis(out, 1, 2).astype(v.dtype)
 
 
@@ -99,8 +103,9 @@ def splash_attention_at(
         kernel = _kernel(every_block, None, _is_visible, _block(q.shape[1]), _block(k.shape[1]))
         return kernel(q, k, v, splash.SegmentIds(segment_ids, key_segment_ids))
 
-    heads_first = (jnp.moveaxis(x, 2, 1) for x in (q * q.shape[-1] ** -0.5, k, v))
-    out = jax.vmap(attend)(query_slots, *heads_first, segment_ids, key_segment_ids)
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q * q.shape[-1] ** -0.5, k, v))
+    out = jax.vmap(attend)(query_slots, q, k, v, segment_ids, key_segment_ids)
+    assert isinstance(out, jax.Array), "a kernel that saves no residuals returns the outputs alone"
     return jnp.moveaxis(out, 1, 2).astype(v.dtype)
 
 

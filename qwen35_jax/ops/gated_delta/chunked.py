@@ -37,6 +37,7 @@ def gated_delta_chunked(
     """
     chunks = cut_into_chunks(q, k, v, log_decay, beta, segment_ids, state_segment_ids, chunk_size=chunk_size)
     o, state = run_chunks(chunks, state)
+    assert o is not None
     return o[:, : v.shape[1]], state
 
 
@@ -52,10 +53,10 @@ def _forward(chunks: Chunks, state):
     def step(state, item):
         chunk = _take(chunks, item)
         after, o, inverse = one.forward(state, chunk, _invert, XLA)
-        return after, (_put_back(o, chunks.v), state, _halves(inverse))
+        return after, (None if o is None else _put_back(o, chunks.v), state, _halves(inverse))
 
     after, (o, states, halves) = lax.scan(step, state, _items(chunks))
-    return (_join(o, chunks.v), after), (chunks, states, halves)
+    return (None if o is None else _join(o, chunks.v), after), (chunks, states, halves)
 
 
 def _backward(residuals, cotangents):
@@ -64,16 +65,21 @@ def _backward(residuals, cotangents):
 
     def step(after, x):
         item, state, halves = x
-        d_chunk = _slice(d_o, item.start, chunks.log_decay.shape[-1])
+        d_chunk = None if d_o is None else _slice(d_o, item.start, chunks.log_decay.shape[-1])
         d_state, grads = one.backward(
             after, d_chunk, state, _take(chunks, item), lambda system: _from_halves(system, halves), XLA
         )
-        inputs = (_put_back(_masked(g, chunks, item), x) for g, x in zip(grads[:3], chunks[:3], strict=True))
-        return d_state, one.ChunkGradients(*inputs, *grads[3:])
+
+        def put_back(grad: Array, like: Array) -> Array:
+            return _put_back(_masked(grad, chunks, item), like)
+
+        q = None if grads.q is None or chunks.q is None else put_back(grads.q, chunks.q)
+        return d_state, grads._replace(q=q, k=put_back(grads.k, chunks.k), v=put_back(grads.v, chunks.v))
 
     d_state, grads = lax.scan(step, d_after, (_items(chunks), states, halves), reverse=True)
-    q, k, v = (_join(g, x) for g, x in zip(grads[:3], chunks[:3], strict=True))
-    sums, every, beta = (jnp.moveaxis(x, 0, 1) for x in grads[3:])
+    q = None if grads.q is None or chunks.q is None else _join(grads.q, chunks.q)
+    k, v = _join(grads.k, chunks.k), _join(grads.v, chunks.v)
+    sums, every, beta = (jnp.moveaxis(x, 0, 1) for x in (grads.decay_sums, grads.decay_all, grads.beta))
     return Chunks(q, k, v, one.log_decay_gradient(chunks.log_decay, sums, every), beta, None), d_state
 
 
@@ -112,25 +118,29 @@ def _items(chunks: Chunks) -> _Item:
 
 def _take(chunks: Chunks, item: _Item) -> one.Chunk:
     C = chunks.beta.shape[-1]
-    q, k, v = (_masked(_slice(x, item.start, C), chunks, item) for x in chunks[:3])
-    return one.Chunk(q, k, v, *item[1:])
+
+    def take(x: Float[Array, "B T N H"]) -> Float[Array, "B N C H"]:
+        return _masked(_slice(x, item.start, C), chunks, item)
+
+    q = None if chunks.q is None else take(chunks.q)
+    return one.Chunk(q, take(chunks.k), take(chunks.v), item.decay_sums, item.decay_rests, item.beta)
 
 
-def _slice(x: Float[Array, "B T N H"] | None, start: Int[Array, ""], C: int) -> Float[Array, "B N C H"] | None:
-    return None if x is None else jnp.moveaxis(lax.dynamic_slice_in_dim(x, start, C, axis=1), 2, 1)
+def _slice(x: Float[Array, "B T N H"], start: Int[Array, ""], C: int) -> Float[Array, "B N C H"]:
+    return jnp.moveaxis(lax.dynamic_slice_in_dim(x, start, C, axis=1), 2, 1)
 
 
-def _masked(x: Float[Array, "B N C H"] | None, chunks: Chunks, item: _Item) -> Float[Array, "B N C H"] | None:
-    """Replaces what padding holds by 0."""
-    if x is None or chunks.is_real is None:
+def _masked(x: Float[Array, "B N C H"], chunks: Chunks, item: _Item) -> Float[Array, "B N C H"]:
+    """Replaces the vectors of padding by 0."""
+    if chunks.is_real is None:
         return x
     is_real = lax.dynamic_slice_in_dim(chunks.is_real, item.start, x.shape[2], axis=1)
     return jnp.where(is_real[:, None, :, None], x, 0)
 
 
-def _put_back(x: Float32[Array, "B N C H"] | None, like: Array | None) -> Float[Array, "B C N H"] | None:
-    return None if x is None or like is None else jnp.moveaxis(x, 1, 2).astype(like.dtype)
+def _put_back(x: Float32[Array, "B N C H"], like: Array) -> Float[Array, "B C N H"]:
+    return jnp.moveaxis(x, 1, 2).astype(like.dtype)
 
 
-def _join(x: Float[Array, "M B C N H"] | None, like: Float[Array, "B T N H"] | None) -> Float[Array, "B T N H"] | None:
-    return None if x is None else jnp.moveaxis(x, 0, 1).reshape(like.shape)
+def _join(x: Float[Array, "M B C N H"], like: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+    return jnp.moveaxis(x, 0, 1).reshape(like.shape)

@@ -6,7 +6,7 @@ Letters: B batch, T tokens, N value heads, K key width, V value width, C positio
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from qwen35_jax.ops.gated_delta.single_chunk import FORGOTTEN
 from qwen35_jax.ops.segments import fill_padding
@@ -27,7 +27,17 @@ class Chunks(NamedTuple):
     is_real: Bool[Array, "B T"] | None
 
 
-def cut_into_chunks(q, k, v, log_decay, beta, segment_ids, state_segment_ids, *, chunk_size: int | None) -> Chunks:
+def cut_into_chunks(
+    q: Float[Array, "B T N K"] | None,
+    k: Float[Array, "B T N K"],
+    v: Float[Array, "B T N V"],
+    log_decay: Float[Array, "B T N"],
+    beta: Float[Array, "B T N"],
+    segment_ids: Int[Array, "B T"] | None,
+    state_segment_ids: Int[Array, " B"] | None,
+    *,
+    chunk_size: int | None,
+) -> Chunks:
     """Cuts the arguments of ``gated_delta`` into whole chunks. What fills up the last one changes nothing."""
     T = k.shape[1]
     C = pick_chunk_size(chunk_size, v)
@@ -48,8 +58,8 @@ def cut_into_chunks(q, k, v, log_decay, beta, segment_ids, state_segment_ids, *,
         x = fill(x)
         return jnp.moveaxis(x.reshape(x.shape[0], -1, C, x.shape[2]), 2, 3)
 
-    q, k, v, is_real = (None if x is None else fill(x) for x in (q, k, v, is_real))
-    return Chunks(q, k, v, cut(log_decay), cut(beta), is_real)
+    q, is_real = (None if x is None else fill(x) for x in (q, is_real))
+    return Chunks(q, fill(k), fill(v), cut(log_decay), cut(beta), is_real)
 
 
 def pick_chunk_size(chunk_size: int | None, v: Float[Array, "B T N V"]) -> int:

@@ -70,7 +70,7 @@ def _identity(like: Float32[Array, "*S C C"]) -> Float32[Array, "C C"]:
 
 def _indices(C: int) -> tuple[Int32[Array, "C C"], Int32[Array, "C C"]]:
     """Returns the row and the column of every entry, computed: a kernel holds no constant arrays."""
-    return tuple(lax.broadcasted_iota(jnp.int32, (C, C), axis) for axis in (0, 1))
+    return lax.broadcasted_iota(jnp.int32, (C, C), 0), lax.broadcasted_iota(jnp.int32, (C, C), 1)
 
 
 _SPEC = "...CD,...DE->...CE"

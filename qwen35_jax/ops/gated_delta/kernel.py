@@ -65,6 +65,7 @@ def gated_delta_kernel(
     """
     chunks = cut_into_chunks(q, k, v, log_decay, beta, segment_ids, state_segment_ids, chunk_size=CHUNK_SIZE)
     o, after = run_chunks(chunks, state)
+    assert o is not None
     return o[:, : v.shape[1]], after
 
 
@@ -73,8 +74,10 @@ def run_chunks(
 ) -> tuple[Float[Array, "B T N V"] | None, Float32[Array, "B N K V"]]:
     """Returns the outputs (None without queries) and the state after the last chunk."""
     if chunks.is_real is not None:
-        tokens = (None if x is None else jnp.where(chunks.is_real[..., None, None], x, 0) for x in chunks[:3])
-        chunks = Chunks(*tokens, chunks.log_decay, chunks.beta, None)
+        is_real = chunks.is_real[..., None, None]
+        q = None if chunks.q is None else jnp.where(is_real, chunks.q, 0)
+        k, v = jnp.where(is_real, chunks.k, 0), jnp.where(is_real, chunks.v, 0)
+        chunks = chunks._replace(q=q, k=k, v=v, is_real=None)
     return _run(chunks, state)
 
 
@@ -110,9 +113,10 @@ def _backward(residuals, cotangents):
         read["d_o"] = jnp.moveaxis(d_o, 2, 1)
     write = {f"d_{name}": _like(kept[name]) for name in ("q", "k", "v", "gates") if name in kept}
     grads = _call(_backward_kernel, read, write | {"d_state": _like(d_after)}, reverse=True)
-    tokens = (jnp.moveaxis(grads[name], 1, 2) if name in grads else None for name in ("d_q", "d_k", "d_v"))
+    q = jnp.moveaxis(grads["d_q"], 1, 2) if "d_q" in grads else None
+    k, v = jnp.moveaxis(grads["d_k"], 1, 2), jnp.moveaxis(grads["d_v"], 1, 2)
     sums, every, beta = jnp.moveaxis(grads["d_gates"], 2, 0)
-    return Chunks(*tokens, one.log_decay_gradient(log_decay, sums, every[..., 0]), beta, None), grads["d_state"]
+    return Chunks(q, k, v, one.log_decay_gradient(log_decay, sums, every[..., 0]), beta, None), grads["d_state"]
 
 
 _run.defvjp(_forward, _backward)
@@ -190,6 +194,8 @@ def _call(
                 return pl.BlockSpec((1, 1, G, *shape[-2:]), lambda b, n, m: (b, chunk(m), n, 0, 0))
             case "state" | "after":
                 return pl.BlockSpec((1, G, *shape[-2:]), lambda b, n, m: (b, n, 0, 0))
+            case _:
+                raise AssertionError(f"{name!r} is none of the kernels' arrays")
 
     whose = "gated_delta" if "q" in read else "gated_delta_map"
     return pl.pallas_call(

@@ -62,6 +62,7 @@ def _multiply_parts(spec: str, a: Array, b: Array, num_parts: int) -> Float32[Ar
     total = 0.0
     for i, j in sorted(orders, key=sum, reverse=True):
         total += _one_pass(spec, a_parts[i], b_parts[j])
+    assert not isinstance(total, float), "there is at least one product"
     return total
 
 
@@ -81,8 +82,9 @@ def _one_pass(spec: str, a: Array, b: Array) -> Float32[Array, "..."]:
     a_axes, b_axes = spec.split("->")[0].replace("...", "").split(",")
     (summed,) = set(a_axes) & set(b_axes)
     leading = tuple(range(a.ndim - 2))
-    contracted = tuple((len(leading) + axes.index(summed),) for axes in (a_axes, b_axes))
-    return lax.dot_general(a, b, (contracted, (leading, leading)), preferred_element_type=jnp.float32)
+    a_axis, b_axis = (len(leading) + axes.index(summed) for axes in (a_axes, b_axes))
+    axes = (((a_axis,), (b_axis,)), (leading, leading))
+    return lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
 
 
 XLA = Arithmetic(_xla_product, _xla_coarse_product, lax.optimization_barrier)

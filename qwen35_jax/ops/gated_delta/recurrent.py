@@ -56,6 +56,7 @@ class _Token(NamedTuple):
 def _step(state: Float32[Array, "B N K V"], token: _Token) -> tuple[Float32[Array, "B N K V"], Float[Array, "B N V"]]:
     q, k, v, log_decay, beta = (x.astype(jnp.float32) for x in token[:5])
     if token.is_real is not None:
+        assert token.continues is not None
         real = token.is_real[:, None, None]
         q, k, v = (jnp.where(real, x, 0) for x in (q, k, v))
         log_decay, beta = (jnp.where(real[..., 0], x, 0) for x in (log_decay, beta))

@@ -82,7 +82,7 @@ def backward(
 
     # Gradients of U, of beta (V - e K S), and of V, which goes into the state too. ``d_`` marks gradients.
     d_left = decays.exit * product("...CK,...KV->...CV", x.k, after)
-    d_writes = d_left
+    d_writes, similarity = d_left, None
     if o is not None:
         similarity = product("...CK,...DK->...CD", x.q, x.k)
         d_writes = d_writes + product("...CD,...CV->...DV", decays.between * similarity, o)
@@ -110,6 +110,7 @@ def backward(
 
     d_q = None
     if o is not None:
+        assert x.q is not None and similarity is not None
         d_state = d_state + product("...CK,...CV->...KV", x.q, decays.entry * o.astype(jnp.float32))
         d_scores = product("...CV,...DV->...CD", o, writes) * decays.between
         d_between = d_between + d_scores * similarity
