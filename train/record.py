@@ -164,7 +164,8 @@ def _default(field: dataclasses.Field) -> Any:
         value = field.default_factory()
     else:
         value = None if field.default is dataclasses.MISSING else field.default
-    return _as_json(dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value)
+    is_part = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return _as_json(dataclasses.asdict(value) if is_part else value)
 
 
 def _as_json(value: Any) -> Any:
