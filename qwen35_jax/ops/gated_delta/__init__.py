@@ -3,7 +3,8 @@
 README.md beside this file has the mathematics and says what the backward pass keeps. ``sharded.py`` runs a form over
 a mesh; layers call that.
 
-Letters: B batch, T tokens of this call, N value heads, K key width, V value width, C position in chunk, M chunks.
+Letters: ``B`` batch, ``T`` tokens of this call, ``N`` value heads, ``K`` key width, ``V`` value width, ``C`` position
+in chunk, ``M`` chunks.
 """
 
 from typing import Literal, get_args
@@ -74,11 +75,11 @@ def gated_delta(
     implementation: Form = "chunked",
     chunk_size: int | None = None,
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
-    """Runs the gated delta rule over packed sequences, in float32 whatever the dtype of the inputs.
+    """Runs the gated delta rule over packed sequences, in float32 for inputs of any dtype.
 
     For each token of a document: ``S = exp(g) S``, then ``S = S + k beta (v - k S)``, then ``o = q S``.
     A document starts from a zero state, or continues ``state`` if that belongs to it. Padding leaves the
-    state as it is, its inputs are ignored whatever they hold, and its output is zero.
+    state as it is, its inputs are ignored (even NaN), and its output is zero.
 
     Args:
       q, k: queries and keys, L2-normalised, repeated to the value heads; ``q`` already scaled by
