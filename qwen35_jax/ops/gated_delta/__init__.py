@@ -112,9 +112,7 @@ def gated_delta(
         raise ValueError(f"chunk_size={chunk_size} is not a power of two from 2 to 512; use 128, or 64 or 32.")
     if state_segment_ids is not None and segment_ids is None:
         raise ValueError("state_segment_ids is given without segment_ids; give both, or neither for one document.")
-    if state is None:
-        B, _, N, K = k.shape
-        state = jnp.zeros((B, N, K, v.shape[-1]), jnp.float32)
+    state = _zero_state(k, v) if state is None else state
     inputs = (q, k, v, log_decay, beta, state, segment_ids, state_segment_ids)
     if implementation == "recurrent" or q.shape[1] == 1:
         return gated_delta_recurrent(*inputs)
@@ -123,6 +121,11 @@ def gated_delta(
         return gated_delta_kernel(*inputs)
     form = gated_delta_chunked if implementation == "chunked" else gated_delta_associative
     return form(*inputs, chunk_size=chunk_size)
+
+
+def _zero_state(k: Float[Array, "B T N K"], v: Float[Array, "B T N V"]) -> Float32[Array, "B N K V"]:
+    B, _, N, K = k.shape
+    return jnp.zeros((B, N, K, v.shape[-1]), jnp.float32)
 
 
 def _check_kernel_inputs(k: Float[Array, "B T N K"], v: Float[Array, "B T N V"], chunk_size: int | None) -> None:
