@@ -146,21 +146,21 @@ class TextConfig:
         return 2 * self.key_dim + self.value_dim
 
 
-def _check_layer_types(cfg: TextConfig) -> None:
-    if len(cfg.layer_types) != cfg.num_hidden_layers:
+def _check_layer_types(config: TextConfig) -> None:
+    if len(config.layer_types) != config.num_hidden_layers:
         raise ValueError(
-            f"layer_types has {len(cfg.layer_types)} entries for num_hidden_layers={cfg.num_hidden_layers}."
+            f"layer_types has {len(config.layer_types)} entries for num_hidden_layers={config.num_hidden_layers}."
         )
-    unknown = sorted(set(cfg.layer_types) - {LINEAR, FULL})
+    unknown = sorted(set(config.layer_types) - {LINEAR, FULL})
     if unknown:
         raise ValueError(f"layer_types contains {unknown}; allowed are {LINEAR!r} and {FULL!r}.")
-    if FULL not in cfg.layer_types:
+    if FULL not in config.layer_types:
         raise ValueError(f"layer_types has no {FULL!r} layer; Qwen3.5 ends each period with one.")
-    pattern = cfg.layer_types[: cfg.period]
-    if cfg.num_hidden_layers % cfg.period or cfg.layer_types != pattern * cfg.num_periods:
+    pattern = config.layer_types[: config.period]
+    if config.num_hidden_layers % config.period or config.layer_types != pattern * config.num_periods:
         raise ValueError(
-            f"layer_types does not repeat its first {cfg.period} entries {list(pattern)} over "
-            f"{cfg.num_hidden_layers} layers; layers are scanned by period, so the pattern must repeat."
+            f"layer_types does not repeat its first {config.period} entries {list(pattern)} over "
+            f"{config.num_hidden_layers} layers; layers are scanned by period, so the pattern must repeat."
         )
 
 
@@ -313,8 +313,8 @@ def _pick(cls, content: Mapping[str, Any], where: str, **given):
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, **given)
 
 
-def _text_to_hf(cfg: ModelConfig) -> dict[str, Any]:
-    text = cfg.text
+def _text_to_hf(config: ModelConfig) -> dict[str, Any]:
+    text = config.text
     values = _listed(dataclasses.asdict(text))
     rope, mtp, moe = values.pop("rope"), values.pop("mtp"), values.pop("moe")
     ssm_dtype = values.pop("mamba_ssm_dtype")
@@ -325,10 +325,10 @@ def _text_to_hf(cfg: ModelConfig) -> dict[str, Any]:
     values |= {
         "full_attention_interval": text.period,
         "mlp_only_layers": [],
-        "model_type": ARCHITECTURES[cfg.architecture].removesuffix("_text") + "_text",
+        "model_type": ARCHITECTURES[config.architecture].removesuffix("_text") + "_text",
     }
-    if cfg.tie_word_embeddings or cfg.vision is None:
-        values["tie_word_embeddings"] = cfg.tie_word_embeddings
+    if config.tie_word_embeddings or config.vision is None:
+        values["tie_word_embeddings"] = config.tie_word_embeddings
     order = ("mrope_interleaved", "mrope_section", "rope_type", "rope_theta", "partial_rotary_factor")
     return {
         **dict(sorted(values.items())),

@@ -31,7 +31,7 @@ def _published(
 
 
 def _tiny() -> ModelConfig:
-    """Two periods, three value heads for each key head, every part of the real architecture."""
+    """Two periods with three value heads for each key head; it has every part of the real architecture."""
     text = TextConfig(
         vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=8,
         num_attention_heads=4, num_key_value_heads=2, head_dim=32,

@@ -1,4 +1,4 @@
-"""A conversation line by line: every line that is read is a user turn, and its answer is written while it is made."""
+"""A conversation line by line: each line of input is a user turn, and its answer appears as it is generated."""
 
 from collections.abc import Iterable
 from typing import TextIO

@@ -99,7 +99,7 @@ class Engine:
         seed: int = 0,
         on_finish: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
-        """Completes every prompt, stopping at the tokenizer's end tokens.
+        """Completes every prompt up to an end token or the limit of new tokens.
 
         Args:
           prompts: token ids, none empty.

@@ -1,4 +1,4 @@
-"""From a file of conversations to a file of answers: reads and renders the prompts, writes a row for each answer."""
+"""Reads a file of conversations, and writes a row for each answer."""
 
 import dataclasses
 import json

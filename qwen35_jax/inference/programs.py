@@ -1,4 +1,4 @@
-"""The compiled programs of generation: reading prompts, writing tokens, making room in the state.
+"""The compiled programs of generation: they read prompts, write tokens and make room in the state.
 
 Letters: ``B`` sequences, ``T`` prompt slots, ``D`` model width, ``V`` vocabulary, ``E`` end tokens, ``W`` tokens
 written.
@@ -53,7 +53,7 @@ class Sequences:
     Attributes:
       state: everything before ``token``.
       token: the newest token of each sequence, not yet in the state.
-      done: sequences that reached an end token; they run on, unread, until the batch ends.
+      done: sequences that reached an end token. They run on until the batch ends, but nothing reads them.
       generated: tokens of each completion so far; None without a presence penalty.
       numbers, key, eos_token_ids: as in ``Prompts``.
     """

@@ -23,9 +23,8 @@ class SamplingParams:
       temperature: divides the logits; 0 takes the most likely token and ignores top_k and top_p.
       top_k: keeps the ``top_k`` most likely tokens; 0 keeps all.
       top_p: keeps the smallest set of most likely tokens whose probability reaches ``top_p``.
-      presence_penalty: subtracted from the logits of every token generated before in this
-        completion, once however often it came (the definition of OpenAI and vLLM; prompt tokens
-        do not count).
+      presence_penalty: subtracted once from the logits of every token that this completion holds already, also if
+        it holds the token several times (the definition of OpenAI and vLLM; prompt tokens do not count).
 
     Raises:
       ValueError: if a value is outside its range.
@@ -69,8 +68,8 @@ def truncate(
 ) -> tuple[Float[Array, "B C"], Int[Array, "B C"] | None]:
     """Applies temperature, top-k and top-p.
 
-    With top-k only ``top_k`` candidates leave here, so that nothing after it costs a pass over the
-    vocabulary, let alone a sort of it; without top-k, top-p finds its threshold by bisection.
+    With top-k it returns only ``top_k`` candidates, so that later steps make no pass over the vocabulary. Without
+    top-k, top-p finds its threshold by bisection, not by a sort of the vocabulary.
 
     Args:
       logits: float32, any scale.
@@ -98,7 +97,7 @@ def truncate(
 
 
 def _in_nucleus(probabilities: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
-    """Marks the tokens whose strictly more likely ones together hold less than ``top_p``.
+    """Marks each token for which all strictly more likely tokens together have less than ``top_p``.
 
     "The mass above x is less than top_p" is false for small x and true for large x, so the smallest
     such x is found by bisection over the bit patterns of float32, which order non-negative floats as
@@ -124,7 +123,7 @@ def _in_nucleus(probabilities: Float[Array, "B V"], top_p: float) -> Bool[Array,
 def sample(logits: Float[Array, "B V"], keys: Key[Array, " B"], sampling: SamplingParams) -> Int[Array, " B"]:
     """Draws one token a sequence, each with its own key; greedy settings take the first maximum.
 
-    The presence penalty is not applied here but by ``penalize_presence`` before it.
+    The presence penalty is applied before, by ``penalize_presence``.
     """
     if sampling.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)

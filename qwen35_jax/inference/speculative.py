@@ -1,4 +1,4 @@
-"""Counts how many of its own next tokens the MTP head drafts correctly: what speculative decoding would gain.
+"""Counts how many of the model's next tokens the MTP head drafts correctly: the gain of speculative decoding.
 
 Letters: ``B`` sequences, ``T`` tokens, ``D`` model width, ``V`` vocabulary.
 """
@@ -20,7 +20,7 @@ from qwen35_jax.sharding import mesh_of, num_shards
 
 # Positions whose logits are held at once: 256 times 248,320 float32 are 254 MB.
 _POSITIONS_AT_ONCE = 256
-# Tokens of a batch, padding included, unless one sequence alone is longer.
+# Most tokens of a batch, padding included; a single longer sequence is a batch of its own.
 _TOKENS_AT_ONCE = 65536
 # Lengths are rounded up to this many tokens, so that few programs are compiled.
 _LENGTH_MULTIPLE = 64
@@ -31,8 +31,8 @@ def draft_acceptance(
 ) -> tuple[int, int]:
     """Counts the drafts of one MTP step that greedy verification would accept.
 
-    The text is teacher-forced and must have been generated greedily by the same model: then the token
-    that verification would choose is the token that stands there. At every position ``i`` whose next
+    The text must have been generated greedily by the same model. Then the token that verification
+    would choose is the one in the text. At every position ``i`` whose next
     token belongs to the completion the head drafts token ``i + 2``; it is proposed if that token is of
     the completion too, so a completion of ``n`` tokens has ``n - 1`` proposals. Real speculative
     decoding drafts at a subset of these positions (it skips the ones it has just accepted).

@@ -21,7 +21,7 @@ from qwen35_jax.state import KeyValues
 
 
 class GatedAttention(nnx.Module):
-    """Causal attention within documents; ``q_proj`` holds, for each head, its query rows and then its gate rows.
+    """Causal attention within documents; ``q_proj`` computes, for each head, its query and then its gate.
 
     Source: ``Qwen3_5Attention`` in transformers.
     """

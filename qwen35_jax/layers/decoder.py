@@ -1,4 +1,7 @@
-"""One decoder layer: a token mixer and an MLP, each behind a norm and a residual. Letters: ``B T D``."""
+"""One decoder layer: a token mixer and an MLP, each behind a norm and a residual.
+
+Letters: ``B`` batch, ``T`` tokens of this call, ``D`` model width.
+"""
 
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray

@@ -22,7 +22,7 @@ from qwen35_jax.state import DeltaState
 
 
 class DepthwiseConv(nnx.Module):
-    """The weight of a causal depthwise convolution: (C, W), the last tap on the current token."""
+    """The weight of a causal depthwise convolution, [C, W] with ``W`` taps; the last tap is for the current token."""
 
     def __init__(self, channels: int, taps: int, *, make: Parameters):
         self.weight = make.normal((channels, taps), ("heads", None))

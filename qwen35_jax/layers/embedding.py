@@ -1,4 +1,7 @@
-"""The token embedding and the untied output head. Letters: ``B T`` batch, tokens; ``V`` vocabulary; ``D`` width."""
+"""The token embedding and the untied output head.
+
+Letters: ``B`` batch, ``T`` tokens, ``V`` vocabulary, ``D`` model width, ``R`` rank of an adapter.
+"""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,10 +13,10 @@ from qwen35_jax.ops.lookup import take_rows
 
 
 class Embedding(nnx.Module):
-    """Looks tokens up in a table of shape (V, D); a tied output head reads the same ``weight``.
+    """Looks tokens up in a table [V, D]; a tied output head reads the same ``weight``.
 
-    An adapter (``lora_a`` of shape (V, r), ``lora_b`` of shape (r, D)) acts on look-ups only, never on a tied head:
-    that is what PEFT does with an adapted embedding.
+    An adapter (``lora_a`` [V, R], ``lora_b`` [R, D]) acts on look-ups only, never on a tied head. PEFT does the same
+    with an adapted embedding.
     """
 
     def __init__(self, vocab_size: int, dim: int, *, make: Parameters):
@@ -33,7 +36,7 @@ class Embedding(nnx.Module):
 
 
 class OutputHead(nnx.Module):
-    """The weight of an output head that is not tied to the embedding: (V, D), as in the checkpoint."""
+    """The weight of an output head that is not tied to the embedding: [V, D], as in the checkpoint."""
 
     def __init__(self, vocab_size: int, dim: int, *, make: Parameters):
         self.weight = make.normal((vocab_size, dim), ("vocab", "embed"))

@@ -18,7 +18,7 @@ from qwen35_jax.sharding import Axis
 class Linear(nnx.Module):
     """Computes ``x W`` without a bias, plus ``scale * dropout(x) A B`` where an adapter was added.
 
-    The weight is stored as (in, out), transposed from the checkpoint, and used in the dtype of the input.
+    The weight is stored as [I, O], transposed from the checkpoint, and used in the dtype of the input.
     ``qwen35_jax.lora`` sets the ``lora_*`` attributes.
     """
 

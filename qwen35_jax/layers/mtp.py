@@ -18,8 +18,8 @@ from qwen35_jax.layers.tokens import Tokens
 class MTPHead(nnx.Module):
     """Joins the vector of a token with the embedding of a later one and runs one attention layer.
 
-    The output, after ``norm``, goes through the shared output head; fed back as ``hidden`` with the embedding of the
-    next token, it predicts one token further.
+    The output, after ``norm``, goes through the shared output head. The next step takes it as ``hidden``, with the
+    embedding of one token further, and predicts one token further.
 
     Source: ``Qwen3_5MultiTokenPredictor`` in vLLM; arXiv:2412.19437, but with the embedding first.
     """

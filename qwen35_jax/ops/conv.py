@@ -1,6 +1,6 @@
 """The causal depthwise convolution of DeltaNet layers, over packed sequences and from one call to the next.
 
-Letters: B batch, T tokens of this call, C channels, W taps.
+Letters: ``B`` batch, ``T`` tokens of this call, ``C`` channels, ``W`` taps.
 """
 
 import jax
@@ -22,8 +22,8 @@ def causal_conv(
     """Convolves each channel with its own W taps over the past of its document, without an activation.
 
     ``y[t] = sum_w weight[:, w] x[t - (W - 1) + w]``, summed in float32; inputs before a document's start
-    count as zeros. Padding is skipped: what it holds is ignored, its output is zero. Where it leads a
-    sequence, the sequence goes on from ``window`` behind it.
+    count as zeros. Padding is skipped: its inputs are ignored and its outputs are zero. After
+    padding at its start a sequence goes on from ``window``.
 
     Args:
       window: the last W - 1 inputs of the document ``state_segment_ids``, oldest first; zeros by default.
@@ -32,8 +32,8 @@ def causal_conv(
       state_segment_ids: the document that ``window`` belongs to; by default the sequence's first document.
 
     Returns:
-      The convolution in the dtype of ``x``, and the window after the last token: of the last document,
-      zeros where that has fewer inputs.
+      The convolution in the dtype of ``x``; the window after the last token, with inputs of the last document and
+      zeros where that has fewer.
 
     Raises:
       ValueError: for ``state_segment_ids`` without ``segment_ids``.
@@ -71,7 +71,7 @@ def causal_conv_sharded(
     segment_ids: Int[Array, "B T"] | None = None,
     state_segment_ids: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B T C"], Float[Array, "B W-1 C"] | None]:
-    """Runs ``causal_conv`` over the mesh; where that splits sequences, a device gets the inputs before its stretch.
+    """Runs ``causal_conv`` over the mesh. Where that splits sequences, each device gets the inputs before its stretch.
 
     Returns:
       The convolution; the window after the last token if a window was given, else None.
@@ -127,7 +127,7 @@ def _causal_conv_after(
 def _skip_leading_padding(
     inputs: Float[Array, "B S C"], owners: Int[Array, "B S"], segment_ids: Int[Array, "B T"], W: int
 ) -> tuple[Float[Array, "B S C"], Int[Array, "B S"]]:
-    """Moves the window, the first W - 1 inputs, up to the first token; the padding comes before it."""
+    """Moves the window (the first W - 1 inputs) right before the first token; the padding then precedes it."""
     num_leading = jnp.sum(lax.cummax(segment_ids, axis=1) == 0, axis=1)
     source = jnp.arange(inputs.shape[1]) - num_leading[:, None]
     moved, moved_owners = inputs, jnp.where(source < 0, -1, owners)
@@ -144,7 +144,7 @@ def _shifted_sum(
     owners: Int[Array, "B S"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T C"]:
-    """Sums W shifted products. The backward pass keeps the arguments alone, not each shifted input."""
+    """Sums W shifted products. The backward pass keeps only the arguments, not each shifted input."""
     C, W = weight.shape
     B, T = inputs.shape[0], inputs.shape[1] - (W - 1)
     total = jnp.zeros((B, T, C), jnp.float32)
@@ -160,7 +160,7 @@ def _shifted(
     owners: Int[Array, "B S"] | None,
     segment_ids: Int[Array, "B T"] | None,
 ) -> Float32[Array, "B T C"]:
-    """Returns what tap w reads for each token, in float32; zero for padding and where that is another document."""
+    """Returns the input that tap ``w`` reads for each token, in float32; zero for padding and across documents."""
     shifted = lax.dynamic_slice_in_dim(x, w, T, axis=1).astype(jnp.float32)
     if segment_ids is None:
         return shifted
@@ -184,8 +184,8 @@ def _shifted_sum_backward(residuals, cotangent):
     (inputs_cotangent,) = jax.linear_transpose(read, inputs)(
         [weight[:, w].astype(jnp.float32) * cotangent for w in range(W)]
     )
-    # A loop over the taps, because it makes XLA compute the cotangent once: inlined, the sum over tokens of each tap
-    # would compute it again, through the activation and this very convolution; twice the time of the whole on CPU.
+    # The loop over taps makes XLA compute the cotangent once. Without it the sum over tokens of each tap would compute
+    # it again, through the activation and this convolution: the whole would take twice the time on a CPU.
     weight_cotangent = lax.map(
         lambda w: jnp.sum(cotangent * _shifted(inputs, w, T, owners, segment_ids), axis=(0, 1)), jnp.arange(W)
     )

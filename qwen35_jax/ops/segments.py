@@ -1,6 +1,6 @@
-"""Documents packed into one sequence, as the recurrent ops see them: padding filled, the carried state named.
+"""Gives padding the document before it, as the recurrent ops need packed sequences.
 
-Letters: B batch, T tokens of this call.
+Letters: ``B`` batch, ``T`` tokens of this call.
 """
 
 import jax.numpy as jnp
@@ -13,8 +13,7 @@ def fill_padding(
 ) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
     """Gives each padding token the document before it, so that every document is one unbroken run.
 
-    Padding then lies inside the document that it follows, where a state can pass through it, and a
-    document boundary is exactly a place where two neighbours differ.
+    A state can then pass through padding, and two neighbours differ exactly where a document begins.
 
     Args:
       segment_ids: 0 for padding, else the token's document; not decreasing apart from padding.

@@ -5,8 +5,8 @@ it finds no method to call. What transformers does to a conversation before the 
 the same order: keys whose value is None are dropped, and reasoning that arrives under an older name is copied to
 ``reasoning_content``.
 
-Source: ``apply_chat_template`` and ``utils/chat_template_utils.py`` of transformers 5.23. Not taken over: tools given
-as Python functions, ``documents``, continuing the last message.
+Source: ``apply_chat_template`` and ``utils/chat_template_utils.py`` of transformers 5.23. It does not support tools
+given as Python functions, ``documents``, or the continuation of the last message.
 """
 
 import json
@@ -101,7 +101,7 @@ def normalize_message(message: Any) -> dict[str, Any]:
     plain = {str(key): _plain(value) for key, value in message.items() if value is not None}
     reasoning = next((plain[key] for key in REASONING_KEYS if key in plain), None)
     if reasoning is not None:
-        # `thinking` is filled as well because some templates read that name.
+        # ``thinking`` is filled as well because some templates read that name.
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
     return plain
 

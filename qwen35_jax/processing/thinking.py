@@ -9,7 +9,7 @@
 - The white space before an opening mark and the line breaks next to the marks belong to the format and are left out.
 
 The rule has three forms with equal results: ``split_tokens`` for the tokens of a completion, ``ThinkingStream`` for
-tokens that are still coming, and ``split_text`` for stored text, in which a mark is known by its spelling alone.
+tokens that still arrive, and ``split_text`` for stored text, in which a mark is known by its spelling alone.
 """
 
 import dataclasses
@@ -69,8 +69,8 @@ def split_text(text: str, *, opened: bool | None = None) -> Split:
 
     Args:
       text: what the model wrote, without special tokens such as the end of the turn.
-      opened: whether the prompt had opened the think block. None stands for not known: then a ``</think>`` in the
-        text shows that something had.
+      opened: whether the prompt had opened the think block. None means unknown: then a ``</think>`` in the
+        text shows that the block was opened.
     """
     body = text.lstrip()
     if body.startswith(OPEN):
@@ -84,7 +84,7 @@ def split_text(text: str, *, opened: bool | None = None) -> Split:
 
 
 class ThinkingStream:
-    """Splits a completion while its tokens come.
+    """Splits a completion while its tokens arrive.
 
     Text is given out once no later token can change it: a token may end inside a character, and white space at the
     start may come before a ``<think>``. The line breaks before a ``</think>`` are given out, since the mark comes
@@ -99,7 +99,7 @@ class ThinkingStream:
         self._text = _TextStream(tokenizer)
         self._section: Section = "thinking" if opened else "answer"
         self._thinks = opened
-        # White space that a `<think>` may still follow; None once something else has come.
+        # White space that a ``<think>`` may still follow; None once something else has come.
         self._held: str | None = ""
         # Whether line breaks that come next belong to the format.
         self._after_mark = opened

@@ -67,7 +67,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Turns text into ids. Special tokens written out in the text become single ids; none is added."""
-        # Unlike the backend's `encode`, its batch calls let other Python threads run meanwhile.
+        # Unlike the backend's ``encode``, its batch calls let other Python threads run meanwhile.
         [encoding] = self.backend.encode_batch_fast([text], add_special_tokens=False)
         return encoding.ids
 
@@ -136,7 +136,7 @@ class Tokenizer:
 
 
 def _token_range(encoding: tokenizers.Encoding, start: int, end: int) -> tuple[int, int]:
-    """Finds the tokens made from characters in ``[start, end)`` alone; their places never decrease."""
+    """Finds the tokens made only from characters in ``[start, end)``, by bisection: their places never decrease."""
 
     def characters(token: int) -> tuple[int, int]:
         span = encoding.token_to_chars(token)
@@ -186,7 +186,7 @@ def _read_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate
 
 
 def _special_token_variables(config: Mapping[str, Any]) -> dict[str, str]:
-    """The ``eos_token``, ``pad_token``, ``image_token``, ... that transformers passes to a template."""
+    """Returns the ``eos_token``, ``pad_token``, ``image_token``, ... that transformers passes to a template."""
     named = {key: value for key, value in config.items() if key.endswith("_token")}
     extra = config.get("extra_special_tokens")
     if isinstance(extra, Mapping):

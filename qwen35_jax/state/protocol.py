@@ -41,7 +41,7 @@ class LayerState(Protocol):
 
 @runtime_checkable
 class KeyValues(LayerState, Protocol):
-    """The memory of attention layers, however it is stored."""
+    """The memory of attention layers, in any storage."""
 
     def attend(
         self,

@@ -19,7 +19,7 @@ Form = Literal["plain", "splash"]
 
 
 def pick(num_queries: int, num_slots: int, *, num_shards: int = 1) -> Form:
-    """Chooses the form for so many queries and key slots: the one choice of training, prefill and decoding.
+    """Chooses the form for this many queries and key slots: the one choice of training, prefill and decoding.
 
     Args:
       num_shards: number of devices that share a sequence.

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 QUERY_BLOCK = 512
 
 # A sequence of many blocks is cut into this many stretches, each of which computes only the slots up to its own end:
-# 5/8 of the square instead of all of it. Every stretch is a program of its own: more compile longer for less gain.
+# 5/8 of the square instead of all of it. Every stretch is a program of its own: more of them compile longer and gain
+# less.
 _STRETCHES = 4
 
 
@@ -24,10 +25,9 @@ def plain_attention(
     segment_ids: Int[Array, "B T"] | None = None,
     key_segment_ids: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Computes ``attention`` block of queries by block of queries.
+    """Computes ``attention`` in blocks of ``QUERY_BLOCK`` queries.
 
-    More than ``QUERY_BLOCK`` queries are computed block by block. The backward pass computes each block's scores again,
-    so that no [T, S] array outlives its block.
+    The backward pass computes each block's scores again, so that no [T, S] array outlives its block.
     """
     B, T, N, H = q.shape
     K = k.shape[2]

@@ -1,8 +1,8 @@
 """Attention over a mesh: each device works on its sequences, its heads and its stretch of every sequence.
 
 Where the mesh splits sequences, a device gathers keys and values, of which there are few heads. Stretches further
-right see more of them. So each swaps its second half of queries with the stretch that mirrors it: then all have the
-same work.
+right see more of them. So each device swaps the second half of its queries with the device that mirrors it. Then all
+have the same work.
 
 Letters: ``B`` batch, ``T`` tokens, ``S`` key slots, ``N`` query heads, ``K`` key heads, ``H`` head width.
 """
@@ -74,7 +74,7 @@ def attention_to_slots_sharded(
 
 
 def _copied_heads(k: Array, v: Array) -> tuple[Array, Array]:
-    """Copies each key head so often that every device that splits heads has one."""
+    """Repeats key heads until every device that shares out the heads has one."""
     copies = max(num_shards("heads") // k.shape[2], 1)
     return jnp.repeat(k, copies, axis=2), jnp.repeat(v, copies, axis=2)
 
@@ -84,7 +84,7 @@ def _own_slots(num_tokens: int) -> Int[Array, " T"]:
 
 
 def _swap_second_halves(x: Array | None, shards: int) -> Array | None:
-    """Swaps the second half of each shard with that of its mirror image. Twice is the identity."""
+    """Swaps the second half of each shard with that of its mirror image. Two swaps restore the order."""
     if x is None:
         return None
     first, second = jnp.split(x, 2, axis=1)

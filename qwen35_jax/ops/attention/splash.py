@@ -17,12 +17,12 @@ from qwen35_jax.sharding import current_platform
 
 Kernel = splash.SplashAttentionKernel
 
-# Tokens of a block of queries or slots, the largest that divides comes first.
+# Tokens in a block of queries or slots. The largest size that divides their number is taken.
 _BLOCKS = (512, 256, 128)
 
 
 def fits(num_queries: int, num_slots: int, *, num_shards: int = 1) -> bool:
-    """Whether the kernel takes so many queries and key slots, the queries split over so many devices."""
+    """Whether the kernel takes this many queries and key slots, with the queries split over this many devices."""
     return _unit(num_queries, num_shards) % _BLOCKS[-1] == 0 and num_slots % _BLOCKS[-1] == 0
 
 
@@ -96,7 +96,7 @@ def splash_attention_at(
     segment_ids: Int[Array, "B T"],
     key_segment_ids: Int[Array, "B S"],
 ) -> Float[Array, "B T N H"]:
-    """Attends with queries at slots that only the device knows. So every block is visited. Not differentiable."""
+    """Attends with queries whose slots only the device knows, so it visits every block. It has no gradient."""
 
     def attend(slots, q, k, v, segment_ids, key_segment_ids):
         every_block = mask_info.MaskInfo(None, None, None, None, slots)

@@ -3,7 +3,8 @@
 README.md beside this file has the mathematics and says what the backward pass keeps. ``sharded.py`` runs a form over
 a mesh; layers call that.
 
-Letters: B batch, T tokens of this call, N value heads, K key width, V value width, C position in chunk, M chunks.
+Letters: ``B`` batch, ``T`` tokens of this call, ``N`` value heads, ``K`` key width, ``V`` value width, ``C`` position
+in chunk, ``M`` chunks.
 """
 
 from typing import Literal, get_args
@@ -74,11 +75,11 @@ def gated_delta(
     implementation: Form = "chunked",
     chunk_size: int | None = None,
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
-    """Runs the gated delta rule over packed sequences, in float32 whatever the dtype of the inputs.
+    """Runs the gated delta rule over packed sequences, in float32 for inputs of any dtype.
 
     For each token of a document: ``S = exp(g) S``, then ``S = S + k beta (v - k S)``, then ``o = q S``.
     A document starts from a zero state, or continues ``state`` if that belongs to it. Padding leaves the
-    state as it is, its inputs are ignored whatever they hold, and its output is zero.
+    state as it is, its inputs are ignored (even NaN), and its output is zero.
 
     Args:
       q, k: queries and keys, L2-normalised, repeated to the value heads; ``q`` already scaled by
@@ -111,9 +112,7 @@ def gated_delta(
         raise ValueError(f"chunk_size={chunk_size} is not a power of two from 2 to 512; use 128, or 64 or 32.")
     if state_segment_ids is not None and segment_ids is None:
         raise ValueError("state_segment_ids is given without segment_ids; give both, or neither for one document.")
-    if state is None:
-        B, _, N, K = k.shape
-        state = jnp.zeros((B, N, K, v.shape[-1]), jnp.float32)
+    state = _zero_state(k, v) if state is None else state
     inputs = (q, k, v, log_decay, beta, state, segment_ids, state_segment_ids)
     if implementation == "recurrent" or q.shape[1] == 1:
         return gated_delta_recurrent(*inputs)
@@ -122,6 +121,11 @@ def gated_delta(
         return gated_delta_kernel(*inputs)
     form = gated_delta_chunked if implementation == "chunked" else gated_delta_associative
     return form(*inputs, chunk_size=chunk_size)
+
+
+def _zero_state(k: Float[Array, "B T N K"], v: Float[Array, "B T N V"]) -> Float32[Array, "B N K V"]:
+    B, _, N, K = k.shape
+    return jnp.zeros((B, N, K, v.shape[-1]), jnp.float32)
 
 
 def _check_kernel_inputs(k: Float[Array, "B T N K"], v: Float[Array, "B T N V"], chunk_size: int | None) -> None:

@@ -1,6 +1,6 @@
-"""What a stretch of tokens does to the state before it, as one affine map. It lets devices share a sequence.
+"""The affine map that a stretch of tokens applies to the state before it. It lets devices share a sequence.
 
-Letters: B batch, T tokens, N value heads, K key width, V value width.
+Letters: ``B`` batch, ``T`` tokens, ``N`` value heads, ``K`` key width, ``V`` value width.
 """
 
 from typing import Literal
@@ -25,8 +25,8 @@ def affine_map(
 ) -> tuple[Float32[Array, "B N K K"], Float32[Array, "B N K V"]]:
     """Returns ``P`` and ``R``: tokens that meet the state ``S`` leave ``P S + R``. See ``gated_delta`` for arguments.
 
-    The columns of a state do not meet. So the rule runs on the columns of an identity, which no value is written to,
-    and beside them on those of a zero state.
+    The columns of a state do not interact. So the rule runs on the columns of an identity, to which no value is
+    written, and beside them on those of a zero state.
     """
     B, T, N, K = k.shape
     start = jnp.broadcast_to(jnp.eye(K, K + v.shape[-1], dtype=jnp.float32), (B, N, K, K + v.shape[-1]))

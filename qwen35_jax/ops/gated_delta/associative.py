@@ -1,6 +1,6 @@
-"""The gated delta rule with all chunks at once: their maps combined in a tree, then their outputs side by side.
+"""The gated delta rule with all chunks at once: first their maps in a tree, then their outputs side by side.
 
-Letters: B batch, T tokens, N value heads, K key width, V value width, M chunks.
+Letters: ``B`` batch, ``T`` tokens, ``N`` value heads, ``K`` key width, ``V`` value width, ``M`` chunks.
 """
 
 import jax
@@ -29,8 +29,8 @@ def gated_delta_associative(
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
     """Finds all states at once by ``lax.associative_scan``; see ``gated_delta`` for arguments and results.
 
-    Takes logarithmic depth in the number of chunks for about three times the arithmetic of ``gated_delta_chunked``. The
-    backward pass keeps the inputs and the state before each chunk.
+    Its depth is logarithmic in the number of chunks; it does about three times the arithmetic of
+    ``gated_delta_chunked``. The backward pass keeps the inputs and the state before each chunk.
     """
     B, T = k.shape[:2]
     C = pick_chunk_size(chunk_size, v)

@@ -1,8 +1,9 @@
 """The gated delta rule chunk by chunk: matrix products inside a chunk, a scan over the states between chunks.
 
-README.md derives what is computed here and uses the same symbols; chunk.py has the mathematics of one chunk.
+README.md derives what is computed here and uses the same symbols; ``single_chunk.py`` has the mathematics of one chunk.
 
-Letters: B batch, T tokens, N value heads, K key width, V value width, C position in chunk, M chunks, H half a chunk.
+Letters: ``B`` batch, ``T`` tokens, ``N`` value heads, ``K`` key width, ``V`` value width, ``C`` position in chunk,
+``M`` chunks, ``H`` half a chunk.
 """
 
 from typing import NamedTuple

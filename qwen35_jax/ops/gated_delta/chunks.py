@@ -1,6 +1,7 @@
 """The arguments of the gated delta rule cut into whole chunks. Decays say where documents begin.
 
-Letters: B batch, T tokens, N value heads, K key width, V value width, C position in chunk, M chunks.
+Letters: ``B`` batch, ``T`` tokens, ``N`` value heads, ``K`` key width, ``V`` value width, ``C`` position in chunk,
+``M`` chunks.
 """
 
 from typing import NamedTuple
@@ -38,7 +39,7 @@ def cut_into_chunks(
     *,
     chunk_size: int | None,
 ) -> Chunks:
-    """Cuts the arguments of ``gated_delta`` into whole chunks. What fills up the last one changes nothing."""
+    """Cuts the arguments of ``gated_delta`` into whole chunks. The tokens that fill up the last one change nothing."""
     T = k.shape[1]
     C = pick_chunk_size(chunk_size, v)
     log_decay, beta = log_decay.astype(jnp.float32), beta.astype(jnp.float32)

@@ -1,6 +1,6 @@
 """The inverse of a unit lower triangular matrix by matrix products alone: coarsely by doubling blocks, then refined.
 
-Letters: S any leading axes, C size of the matrix, H half of it.
+Letters: ``S`` any leading axes, ``C`` size of the matrix, ``H`` half of it.
 """
 
 import jax.numpy as jnp

@@ -1,10 +1,10 @@
 """The chunks of a sequence in two kernels for a TPU, forward and backward; between chunks the states stay in the chip.
 
-They compute what chunk.py says, for eight heads at a time, whose products keep the matrix units busy while those of one
-head would wait for each other.
+They compute what ``single_chunk.py`` says, for eight heads at a time. The products of one head wait for each other;
+those of eight keep the matrix units busy.
 
-Letters: B batch, T tokens, N value heads, G heads of one step of a kernel, K key width, V value width, C position in
-chunk, M chunks, H any width.
+Letters: ``B`` batch, ``T`` tokens, ``N`` value heads, ``G`` heads of one step of a kernel, ``K`` key width, ``V``
+value width, ``C`` position in chunk, ``M`` chunks, ``H`` any width.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,9 +59,9 @@ def gated_delta_kernel(
     segment_ids: Int[Array, "B T"] | None = None,
     state_segment_ids: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
-    """Computes inputs that ``fits`` in kernels, on other platforms interpreted; see ``gated_delta``.
+    """Runs the kernels on inputs that ``fits`` accepts; platforms other than a TPU interpret them. See ``gated_delta``.
 
-    The backward pass keeps the inputs, and state and inverse of each chunk.
+    The backward pass keeps the inputs, and the state and the inverse of each chunk.
     """
     chunks = cut_into_chunks(q, k, v, log_decay, beta, segment_ids, state_segment_ids, chunk_size=CHUNK_SIZE)
     o, after = run_chunks(chunks, state)

@@ -1,4 +1,4 @@
-"""Matrix products of the delta rule: what precision each has, in XLA's hands and inside a kernel."""
+"""The precision of the delta rule's matrix products, under XLA and inside a kernel."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -27,14 +27,14 @@ class Arithmetic(NamedTuple):
 
 
 def _xla_product(spec: str, a: Array, b: Array, *, rounded_to: DTypeLike = jnp.float32) -> Float32[Array, "..."]:
-    """Has no TF32 on a GPU."""
+    """Multiplies without TF32 on a GPU."""
     if a.dtype == b.dtype == jnp.bfloat16:
         return _multiply(spec, a, b, lax.Precision.DEFAULT)
     return _multiply(spec, a, b, lax.Precision.HIGH if rounded_to == jnp.bfloat16 else lax.Precision.HIGHEST)
 
 
 def _xla_coarse_product(spec: str, a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """In what is fastest: operands rounded to bfloat16 on a TPU, TF32 on a GPU, float32 on a CPU."""
+    """Multiplies as fast as it can: operands rounded to bfloat16 on a TPU, TF32 on a GPU, float32 on a CPU."""
     return _multiply(spec, a, b, lax.Precision.DEFAULT)
 
 

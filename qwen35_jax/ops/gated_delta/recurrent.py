@@ -1,6 +1,6 @@
 """The gated delta rule one token at a time: the plain form, for decoding and to test the others against.
 
-Letters: B batch, T tokens, N value heads, K key width, V value width.
+Letters: ``B`` batch, ``T`` tokens, ``N`` value heads, ``K`` key width, ``V`` value width.
 """
 
 from typing import NamedTuple

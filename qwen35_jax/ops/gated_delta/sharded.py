@@ -3,7 +3,7 @@
 Where the mesh splits sequences, a device folds its stretch into one affine map of the state before it (README.md). The
 maps of all stretches give each its initial state. So what is sent does not depend on the number of tokens.
 
-Letters: B batch, T tokens, N value heads, K key width, V value width.
+Letters: ``B`` batch, ``T`` tokens, ``N`` value heads, ``K`` key width, ``V`` value width.
 """
 
 import jax

@@ -1,6 +1,7 @@
 """One chunk of the gated delta rule, forward and backward; README.md derives both and uses the same symbols.
 
-Letters: S the heads, in any leading axes, K key width, V value width, C (and D) position in chunk.
+Letters: ``S`` the heads, in any leading axes, ``K`` key width, ``V`` value width, ``C`` (and ``D``) position in
+chunk.
 """
 
 from collections.abc import Callable
@@ -123,11 +124,12 @@ def backward(
 
 
 def split_decays(log_decay: Float32[Array, "*S C"]) -> tuple[Float32[Array, "*S C"], Float32[Array, "*S C"]]:
-    """Returns running sums of log decays in two parts, whose differences are right to 1e-7 whatever lies between.
+    """Returns running sums of log decays in two parts, whose differences are right to 1e-7 for any decays in between.
 
     A difference of plain running sums loses all that is small behind one strong decay. Here the first part sums
-    multiples of 1/256, from which float32 loses nothing, the second rests of at most 1/512. Decays below ``FORGOTTEN``,
-    whose exponential is 0 in float32, are raised to it, so that the first part stays below 2^16 up to C = 512.
+    multiples of 1/256, which float32 adds exactly, and the second sums rests of at most 1/512. Decays below
+    ``FORGOTTEN``, whose exponential is 0 in float32, are raised to it, so that the first part stays below 2^16 up to
+    C = 512.
     """
     log_decay = jnp.maximum(log_decay, FORGOTTEN)
     coarse = jnp.round(log_decay * 256) / 256
@@ -137,7 +139,7 @@ def split_decays(log_decay: Float32[Array, "*S C"]) -> tuple[Float32[Array, "*S 
 def log_decay_gradient(
     log_decay: Float32[Array, "*S C"], sums: Float32[Array, "*S C"], every: Float32[Array, "*S"]
 ) -> Float32[Array, "*S C"]:
-    """Returns what ``ChunkGradients`` says of the log decays: a running sum takes part in all that come after."""
+    """Returns the gradient of the log decays from those of their running sums (see ``ChunkGradients``)."""
     C = sums.shape[-1]
     gradient = XLA.product("...C,CD->...D", sums, jnp.tri(C, dtype=jnp.bfloat16)) + every[..., None]
     return jnp.where(log_decay > FORGOTTEN, gradient, 0)
