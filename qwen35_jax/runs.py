@@ -128,13 +128,16 @@ def _read_recipe(run_dir: Path) -> dict[str, Any]:
     """Returns the recipe of the run record, of which ``model`` and ``lora`` are read here."""
     path = run_dir / RECORD
     try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "recipe" not in record and "model" in record:
+            raise ValueError("it was written by an earlier version; export the run with that version")
+        recipe = record["recipe"]
         if isinstance(recipe["model"]["path"], str):
             return recipe
     except FileNotFoundError as err:
         raise ValueError(f"{run_dir} is not the directory of a training run: it has no config.json.") from err
     except (ValueError, TypeError, KeyError) as err:
-        raise ValueError(f"{path} is not that of a training run ({err!r}).") from err
+        raise ValueError(f"{path} cannot be read as the record of a training run ({err}).") from err
     raise ValueError(f"{path} is not that of a training run: model.path is {recipe['model']['path']!r}.")
 
 
