@@ -1,4 +1,4 @@
-"""Plans: the compiled step's memory and shapes, the search for a change that fits, wrong input, the stored tables."""
+"""Plans: memory and shapes of the compiled step, the search for a change that fits, wrong input, the tables."""
 
 import dataclasses
 import importlib
