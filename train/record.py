@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from qwen35_jax.runs import RECORD
 from qwen35_jax.storage import fingerprint, write_atomically
 from train.config import TrainConfig
-
-RECORD = "config.json"
 
 logger = logging.getLogger(__name__)
 
