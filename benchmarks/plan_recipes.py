@@ -1,10 +1,10 @@
-"""Plans every recipe of ``configs/`` that names a topology, and prints the table of the README.
+"""Plans every recipe of ``configs/`` that names a topology, and prints the tables of README and docs.
 
     python -m benchmarks.plan_recipes [NAME ...]     plans these recipes (by default all), minutes each
-    python -m benchmarks.plan_recipes --table        prints the table of the plans that are stored
+    python -m benchmarks.plan_recipes --table        prints the tables of the plans that are stored
 
-Plans are stored in ``configs/plans/NAME.json`` with the settings they were made for; a test compares both, and the
-table with the README. The step time of the table is the compiler's estimate, without waiting for other chips.
+Plans are stored in ``configs/plans/NAME.json`` with the settings they were made for. A test compares both, and the
+tables with README.md and docs/recipes_and_tpus.md. Times are the compiler's estimate, without waiting for other chips.
 """
 
 import argparse
@@ -79,6 +79,25 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def summary() -> str:
+    """Lays out, for the README, the smallest slice planned for each model, kind of training and sequence length."""
+    lines = [
+        "| model | training | tokens a sequence | slice | HBM, GiB a chip | tokens/s | recipe |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    smallest: dict[tuple[str, str, int], tuple[int, str]] = {}
+    for name, topology, config in recipes():
+        recipe, plan = config.recipe, stored_plan(name)
+        model = recipe.model.path.removeprefix("Qwen/Qwen3.5-").removesuffix("-Base")
+        key = model, "full" if recipe.lora is None else "LoRA", recipe.data.sequence_length
+        peak, capacity = (plan["hbm"][kind] / 2**30 for kind in ("peak", "capacity"))
+        speed = plan["tokens_per_step"] / plan["estimated_seconds"]
+        cells = [*key[:2], f"{key[2]:,}", topology, f"{peak:.1f} of {capacity:.1f}", f"{speed:,.0f}"]
+        line = "| " + " | ".join([*cells, f"`configs/{name}.py`"]) + " |"
+        smallest[key] = min(smallest.get(key, (plan["num_devices"], line)), (plan["num_devices"], line))
+    return "\n".join([*lines, *(line for _, (_, line) in sorted(smallest.items()))])
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
@@ -94,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
                 write_atomically(PLANS / f"{name}.json", json.dumps(report, indent=1) + "\n")
                 print(f"{name}\n{plan.to_text()}", flush=True)
     if options.table or not options.names:
-        print(table())
+        print(f"{summary()}\n\n{table()}")
 
 
 if __name__ == "__main__":

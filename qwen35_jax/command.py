@@ -1,4 +1,4 @@
-"""What every command of this project does at its border: run files, overrides, one-line errors."""
+"""Run files, overrides and one-line errors, for every command of this project."""
 
 import contextlib
 import dataclasses
@@ -24,9 +24,9 @@ Config = TypeVar("Config")
 def one_line_errors() -> Iterator[None]:
     """Turns the errors a user can act on into one line on stderr and a non-zero exit.
 
-    ``ValueError`` and ``OSError`` are what this project raises for wrong input; they end in exit
-    code 2. Anything else is a defect and keeps its traceback. Set ``QWEN35_TRACEBACK=1`` to see
-    the traceback of every error. Works as a decorator too.
+    This project raises ``ValueError`` and ``OSError`` for wrong input; they end in exit code 2. Any other error is a
+    defect and keeps its traceback. Set ``QWEN35_TRACEBACK=1`` to see the traceback of every error. The function can be
+    used as a decorator too.
 
     Raises:
       SystemExit: code 2 for wrong input, 130 after Ctrl-C.
@@ -132,7 +132,7 @@ def _run_tyro(
 
 
 def _raise_first_message(box: str) -> NoReturn:
-    """Raises the first paragraph of the box that tyro draws around an error, below the box's title."""
+    """Raises the first paragraph in the box that tyro draws around an error, without the box's title."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     inner = [line.strip(" │─╭╮╰╯") for line in plain.splitlines()[1:]]
     lines = ["" if set(line) <= {"-"} else line for line in inner]  # rules are dashes where the terminal is not UTF-8

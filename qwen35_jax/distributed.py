@@ -1,8 +1,8 @@
-"""The processes of a run: how they find each other, wait for each other, and tell each other what only one knows.
+"""Lets the processes of a run find each other, wait for each other, and exchange what each of them knows.
 
 On a TPU slice the processes find each other. Elsewhere flags or the environment name the coordinator (the address of
-process 0), how many processes there are and which one this is. A run of one process needs nothing of this: every
-function here then returns at once.
+process 0), how many processes there are and which one this is. In a run of one process every function here returns at
+once.
 
 ``join`` comes first, before anything asks JAX for its devices. The other functions must be called by all processes, in
 the same order; a process that leaves one out lets the others wait for ever.
@@ -30,7 +30,7 @@ _TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
 
 @dataclass(frozen=True)
 class ProcessConfig:
-    """The processes of a run. Nothing is needed on one machine, nor on a TPU slice."""
+    """The processes of a run. One machine needs none of these settings, and a TPU slice finds them."""
 
     coordinator: str | None = None
     """Address of process 0, ``host:port``; by default the variable JAX_COORDINATOR_ADDRESS."""
@@ -102,7 +102,7 @@ def _number(value: int | None, variable: str, environment: Mapping[str, str]) ->
 
 
 def _is_on_tpu() -> bool:
-    """Whether JAX will use TPUs of a Cloud TPU machine, found without starting them."""
+    """Whether JAX will use TPUs of a Cloud TPU machine. This does not start them."""
     platforms = jax.config.jax_platforms
     return (
         (not platforms or "tpu" in platforms.split(","))
@@ -113,13 +113,13 @@ def _is_on_tpu() -> bool:
 
 
 def wait(event: str) -> None:
-    """Returns when every process has come here. ``event`` names the place, and must be the same in all of them."""
+    """Returns when every process has come here. ``event`` names the place; all processes must give the same."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(event)
 
 
 def gather(value: Any) -> list[Any]:
-    """Returns the values of all processes in their order; a value must be what JSON can hold."""
+    """Returns the values of all processes, in the order of the processes. JSON must be able to hold a value."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -132,7 +132,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """Copies a whole array to the host of every process, wherever its shards lie."""
+    """Copies a whole array to the host of every process, wherever its array shards lie."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
@@ -140,7 +140,9 @@ def to_host(array: jax.Array) -> np.ndarray:
 
 @contextlib.contextmanager
 def raise_together() -> Iterator[None]:
-    """Raises an error about wrong input that one process meets inside in every process, so that none waits for it.
+    """Raises an error about wrong input in every process if any process meets one in the block.
+
+    So no process waits for one that has stopped.
 
     Raises:
       ValueError, OSError: the process's own error.

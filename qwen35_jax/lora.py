@@ -1,7 +1,7 @@
-"""Low-rank adapters: choose the layers, add the factors, merge them into the weights, count them.
+"""Adds low-rank adapters to layers, merges them into the weights, and counts their parameters.
 
-A layer with an adapter computes ``x W + scale * dropout(x) A B``. Letters: ``G`` periods, ``I`` input width, ``O``
-output width, ``R`` rank; the factors of a stacked layer have the stack as first axis, like its weight.
+A layer with an adapter computes ``x W + scale * dropout(x) A B``. The factors of a stacked layer have the stack as
+first axis, like its weight. Letters: ``G`` periods, ``I`` input width, ``O`` output width, ``R`` rank.
 
 Source: arXiv:2106.09685; arXiv:2312.03732 for the rank-stabilised scale; ``LoraLayer`` in peft for initial values.
 """
@@ -33,11 +33,11 @@ _GROUP_OF_BLOCK = {"self_attn": "attention", "linear_attn": "deltanet", "mlp": "
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What an adapter looks like and where it goes.
+    """The shape of an adapter, and the layers that get one.
 
     Attributes:
       alpha: the adapter's output is multiplied by ``alpha / rank``.
-      rank_stabilized: by ``alpha / sqrt(rank)`` instead.
+      rank_stabilized: multiply by ``alpha / sqrt(rank)`` instead.
       dropout: probability that an input of the adapter is dropped in training.
       targets: groups of layers: ``attention``, ``deltanet`` and ``mlp`` of the decoder, ``embed`` (look-ups of the
         token embedding), ``mtp`` (every linear layer of the MTP head).
@@ -80,8 +80,8 @@ class Match:
 def add(model: Qwen35, config: LoraConfig, seed: int) -> list[Match]:
     """Adds an adapter to every layer of the target groups; the model's outputs do not change yet.
 
-    Factors are float32, depend only on the seed and the layer's name, and are placed as their weights are, with the
-    rank kept whole. The model remembers ``config`` as ``model.lora_config``.
+    Factors are float32. They depend only on the seed and the layer's name. They are placed as their weights are, except
+    that the rank is not split. The model remembers ``config`` as ``model.lora_config``.
 
     Returns:
       A line for each kind of module that got an adapter.
@@ -109,7 +109,7 @@ def add(model: Qwen35, config: LoraConfig, seed: int) -> list[Match]:
 def attach(
     layer: Layer, lora_a: Float[np.ndarray, "*G I R"], lora_b: Float[np.ndarray, "*G R O"], config: LoraConfig
 ) -> None:
-    """Gives a layer the two factors, given on the host, and places them as its weight is."""
+    """Places two factors, which lie on the host, as the layer's weight is placed, and gives them to the layer."""
     *stack, in_axis, out_axis = layer.weight.get_metadata("logical_axes")
     layer.lora_a = _placed(lora_a, (*stack, in_axis, "rank"), layer)
     layer.lora_b = _placed(lora_b, (*stack, "rank", out_axis), layer)
@@ -137,7 +137,7 @@ def check_without_adapters(model: Qwen35) -> None:
 
 
 def check_mergeable(model: Qwen35) -> None:
-    """Raises ``ValueError`` if merging would change more than the adapter does: a tied output head."""
+    """Raises ``ValueError`` if a merge would change a tied output head, which the adapter leaves as it is."""
     if model.lm_head is None and model.embed_tokens.lora_a is not None:
         raise ValueError(
             "the adapter of the embedding cannot be merged: the output head is tied to it and would change too; "
@@ -146,7 +146,11 @@ def check_mergeable(model: Qwen35) -> None:
 
 
 def merged_weight(layer: Layer, index: tuple[int | slice, ...] = ()) -> Float[Array, "*G I O"]:
-    """Returns ``(W + scale * A B)[index]`` in float32; positions in the stack are chosen before the product."""
+    """Returns ``(W + scale * A B)[index]`` in float32.
+
+    Args:
+      index: positions in the stack first, which are chosen before the product, then slices of the weight's own axes.
+    """
     num_positions = sum(isinstance(entry, int) for entry in index)
     positions, inside = index[:num_positions] or ..., index[num_positions:]
     merged = _merge(layer.weight[positions], layer.lora_a[positions], layer.lora_b[positions], layer.lora_scale)
@@ -184,7 +188,7 @@ def _merge(weight, lora_a, lora_b, scale):
 
 
 def _initial_factors(layer: Layer, rank: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draws on the host, where many shapes cost nothing to compile."""
+    """Draws the factors on the host, where many shapes cost no compilation."""
     *stack, in_dim, out_dim = layer.weight.shape
     shapes = (*stack, in_dim, rank), (*stack, rank, out_dim)
     if isinstance(layer, Embedding):

@@ -32,20 +32,20 @@ _PARAMS = "params"
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
-    """Lists the steps in a folder of checkpoints, whole ones and others.
+    """Lists the steps in a folder of checkpoints, whole or not.
 
-    A folder that is being written, or was left so, has more than the number in its name.
+    Folders of unfinished saves do not count. They have more than the number in their names.
     """
     return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit())
 
 
 def write_manifest(step_folder: Path) -> None:
-    """Writes down names and sizes of the files of a step, after the last of them."""
+    """Lists the files of a step with their sizes. Call it when all of them are written."""
     write_json(step_folder / MANIFEST, _sizes(step_folder))
 
 
 def find_damage(step_folder: Path) -> str | None:
-    """Says why a step cannot be restored, or returns None for one that is whole."""
+    """Says why a step cannot be restored, or returns None if it is whole."""
     try:
         wanted = json.loads((step_folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def name_arrays(tree: Any) -> dict[str, Any]:
-    """Flattens a tree into dotted names, which do not depend on the classes of its containers."""
+    """Returns the arrays of a tree by dotted names, which do not depend on the classes of its containers."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {".".join(_key_name(key) for key in path): leaf for path, leaf in leaves}
 
@@ -80,7 +80,7 @@ def _key_name(key: Any) -> str:
 
 
 class TrainedModel(NamedTuple):
-    """The model as a step left it."""
+    """The model as a step of training left it."""
 
     model: Qwen35
     source: Path
@@ -119,7 +119,7 @@ def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None 
 
 
 def stored_dtype(folder: Path) -> str:
-    """Returns the dtype of a checkpoint's matrices; weights held in it can be saved again without rounding."""
+    """Returns the dtype of a checkpoint's matrices. Weights of this dtype can be saved again without rounding."""
     dtypes = {stored.dtype for stored in read_checkpoint(folder).values() if len(stored.shape) == 2}
     return {"BF16": "bfloat16", "F16": "float16"}.get(dtypes.pop(), "float32") if len(dtypes) == 1 else "float32"
 
@@ -128,13 +128,16 @@ def _read_recipe(run_dir: Path) -> dict[str, Any]:
     """Returns the recipe of the run record, of which ``model`` and ``lora`` are read here."""
     path = run_dir / RECORD
     try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "recipe" not in record and "model" in record:
+            raise ValueError("it was written by an earlier version; export the run with that version")
+        recipe = record["recipe"]
         if isinstance(recipe["model"]["path"], str):
             return recipe
     except FileNotFoundError as err:
         raise ValueError(f"{run_dir} is not the directory of a training run: it has no config.json.") from err
     except (ValueError, TypeError, KeyError) as err:
-        raise ValueError(f"{path} is not that of a training run ({err!r}).") from err
+        raise ValueError(f"{path} cannot be read as the record of a training run ({err}).") from err
     raise ValueError(f"{path} is not that of a training run: model.path is {recipe['model']['path']!r}.")
 
 
@@ -149,7 +152,7 @@ def _choose_step(run_dir: Path, step: int | None) -> int:
 
 
 def _restore(folder: Path, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Reads the trained parameters, each onto the devices of the array whose place it takes."""
+    """Reads the trained parameters. Each goes to the devices of the array whose place it takes."""
     handler = ocp.PyTreeCheckpointHandler()
     stored = handler.metadata(folder).tree
     trained = {name: leaf for name, leaf in stored.items() if name.startswith(f"{_PARAMS}.")}

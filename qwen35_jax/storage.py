@@ -15,7 +15,7 @@ _SAMPLE_BYTES = 4096
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a restart after a crash, sees the old or the new content only."""
+    """Writes a file at once: a reader, or a restart after a crash, sees either the old content or the new."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -31,7 +31,7 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a folder to fill, which appears under its name only when everything in it is written.
+    """Yields a folder to fill. It appears under its name only when everything in it is written.
 
     Raises:
       ValueError: the path exists and is not an empty folder; nothing is ever overwritten.
@@ -48,9 +48,10 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def replace_folder(path: Path, new: Path) -> None:
-    """Puts a finished folder in the place of another, or where there is none; both lie in one parent folder.
+    """Moves a finished folder to ``path`` and removes the folder that was there. Both have the same parent folder.
 
-    A crash in between leaves the other under its name with ``.old`` added, which the next call removes.
+    A crash in between leaves the replaced folder beside ``path``, with ``.old`` at the end of its name. The next call
+    removes it.
     """
     old = path.with_name(path.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -61,7 +62,7 @@ def replace_folder(path: Path, new: Path) -> None:
 
 
 def make_writable_folder(path: Path) -> None:
-    """Creates the folder if it is absent and proves that files can be made in it.
+    """Makes the folder if it is absent, and checks that files can be made in it.
 
     Raises:
       ValueError: it cannot be written.
@@ -82,7 +83,7 @@ def file_digest(path: Path) -> str:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """Hashes names, sizes and evenly spaced samples of files: cheap for large ones, and blind to where they lie."""
+    """Hashes the names, the sizes and some samples of files. It is cheap for large files and ignores their folder."""
     digest = hashlib.sha256()
     for path in sorted(files):
         size = path.stat().st_size
@@ -93,7 +94,7 @@ def fingerprint(files: Iterable[Path]) -> str:
 
 
 def read_samples(path: Path, count: int) -> Iterator[bytes]:
-    """Yields 4 KiB pieces of a file, evenly spaced from its start to its end."""
+    """Yields samples of 4 KiB, evenly spaced from the start of a file to its end."""
     reach = max(path.stat().st_size - _SAMPLE_BYTES, 0)
     with path.open("rb") as file:
         for i in range(count):

@@ -100,3 +100,23 @@ def test_public_names_are_lazy_and_complete():
         "assert all(getattr(q, name) for name in q.__all__) and set(q.__all__) <= set(dir(q))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)
+
+
+def test_only_sharding_names_mesh_axes():
+    for folder in ("qwen35_jax", "train", "eval"):
+        for path in (REPO / folder).rglob("*.py"):
+            if path == REPO / "qwen35_jax" / "sharding.py":
+                continue
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            literals = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+            # "data" is also the name of an item of a checkpoint, and of the identity of a run.
+            assert not literals & {"fsdp", "context", "tensor"}, path
+
+
+def test_files_and_functions_are_short():
+    for path in [*SOURCES, *(REPO / "tests").rglob("*.py"), *(REPO / "benchmarks").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 350, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"

@@ -78,7 +78,7 @@ def sequences_of_process(*, sequences: int, accumulation: int, mesh: Mesh) -> ra
     """
     shape = (accumulation, sequences // accumulation)
     indices = NamedSharding(mesh, spec((None, "batch"))).addressable_devices_indices_map(shape).values()
-    spans = [index[1].indices(shape[1]) for index in indices]
+    spans = [index[1].indices(shape[1]) for index in indices if index is not None]
     return range(min(span[0] for span in spans) * accumulation, max(span[1] for span in spans) * accumulation)
 
 
@@ -107,7 +107,8 @@ def put_batch(
         size = (len(x) if num_sequences is None else num_sequences) // accumulation
         first = first_sequence // accumulation
 
-        def read(index: tuple[slice, ...]) -> np.ndarray:
+        def read(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             start, stop, _ = index[1].indices(size)
             return micro_batches[index[0], start - first : stop - first, *index[2:]]
 

@@ -35,6 +35,10 @@ class Schedule(NamedTuple):
     checkpoint_every: int
     evaluate_every: int | None = None
 
+    def evaluates_after(self, step: int) -> bool:
+        """Whether there is an evaluation after a step."""
+        return self.evaluate_every is not None and step % self.evaluate_every == 0
+
 
 def run_steps(
     state: TrainState,
@@ -83,7 +87,7 @@ def run_steps(
         if trace.ends_at(number):
             reporter.flush()
             trace.stop()
-        if evaluate is not None and number % schedule.evaluate_every == 0:
+        if evaluate is not None and schedule.evaluates_after(number):
             reporter.flush(partial(evaluate, state))
         if is_preempted(number):
             save(state)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from train.config import OptimConfig
@@ -15,7 +16,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     ``config.schedule``, which would reach ``final_fraction`` of the peak in the update after the last.
     """
 
-    def schedule(count: jax.Array) -> jax.Array:
+    def schedule(count: ArrayLike) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)
         warmup = jnp.minimum(1.0, (count + 1) / max(config.warmup_steps, 1))
         progress = jnp.clip((count - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0.0, 1.0)

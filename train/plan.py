@@ -67,16 +67,22 @@ class Plan:
         return self.costs is not None
 
     @property
+    def known_costs(self) -> Costs:
+        """The costs of a step that fits."""
+        assert self.costs is not None, "a step that does not fit has no costs"
+        return self.costs
+
+    @property
     def flops(self) -> float:
-        return self.costs.flops + self.kernel_flops
+        return self.known_costs.flops + self.kernel_flops
 
     @property
     def seconds(self) -> dict[str, float]:
         """The least time that each resource needs: ``compute``, ``hbm`` and ``ici``."""
-        sent = sum(collective.bytes for collective in self.costs.collectives)
+        sent = sum(collective.bytes for collective in self.known_costs.collectives)
         return {
             "compute": self.flops / self.device.peak_flops,
-            "hbm": self.costs.bytes / self.device.hbm_bytes_per_second,
+            "hbm": self.known_costs.bytes / self.device.hbm_bytes_per_second,
             "ici": sent / self.device.ici_bytes_per_second,
         }
 
@@ -90,7 +96,7 @@ class Plan:
 
         Waiting for other devices is left out.
         """
-        return self.costs.cycles / self.device.clock_hz + self.kernel_passes_flops / self.device.peak_flops
+        return self.known_costs.cycles / self.device.clock_hz + self.kernel_passes_flops / self.device.peak_flops
 
     @property
     def tokens_per_second(self) -> float:
@@ -117,8 +123,8 @@ class Plan:
             return report | {"remedy": self.remedy}
         return report | {
             "flops": self.flops,
-            "bytes": self.costs.bytes,
-            "collectives": [asdict(collective) for collective in self.costs.collectives],
+            "bytes": self.known_costs.bytes,
+            "collectives": [asdict(collective) for collective in self.known_costs.collectives],
             "seconds": self.seconds,
             "roofline_seconds": self.roofline_seconds,
             "estimated_seconds": self.estimated_seconds,
@@ -135,12 +141,12 @@ class Plan:
         ]
         if not self.fits:
             return "\n".join([*lines, f"does not fit; {self.remedy or 'no change that was tried does'}"])
-        sent = [f"{x.kind} {x.count} x, {x.bytes / 1e9:.2f} GB" for x in self.costs.collectives]
+        sent = [f"{x.kind} {x.count} x, {x.bytes / 1e9:.2f} GB" for x in self.known_costs.collectives]
         times = ", ".join(f"{name} {seconds * 1e3:,.0f} ms" for name, seconds in self.seconds.items())
         utilization = self.model_flops / self.num_devices / self.device.peak_flops / self.estimated_seconds
         lines += [
-            f"a step, per device: {self.flops / 1e12:.1f} TFLOP, {self.costs.bytes / 1e9:.1f} GB through HBM; sent: "
-            + ("; ".join(sent) or "nothing"),
+            f"a step, per device: {self.flops / 1e12:.1f} TFLOP, {self.known_costs.bytes / 1e9:.1f} GB through HBM; "
+            f"sent: {'; '.join(sent) or 'nothing'}",
             f"least time: {times}; bound by {self.limits}",
             f"compiler's estimate: {self.estimated_seconds * 1e3:,.0f} ms, {utilization:.0%} of the model's peak "
             "(waiting for other devices left out)",
@@ -153,7 +159,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def print_plan(config: TrainConfig) -> None:
+def print_plan(config: TrainConfig, topology: str) -> None:
     """Prints the plan that the settings ask for, and writes it as JSON where they name a file.
 
     Raises:
@@ -163,7 +169,7 @@ def print_plan(config: TrainConfig) -> None:
     target = None if options.plan_json is None else Path(options.plan_json)
     if target is not None and target.exists():
         raise ValueError(f"plan_json={options.plan_json!r} exists; name a new file or remove it.")
-    plan = make_plan(config, options.plan)
+    plan = make_plan(config, topology)
     if target is not None:
         write_atomically(target, json.dumps(plan.to_json(), indent=2) + "\n")
     print(plan.to_text(options.plan_price))
@@ -260,6 +266,7 @@ def _plan(config: TrainConfig, model_config: ModelConfig, topology: str, devices
     setup = abstract_setup(config, model_config, mesh)
     compiled = compile_abstract(setup.step, setup.state, setup.frozen, setup.batch, mesh=mesh)
     device = find_device(topology)
+    assert device is not None, topology
     adapters = bytes_per_device(setup.state.params) if recipe.lora else 0
     hbm = {
         "weights": bytes_per_device(setup.frozen) + bytes_per_device(setup.state.params) - adapters,
@@ -274,11 +281,19 @@ def _plan(config: TrainConfig, model_config: ModelConfig, topology: str, devices
         mtp_steps=recipe.objective.mtp_steps,
     )
     tokens = recipe.data.sequences_per_batch * recipe.data.sequence_length
-    costs = read_costs(compiled.text) if compiled.fits else None
+    costs = None if compiled.text is None else read_costs(compiled.text)
+    kernel_flops, kernel_passes_flops = (0.0, 0.0) if costs is None else _kernel_flops(config, model_config, costs)
     return Plan(
-        topology, device, len(devices), hbm | {"capacity": device.hbm_bytes}, tokens, per_token * tokens,
-        costs, *(_kernel_flops(config, model_config, costs) if costs else ()),
-    )  # fmt: skip
+        topology=topology,
+        device=device,
+        num_devices=len(devices),
+        hbm=hbm | {"capacity": device.hbm_bytes},
+        tokens=tokens,
+        model_flops=per_token * tokens,
+        costs=costs,
+        kernel_flops=kernel_flops,
+        kernel_passes_flops=kernel_passes_flops,
+    )
 
 
 def abstract_setup(config: TrainConfig, model_config: ModelConfig, mesh: Mesh) -> TrainingSetup:

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from qwen35_jax.runs import RECORD
 from qwen35_jax.storage import fingerprint, write_atomically
 from train.config import TrainConfig
-
-RECORD = "config.json"
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +163,8 @@ def _default(field: dataclasses.Field) -> Any:
         value = field.default_factory()
     else:
         value = None if field.default is dataclasses.MISSING else field.default
-    return _as_json(dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value)
+    is_part = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return _as_json(dataclasses.asdict(value) if is_part else value)
 
 
 def _as_json(value: Any) -> Any:

@@ -24,7 +24,7 @@ from qwen35_jax.hf.save import save
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.sharding import check_mesh
-from qwen35_jax.storage import make_writable_folder
+from qwen35_jax.storage import make_writable_folder, replace_folder
 from train.batch import put_batch, sequences_of_process
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
@@ -251,17 +251,11 @@ def _evaluation(
 
 def export(model: Qwen35, out_dir: Path, *, source: Path, adapter: bool) -> None:
     """Writes a PEFT adapter or a whole Hugging Face folder; an earlier export gives way once the new one is whole."""
-    first = jax.process_index() == 0
-    new, old = out_dir.with_name(out_dir.name + ".new"), out_dir.with_name(out_dir.name + ".old")
+    first, new = jax.process_index() == 0, out_dir.with_name(out_dir.name + ".new")
     if first:
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
     write: Callable[..., Any] = save_adapter if adapter else save
     write(model, new, source=source)
-    if not first:
-        return
-    if out_dir.exists():
-        out_dir.rename(old)
-    new.rename(out_dir)
-    shutil.rmtree(old, ignore_errors=True)
-    logger.info("exported to %s", out_dir)
+    if first:
+        replace_folder(out_dir, new)
+        logger.info("exported to %s", out_dir)

@@ -1,18 +1,20 @@
 """What a training step is made of, from the settings of a run and its model: the same for a run and for its plan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jax.stages import Wrapped
 
 from qwen35_jax.model import Qwen35
-from train.batch import Batch, abstract_batch
+from train.batch import abstract_batch
 from train.config import TrainConfig
 from train.optim import make_optimizer, make_schedule
 from train.state import Frozen, TrainState, split_model
-from train.step import Step, make_step
+from train.step import make_step
 
 MakeState = Callable[[nnx.State, optax.GradientTransformation, Mesh], TrainState]
 
@@ -23,8 +25,9 @@ class TrainingSetup(NamedTuple):
     graphdef: nnx.GraphDef
     state: TrainState
     frozen: Frozen
-    step: Step
-    batch: Batch
+    step: Wrapped
+    """Compiled at its first call, or ahead of it."""
+    batch: Mapping[str, jax.ShapeDtypeStruct]
     """Shapes and placement of a batch."""
 
     def model(self, state: TrainState) -> Qwen35:

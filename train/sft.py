@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{Supervised.__name__}; give a run file written for this command."
             )
         if config.options.plan is not None:
-            print_plan(config)
+            print_plan(config, config.options.plan)
             return
         join(config.options.processes)
         _set_up_logging()

@@ -79,7 +79,7 @@ def abstract_state(params: nnx.State, tx: optax.GradientTransformation, mesh: Me
     """Returns shapes, dtypes and placement of the state that ``init_state`` makes; ``params`` may be shapes too."""
     replicated = NamedSharding(mesh, PartitionSpec())
     opt_state = optax.tree_map_params(
-        tx,
+        tx.init,
         lambda x, param: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=param.sharding),
         jax.eval_shape(lambda p: tx.init(to_float32(p)), params),
         params,

@@ -1,11 +1,14 @@
 """One training step as a single compiled function."""
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.stages import Wrapped
 from jaxtyping import Array, Float
 
 from train.batch import Batch
@@ -27,7 +30,7 @@ def make_step(
     dropout: bool,
     state: TrainState,
     health: HealthConfig,
-) -> Step:
+) -> Wrapped:
     """Returns ``step(state, frozen, batch) -> (state, metrics)``, which consumes the given state.
 
     It is compiled at its first call. The batch is that of ``put_batch``. Gradients of micro-batches are summed in
@@ -45,7 +48,7 @@ def make_step(
     def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, terms, counts = gradients(state.params, frozen, batch, state.step)
         metrics = {name: terms[name] / jnp.maximum(counts[name], 1.0) for name in terms}
-        loss = sum(objective.weights[name] * metrics[name] for name in terms)
+        loss = _add_up(objective.weights[name] * metrics[name] for name in terms)
         grad_norm = optax.global_norm(grads)
         sound = is_sound(state.health, loss, grad_norm, health)
         updates, opt_state = tx.update(grads, state.opt_state, to_float32(state.params))
@@ -81,8 +84,8 @@ def make_gradients(graphdef: nnx.GraphDef, objective: Objective, *, seed: int, d
             model = nnx.merge(graphdef, params, frozen.rest, copy=True)
             reference = None if frozen.reference is None else nnx.merge(*frozen.reference, copy=True)
             sums = objective.sums(model, micro_batch, key, reference)
-            total = sum(objective.weights[name] * sums[name] / jnp.maximum(counts[name], 1.0) for name in sums)
-            return total, sums
+            weighted = {name: objective.weights[name] * sums[name] for name in sums}
+            return _add_up(weighted[name] / jnp.maximum(counts[name], 1.0) for name in sums), sums
 
         def add_micro_batch(carry, xs):
             index, micro_batch = xs
@@ -97,3 +100,7 @@ def make_gradients(graphdef: nnx.GraphDef, objective: Objective, *, seed: int, d
         return grads, sums, counts
 
     return gradients
+
+
+def _add_up(values: Iterable[Float[Array, ""]]) -> Float[Array, ""]:
+    return reduce(operator.add, values)

@@ -31,7 +31,7 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _LINEAR = ("lora_A.weight", "lora_B.weight")
 _EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
-# peft puts a copy of an adapted embedding beside its factors.
+# peft writes a copy of an adapted embedding beside its factors.
 _BASE_COPY = "base_layer.weight"
 # Settings of PEFT that change the mathematics, with the values that leave it as it is here.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -54,8 +54,8 @@ def save_adapter(model: Qwen35, out_dir: str | Path, source: str | Path, *, text
     """Writes the model's adapter into a new folder, for ``peft.PeftModel.from_pretrained`` and ``load_adapter``.
 
     Modules are listed by their full names, so that peft refuses a base model that names them otherwise. Factors of
-    the MTP head are written too; peft, whose base model has no such head, passes over them. Under several processes
-    all of them call this; the first one writes.
+    the MTP head are written too. The base model of peft has no such head, so peft passes over them. Under several
+    processes all of them call this; the first one writes.
 
     Args:
       out_dir: a folder that does not exist yet, or is empty.
@@ -107,8 +107,8 @@ def save_adapter(model: Qwen35, out_dir: str | Path, source: str | Path, *, text
 def load_adapter(model: Qwen35, path: str | Path) -> None:
     """Adds an adapter that this library or peft wrote; the model remembers its settings as ``model.lora_config``.
 
-    An adapter may cover any part of the text model's linear layers and its embedding. Layers of a stack that it
-    leaves out get factors of zero, which stay zero in training too.
+    An adapter may cover any part of the text model's linear layers and its embedding. If it leaves out some layers of a
+    stack, these get factors of zero, which stay zero in training too.
 
     Raises:
       FileNotFoundError: the folder or one of its two files is absent.

@@ -3,7 +3,6 @@
 Each tensor has a box in its array (``TensorSpec.box``). The boxes of an array's tensors are disjoint and cover it.
 """
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,18 +25,13 @@ def by_array(specs: Iterable[TensorSpec]) -> dict[TreePath, list[TensorSpec]]:
 
 
 def arrays_of(path: TreePath, variable: nnx.Variable) -> Iterator[tuple[TreePath, Any]]:
-    """Yields the arrays of a parameter with their paths: the parameter itself, or the components that it holds."""
+    """Yields the arrays of a parameter with their paths: a single one, or the components of a dataclass."""
     for keys, array in jax.tree_util.tree_leaves_with_path(variable.get_value()):
-        yield array_path(path, keys), array
-
-
-def array_path(path: TreePath, keys: Sequence[Any]) -> TreePath:
-    """Returns the path of a component, given the parameter's path and JAX's keys inside its value."""
-    return (*path, *(getattr(key, "name", None) or getattr(key, "key", None) or str(key) for key in keys))
+        yield (*path, *(key.name for key in keys)), array
 
 
 def take(array: Any, index: Place) -> Any:
-    """Returns ``array[index]``, and the array itself rather than a copy where that is all of it."""
+    """Returns ``array[index]``; the array itself, not a copy, if the index is empty."""
     return array[index] if index else array
 
 
@@ -51,20 +45,23 @@ def check_cover(specs: Sequence[TensorSpec], shape: tuple[int, ...]) -> None:
     boxes = [spec.box for spec in specs]
     path = ".".join(map(str, specs[0].path))
     assert shape_of(specs) == shape, f"the name table gives {path} the shape {shape_of(specs)}, the model {shape}"
-    # Between neighbouring edges every position belongs to the same tensors: one cell stands for all of them.
+    # All positions between two neighbouring edges belong to the same tensors, so one cell stands for them.
     edges = [
-        sorted({0, *(edge for cut in cuts for edge in (cut.start, cut.stop))}) for cuts in zip(*boxes, strict=True)
+        sorted({0, *(cut.start for cut in cuts), *(cut.stop for cut in cuts)}) for cuts in zip(*boxes, strict=True)
     ]
     cells = [{edge: number for number, edge in enumerate(axis_edges)} for axis_edges in edges]
     held = np.zeros([len(axis_edges) - 1 for axis_edges in edges], np.int32)
     for box in boxes:
         held[tuple(slice(cell[cut.start], cell[cut.stop]) for cell, cut in zip(cells, box, strict=True))] += 1
-    for cell in itertools.islice(np.argwhere(held != 1), 1):
-        position = [axis_edges[number] for axis_edges, number in zip(edges, cell, strict=True)]
-        names = [
-            spec.name for spec in specs if all(c.start <= i < c.stop for c, i in zip(spec.box, position, strict=True))
-        ]
-        raise AssertionError(f"the name table fills {path} at {position} from {names or 'no tensor'}, not from one")
+    if np.all(held == 1):
+        return
+    position = [axis_edges[number] for axis_edges, number in zip(edges, np.argwhere(held != 1)[0], strict=True)]
+    names = [spec.name for spec, box in zip(specs, boxes, strict=True) if _holds(box, position)]
+    raise AssertionError(f"the name table fills {path} at {position} from {names or 'no tensor'}, not from one")
+
+
+def _holds(box: Index, position: Sequence[int]) -> bool:
+    return all(cut.start <= place < cut.stop for cut, place in zip(box, position, strict=True))
 
 
 def read_part(
@@ -93,7 +90,7 @@ def read_part(
         values = spec.to_ours(stored[spec.name].read(spec.index_in_file(tuple(inside)), dtype))
         values = np.expand_dims(values, [axis for axis, single in enumerate(is_position) if single])
         if common == wanted:
-            return values  # All of it, so that large arrays of one tensor are never held twice.
+            return values  # The whole part. So a large array that is one tensor is never held twice.
         if out is None:
             out = np.empty([want.stop - want.start for want in wanted], dtype)
         out[tuple(_moved(cut, -want.start) for cut, want in zip(common, wanted, strict=True))] = values

@@ -1,4 +1,4 @@
-"""Writes a random checkpoint of any dense size, tensor by tensor, without a model in memory."""
+"""Writes a random checkpoint of any dense size tensor by tensor, so that no model is in memory."""
 
 import dataclasses
 import json
@@ -7,7 +7,6 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -30,20 +29,20 @@ def create_checkpoint(
     out_dir: str | Path,
     *,
     seed: int = 0,
-    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    dtype: str = "bfloat16",
     tokenizer_from: str | Path | None = None,
     shard_bytes: int | None = None,
 ) -> Path:
-    """Writes a checkpoint with the initial weights of the reference: every tensor, vision and MTP included.
+    """Writes a checkpoint with the initial weights of the reference, vision and MTP tensors included.
 
     Tensors lie in the order of the published files: float32 first, then by name. Each is drawn from the seed and its
-    own name, so neither the order nor the sharding changes a value.
+    own name, so that neither the order nor the number of files changes a value.
 
     Args:
       out_dir: a folder that does not exist yet, or is empty.
-      dtype: of the tensors that the published files store in bfloat16.
+      dtype: ``bfloat16`` or ``float32``, for the tensors that the published files store in bfloat16.
       tokenizer_from: a folder whose tokenizer, template and processor files are copied.
-      shard_bytes: most bytes of tensors in a file; ``None`` writes a single file.
+      shard_bytes: most bytes of tensors in a file, a checkpoint shard; ``None`` writes a single file.
 
     Raises:
       ValueError: ``out_dir`` holds files, the dtype is unknown, or the layers of this configuration do not exist yet.
@@ -98,7 +97,7 @@ def _num_bytes(spec: TensorSpec) -> int:
 
 
 def _shards(specs: list[TensorSpec], shard_bytes: int | None) -> list[list[TensorSpec]]:
-    """Cuts the list where the next tensor would make a shard too large."""
+    """Cuts the list into checkpoint shards, where the next tensor would make one too large."""
     shards, size = [[]], 0
     for spec in specs:
         size += _num_bytes(spec)

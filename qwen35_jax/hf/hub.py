@@ -1,6 +1,6 @@
-"""From what a user names to what is on disk: folders and files, local or from the Hugging Face hub.
+"""Finds the folders and files that a user names, on disk or on the Hugging Face hub.
 
-Models, training data and the data of benchmarks are found here. What the hub's cache holds already needs no network.
+This serves models, training data and the data of benchmarks. What the hub's cache holds needs no network.
 """
 
 import glob
@@ -21,7 +21,7 @@ _IGNORED = ["*.bin", "*.pt", "*.pth", "*.gguf"]
 
 
 class HubError(OSError):
-    """The hub does not give what it was asked for; the message is the reason, in one line."""
+    """The hub did not give what it was asked for. The message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def find_folder(path: str | Path) -> Path:
 
 
 def find_files(path: str, *, hub_files: str = "*train*") -> list[Path]:
-    """Turns a file name, a glob or a hub dataset id into the files to read, sorted by name.
+    """Finds the files that a file name, a glob or a hub dataset id means, sorted by name.
 
     Args:
       path: ``file``, ``glob`` or ``org/name[@revision]``. What exists on disk goes before the hub.

@@ -37,16 +37,16 @@ def load(
 ) -> Qwen35:
     """Loads a model from a Hugging Face folder or hub repository.
 
-    Names and shapes are checked from the files' headers before any array is read. Then each parameter is read
-    straight into its place on the mesh, every device's part on its own, so that the host holds the model's bytes and
-    a few tensors more. A checkpoint without any ``mtp.*`` tensor, as transformers writes it, loads without an MTP
-    head and with a warning.
+    The files' headers tell names and shapes, which are checked before any array is read. Then each device gets its
+    array shard of each parameter straight from the files, so that the host never holds more than the model's bytes and
+    a few tensors. A checkpoint without any ``mtp.*`` tensor, as transformers writes it, loads without an MTP head and
+    with a warning.
 
     Args:
       dtype: what the model computes in.
       mesh: where parameters are placed; by default one device.
       adapter: a folder with an adapter in PEFT's format, added after loading.
-      param_dtype: what weights are stored in, by default ``dtype``; ``A_log`` and the gated norms are float32.
+      param_dtype: what weights are stored in, by default ``dtype``. ``A_log`` and the gated norms are always float32.
       delta_rule: how DeltaNet layers compute their recurrence (see ``ops/gated_delta/README.md``).
 
     Raises:
@@ -130,7 +130,7 @@ def _check_tied_head(stored: dict[str, Stored], table: dict[str, TensorSpec]) ->
 def read_parameters(
     state: nnx.State, table: Mapping[str, TensorSpec], stored: Mapping[str, Stored], mesh: Mesh
 ) -> None:
-    """Puts arrays on the mesh in the place of the shapes that ``state`` holds, each read straight into its place."""
+    """Replaces the shapes that ``state`` holds by arrays on the mesh, read from the files shard by shard."""
     specs = by_array(spec for spec in table.values() if spec.name in stored)
 
     def read(path: TreePath, shape: jax.ShapeDtypeStruct, axes: Axes) -> jax.Array:

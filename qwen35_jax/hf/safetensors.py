@@ -1,7 +1,7 @@
-"""Checkpoint files on disk: where each tensor's bytes are, and reading and writing them a part at a time.
+"""Finds the bytes of each tensor in checkpoint files, and reads and writes them block by block.
 
 A safetensors file is eight bytes (little-endian length of the header), a JSON header, and the tensors' bytes. We read
-the header ourselves because export overwrites single tensors in place, and because reading block by block keeps
+the header ourselves for two reasons: export overwrites single tensors in place, and a read block by block keeps the
 resident memory at the model's size, which a mapping of the whole file does not.
 
 Source: the format's description in the safetensors project.
@@ -153,7 +153,7 @@ def read_header(file: Path) -> dict[str, Stored]:
 
 
 def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
-    """Builds the start of a safetensors file whose tensors, (name, dtype, shape), follow in this order."""
+    """Builds the start of a safetensors file, whose tensors, (name, dtype, shape), follow in this order."""
     header, offset = {}, 0
     for name, dtype, shape in tensors:
         end = offset + math.prod(shape) * DTYPES[dtype].itemsize

@@ -1,4 +1,4 @@
-"""Saves a model as a Hugging Face checkpoint: the source's files, with our tensors written over in place."""
+"""Saves a model as a Hugging Face checkpoint: copies the source's files and writes our tensors over theirs."""
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,12 +21,12 @@ from qwen35_jax.storage import new_folder
 
 
 def save(model: Qwen35, out_dir: str | Path, source: str | Path) -> Path:
-    """Writes the model into a new folder that is complete the moment it appears.
+    """Writes the model into a new folder, which appears only when it is complete.
 
     Everything of the source that is not ours (configuration, tokenizer, template, vision tensors, names, order and
-    metadata of the files) is copied byte for byte; each of our tensors is written over its original in the dtype that
-    it has there. Adapters are merged into what is written, in float32, and stay as they are in the model. Saving an
-    unchanged model gives the source's files byte for byte, if its weights were stored in the source's dtype or wider.
+    metadata of the files) is copied byte for byte. Each of our tensors is written over its original, in the dtype that
+    it has there. Adapters are merged in float32 into what is written, and stay as they are in the model. An unchanged
+    model gives the source's files byte for byte, if its weights were stored in the source's dtype or a wider one.
 
     Under several processes all of them call this; the first one writes.
 

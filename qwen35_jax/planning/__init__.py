@@ -1,1 +1,1 @@
-"""What surrounds a run: its processes, the devices, the work of a token, a compiled program."""
+"""What a program needs before it runs: compilation for chips that are elsewhere, their figures, operations, costs."""

@@ -1,6 +1,6 @@
-"""Compiles for TPUs that are not there: topologies by name, abstract parameters, and what the compiler says of memory.
+"""Compiles programs for TPUs on a machine that has none, from shapes alone.
 
-Needs ``libtpu``, which brings the TPU compiler to any Linux machine: ``pip install "qwen35-jax[plan]"``.
+This needs ``libtpu``, which brings the TPU compiler to any Linux machine: ``pip install "qwen35-jax[plan]"``.
 """
 
 import importlib.util
@@ -23,13 +23,13 @@ from qwen35_jax.sharding import named_sharding
 _NAME = re.compile(r"(v5e|v5p|v6e):\d+x\d+(x\d+)?")
 _EXAMPLES = "v5e:1x1, v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x2 (v5p-16), v5p:2x2x4 (v5p-32)"
 
-# What libtpu looks up about its host where there is no TPU; the kind of host does not change what is compiled.
+# libtpu asks for these where it finds no TPU. The kind of host does not change what is compiled.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_STDERR_LOG_LEVEL": "3",
-    # A compiler does not hold a device that a second one could want.
+    # Several compilers may run at once: none of them holds a device.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
@@ -38,10 +38,10 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 class Compiled(NamedTuple):
-    """What the compiler made of a program, per device."""
+    """A program as the compiler left it, with figures for one device."""
 
     peak_bytes: int
-    """Most HBM in use at a time: arguments, results and temporaries."""
+    """The most HBM that is in use at a time: arguments, results and temporaries."""
     text: str | None
     """The optimised program, or None where it does not fit."""
 
@@ -72,9 +72,9 @@ def topology_devices(name: str) -> list[jax.Device]:
 
 
 def abstract_model(make: Callable[[], Qwen35], mesh: Mesh) -> Qwen35:
-    """Returns the model that ``make`` builds with shapes, placed on ``mesh``, in place of arrays.
+    """Returns the model that ``make`` builds, with shapes on ``mesh`` in the place of arrays.
 
-    Call it outside the mesh's context: there are no devices to hold what ``make`` draws.
+    Call it outside the mesh's context, because there are no devices to hold what ``make`` draws.
     """
     graphdef, state = nnx.split(nnx.eval_shape(make))
 
@@ -86,7 +86,7 @@ def abstract_model(make: Callable[[], Qwen35], mesh: Mesh) -> Qwen35:
 
 
 def compile_abstract(function: jax.stages.Wrapped, *arguments, mesh: Mesh) -> Compiled:
-    """Compiles a jitted function for the devices of ``mesh``. One that does not fit is an answer, not an error."""
+    """Compiles a jitted function for the devices of ``mesh``. A program that does not fit is no error here."""
     with jax.set_mesh(mesh):
         lowered = function.lower(*arguments)
     with tempfile.TemporaryDirectory() as dump:
@@ -101,7 +101,7 @@ def compile_abstract(function: jax.stages.Wrapped, *arguments, mesh: Mesh) -> Co
 
 
 def _print(compiled: jax.stages.Compiled, dump: Path) -> str:
-    """Returns the optimised program as the TPU compiler dumped it: ``as_text`` fails on a gather on its SparseCores."""
+    """Returns the optimised program. The compiler's own dump goes first: ``as_text`` fails on SparseCore gathers."""
     for path in dump.glob("*.after_codegen.txt"):
         return path.read_text()
     return compiled.as_text()

@@ -1,13 +1,15 @@
-"""How many floating-point operations the mathematics of a token takes, whatever a program spends on it.
+"""How many floating-point operations the mathematics of a token takes.
 
-These are "model FLOPs", the numerator of model FLOPs utilisation: nothing that a backward pass computes again, nothing
-that a blocked algorithm adds. A multiplication and an addition are two operations. Counted are products with weights
-(the output head once for each loss), attention, the delta rule and its convolution; norms, gates, activations, rotary
-angles, the softmax and the optimizer are not, together below 1 % at any published size.
+These are "model FLOPs", the numerator of model FLOPs utilisation. They leave out what a backward pass computes again
+and what a blocked algorithm adds. A multiplication and an addition are two operations.
 
-The delta rule is counted in its recurrent form: for each token and value head, reading the state with the key, writing
-to it and reading it with the query, three products of ``key width x value width``. The chunked form that training runs
-spends more.
+The count includes products with weights (the output head once for each loss), attention, the delta rule and its
+convolution. It leaves out norms, gates, activations, rotary angles, the softmax and the optimizer, which together are
+below 1 % at any published size.
+
+The delta rule counts in its recurrent form. For each token and value head, that form reads the state with the key,
+writes to it, and reads it with the query: three products of ``key width x value width``. The chunked form, which
+training runs, spends more.
 
 Source: the convention of arXiv:2204.02311, appendix B, but with causal attention counted at its mean length.
 """
@@ -31,9 +33,9 @@ def forward_flops_per_token(config: ModelConfig, *, sequence_length: int, mtp_st
     """Returns the operations of one token of a forward pass that computes logits at every position.
 
     Args:
-      sequence_length: tokens that attention looks over; a token attends to ``(sequence_length + 1) / 2`` of them, in
-        the mean. Documents packed into one row see less: pass their mean length.
-      mtp_steps: how often the multi-token-prediction head runs, each time with logits of its own.
+      sequence_length: tokens that attention looks over. A token attends to ``(sequence_length + 1) / 2`` of them on
+        average. For documents packed into one sequence pass their mean length.
+      mtp_steps: how often the multi-token-prediction head runs. Each time it computes logits.
 
     Raises:
       ValueError: the model has experts, or no such head, or an argument is out of range.
@@ -44,8 +46,8 @@ def forward_flops_per_token(config: ModelConfig, *, sequence_length: int, mtp_st
 def training_flops_per_token(config: ModelConfig, *, sequence_length: int, adapters: bool, mtp_steps: int) -> float:
     """Returns the operations of one token of a forward and a backward pass, without recomputation.
 
-    The backward pass of a product is two products: one for each factor. With ``adapters`` the weights are frozen and
-    their gradients do not exist; the adapters' own products, some thousandths at usual ranks, are left out.
+    The backward pass of a product is two products, one for each factor. With ``adapters`` the weights are frozen, so
+    one of the two is not computed. The adapters' own products, some thousandths at usual ranks, are left out.
 
     Args:
       sequence_length, mtp_steps: as in ``forward_flops_per_token``.

@@ -1,4 +1,4 @@
-"""Tests for tools/flops.py."""
+"""The operations of a token against the number of weights of the 2B model."""
 
 import dataclasses
 
@@ -59,12 +59,12 @@ def test_frozen_weights_have_no_gradients(weights):
     assert saved == pytest.approx(2 * (weights["trunk"] + weights["head"]), rel=1e-12)
 
 
-def test_attention_grows_with_the_length_alone():
+def test_only_the_work_of_attention_grows_with_the_length():
     assert forward(8192) - forward(4096) == pytest.approx(6 * 4 * 8 * 256 * 2048, rel=1e-12)
 
 
 @pytest.mark.parametrize("arguments", [{"sequence_length": 0}, {"sequence_length": 8, "mtp_steps": -1}])
-def test_arguments_are_checked(arguments):
+def test_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="at least 1 and 0"):
         forward_flops_per_token(CONFIG, **arguments)
 

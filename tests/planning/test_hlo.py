@@ -1,4 +1,4 @@
-"""Tests for tools/hlo on small programs compiled for the CPU, whose costs are known."""
+"""Costs read from small programs compiled for the CPU, for which they are known."""
 
 import functools
 
@@ -28,14 +28,14 @@ def test_a_scan_of_products_counts_every_step():
     assert read_costs(gradient).flops == 3 * 5 * 2 * 8 * 64 * 64
 
 
-def test_nested_scans_multiply():
+def test_the_counts_of_nested_loops_multiply():
     def outer(x, stacks):
         return jax.lax.scan(lambda x, weights: (chain(x, weights), None), x, stacks)[0]
 
     assert read_costs(compile_text(outer, (8, 64), (3, 5, 64, 64))).flops == 15 * 2 * 8 * 64 * 64
 
 
-def test_a_loop_that_depends_on_data_is_named():
+def test_a_loop_with_an_unknown_count_is_listed_by_name():
     def halve(x):
         return jax.lax.while_loop(lambda x: jnp.max(x) > 1, lambda x: (x @ x) / 2, x)
 
@@ -44,7 +44,7 @@ def test_a_loop_that_depends_on_data_is_named():
     assert costs.flops == 2 * 16**3
 
 
-def test_batched_products_and_branches():
+def test_batched_products_and_every_branch_count():
     def branch(x, y, z):
         product = jnp.einsum("bij,bkj->bik", x, y)
         return jax.lax.cond(z[0] > 0, lambda p: p @ p, lambda p: p, product)
@@ -95,7 +95,7 @@ def test_collectives_of_a_loop_count_every_step(mesh, kind, step, sent):
     assert read_costs(text).collectives == [Collective(kind, 3, 3 * sent)]
 
 
-def test_traffic_of_one_fusion():
+def test_a_fusion_reads_its_operands_and_writes_its_result_once():
     text = compile_text(lambda x, y: jnp.sin(x) * y + 1, (256, 512), (256, 512))
     assert read_costs(text).bytes == 3 * 4 * 256 * 512
 
@@ -107,7 +107,7 @@ def test_traffic_of_a_scan_grows_with_its_length_not_with_its_square():
     assert 64 * 2 * 4 * 64 * 64 < long < 64 * 8 * 4 * 64 * 64
 
 
-def test_shapes_are_those_of_arrays_in_memory():
+def test_only_arrays_in_memory_are_listed_not_values_inside_fusions():
     def outer(x, y):
         return jnp.sum(jnp.sin(x)[:, None] * y[None, :])
 
@@ -117,7 +117,7 @@ def test_shapes_are_those_of_arrays_in_memory():
     assert ("f32", (300, 70)) in array_shapes(compile_text(lambda x, y: x[:, None] * y, (300,), (70,)))
 
 
-def test_other_texts_are_refused():
+def test_a_text_that_is_no_module_is_refused():
     with pytest.raises(ValueError, match=r"compiled\.as_text"):
         read_costs("module @jit_f {}")
     with pytest.raises(ValueError, match=r"compiled\.as_text"):

@@ -1,13 +1,13 @@
-"""Tests for tools/hlo on pieces of programs that libtpu 0.0.52 compiled for v5e, with what it writes differently.
+"""Costs read from pieces of programs that libtpu 0.0.52 compiled for v5e, whose text differs from a CPU program's.
 
-Names and layouts are as it wrote them; attributes that are not read are cut.
+Names and layouts are as libtpu wrote them. Attributes that nothing reads are cut.
 """
 
 from qwen35_jax.planning.hlo import Collective, array_shapes, read_costs
 
 HEADER = 'HloModule jit_step, is_scheduled=true, num_partitions=8\n\nFileNames\n1 "/tmp/step.py"\n\n'
 
-# A loop without a trip count, whose counter steps by 2: half of a product whose weight goes round a ring.
+# A loop without a trip count, whose counter steps by 2. It is half of a product whose weight goes round a ring.
 WINDOWED = """\
 %body (wide.param: (bf16[1,8192,2048], bf16[1,256,16], u32[])) -> (bf16[1,8192,2048], bf16[1,256,16], u32[]) {
   %constant.2 = u32[]{:T(128)} constant(2)
@@ -113,7 +113,7 @@ def program(*lines: str) -> str:
     return "\n".join([HEADER, "ENTRY %main () -> f32[] {", *(f"  {line}" for line in lines), "}"])
 
 
-def test_a_loop_is_counted_from_its_condition_and_its_step():
+def test_a_loop_without_a_written_count_counts_by_its_condition_and_step():
     costs = read_costs(HEADER + WINDOWED)
     assert costs.unknown_loops == ()
     assert costs.collectives == [Collective("collective-permute", 2, 2 * 2 * 256 * 16)]
@@ -132,12 +132,12 @@ def test_an_asynchronous_collective_counts_once():
     assert costs.bytes == collective + product
 
 
-def test_a_reduction_that_is_sliced_is_a_reduce_scatter():
+def test_an_all_reduce_with_a_slice_counts_as_a_reduce_scatter():
     costs = read_costs(HEADER + SCATTERED)
     assert costs.collectives == [Collective("reduce-scatter", 1, 4 * 131328 * 8 * 128 * 7 / 8)]
 
 
-def test_kernels_are_named_and_their_arrays_seen():
+def test_kernels_are_listed_by_name_and_their_arrays_by_shape():
     costs = read_costs(HEADER + SCATTERED)
     assert costs.without_cycles == {"splash_mha_fwd_segmented_residuals": 1}
     shapes = array_shapes(HEADER + SCATTERED)
@@ -145,7 +145,7 @@ def test_kernels_are_named_and_their_arrays_seen():
     assert ("f32", (131328, 8, 128)) not in shapes, "inside a fusion"
 
 
-def test_the_batch_of_a_product_is_a_dilated_axis_of_a_convolution():
+def test_a_batched_product_written_as_a_dilated_convolution_counts_its_products_only():
     text = program(
         "%a = f32[16,64,128]{2,1,0:T(8,128)} parameter(0)",
         "%b = f32[16,128,128]{2,1,0:T(8,128)} parameter(1)",
@@ -155,7 +155,7 @@ def test_the_batch_of_a_product_is_a_dilated_axis_of_a_convolution():
     assert read_costs(text).flops == 2 * 16 * 64 * 128 * 128
 
 
-def test_group_sizes_in_all_notations():
+def test_the_group_size_is_read_from_every_notation_of_xla():
     for groups in ("{{0,1,2,3},{4,5,6,7}}", "[2,4]<=[8]", "[2,4]<=[4,2]T(1,0)", "mesh['a'=2,'b'=4] {'b'}",
                    "mesh['x'=8] {'x':(2)4}"):  # fmt: skip
         text = program(

@@ -1,4 +1,4 @@
-"""Plans: the compiled step's memory and shapes, the search for a change that fits, wrong input, the README's table."""
+"""Plans: memory and shapes of the compiled step, the search for a change that fits, wrong input, the tables."""
 
 import dataclasses
 import importlib
@@ -174,8 +174,9 @@ def test_a_real_plan_of_a_small_model(tmp_path):
     assert 0 < plan.roofline_seconds < plan.estimated_seconds < 1
 
 
-def test_the_table_in_the_readme_is_that_of_the_stored_plans():
-    assert plan_recipes.table() in (REPO / "README.md").read_text()
+def test_the_tables_of_readme_and_docs_are_those_of_the_stored_plans():
+    assert plan_recipes.summary() in (REPO / "README.md").read_text()
+    assert plan_recipes.table() in (REPO / "docs" / "recipes_and_tpus.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,9 @@ from flax import nnx
 from qwen35_jax.hf import safetensors as files
 from qwen35_jax.hf.load import load
 from qwen35_jax.sharding import make_mesh
-from qwen35_jax.distributed import ProcessConfig, gather, initialize
+from qwen35_jax.distributed import ProcessConfig, gather, join
 
-initialize(ProcessConfig(sys.argv[1], 2, int(sys.argv[2])))
+join(ProcessConfig(sys.argv[1], 2, int(sys.argv[2])))
 read = [0]
 whole = files.Stored.read
 

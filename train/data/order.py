@@ -109,7 +109,9 @@ class ShuffledRows:
         window = int(np.searchsorted(groups.window_ends, place, side="right"))
         end = int(groups.window_ends[window])
         start = int(groups.window_ends[window - 1]) if window else 0
-        place = start + self._window(number, window, end - start)[place - start]
+        shuffled = self._window(number, window, end - start)[place - start]
+        assert shuffled is not None
+        place = start + shuffled
         group = int(np.searchsorted(groups.ends, place, side="right"))
         before = int(groups.ends[group - 1]) if group else 0
         return int(groups.first_rows[group]) + place - before

@@ -87,7 +87,8 @@ class Shard:
         """Continues from a state of `get_state`."""
         held_keys = [*state["open"], *state["ready"]]
         positions = sorted({position for keys in held_keys for position, _ in keys})
-        held = dict(zip(positions, self._documents.load(positions), strict=True))
+        documents = zip(positions, self._documents.load(positions), strict=True)
+        held = {position: document for position, document in documents if not isinstance(document, RowError)}
         restored = [[((position, piece), held[position][piece]) for position, piece in keys] for keys in held_keys]
         self._taken = state["taken"]
         run, place = divmod(self._taken, _RUN)

@@ -5,7 +5,7 @@ A step is unsound if its loss or gradient is not finite, or lies above a limit. 
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,10 @@ class Health(NamedTuple):
 
 def new_health() -> Health:
     """Returns the state before the first step, on the host."""
-    return Health(np.int32(0), np.int32(0), np.float32(0), np.float32(0))
+    # Not yet arrays of a device: ``init_state`` places them.
+    count: Any = np.int32(0)
+    mean: Any = np.float32(0)
+    return Health(updates=count, skips=count, loss=mean, grad_norm=mean)
 
 
 def is_sound(health: Health, loss: jax.Array, grad_norm: jax.Array, config: HealthConfig) -> Bool[Array, ""]:

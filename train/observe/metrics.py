@@ -35,7 +35,7 @@ class MetricsWriter:
         if not self._active:
             return
         path = workdir / METRICS
-        entries = [entry for entry in read_entries(path) if entry["step"] < first_step]
+        entries = [entry for entry in read_entries(path) if _step(entry) < first_step]
         if [entry["step"] for entry in entries] != list(range(1, first_step)):
             logger.warning("%s lacks entries before step %d, where this run resumes", path, first_step)
         write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in entries))
@@ -59,7 +59,7 @@ class MetricsWriter:
         self._file.flush()
         for name, value in (entry | (momentary or {})).items():
             if name != "step" and value is not None:
-                self._events.add_scalar(name, value, entry["step"])
+                self._events.add_scalar(name, value, _step(entry))
         shown = {
             name: f"{entry[name]:.4f}" for name in ("loss", "mtp_loss", "divergence") if entry.get(name) is not None
         }
@@ -123,6 +123,12 @@ def plot_losses(workdir: Path) -> None:
     folder = workdir / "plots"
     folder.mkdir(exist_ok=True)
     figure.savefig(folder / "losses.png", dpi=120)
+
+
+def _step(entry: Entry) -> int:
+    step = entry["step"]
+    assert isinstance(step, int)
+    return step
 
 
 def _is_loss(name: str) -> bool:

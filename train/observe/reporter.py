@@ -25,7 +25,7 @@ class _Pending(NamedTuple):
     number: int
     values: Metrics
     documents: Callable[[], list[list[str]]]
-    seconds: Entry
+    seconds: dict[str, float]
 
 
 class Reporter:

@@ -37,7 +37,7 @@ class Throughput(NamedTuple):
         )
         return cls(mesh.size, work, None if device is None else device.peak_flops)
 
-    def rates(self, tokens: int, seconds: float) -> Entry:
+    def rates(self, tokens: int, seconds: float) -> dict[str, float]:
         """Returns those fields of an entry that depend on the clock.
 
         ``fraction_of_peak_flops_per_second`` is the model-FLOPs utilisation (MFU).

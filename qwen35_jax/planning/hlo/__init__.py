@@ -1,7 +1,7 @@
-"""What a compiled program does, read from the text of its optimised HLO module (``compiled.as_text()``).
+"""Reads what a compiled program does from the text of its optimised HLO module (``compiled.as_text()``).
 
-Nothing runs and no device is needed: a program compiled ahead of time for a TPU is read like one for this machine.
-``cost_analysis()`` of JAX counts the body of a loop once; here a loop counts as often as it runs.
+This runs nothing and needs no device: a program that was compiled ahead of time for a TPU is read like one for this
+machine. JAX's ``cost_analysis()`` counts the body of a loop once; here a loop counts as often as it runs.
 """
 
 from qwen35_jax.planning.hlo.costs import Collective, Costs, array_shapes, read_costs

@@ -1,4 +1,4 @@
-"""The communication of a module: which instructions exchange data between devices, and how much."""
+"""Finds the instructions of a module that exchange data between devices, and how much they send."""
 
 import math
 import re
@@ -11,18 +11,18 @@ KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce
 
 @dataclass(frozen=True)
 class Exchange:
-    """One instruction that communicates: its kind and the bytes that each device sends when it runs once."""
+    """The kind of an instruction that communicates, and the bytes that each device sends in one run of it."""
 
     kind: str
     bytes: float
 
 
 def find_continued(module: Module, fused: set[str]) -> set[tuple[str, str]]:
-    """Returns, as (computation, instruction), the collectives that only go on with what another one started.
+    """Returns, as (computation, instruction), the collectives that only continue what another one started.
 
-    The TPU compiler spreads an asynchronous collective over fusions: one ends in the custom call
-    ``AsyncCollectiveStart``; others, with work of their own or with ``AsyncCollectiveDone``, hold the same collective
-    again, under the same channel.
+    The TPU compiler spreads an asynchronous collective over fusions. The first ends in the custom call
+    ``AsyncCollectiveStart``. Later ones hold the same collective again, under the same channel, beside work of their
+    own or with ``AsyncCollectiveDone``.
     """
     started, first = set(), set()
     for name in fused:
@@ -41,12 +41,12 @@ def find_continued(module: Module, fused: set[str]) -> set[tuple[str, str]]:
 
 
 def exchange(module: Module, computation: Computation, instruction: Instruction) -> Exchange | None:
-    """Returns what an instruction exchanges; ``None`` when it does not communicate or ends what another began."""
+    """Returns what an instruction exchanges, or None if it does not communicate or ends what another began."""
     kind = instruction.opcode.removesuffix("-start")
     if kind not in KINDS:
         return None
     given = sum(array.num_bytes for x in computation.operands(instruction) for array in x.arrays)
-    # A reduction of which each device keeps a part is one fusion of an all-reduce and a slice on TPUs.
+    # On TPUs a fusion of an all-reduce and a slice is a reduction of which each device keeps a part.
     if kind == "all-reduce" and computation.root.opcode == "dynamic-slice":
         kind = "reduce-scatter"
     others = group_size(instruction, module.num_devices) - 1
@@ -61,7 +61,7 @@ def exchange(module: Module, computation: Computation, instruction: Instruction)
 
 
 def group_size(instruction: Instruction, num_devices: int) -> int:
-    """Returns how many devices take part with one: ``replica_groups`` in any of the forms that XLA writes."""
+    """Returns how many devices exchange data with each other, from any form of ``replica_groups`` that XLA writes."""
     groups = instruction.attribute(r"replica_groups=(\{\{[\d,]+\}|\[[\d,]+\]|mesh\[[^\]]*\] ?\{[^}]*\})")
     if groups is None:
         return num_devices

@@ -1,4 +1,4 @@
-"""What one run of a compiled program costs a device: operations, cycles, memory traffic, communication."""
+"""Adds up what one run of a compiled program costs a device: operations, cycles, memory traffic, communication."""
 
 import re
 from collections import Counter
@@ -17,9 +17,9 @@ class Collective:
 
     Attributes:
       count: how many run.
-      bytes: what each device sends, and receives, in all of them when the data takes the shortest way round a ring of
-        ``n`` devices: for an all-gather ``(n - 1) / n`` of its result, for a reduce-scatter or an all-to-all as much
-        of its operand, for an all-reduce twice as much, for a collective-permute the operand.
+      bytes: what each device sends, and receives, in all of them together, if the data takes the shortest way round a
+        ring of ``n`` devices. An all-gather sends ``(n - 1) / n`` of its result, a reduce-scatter or an all-to-all as
+        much of its operand, an all-reduce twice as much, and a collective-permute its operand.
     """
 
     kind: str
@@ -29,18 +29,18 @@ class Collective:
 
 @dataclass(frozen=True)
 class Costs:
-    """What one device does in one run of a program. Loops count as often as they run, branches always.
+    """What one device does in one run of a program. A loop counts as often as it runs, and every branch counts.
 
     Attributes:
-      flops: of ``dot`` and ``convolution`` inside fusions and out; a multiplication and an addition are two. A Pallas
-        kernel hides its products.
-      bytes: read from and written to the main memory by instructions outside fusions, without the padding of layouts:
-        an estimate of HBM traffic.
-      cycles: the compiler's own estimates, added up. Only for a TPU does it make any; waiting for collectives and for
-        asynchronous copies is not in them. They are high: for whole training steps on v5e 1.6 to 2 times what the
+      flops: operations of ``dot`` and ``convolution``, in fusions too; a multiplication and an addition are two. The
+        text does not show the products of a Pallas kernel.
+      bytes: what instructions outside fusions read from and write to the main memory, without the padding of layouts.
+        This estimates the HBM traffic.
+      cycles: the sum of the compiler's own estimates, which it makes for TPUs only. They leave out waiting for
+        collectives and for asynchronous copies. They are high: for whole training steps on v5e 1.6 to 2 times what the
         scheduled bundles of each instruction, or its traffic where that is longer, would take.
-      without_cycles: the custom calls (Pallas kernels) and custom fusions (gathers, scatters) that run without an
-        estimate, by name, with how often they run. Collectives are not listed.
+      without_cycles: how often custom calls (Pallas kernels) and custom fusions (gathers, scatters) run that have no
+        estimate, by name. Collectives are not listed.
       collectives: by kind.
       unknown_loops: loops whose trip count depends on data; they count as if they ran once.
     """
@@ -90,8 +90,8 @@ def read_costs(text: str) -> Costs:
 def array_shapes(text: str) -> set[tuple[str, tuple[int, ...]]]:
     """Returns dtype and shape of every array that a compiled program stores in any memory.
 
-    Values inside a fusion are left out, for they only ever exist in part; so are those inside a Pallas kernel, which
-    the text does not show. Shapes are those of one device.
+    Values inside a fusion are left out, because they never exist as a whole. Those inside a Pallas kernel are left out
+    too, because the text does not show them. Shapes are those of one device.
 
     Args:
       text: ``compiled.as_text()``.

@@ -1,7 +1,7 @@
-"""How often each computation of a module runs: loops with their trip counts, calls, branches.
+"""Counts how often each computation of a module runs, through loops, calls and branches.
 
-XLA writes the trip count on a loop when it compiles for a CPU or a GPU. For a TPU it does not; there it follows from
-the first value of the loop's counter, its step, and the bound in the condition.
+When XLA compiles for a CPU or a GPU, it writes the trip count on each loop. For a TPU it does not; there the count
+follows from the first value of the loop's counter, its step, and the bound in the condition.
 """
 
 from collections import defaultdict
@@ -19,8 +19,8 @@ class Runs:
     """How often computations run in one run of the module.
 
     Attributes:
-      times: for each computation that runs on its own or inside a fusion; not those that a reduction applies.
-      fused: the ones inside fusions.
+      times: for each computation that runs on its own or in a fusion. Those that a reduction applies are left out.
+      fused: the computations in fusions.
       unknown_loops: loops whose trip count depends on data, counted as if they ran once.
     """
 
@@ -33,7 +33,7 @@ def count_runs(module: Module) -> Runs:
     """Follows the calls from the entry down. Every branch of a conditional counts as taken."""
     times, fused, unknown = defaultdict(int), set(), []
     times[module.entry] = 1
-    # Callers stand behind the computations they call: when one is reached, all its callers have been.
+    # A computation stands before its callers, so from the end of the text all callers come first.
     for computation in reversed(module.computations.values()):
         if computation.name not in times:
             continue
@@ -52,7 +52,7 @@ def count_runs(module: Module) -> Runs:
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
-    """Returns how often the ``while`` instruction ``loop`` runs its body; ``None`` when the text does not tell."""
+    """Returns how often the ``while`` instruction ``loop`` runs its body, or None if the text does not tell."""
     if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
         return int(known)
     values = _Values(module)
@@ -63,7 +63,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     body = module.computations[loop.called("body")]
 
     def line(value: "_Linear") -> tuple[int, int] | None:
-        """First value and step of one side of the comparison."""
+        """Returns the first value and the step of one side of the comparison."""
         if value.index is None:
             return value.offset, 0
         first = values.element(computation, loop.operand_names[0], value.index, None)
@@ -106,7 +106,7 @@ def _runs(instruction: Instruction) -> list[str]:
 
 
 class _Linear(NamedTuple):
-    """An integer: element ``index`` of the tuple that the computation was given (``None``: 0), plus ``offset``."""
+    """The integer ``offset`` plus element ``index`` of the tuple that the computation was given (None: plus 0)."""
 
     index: int | None
     offset: int
@@ -133,7 +133,7 @@ class _Values:
         return left, root.attribute(r"direction=(\w+)"), right
 
     def value(self, scope: Computation, name: str, arguments: Sequence[_Linear | None] | None) -> _Linear | None:
-        """Evaluates a scalar. ``arguments``: what a fused computation was given; ``None`` in any other."""
+        """Evaluates a scalar. ``arguments`` are what a fused computation was given, and None in any other."""
         instruction = scope.instructions[name]
         names = instruction.operand_names
         if instruction.opcode in _SAME_VALUE:
@@ -159,7 +159,7 @@ class _Values:
     def element(
         self, scope: Computation, name: str, index: int | None, arguments: Sequence[_Linear | None] | None
     ) -> _Linear | None:
-        """Evaluates element ``index`` of the tuple ``name`` (``None``: ``name`` is a scalar)."""
+        """Evaluates element ``index`` of the tuple ``name``, or the scalar ``name`` if the index is None."""
         instruction = scope.instructions[name]
         if instruction.opcode == "fusion":
             inner = self.computations[instruction.called("calls")]

@@ -1,4 +1,4 @@
-"""The operations of one ``dot`` or ``convolution``, which a TPU program uses for every matrix product."""
+"""Counts the operations of a matrix product, which is a ``dot`` or, in most TPU programs, a ``convolution``."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ from qwen35_jax.planning.hlo.text import Computation, Instruction
 
 
 def product_flops(computation: Computation, instruction: Instruction) -> int:
-    """Returns twice the multiplications of a product; 0 for any other instruction."""
+    """Returns twice the multiplications of a matrix product, and 0 for any other instruction."""
     if instruction.opcode == "dot":
         left = computation.instructions[instruction.operand_names[0]].arrays[0]
         contracted = _numbers(instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or "", ",")
@@ -21,9 +21,10 @@ def product_flops(computation: Computation, instruction: Instruction) -> int:
 
 
 def _convolution_flops(computation: Computation, instruction: Instruction) -> int:
-    """Counts the pairs of an input element and a kernel element that meet; padding and dilation meet nothing.
+    """Counts the pairs of an input element and a kernel element that are multiplied, without padding and dilation.
 
-    The TPU compiler writes the batch axes of a product as spatial axes, dilated so that each meets only its own.
+    The TPU compiler writes the batch axes of a product as spatial axes. It dilates them, so that each entry of one
+    factor meets only its own entry of the other.
     """
     inputs, kernel = (x.arrays[0].shape for x in computation.operands(instruction))
     input_labels, kernel_labels, labels = re.split("_|->", instruction.attribute(r"dim_labels=(\S+?)(?:,|$)"))
@@ -43,7 +44,7 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> in
 
 @functools.lru_cache(maxsize=4096)
 def _meetings(size: int, window: int, results: int, stride: int, pad: int, dilation: int, window_dilation: int) -> int:
-    """Counts over one spatial axis the pairs (result, window position) that fall on an element of the input."""
+    """Counts, along one spatial axis, the pairs (result, window position) that fall on an element of the input."""
     position = np.arange(results)[:, None] * stride + np.arange(window) * window_dilation - pad
     return int(np.sum((position >= 0) & (position <= (size - 1) * dilation) & (position % dilation == 0)))
 

@@ -1,7 +1,7 @@
-"""The text of an HLO module as computations of instructions, and types as arrays.
+"""Parses the text of an HLO module into computations of instructions, and types into arrays.
 
-Read is what XLA prints for an optimised module: a computation starts at the left margin with its name and ends with
-``}``; an instruction is one line, ``%name = type opcode(operands), attributes``, with operands given by name alone.
+XLA prints an optimised module so: a computation starts at the left margin with its name and ends with ``}``. An
+instruction is one line, ``%name = type opcode(operands), attributes``, and names its operands without their types.
 """
 
 import functools
@@ -15,7 +15,7 @@ _INSTRUCTION = re.compile(
     rf"\s+(?P<root>ROOT )?%(?P<name>[\w.\-]+) = (?P<type>{_NESTED}|\S+) (?P<opcode>[\w\-]+)(?P<operands>{_NESTED})"
 )
 _COMPUTATION = re.compile(r"(?P<entry>ENTRY )?%(?P<name>[\w.\-]+) .*\{$")
-# Attributes of a Pallas kernel may go on over lines that start with a brace, or anything else.
+# The attributes of a Pallas kernel may go on over several lines, some of which start with a brace.
 _END = re.compile(r"\}(?:, execution_thread=.*)?")
 _ARRAY = re.compile(r"\b(?P<dtype>pred|[subfc]\d+|bf16|f8\w+|f4\w+)\[(?P<dims>[\d,<=]*)\](?:\{(?P<layout>[^{}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -35,7 +35,7 @@ class ArrayType:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the elements, without the padding of a tiled layout."""
+        """The bytes of the elements, without the padding of a tiled layout."""
         if self.dtype == "pred":
             return self.size
         bits = int(re.search(r"\d+", self.dtype)[0])
@@ -44,7 +44,7 @@ class ArrayType:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One line: ``operands`` and ``attributes`` are the text inside and after the parentheses."""
+    """One instruction: ``operands`` and ``attributes`` are the text inside and after the parentheses."""
 
     name: str
     type: str
@@ -100,7 +100,7 @@ def parse_module(text: str) -> Module:
     """Reads a module.
 
     Raises:
-      ValueError: the text has no entry computation, so it is not that of an HLO module.
+      ValueError: the text is not that of an HLO module, for it has no entry computation.
     """
     computations, current, entry = {}, None, None
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""The bytes that instructions read from and write to the main memory of a device."""
+"""Counts the bytes that instructions read from and write to the main memory of a device."""
 
 import functools
 
@@ -9,23 +9,23 @@ _FREE = {
     "parameter", "partition-id", "replica-id", "tuple", "while",
 }  # fmt: skip
 _SLICES = {"dynamic-slice", "gather", "slice"}
-# In place: of the first operand only the part given by this operand is written.
+# These write in place, and only the part of the first operand that this other operand gives.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 _VIEWS = {"bitcast", "convert", "copy", "reshape"}
-# Custom calls by which the TPU compiler marks buffers; they move nothing themselves.
+# The TPU compiler marks buffers by these custom calls, which move nothing themselves.
 MARKS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveDone", "AsyncCollectiveStart", "ConcatBitcast")
 
 
 class Traffic:
     """Counts the bytes of instructions outside fusions.
 
-    A fusion reads its operands and writes its results once. Where it only slices an operand, the slice counts; where it
-    updates a part of one in place, that part. Arrays that the compiler keeps in the memory on the chip are free (a
-    layout with ``S(1)``), but not their way there and back. Padding of layouts is left out.
+    A fusion reads its operands and writes its results once. Of an operand that it only slices, the slice counts; of one
+    that it updates in place, the updated part. Arrays that the compiler keeps in the chip's own memory (a layout with
+    ``S(1)``) are free, but their way there and back is not. The padding of layouts is left out.
     """
 
     def __init__(self, module: Module, continued: set[tuple[str, str]]):
-        """``continued``: (computation, instruction) that only wait for a collective started elsewhere."""
+        """``continued`` names, as (computation, instruction), those that only wait for a collective of another."""
         self.computations = module.computations
         self.continued = continued
 
@@ -45,7 +45,7 @@ class Traffic:
         return read + self._written(computation, instruction)
 
     def _read(self, scope: str, user: Instruction, position: int) -> int:
-        """Bytes that ``user`` takes of its operand, wherever that lies."""
+        """Returns the bytes that ``user`` takes of its operand, in whichever memory that lies."""
         if user.opcode == "fusion":
             return self._read_inside(user.called("calls"), position)
         if position == 0 and user.opcode in _SLICES:
@@ -57,7 +57,7 @@ class Traffic:
 
     @functools.cache  # noqa: B019  an instance lives for one module
     def _read_inside(self, name: str, position: int) -> int:
-        """Bytes that a fused computation takes of one of its parameters."""
+        """Returns the bytes that a fused computation takes of one of its parameters."""
         computation, users = self.computations[name], self._users(name)
         parameter = next(
             x for x in computation.instructions.values() if x.opcode == "parameter" and int(x.operands) == position
@@ -94,7 +94,7 @@ class Traffic:
         )  # fmt: skip
 
     def _changed(self, scope: Computation, result: Instruction) -> int:
-        """Bytes of a result that are new, wherever they lie."""
+        """Returns the bytes of a result that are new, in whichever memory they lie."""
         operands = result.operand_names
         if result.opcode in _UPDATES:
             return _all(scope.instructions[operands[_UPDATES[result.opcode]]].arrays)
@@ -121,7 +121,7 @@ def is_mark(instruction: Instruction) -> bool:
 
 
 def _stored(arrays) -> int:
-    """Bytes of the arrays in the main memory of the device."""
+    """Returns the bytes of the arrays that lie in the main memory of the device."""
     return sum(array.num_bytes for array in arrays if array.space == 0)
 
 
