@@ -45,7 +45,7 @@ class MTPConfig:
 class RopeConfig:
     """Interleaved multimodal rotary embedding over the first ``partial_rotary_factor`` of each head."""
 
-    rope_theta: float = 10_000_000
+    rope_theta: int | float = 10_000_000
     partial_rotary_factor: float = 0.25
     mrope_section: tuple[int, int, int] = (11, 11, 10)
     mrope_interleaved: bool = True

@@ -1,11 +1,15 @@
 """A conversation line by line: each line of input is a user turn, and its answer appears as it is generated."""
 
+import io
 from collections.abc import Iterable
 from typing import TextIO
 
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.thinking import ThinkingStream, opens_thinking
+
+# A type checker calls ``sys.stdout`` a ``TextIO``; when the program runs, it is a ``TextIOBase``.
+Output = TextIO | io.TextIOBase
 
 HELP = "/reset starts a new conversation, /quit or the end of the input leaves."
 
@@ -15,7 +19,7 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 def chat(
     engine: Engine,
     lines: Iterable[str],
-    out: TextIO,
+    out: Output,
     *,
     sampling: SamplingParams,
     max_new_tokens: int,
@@ -59,7 +63,7 @@ def chat(
             messages += [question, answer]
 
 
-def _write_answer(stream: ThinkingStream, tokens: Iterable[int], out: TextIO, color: bool) -> dict[str, str]:
+def _write_answer(stream: ThinkingStream, tokens: Iterable[int], out: Output, color: bool) -> dict[str, str]:
     """Writes a completion as it comes and returns it as a message of the conversation."""
     shown = None
 

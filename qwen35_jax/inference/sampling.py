@@ -108,7 +108,7 @@ def _in_nucleus(probabilities: Float[Array, "B V"], top_p: float) -> Bool[Array,
         threshold = lax.bitcast_convert_type(bits, jnp.float32)[:, None]
         return jnp.sum(jnp.where(probabilities > threshold, probabilities, 0.0), axis=-1)
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Int[Array, ""] | int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = low + (high - low) // 2
         enough = mass_above(middle) < top_p

@@ -5,10 +5,11 @@ import io
 import pytest
 
 from qwen35_jax.inference.chat import chat
+from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.sampling import SamplingParams
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Streams given answers and keeps the prompts it was asked."""
 
     def __init__(self, tokenizer, *answers: str):

@@ -10,6 +10,7 @@ from qwen35_jax.hf.load import load
 from qwen35_jax.inference import engine as engine_module
 from qwen35_jax.inference.engine import Completion, Engine
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.processing import Tokenizer
 from qwen35_jax.sharding import make_mesh
 from tests.reference import reference_model, write_checkpoint
 
@@ -19,7 +20,7 @@ RANDOM = SamplingParams(temperature=1.0, top_k=50, top_p=0.9)
 
 
 @dataclasses.dataclass
-class Numbers:
+class Numbers(Tokenizer):
     """A tokenizer whose text is its token ids; the model's first tokens end nothing by default."""
 
     eos_token_ids: tuple[int, ...] = (510, 511)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qwen35_jax.inference.engine import Completion
+from qwen35_jax.inference.engine import Completion, Engine
 from qwen35_jax.inference.generate import generate_rows, read_requests
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.thinking import ThinkingStream, opens_thinking, split_tokens
@@ -80,7 +80,7 @@ def test_wrong_rows_are_named(tokenizer, tmp_path, rows, message):
         read_requests(write(tmp_path / "in.jsonl", *rows), tokenizer, enable_thinking=None)
 
 
-class EngineFinishingBackwards:
+class EngineFinishingBackwards(Engine):
     """Answers each prompt with its number, the last prompt first."""
 
     def __init__(self, tokenizer):

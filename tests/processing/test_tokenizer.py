@@ -83,7 +83,7 @@ def test_ranges_hold_exactly_the_tokens_made_from_their_characters(tiny_tokenize
     rng = random.Random(0)
     for _ in range(50):
         text = "".join(rng.choices(["What is ", "12", "é", "e\u0301", "👨‍👩", "\n\n", "<think>", "毛", " "], k=20))
-        cuts = [sorted(rng.choices(range(len(text) + 1), k=2)) for _ in range(20)]
+        cuts = [tuple(sorted(rng.choices(range(len(text) + 1), k=2))) for _ in range(20)]
         offsets = tiny_tokenizer.backend.encode(text, add_special_tokens=False).offsets
         [(plain, none), (ids, ranges)] = tiny_tokenizer.encode_with_ranges(["12", text], [[], cuts])
         assert (plain, none) == (tiny_tokenizer.encode("12"), [])
