@@ -9,6 +9,9 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_for
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# The import hook that checks shapes finds its checker (pyproject.toml) only in a package that has loaded it.
+import tests.typechecker  # noqa: E402, F401
+
 REPO = Path(__file__).resolve().parents[1]
 
 

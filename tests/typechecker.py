@@ -1,0 +1,5 @@
+"""The run-time type checker of the tests: beartype, to which an int is a number where a float is asked for (PEP 484)."""
+
+from beartype import BeartypeConf, beartype
+
+typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))
