@@ -13,7 +13,8 @@ import pytest
 
 from examples.quickstart import run as quickstart
 from qwen35_jax import cli
-from qwen35_jax.command import load_config, one_line_errors, parse
+from qwen35_jax.command import one_line_errors
+from tests.commands import parse_command
 from tests.conftest import REPO
 
 NOTEBOOK = REPO / "examples" / "finetune.ipynb"
@@ -61,10 +62,9 @@ def test_every_code_cell_compiles(name):
 
 
 def test_the_trainer_accepts_its_options():
-    (arguments,) = [command[3:] for command in commands() if command[:3] == ["python", "-m", "train.sft"]]
-    run_file, *options = arguments
-    config = parse(options, load_config(REPO / run_file), program="python -m train.sft")
-    for value in options[1::2]:
+    (command,) = [command for command in commands() if command[:3] == ["python", "-m", "train.sft"]]
+    config = parse_command(command)
+    for value in command[5::2]:
         assert value in repr(config)
 
 
