@@ -6,14 +6,18 @@ import re
 import pytest
 
 from eval.tasks import ifeval
-from qwen35_jax.inference.engine import Completion
+from qwen35_jax.inference.engine import Completion, Engine
+from qwen35_jax.processing import Tokenizer
 from tests.conftest import shared_dir
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """Has a token for each byte and each think mark; its template is the question and the mark that the mode sets."""
 
     MARKS = ("<think>", "</think>")
+
+    def __init__(self):
+        """Needs no files."""
 
     def token_id(self, token):
         return 256 + self.MARKS.index(token)
@@ -36,7 +40,7 @@ class ByteTokenizer:
         return self.encode(messages[0]["content"] + ("<think>" if enable_thinking else "<think></think>"))
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Has the interface of ``qwen35_jax.Engine``; answers the question that is in the prompt.
 
     Attributes:

@@ -10,7 +10,7 @@ from eval.config import EvalConfig
 from eval.run import run
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.inference.chat import chat
-from qwen35_jax.inference.engine import Completion
+from qwen35_jax.inference.engine import Completion, Engine
 from qwen35_jax.inference.generate import generate_rows, read_requests
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing import Tokenizer
@@ -25,7 +25,7 @@ def tokenizer(tmp_path_factory):
     return Tokenizer.from_pretrained(folder)
 
 
-class FixedEngine:
+class FixedEngine(Engine):
     """Writes the same tokens after every prompt."""
 
     def __init__(self, tokenizer, token_ids, finish_reason):

@@ -30,11 +30,13 @@ def test_prefill_calls_the_kernels_of_attention_and_delta_rule(chunks, tensor):
     graphdef, weights = nnx.split(model)
 
     def prefill(weights, input_ids, segment_ids):
-        state = DecoderState.empty(text, 1, 1024, jnp.bfloat16)
+        state, outputs = DecoderState.empty(text, 1, 1024, jnp.bfloat16), []
         for chunk in range(chunks):
             part = slice(512 * chunk, 512 * (chunk + 1))
             hidden, state = nnx.merge(graphdef, weights).forward(input_ids[:, part], segment_ids[:, part], state=state)
-        return hidden, state
+            outputs.append(hidden)
+        # All outputs, or the compiler would drop the attention of every chunk but the last.
+        return outputs, state
 
     ids = jax.ShapeDtypeStruct((1, 512 * chunks), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     compiled = compile_abstract(jax.jit(prefill), weights, ids, ids, mesh=mesh)
