@@ -10,7 +10,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # The import hook that checks shapes finds its checker (pyproject.toml) only in a package that has loaded it.
-import tests.typechecker  # noqa: E402, F401
+import tests.typechecker  # noqa: F401
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -12,8 +12,9 @@ from jax.stages import Wrapped
 from jaxtyping import Array, Float
 
 from train.batch import Batch
+from train.config.health import HealthConfig
 from train.objectives.terms import Objective, Terms
-from train.observe.health import HealthConfig, is_sound, next_health
+from train.observe.health import is_sound, next_health
 from train.state import Frozen, TrainState, to_float32
 
 Metrics = dict[str, Float[Array, ""]]

@@ -18,11 +18,11 @@ import tyro
 from qwen35_jax.distributed import ProcessConfig
 from qwen35_jax.lora import LoraConfig
 from train.config.data import DataConfig, Source
+from train.config.health import HealthConfig
 from train.config.layout import Layout, MeshConfig
 from train.config.options import CheckpointConfig, Options, parse_steps
 from train.config.recipe import ModelSource, OptimConfig, Recipe
 from train.objectives.sft import MtpLossConfig, Supervised
-from train.observe.health import HealthConfig
 
 __all__ = [
     "CheckpointConfig",

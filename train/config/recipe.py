@@ -12,8 +12,8 @@ import tyro
 from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.lora import LoraConfig
 from train.config.data import DataConfig
+from train.config.health import HealthConfig
 from train.objectives.sft import Supervised
-from train.observe.health import HealthConfig
 
 StorageDtype = Literal["bfloat16", "float32"]
 

@@ -13,7 +13,8 @@ import jax
 
 from qwen35_jax.distributed import gather
 from qwen35_jax.storage import write_atomically
-from train.observe.health import HealthConfig, complaint
+from train.config.health import HealthConfig
+from train.observe.health import complaint
 from train.observe.metrics import Entry, MetricsWriter
 from train.observe.throughput import Throughput, memory_in_use
 from train.step import Metrics

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.observe.health import WINDOW, Health, HealthConfig, is_sound, new_health, next_health
+from train.config import HealthConfig
+from train.observe.health import WINDOW, Health, is_sound, new_health, next_health
 
 OLD = Health(jnp.int32(WINDOW), jnp.int32(0), jnp.float32(2.0), jnp.float32(1.0))
 YOUNG = OLD._replace(updates=jnp.int32(WINDOW - 1))
