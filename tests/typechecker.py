@@ -1,4 +1,4 @@
-"""The run-time type checker of the tests: beartype, to which an int is a number where a float is asked for (PEP 484)."""
+"""The run-time type checker of the tests: beartype, which takes an int where a float is asked for (PEP 484)."""
 
 from beartype import BeartypeConf, beartype
 
