@@ -108,7 +108,7 @@ def _job(task: Task, config: EvalConfig, out: Path) -> _Job:
 
 def _settings(config: EvalConfig, jobs: Sequence[_Job]) -> dict[str, Any]:
     """Returns the settings that samples depend on, and what identifies the weights and the data behind them."""
-    settings = dataclasses.asdict(config)
+    settings: dict[str, Any] = dataclasses.asdict(config)
     del settings["out"], settings["mtp_acceptance"]
     settings["generation"] = {
         job.task.name: dataclasses.asdict(generation(config, job.task.lm_eval_max_new_tokens)) for job in jobs

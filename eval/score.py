@@ -128,7 +128,7 @@ def _reply(row: Row, opened: bool) -> Reply:
 def _write(
     config: ScoreConfig, out: Path, data_file: Path, samples: list[dict[str, Any]], results: dict[str, Any]
 ) -> None:
-    settings = dataclasses.asdict(config)
+    settings: dict[str, Any] = dataclasses.asdict(config)
     del settings["out"]
     settings |= {"data_sha256": file_digest(data_file), "responses_sha256": file_digest(Path(config.responses))}
     check_directory(out, settings)

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -115,16 +116,20 @@ def config_from_command_line(argv: Sequence[str], config_type: type[Config], *, 
 
 
 def _run_tyro(
-    config_type: type[Config], argv: Sequence[str], *, program: str | None, description: str | None, **default: Config
+    config_type: type[Config],
+    argv: Sequence[str],
+    *,
+    program: str | None,
+    description: str | None,
+    default: Config | None = None,
 ) -> Config:
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
             # An optional part (`lora: LoraConfig | None`) is there or not as the run file says; its fields are options.
             config = (tyro.conf.AvoidSubcommands,)
-            return tyro.cli(
-                config_type, args=list(argv), prog=program, description=description, config=config, **default
-            )
+            run = partial(tyro.cli, config_type, args=list(argv), prog=program, description=description, config=config)
+            return run() if default is None else run(default=default)
     except SystemExit as stop:
         if not stop.code:
             raise

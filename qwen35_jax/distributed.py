@@ -76,7 +76,7 @@ def resolve(config: ProcessConfig, environment: Mapping[str, str]) -> tuple[str 
     missing = [name for name, value in given.items() if value is None]
     if len(missing) == len(given):
         return None, None, None
-    if missing:
+    if coordinator is None or count is None or index is None:
         raise ValueError(
             f"processes.{missing[0]} is not given, but {', '.join(given.keys() - set(missing))} is; give all of "
             f"--processes.coordinator HOST:PORT, --processes.count and --processes.index, or the variables "
@@ -103,7 +103,7 @@ def _number(value: int | None, variable: str, environment: Mapping[str, str]) ->
 
 def _is_on_tpu() -> bool:
     """Whether JAX will use TPUs of a Cloud TPU machine. This does not start them."""
-    platforms = jax.config.jax_platforms
+    platforms: str | None = jax.config.read("jax_platforms")
     return (
         (not platforms or "tpu" in platforms.split(","))
         and importlib.util.find_spec("libtpu") is not None

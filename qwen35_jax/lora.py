@@ -11,12 +11,13 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from qwen35_jax.layers.embedding import Embedding
@@ -153,20 +154,31 @@ def merged_weight(layer: Layer, index: tuple[int | slice, ...] = ()) -> Float[Ar
     """
     num_positions = sum(isinstance(entry, int) for entry in index)
     positions, inside = index[:num_positions] or ..., index[num_positions:]
-    merged = _merge(layer.weight[positions], layer.lora_a[positions], layer.lora_b[positions], layer.lora_scale)
+    merged = _merge(*(array[positions] for array in (layer.weight[...], *factors(layer))), layer.lora_scale)
     return merged[inside] if inside else merged
+
+
+def factors(layer: Layer) -> tuple[Float[Array, "*G I R"], Float[Array, "*G R O"]]:
+    """Returns the two factors of a layer that carries an adapter."""
+    assert layer.lora_a is not None and layer.lora_b is not None, f"{layer.name} carries no adapter"
+    return layer.lora_a[...], layer.lora_b[...]
 
 
 def count(model: Qwen35) -> int:
     """Returns the number of adapter parameters."""
-    return sum(layer.lora_a.size + layer.lora_b.size for _, layer in adapted_layers(model))
+    return sum(factor.size for _, layer in adapted_layers(model) for factor in factors(layer))
 
 
 def all_layers(model: Qwen35) -> Iterator[tuple[TreePath, Layer]]:
     """Yields every layer that can carry an adapter, with its path in the tree."""
     for path, module in nnx.iter_modules(model):
         if isinstance(module, (Linear, Embedding)):
-            yield path, module
+            yield tree_path(path), module
+
+
+def tree_path(path: tuple[Any, ...]) -> TreePath:
+    """Returns a path that nnx gives as names and positions."""
+    return tuple(key if isinstance(key, int) else str(key) for key in path)
 
 
 def adapted_layers(model: Qwen35) -> Iterator[tuple[TreePath, Layer]]:
@@ -178,7 +190,7 @@ def group_of(path: TreePath) -> str:
     """Returns the group that a layer belongs to."""
     if path[0] == "mtp":
         return "mtp"
-    return "embed" if path[0] == "embed_tokens" else _GROUP_OF_BLOCK[path[-2]]
+    return "embed" if path[0] == "embed_tokens" else _GROUP_OF_BLOCK[str(path[-2])]
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -199,12 +211,14 @@ def _initial_factors(layer: Layer, rank: int, rng: np.random.Generator) -> tuple
 
 
 def _placed(value: np.ndarray, axes: Axes, layer: Layer) -> nnx.LoRAParam:
-    param, weight = nnx.LoRAParam(value, logical_axes=axes), layer.weight[...]
+    param, weight = nnx.LoRAParam(jnp.asarray(value), logical_axes=axes), layer.weight[...]
     traced = isinstance(weight, jax.core.Tracer)  # shapes only, for a plan: nothing to place
     if traced or not isinstance(weight.sharding, NamedSharding):
         param.set_value(jnp.asarray(value))
     else:
-        param.set_value(jax.device_put(value, named_sharding(param, weight.sharding.mesh)))
+        mesh = weight.sharding.mesh
+        assert isinstance(mesh, Mesh), "arrays lie on a mesh of devices"
+        param.set_value(jax.device_put(value, named_sharding(param, mesh)))
     return param
 
 
@@ -217,6 +231,6 @@ def _matches(chosen: dict[TreePath, Layer]) -> list[Match]:
         module = ".".join(map(str, path[2:] if path[0] == "layers" else path))
         kind = group_of(path), module, (in_dim, out_dim)
         counts[kind] = counts.get(kind, 0) + math.prod(stack)
-        sizes[kind] = sizes.get(kind, 0) + layer.lora_a.size + layer.lora_b.size
+        sizes[kind] = sizes.get(kind, 0) + sum(factor.size for factor in factors(layer))
     matches = [Match(*kind[:2], counts[kind], kind[2], sizes[kind]) for kind in counts]
     return sorted(matches, key=lambda match: GROUPS.index(match.group))

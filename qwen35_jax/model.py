@@ -7,7 +7,7 @@ Source: ``Qwen3_5ForConditionalGeneration`` in transformers; ``Qwen3_5MTP`` in v
 
 import functools
 from collections.abc import Callable
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +119,8 @@ class Qwen35(nnx.Module):
             raise ValueError(f"delta_rule={delta_rule!r} is unknown; choose one of {', '.join(DELTA_RULES)}.")
         text = config.text
         self.config, self.dtype = config, jnp.dtype(dtype)
+        # The LoraConfig of the adapters, which lora.add and load_adapter set.
+        self.lora_config: Any = None
         make = Parameters(rngs, param_dtype or dtype, text.initializer_range)
         stacked = Parameters(rngs, make.dtype, text.initializer_range, stack=text.num_periods)
         self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, make=make)

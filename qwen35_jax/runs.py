@@ -154,7 +154,8 @@ def _choose_step(run_dir: Path, step: int | None) -> int:
 def _restore(folder: Path, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Reads the trained parameters. Each goes to the devices of the array whose place it takes."""
     handler = ocp.PyTreeCheckpointHandler()
-    stored = handler.metadata(folder).tree
+    # The handler makes its own kind of path of any path.
+    stored = handler.metadata(folder).tree  # pyrefly: ignore[bad-argument-type]
     trained = {name: leaf for name, leaf in stored.items() if name.startswith(f"{_PARAMS}.")}
     shapes = {}
     for name, leaf in trained.items():
@@ -166,4 +167,5 @@ def _restore(folder: Path, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]
             )
         shapes[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=arrays[name].sharding)
     arguments = ocp.checkpoint_utils.construct_restore_args(shapes)
-    return handler.restore(folder, args=ocp.args.PyTreeRestore(shapes, restore_args=arguments, partial_restore=True))
+    wanted = ocp.args.PyTreeRestore(shapes, restore_args=arguments, partial_restore=True)
+    return handler.restore(folder, args=wanted)  # pyrefly: ignore[bad-argument-type]

@@ -90,13 +90,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"the quickstart failed: {failure}")
 
 
-def commands(settings: Settings) -> Iterator[tuple[str, list[str]]]:
+def commands(settings: Settings) -> Iterator[tuple[str, list[Any]]]:
     """Yields name and command of every stage of the job, in order."""
     work = settings.workdir
     base, merged = work / "base" / "export", work / "merged"
     train = work / "data" / "train.jsonl"
 
-    def score(name: str, model: Path) -> Iterator[tuple[str, list[str]]]:
+    def score(name: str, model: Path) -> Iterator[tuple[str, list[Any]]]:
         scores = work / "scores" / name
         for mode, extra in (("thinking", ["--mtp-acceptance"]), ("non_thinking", [])):
             yield (

@@ -83,17 +83,7 @@ def build_tiny_tokenizer(texts: Iterable[str], out_dir: str | Path, *, vocab_siz
             f"vocab_size={vocab_size} is too small: a byte-level vocabulary with Qwen3.5's added tokens needs at least "
             f"{smallest}."
         )
-    tokenizer = tokenizers.Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix=""))
-    tokenizer.normalizer = normalizers.NFC()
-    byte_level = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(PRE_TOKENIZER_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
-        ]
-    )
-    tokenizer.post_processor = processors.ByteLevel(**byte_level)
-    tokenizer.decoder = decoders.ByteLevel(**byte_level)
+    tokenizer = _untrained()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(ADDED_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -101,12 +91,13 @@ def build_tiny_tokenizer(texts: Iterable[str], out_dir: str | Path, *, vocab_siz
     )
     tokenizer.train_from_iterator(texts, trainer)
     flags = [_flags(token) for token in ADDED_TOKENS]
-    tokenizer.add_tokens([tokenizers.AddedToken(**flag) for flag in flags])
+    tokenizer.add_tokens([tokenizers.AddedToken(**flag) for flag in flags])  # pyrefly: ignore[bad-argument-type]
 
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     first = tokenizer.token_to_id(ADDED_TOKENS[0])
+    assert first is not None, "the token was added above"
     config = {
         "add_bos_token": False,
         "add_prefix_space": False,
@@ -126,6 +117,21 @@ def build_tiny_tokenizer(texts: Iterable[str], out_dir: str | Path, *, vocab_siz
     template = Path(__file__).with_name("chat_template.jinja")
     (folder / "chat_template.jinja").write_bytes(template.read_bytes())
     return folder
+
+
+def _untrained() -> tokenizers.Tokenizer:
+    """Returns Qwen3.5's normaliser, pre-tokeniser and decoder around a BPE without merges."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix=""))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(PRE_TOKENIZER_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+        ]
+    )
+    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 def _flags(token: str) -> dict[str, str | bool]:

@@ -72,7 +72,7 @@ def save_adapter(model: Qwen35, out_dir: str | Path, source: str | Path, *, text
     tensors, modules = {}, []
     nested = None if text_model is None else not text_model
     for name, spec, layer in _modules(model.config, layers, nested=nested):
-        factors = [take(factor[...], spec.index) for factor in (layer.lora_a, layer.lora_b)]
+        factors = [take(factor, spec.index) for factor in lora.factors(layer)]
         pair = [np.ascontiguousarray(to_host(factor).astype(np.float32).T) for factor in factors]
         if not any(factor.any() for factor in pair):
             continue  # A layer that the loaded adapter left out: other layers of its stack were adapted.
@@ -80,6 +80,7 @@ def save_adapter(model: Qwen35, out_dir: str | Path, source: str | Path, *, text
         for suffix, factor in zip(_suffixes(layer), pair, strict=True):
             tensors[f"{_PREFIX}{name}.{suffix}"] = factor
     config = model.lora_config
+    assert config is not None, "a model with adapters remembers their settings"
     content = {
         "base_model_name_or_path": str(source),
         "bias": "none",
@@ -198,7 +199,8 @@ def _read_pairs(
                 raise ValueError(
                     f"{file}: {suffix} of {name} is {present}; at rank {rank} this model needs {list(shape)}."
                 )
-        found.setdefault(spec.layer_path, {})[spec.index] = tuple(pair[suffix] for suffix in _suffixes(layer))
+        down, up = (pair[suffix] for suffix in _suffixes(layer))
+        found.setdefault(spec.layer_path, {})[spec.index] = down, up
     return found
 
 

@@ -43,7 +43,7 @@ def shape_of(specs: Sequence[TensorSpec]) -> tuple[int, ...]:
 def check_cover(specs: Sequence[TensorSpec], shape: tuple[int, ...]) -> None:
     """Asserts that the boxes of these tensors are disjoint and cover an array of this shape."""
     boxes = [spec.box for spec in specs]
-    path = ".".join(map(str, specs[0].path))
+    path = ".".join(map(str, specs[0].path or ()))
     assert shape_of(specs) == shape, f"the name table gives {path} the shape {shape_of(specs)}, the model {shape}"
     # All positions between two neighbouring edges belong to the same tensors, so one cell stands for them.
     edges = [

@@ -112,6 +112,7 @@ def _values(spec: TensorSpec, config: ModelConfig, seed: int) -> Iterator[np.nda
     """Yields the tensor's values in the order of the file, in float32, a few megabytes at a time."""
     rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
     tower = config.vision if ".visual." in spec.name else config.text
+    assert tower is not None, f"{spec.name} belongs to a tower"
     fill = next((value for pattern, value in _CONSTANTS if re.search(pattern, spec.name)), None)
     total = int(np.prod(spec.shape))
     for start in range(0, total, _BLOCK):

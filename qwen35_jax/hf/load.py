@@ -19,6 +19,7 @@ from qwen35_jax.hf.assembly import arrays_of, by_array, check_cover, read_part
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.names import TensorSpec, TreePath, tensor_table, tied_head
 from qwen35_jax.hf.safetensors import Stored, read_checkpoint
+from qwen35_jax.lora import tree_path
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops.gated_delta import DeltaRule
 from qwen35_jax.sharding import Axes, array_sharding, check_mesh, make_mesh
@@ -142,7 +143,8 @@ def read_parameters(
         return sum(array.size for _, array in arrays_of(*item))
 
     # The largest first: its bytes on the way into place are then on top of nothing else.
-    for path, param in sorted(nnx.to_flat_state(state), key=size, reverse=True):
+    params = [(tree_path(path), param) for path, param in nnx.to_flat_state(state)]
+    for path, param in sorted(params, key=size, reverse=True):
         axes = param.get_metadata("logical_axes")
         shapes, structure = jax.tree.flatten(param.get_value())
         paths = [array_path for array_path, _ in arrays_of(path, param)]

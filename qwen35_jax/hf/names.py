@@ -128,6 +128,7 @@ class TensorSpec:
     @property
     def layer_path(self) -> TreePath:
         """The path of the layer that this tensor is a weight of, or a component of a weight."""
+        assert self.path is not None, f"{self.name} passes through untouched"
         return self.path[: self.path.index("weight")] if "weight" in self.path else self.path[:-1]
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
@@ -201,6 +202,7 @@ def module_of(name: str) -> str:
 
 def _text_sizes(config: ModelConfig) -> dict[str, int]:
     text = config.text
+    assert text.intermediate_size is not None, "only dense sizes have a table"
     return {
         "V": text.vocab_size,
         "D": text.hidden_size,

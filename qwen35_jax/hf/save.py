@@ -43,7 +43,7 @@ def save(model: Qwen35, out_dir: str | Path, source: str | Path) -> Path:
     stored = read_checkpoint(folder)
     _, table = match_tensors(ModelConfig.from_hf(folder), stored, folder)
     weights = nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
-    arrays = dict(item for path, param in nnx.to_flat_state(weights) for item in arrays_of(path, param))
+    arrays = dict(item for path, param in nnx.to_flat_state(weights) for item in arrays_of(lora.tree_path(path), param))
     ours = [spec for spec in table.values() if spec.path is not None]
     _check_same_model(arrays, ours, folder)
     tensors = host_tensors(arrays, ours, dict(lora.adapted_layers(model)))
@@ -66,6 +66,7 @@ def host_tensors(
       adapted: the layers with adapters by theirs.
     """
     for spec in specs:
+        assert spec.path is not None, f"{spec.name} passes through untouched"
         layer = adapted.get(spec.layer_path)
         value = take(arrays[spec.path], spec.index) if layer is None else lora.merged_weight(layer, spec.index)
         yield spec, spec.to_file(to_host(value))
@@ -86,7 +87,7 @@ def write_tensors(
             place = stored[spec.name]
             with (copy / place.file.name).open("r+b") as stream:
                 stream.seek(place.offset)
-                stream.write(np.ascontiguousarray(value, DTYPES[place.dtype]).view(np.uint8))
+                stream.write(np.ascontiguousarray(value, DTYPES[place.dtype]).tobytes())
         _check_same_tensors(read_checkpoint(copy), stored)
 
 
@@ -103,11 +104,11 @@ def _check_same_tensors(written: dict[str, Stored], stored: dict[str, Stored]) -
 def _check_same_model(arrays: dict[TreePath, jax.Array], ours: list[TensorSpec], folder: Path) -> None:
     groups = by_array(ours)
     for path in sorted(arrays.keys() | groups.keys(), key=str):
-        found = arrays[path].shape if path in arrays else "absent"
-        wanted = shape_of(groups[path]) if path in groups else "absent"
-        if wanted != found:
+        found = arrays[path].shape if path in arrays else None
+        wanted = shape_of(groups[path]) if path in groups else None
+        if wanted is None or wanted != found:
             raise ValueError(
-                f"the model is not the one in {folder}: {'.'.join(map(str, path))} is {found} in the model and "
-                f"{wanted} in the source; give the checkpoint that the model was loaded from."
+                f"the model is not the one in {folder}: {'.'.join(map(str, path))} is {found or 'absent'} in the model "
+                f"and {wanted or 'absent'} in the source; give the checkpoint that the model was loaded from."
             )
         check_cover(groups[path], wanted)

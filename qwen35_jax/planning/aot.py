@@ -97,14 +97,18 @@ def compile_abstract(function: jax.stages.Wrapped, *arguments, mesh: Mesh) -> Co
             if used is None:
                 raise
             return Compiled(round(float(used[1]) * _UNITS[used[2]]), None)
-        return Compiled(compiled.memory_analysis().peak_memory_in_bytes, _print(compiled, Path(dump)))
+        memory = compiled.memory_analysis()
+        assert memory is not None, "the TPU compiler says what memory a program needs"
+        return Compiled(memory.peak_memory_in_bytes, _print(compiled, Path(dump)))
 
 
 def _print(compiled: jax.stages.Compiled, dump: Path) -> str:
     """Returns the optimised program. The compiler's own dump goes first: ``as_text`` fails on SparseCore gathers."""
     for path in dump.glob("*.after_codegen.txt"):
         return path.read_text()
-    return compiled.as_text()
+    text = compiled.as_text()
+    assert text is not None, "a compiled program has a text"
+    return text
 
 
 def bytes_per_device(tree) -> int:

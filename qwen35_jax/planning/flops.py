@@ -14,12 +14,13 @@ training runs, spends more.
 Source: the convention of arXiv:2204.02311, appendix B, but with causal attention counted at its mean length.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from qwen35_jax.config import LINEAR, ModelConfig, TextConfig
 
 
-class _Work(NamedTuple):
+@dataclass(frozen=True)
+class _Work:
     """Operations of one token: products with weights, and products of activations with each other."""
 
     weights: float
@@ -40,7 +41,8 @@ def forward_flops_per_token(config: ModelConfig, *, sequence_length: int, mtp_st
     Raises:
       ValueError: the model has experts, or no such head, or an argument is out of range.
     """
-    return sum(_forward(config, sequence_length, mtp_steps))
+    work = _forward(config, sequence_length, mtp_steps)
+    return work.weights + work.activations
 
 
 def training_flops_per_token(config: ModelConfig, *, sequence_length: int, adapters: bool, mtp_steps: int) -> float:
@@ -61,7 +63,7 @@ def training_flops_per_token(config: ModelConfig, *, sequence_length: int, adapt
 
 def _forward(config: ModelConfig, sequence_length: int, mtp_steps: int) -> _Work:
     text = config.text
-    if text.moe is not None:
+    if text.moe is not None or text.intermediate_size is None:
         raise ValueError(f"{config.architecture} has experts, whose work is not counted; use a dense size.")
     if sequence_length < 1 or mtp_steps < 0:
         raise ValueError(f"sequence_length={sequence_length}, mtp_steps={mtp_steps}; use at least 1 and 0.")

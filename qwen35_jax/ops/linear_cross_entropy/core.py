@@ -168,15 +168,14 @@ def _scan_chunks(
     same_vocab = tuple(axis for axis in (*over_batch, *over_length) if axis not in shared)
     shard = VocabularyShard(jax.lax.axis_index(over_vocab) * head.shape[0] if split else 0, over_vocab)
     weight = head.astype(hidden.dtype)
-    frozen_hidden, frozen_weight = (None, None) if frozen is None else frozen
-    if frozen is not None:
-        frozen_weight = frozen_weight.astype(frozen_hidden.dtype)
+    frozen_hidden = None if frozen is None else frozen.hidden
+    frozen_weight = None if frozen is None else frozen.head.astype(frozen.hidden.dtype)
 
     def body(carry, chunk):
         total, head_grad = carry
         hidden_BCD, frozen_BCE, chunk_inputs = jax.tree.map(partial(gather_over, shared, axis=0), chunk)
         logits = _logits(hidden_BCD, weight)
-        frozen_logits = None if frozen is None else _logits(frozen_BCE, frozen_weight)
+        frozen_logits = None if frozen_weight is None else _logits(frozen_BCE, frozen_weight)
         loss, logits_grad = token_loss(logits, chunk_inputs, shard, frozen_logits)
         if not gradients[0]:
             return (total + loss, None), None
@@ -193,7 +192,7 @@ def _scan_chunks(
     (total, head_grad), grads_MBCD = jax.lax.scan(body, start, chunks)
     total, head_grad = sum_over(same_vocab, (total, head_grad))
     hidden_grad = None
-    if gradients[0]:
+    if grads_MBCD is not None:
         B, T, D = hidden.shape
         hidden_grad = jnp.moveaxis(grads_MBCD, 0, 1).reshape(B, -1, D)[:, :T]
     return total, hidden_grad, None if head_grad is None else head_grad.astype(head.dtype)

@@ -46,7 +46,7 @@ def _token_loss(
     logits: Float[Array, "B C V"],
     inputs: tuple[Int[Array, "B C"], Float[Array, "B C"], Float[Array, "B C"]],
     shard: VocabularyShard,
-    frozen_logits: None,
+    frozen_logits: Float[Array, "B C V"] | None,
 ) -> tuple[Float[Array, ""], Float[Array, "B C V"]]:
     del frozen_logits
     targets, weights, target_logits = inputs

@@ -67,7 +67,9 @@ def read_costs(text: str) -> Costs:
     continued = find_continued(module, runs.fused)
     traffic = Traffic(module, continued)
     flops = moved = cycles = 0
-    without_cycles, counts, sent = Counter(), Counter(), Counter()
+    without_cycles: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    sent: dict[str, float] = {}
     for name, times in runs.times.items():
         computation = module.computations[name]
         for instruction in computation.instructions.values():
@@ -75,7 +77,7 @@ def read_costs(text: str) -> Costs:
             found = None if (name, instruction.name) in continued else exchange(module, computation, instruction)
             if found is not None:
                 counts[found.kind] += times
-                sent[found.kind] += times * found.bytes
+                sent[found.kind] = sent.get(found.kind, 0) + times * found.bytes
             if name in runs.fused:
                 continue
             moved += times * traffic(computation, instruction)

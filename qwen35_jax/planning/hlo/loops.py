@@ -72,10 +72,10 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
             return None
         return first.offset + value.offset, after.offset
 
-    lines = line(left), line(right)
-    if None in lines:
+    counter, limit = line(left), line(right)
+    if counter is None or limit is None:
         return None
-    (start, step), (bound, bound_step) = lines
+    (start, step), (bound, bound_step) = counter, limit
     return _trips(bound - start, step - bound_step, direction)
 
 
@@ -130,7 +130,7 @@ class _Values:
         left, right = (self.value(scope, name, arguments) for name in root.operand_names)
         if left is None or right is None:
             return None
-        return left, root.attribute(r"direction=(\w+)"), right
+        return left, root.required(r"direction=(\w+)"), right
 
     def value(self, scope: Computation, name: str, arguments: Sequence[_Linear | None] | None) -> _Linear | None:
         """Evaluates a scalar. ``arguments`` are what a fused computation was given, and None in any other."""
@@ -143,7 +143,7 @@ class _Values:
         if instruction.opcode == "parameter" and arguments is not None:
             return arguments[int(instruction.operands)]
         if instruction.opcode == "get-tuple-element":
-            return self.element(scope, names[0], int(instruction.attribute(r"index=(\d+)")), arguments)
+            return self.element(scope, names[0], int(instruction.required(r"index=(\d+)")), arguments)
         if instruction.opcode == "fusion":
             return self.element(scope, name, None, arguments)
         if instruction.opcode in ("add", "subtract"):

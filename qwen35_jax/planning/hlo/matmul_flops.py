@@ -27,7 +27,7 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> in
     factor meets only its own entry of the other.
     """
     inputs, kernel = (x.arrays[0].shape for x in computation.operands(instruction))
-    input_labels, kernel_labels, labels = re.split("_|->", instruction.attribute(r"dim_labels=(\S+?)(?:,|$)"))
+    input_labels, kernel_labels, labels = re.split("_|->", instruction.required(r"dim_labels=(\S+?)(?:,|$)"))
     result = instruction.arrays[0].shape
     window = instruction.attribute(r"window=\{([^}]*)\}") or ""
     options = dict(part.split("=") for part in window.split())

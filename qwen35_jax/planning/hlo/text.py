@@ -38,7 +38,7 @@ class ArrayType:
         """The bytes of the elements, without the padding of a tiled layout."""
         if self.dtype == "pred":
             return self.size
-        bits = int(re.search(r"\d+", self.dtype)[0])
+        bits = int("".join(re.findall(r"\d+", self.dtype)[:1]))
         return (self.size * bits + 7) // 8
 
 
@@ -67,9 +67,15 @@ class Instruction:
         match = re.search(pattern, self.attributes)
         return match and match[1]
 
+    def required(self, pattern: str) -> str:
+        """Returns the same group of an attribute that such instructions always have."""
+        found = self.attribute(pattern)
+        assert found is not None, f"{self.name} has no attribute {pattern}"
+        return found
+
     def called(self, role: str) -> str:
         """Returns the name of the computation that this instruction calls as ``role`` ("calls", "body", ...)."""
-        return self.attribute(rf"\b{role}=%([\w.\-]+)")
+        return self.required(rf"\b{role}=%([\w.\-]+)")
 
 
 @dataclass
