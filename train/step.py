@@ -50,7 +50,7 @@ def make_step(
         grads, terms, counts = gradients(state.params, frozen, batch, state.step)
         metrics = {name: terms[name] / jnp.maximum(counts[name], 1.0) for name in terms}
         loss = _add_up(objective.weights[name] * metrics[name] for name in terms)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         sound = is_sound(state.health, loss, grad_norm, health)
         updates, opt_state = tx.update(grads, state.opt_state, to_float32(state.params))
         old = state.params, state.opt_state

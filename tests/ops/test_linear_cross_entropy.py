@@ -1,6 +1,7 @@
 """The chunked linear cross-entropy against the formula written out with all logits."""
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def _shapes_in(jaxpr):
     """Collects the shapes of every value of a jaxpr and of the jaxprs inside it."""
     for equation in jaxpr.eqns:
         yield from (tuple(v.aval.shape) for v in equation.outvars)
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from _shapes_in(inner)
 
 
