@@ -129,15 +129,18 @@ def _read_recipe(run_dir: Path) -> dict[str, Any]:
     path = run_dir / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if "recipe" not in record and "model" in record:
-            raise ValueError("it was written by an earlier version; export the run with that version")
+    except FileNotFoundError as err:
+        raise ValueError(f"{run_dir} is not the directory of a training run: it has no config.json.") from err
+    except ValueError as err:
+        raise ValueError(f"{path} is not that of a training run ({err}).") from err
+    if isinstance(record, dict) and "lora" in record and "recipe" not in record:
+        raise ValueError(f"{path} was written by an earlier version; export the run with that version.")
+    try:
         recipe = record["recipe"]
         if isinstance(recipe["model"]["path"], str):
             return recipe
-    except FileNotFoundError as err:
-        raise ValueError(f"{run_dir} is not the directory of a training run: it has no config.json.") from err
-    except (ValueError, TypeError, KeyError) as err:
-        raise ValueError(f"{path} cannot be read as the record of a training run ({err}).") from err
+    except (TypeError, KeyError) as err:
+        raise ValueError(f"{path} is not that of a training run ({err!r}).") from err
     raise ValueError(f"{path} is not that of a training run: model.path is {recipe['model']['path']!r}.")
 
 
