@@ -11,8 +11,8 @@ CONFIG = TrainConfig(Recipe(ModelSource("base"), DataConfig("train.jsonl"), step
 @pytest.mark.parametrize(
     ("changes", "options"),
     [
-        ({}, {"dtype": "bfloat16", "param_dtype": "float32"}),
-        ({"lora": LoraConfig()}, {"dtype": "bfloat16", "param_dtype": "bfloat16"}),
+        ({}, {"dtype": "bfloat16", "param_dtype": "float32", "delta_rule": "auto"}),
+        ({"lora": LoraConfig()}, {"dtype": "bfloat16", "param_dtype": "bfloat16", "delta_rule": "auto"}),
         ({"delta_rule": "kernel"}, {"dtype": "bfloat16", "param_dtype": "float32", "delta_rule": "kernel"}),
     ],
 )
