@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.samples import Sample, write_json
+from eval.samples import Sample
 from eval.stats import estimate
 from eval.tasks.base import OUTCOMES
+from qwen35_jax.storage import write_json
 
 SAMPLES_SHOWN = 25
 

@@ -23,7 +23,6 @@ from eval.samples import (
     SampleKey,
     append_sample,
     check_directory,
-    file_digest,
     make_sample,
     open_directory,
     read_finished,
@@ -36,6 +35,7 @@ from eval.tasks.base import Document, Task
 from qwen35_jax.command import config_from_command_line, one_line_errors
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.storage import file_digest
 
 Samples = dict[SampleKey, dict[str, Any]]
 

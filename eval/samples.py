@@ -1,7 +1,6 @@
 """An evaluation directory: its settings, and one line for every finished sample."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eval.tasks.base import Document
-from qwen35_jax.storage import write_atomically
+from qwen35_jax.storage import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -136,14 +135,3 @@ def open_directory(out: Path, settings: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", settings)
     (out / "samples").mkdir(exist_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, so that a killed run leaves the old one or the new one."""
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

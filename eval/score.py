@@ -25,7 +25,6 @@ from eval.samples import (
     SampleKey,
     append_sample,
     check_directory,
-    file_digest,
     make_sample,
     open_directory,
     samples_path,
@@ -35,6 +34,7 @@ from eval.tasks import get_task
 from eval.tasks.data import Row, read_rows
 from qwen35_jax.command import one_line_errors, parse
 from qwen35_jax.processing.thinking import CLOSE, split_text
+from qwen35_jax.storage import file_digest
 
 logger = logging.getLogger(__name__)
 

@@ -103,7 +103,8 @@ def _number(value: int | None, variable: str, environment: Mapping[str, str]) ->
 
 def _is_on_tpu() -> bool:
     """Whether JAX will use TPUs of a Cloud TPU machine. This does not start them."""
-    platforms: str | None = jax.config.read("jax_platforms")
+    # JAX adds its settings to this object at run time, where a type checker can't see them.
+    platforms: str | None = jax.config.jax_platforms  # pyrefly: ignore[missing-attribute]
     return (
         (not platforms or "tpu" in platforms.split(","))
         and importlib.util.find_spec("libtpu") is not None

@@ -44,3 +44,11 @@ def test_one_process_joins_nothing(tmp_path, monkeypatch):
     check_shared(tmp_path)
     with pytest.raises(OSError, match="mine"), raise_together():
         raise OSError("mine")
+
+
+@pytest.mark.parametrize("detect", [None, False])
+def test_a_process_off_a_cloud_tpu_stays_alone(detect, monkeypatch):
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    join(ProcessConfig(detect=detect))
+    assert gather("alone") == ["alone"]
