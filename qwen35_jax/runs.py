@@ -131,7 +131,7 @@ def _read_recipe(run_dir: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
         if not run_dir.exists():
-            raise ValueError(f"the run directory {run_dir} does not exist; check its path.") from err
+            raise ValueError(f"{run_dir} is not the directory of a training run: it does not exist; check its path.") from err
         raise ValueError(f"{run_dir} is not the directory of a training run: it has no config.json.") from err
     except ValueError as err:
         raise ValueError(f"{path} is not that of a training run ({err}).") from err
