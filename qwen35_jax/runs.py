@@ -130,9 +130,8 @@ def _read_recipe(run_dir: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
-        if not run_dir.exists():
-            raise ValueError(f"{run_dir} is not the directory of a training run: it does not exist; check its path.") from err
-        raise ValueError(f"{run_dir} is not the directory of a training run: it has no config.json.") from err
+        why = "it has no config.json" if run_dir.exists() else "it does not exist"
+        raise ValueError(f"{run_dir} is not the directory of a training run: {why}.") from err
     except ValueError as err:
         raise ValueError(f"{path} is not that of a training run ({err}).") from err
     if isinstance(record, dict) and "lora" in record and "recipe" not in record:
