@@ -13,7 +13,7 @@ from qwen35_jax.sharding import MeshConfig
 
 
 def load_engine(source: ModelSource, mesh: MeshConfig, *, max_batch: int) -> Engine:
-    """Loads tokenizer and model, the model onto a mesh.
+    """Loads a tokenizer, and its model onto a mesh.
 
     Raises:
       ValueError: no model is named, it cannot be loaded, or the mesh does not fit it.

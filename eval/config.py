@@ -13,7 +13,7 @@ Protocol = Literal["card", "official", "lm-eval"]
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation of one model on one or more tasks.
+    """How one model is evaluated on one or more tasks.
 
     Raises:
       ValueError: a field is out of its range, or two fields do not go together.

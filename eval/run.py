@@ -180,14 +180,14 @@ def _generate_repeat(
 
 
 def _seed(seed: int, repeat: int) -> int:
-    """Returns the seed of a repeat: that of the run for the first, and unrelated ones for the others."""
+    """Returns the seed of a repeat. The first repeat uses the seed of the run; the others use unrelated seeds."""
     if repeat == 0:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed}:{repeat}".encode()).digest()[:4], "big") >> 1
 
 
 def _mtp_acceptance(engine: Engine, config: EvalConfig, job: _Job, finished: Samples) -> dict[str, float]:
-    """Returns the share of accepted drafts; a sample's drafts hang together, so the interval is between samples."""
+    """Returns the share of accepted drafts, with an interval that takes the drafts of one sample as a cluster."""
     samples = [finished[(str(document.id), 0)] for document in job.documents]
     conversations = [document.messages for document in job.documents]
     counts = count_drafts(engine, conversations, [sample["token_ids"] for sample in samples], mode=config.mode)

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConfig:
-    """Scoring of stored responses."""
+    """How stored responses are scored."""
 
     task: str
     """Whose rules apply."""

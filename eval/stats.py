@@ -63,7 +63,7 @@ def wilson(successes: float, n: float) -> tuple[float, float]:
 
 
 def clustered(clusters: Sequence[Sequence[float]]) -> Estimate:
-    """Returns the share of trials that are 1 and its interval when trials of one cluster hang together.
+    """Returns the share of trials that are 1, with an interval that lets trials of one cluster depend on each other.
 
     Args:
       clusters: the trials of each cluster, 0 or 1; none may be empty.

@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help=MODEL_HELP)
     parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter for it")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="what is computed and stored in")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="type of weights and computation")
     _add_mesh_options(parser)
 
 
@@ -126,11 +126,11 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=defaults.top_p,
         metavar="P",
-        help="probability they must reach together; 1 keeps all",
+        help="keep the most likely tokens whose probabilities sum to P; 1 keeps all",
     )
     parser.add_argument("--presence-penalty", type=float, default=defaults.presence_penalty, metavar="X",
                         help="subtracted from the logits of tokens generated before")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random choices")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random choices")
 
 
 def _sampling(args: argparse.Namespace) -> SamplingParams:

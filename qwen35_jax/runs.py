@@ -158,7 +158,7 @@ def _choose_step(run_dir: Path, step: int | None) -> int:
 def _restore(folder: Path, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Reads the trained parameters. Each goes to the devices of the array whose place it takes."""
     handler = ocp.PyTreeCheckpointHandler()
-    # The handler makes its own kind of path of any path.
+    # The handler makes its own kind of path of any path, here and in `restore`.
     stored = handler.metadata(folder).tree  # pyrefly: ignore[bad-argument-type]
     trained = {name: leaf for name, leaf in stored.items() if name.startswith(f"{_PARAMS}.")}
     shapes = {}

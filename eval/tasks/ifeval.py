@@ -1,4 +1,4 @@
-"""IFEval: prompts with instructions whose following a program can verify (arXiv:2311.07911).
+"""IFEval: prompts with instructions that a program can check (arXiv:2311.07911).
 
 The benchmark gives prompts and verifiers; all protocols ask and score alike and differ in sampling only. The verifiers
 are those of lm-evaluation-harness. Three things there depend on chance or on the network, and are fixed here:

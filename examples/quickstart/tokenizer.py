@@ -91,6 +91,7 @@ def build_tiny_tokenizer(texts: Iterable[str], out_dir: str | Path, *, vocab_siz
     )
     tokenizer.train_from_iterator(texts, trainer)
     flags = [_flags(token) for token in ADDED_TOKENS]
+    # A dictionary's values have one type, and the checker can't tell which flag each of them is.
     tokenizer.add_tokens([tokenizers.AddedToken(**flag) for flag in flags])  # pyrefly: ignore[bad-argument-type]
 
     folder = Path(out_dir)
