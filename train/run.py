@@ -8,51 +8,35 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from qwen35_jax import lora
-from qwen35_jax.config import ModelConfig
 from qwen35_jax.distributed import check_shared, raise_together
 from qwen35_jax.hf.adapter import save_adapter
-from qwen35_jax.hf.hub import find_folder
-from qwen35_jax.hf.load import load, match_tensors
-from qwen35_jax.hf.safetensors import read_checkpoint
+from qwen35_jax.hf.load import load
 from qwen35_jax.hf.save import save
 from qwen35_jax.model import Qwen35
-from qwen35_jax.processing.tokenizer import Tokenizer
-from qwen35_jax.sharding import check_mesh
-from qwen35_jax.storage import make_writable_folder, replace_folder
-from train.batch import put_batch, sequences_of_process
+from qwen35_jax.storage import replace_folder
+from train.batch import put_batch
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.config.options import parse_steps
-from train.data.pipeline import BatchIterator, make_batches
+from train.inputs import Inputs, check_inputs
 from train.loop import Schedule, run_steps
 from train.observe.metrics import MetricsWriter, plot_losses
 from train.observe.reporter import Reporter
 from train.observe.throughput import Throughput
 from train.observe.trace import Trace
 from train.preemption import watch_for_preemption
-from train.record import RunRecord, check_resumable, make_record, write_record
+from train.record import make_record, write_record
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
+from train.workdir import check_workdir, open_workdir
 
 logger = logging.getLogger(__name__)
-
-
-class Inputs(NamedTuple):
-    """What a run reads, found and checked."""
-
-    folder: Path
-    """The base checkpoint."""
-    model_config: ModelConfig
-    tokenizer: Tokenizer
-    batches: BatchIterator
-    sequences: range
-    """The sequences of every batch that this process feeds."""
 
 
 def run(config: TrainConfig, workdir: Path) -> None:
@@ -99,70 +83,6 @@ def run(config: TrainConfig, workdir: Path) -> None:
         if config.options.export:
             adapter = config.recipe.lora is not None
             export(setup.model(state), workdir / "export", source=inputs.folder, adapter=adapter)
-
-
-def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
-    """Finds checkpoint, tokenizer and data, and checks that they fit each other, the mesh and the settings.
-
-    Raises:
-      ValueError, OSError: they do not; the message names file and remedy.
-    """
-    recipe = config.recipe
-    data = recipe.data
-    folder = find_folder(recipe.model.path)
-    model_config, _ = match_tensors(ModelConfig.from_hf(folder), read_checkpoint(folder), folder)
-    check_mesh(
-        model_config.text,
-        mesh.shape,
-        sequences=data.sequences_per_batch // recipe.accumulation,
-        tokens=data.sequence_length,
-    )
-    recipe.objective.check_model(model_config.text, folder)
-    tokenizer = Tokenizer.from_pretrained(folder)
-    largest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
-    if largest >= model_config.text.vocab_size:
-        raise ValueError(
-            f"the tokenizer of {folder} has ids up to {largest}, but the model's vocab_size is "
-            f"{model_config.text.vocab_size}; use the tokenizer that belongs to the checkpoint."
-        )
-    sequences = sequences_of_process(sequences=data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh)
-    batches = make_batches(data, tokenizer, sequences)
-    # The first batch shows whether rows can be tokenised and are short enough, before anything large is loaded.
-    start = batches.get_state()
-    next(batches)
-    batches.set_state(start)
-    return Inputs(folder, model_config, tokenizer, batches, sequences)
-
-
-def check_workdir(workdir: Path) -> None:
-    """Makes a run directory if it is absent.
-
-    Raises:
-      ValueError: it cannot be written, or holds something else.
-    """
-    make_writable_folder(workdir)
-    # A run makes its folder of checkpoints before anything else; other processes may be trying the folder too.
-    if any(not path.name.startswith(".") for path in workdir.iterdir()) and not (workdir / "checkpoints").is_dir():
-        raise ValueError(
-            f"{workdir} is not empty and holds no training run; choose another --workdir, or move it away."
-        )
-
-
-def open_workdir(workdir: Path, record: RunRecord, *, keep: int) -> tuple[Checkpoints, int | None]:
-    """Opens the checkpoints of a run directory and returns the step to resume from, if there is one.
-
-    Raises:
-      ValueError: the directory belongs to a run with other settings, or cannot be resumed.
-    """
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=keep)
-    done = checkpoints.latest_whole_step()
-    if done is not None:
-        check_resumable(workdir, record)
-    elif (workdir / "export").exists():
-        raise ValueError(
-            f"{workdir} holds an export but no checkpoint to resume from; choose another --workdir, or move it away."
-        )
-    return checkpoints, done
 
 
 def build(config: TrainConfig, folder: Path, mesh: Mesh) -> TrainingSetup:
