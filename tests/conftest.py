@@ -1,7 +1,10 @@
 """What every test shares: a CPU with eight devices, no spinning thread pools, and the optional reference data."""
 
 import os
+import shutil
 from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of a test's time is compilation; unoptimised machine code computes the same sums and halves it.
@@ -13,9 +16,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import tests.typechecker  # noqa: F401
 
 REPO = Path(__file__).resolve().parents[1]
+PUBLISHED = REPO / "tests" / "published"
+"""Published configurations, templates, tensor names and a part of the tokenizer."""
 
 
 def shared_dir() -> Path | None:
     """The folder with the real tokenizer, configs and data sets beside the checkout, where it exists."""
     path = REPO.parent / "shared"
     return path if (path / "qwen35").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def official_tokenizer_dir(tmp_path_factory):
+    """A folder with the 2B's tokenizer, cut down to what the stored cases and the tests' conversations need."""
+    folder = tmp_path_factory.mktemp("official_tokenizer")
+    shutil.copy(PUBLISHED / "tokenizer_part.json", folder / "tokenizer.json")
+    shutil.copy(PUBLISHED / "tokenizer_config_2b_and_below.json", folder / "tokenizer_config.json")
+    shutil.copy(PUBLISHED / "chat_template_2b_and_below.jinja", folder / "chat_template.jinja")
+    return folder

@@ -8,16 +8,14 @@ import pytest
 
 from qwen35_jax.config import FULL, LINEAR, ModelConfig
 from qwen35_jax.presets import PRESETS
-from tests.conftest import shared_dir
+from tests.conftest import PUBLISHED
 
-PUBLISHED = [name for name in PRESETS if name != "tiny"]
+SIZES = [name for name in PRESETS if name != "tiny"]
 
 
-@pytest.mark.skipif(shared_dir() is None, reason="needs the published config files beside the checkout")
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", SIZES)
 def test_published_files_survive_the_round_trip(name):
-    folder = shared_dir() / "qwen35" / "configs"
-    (path,) = (p for p in folder.glob("config_*.json") if p.stem.lower() == f"config_{name}")
+    (path,) = (p for p in PUBLISHED.glob("config_*.json") if p.stem.lower() == f"config_{name}")
     config = ModelConfig.from_hf(path)
     assert config == PRESETS[name]
     # Not only equal as a dictionary: the keys come in the same order too.

@@ -11,7 +11,7 @@ import pytest
 
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.presets import PRESETS
-from tests.conftest import REPO, shared_dir
+from tests.conftest import PUBLISHED, REPO
 
 pytestmark = pytest.mark.slow
 
@@ -52,9 +52,7 @@ def run(code: str, *arguments) -> str:
 
 def test_the_file_has_the_official_size(checkpoint):
     assert (checkpoint / "model.safetensors").stat().st_size == 4_548_221_488
-    if shared_dir() is not None:
-        official = json.loads((shared_dir() / "qwen35" / "weights_2B_names_shapes_dtypes.json").read_text())
-        assert len(official) == 632
+    assert len(json.loads((PUBLISHED / "weights_2B.json").read_text())) == 632
 
 
 def test_logits_match_transformers(checkpoint, tmp_path):

@@ -10,10 +10,10 @@ import pytest
 from qwen35_jax.config import MTPConfig
 from qwen35_jax.hf.names import tensor_table
 from qwen35_jax.presets import PRESETS
-from tests.conftest import shared_dir
+from tests.conftest import PUBLISHED
 
 # Facts about the published files: number of tensors and of parameters.
-PUBLISHED = {
+TENSORS_AND_PARAMETERS = {
     "0.8b": (488, 873_438_784),
     "2b": (632, 2_274_069_824),
     "4b": (738, 4_659_865_088),
@@ -22,17 +22,15 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("size", PUBLISHED)
+@pytest.mark.parametrize("size", TENSORS_AND_PARAMETERS)
 def test_counts_of_the_published_sizes(size):
     table = tensor_table(PRESETS[size])
-    assert (len(table), sum(int(np.prod(spec.shape)) for spec in table.values())) == PUBLISHED[size]
+    assert (len(table), sum(int(np.prod(spec.shape)) for spec in table.values())) == TENSORS_AND_PARAMETERS[size]
 
 
 @pytest.mark.parametrize("size", ["2B", "0.8B"])
 def test_manifest(size):
-    if shared_dir() is None:
-        pytest.skip("the published manifests are not beside this checkout")
-    manifest = json.loads((shared_dir() / "qwen35" / f"weights_{size}_names_shapes_dtypes.json").read_text())
+    manifest = json.loads((PUBLISHED / f"weights_{size}.json").read_text())
     table = tensor_table(PRESETS[size.lower()])
     assert {name: {"dtype": spec.dtype, "shape": list(spec.shape)} for name, spec in table.items()} == manifest
 

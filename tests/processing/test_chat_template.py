@@ -8,7 +8,7 @@ import pytest
 from examples.quickstart import tokenizer as tiny_tokenizer
 from qwen35_jax.processing import ChatTemplate, ChatTemplateError
 from qwen35_jax.processing.chat_template import normalize_message
-from tests.conftest import shared_dir
+from tests.conftest import PUBLISHED
 from tests.processing.conversations import ASK, ERRORS, TEXT, VISION, assistant, system, user
 
 OWN = Path(tiny_tokenizer.__file__).with_name("chat_template.jinja").read_text()
@@ -16,9 +16,7 @@ MODES = list(itertools.product([False, True], [None, True, False]))
 
 
 def official(size):
-    if shared_dir() is None:
-        pytest.skip("the official templates are not beside the checkout")
-    return (shared_dir() / "qwen35" / f"chat_template_{size}.jinja").read_bytes().decode()
+    return (PUBLISHED / f"chat_template_{size}.jinja").read_bytes().decode()
 
 
 @pytest.fixture(scope="module")

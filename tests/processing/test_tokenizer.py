@@ -8,28 +8,40 @@ import pytest
 
 from examples.quickstart.tokenizer import ADDED_TOKENS, build_tiny_tokenizer
 from qwen35_jax.processing import Tokenizer
-from tests.conftest import shared_dir
+from tests.conftest import PUBLISHED, shared_dir
+from tests.published.cut_tokenizer import cut, texts
 
-real = pytest.mark.skipif(shared_dir() is None, reason="the official tokenizer's files are not beside the checkout")
+CASES = json.loads((PUBLISHED / "tokenizer_cases.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def official():
-    return Tokenizer.from_pretrained(shared_dir() / "qwen35" / "hf_2b_processor")
+def official(official_tokenizer_dir):
+    return Tokenizer.from_pretrained(official_tokenizer_dir)
 
 
-@real
-def test_official_cases_are_encoded_and_decoded_exactly(official):
-    cases = json.loads((shared_dir() / "qwen35" / "tokenizer_fixture_63cases.json").read_text())["cases"]
-    assert len(cases) == 63
+def assert_exact(tokenizer, cases):
     for case in cases:
-        assert official.encode(case["text"]) == case["ids"], case["text"]
-        assert official.decode(case["ids"], skip_special_tokens=False) == unicodedata.normalize("NFC", case["text"])
+        assert tokenizer.encode(case["text"]) == case["ids"], case["text"]
+        assert tokenizer.decode(case["ids"], skip_special_tokens=False) == unicodedata.normalize("NFC", case["text"])
 
 
-@real
-def test_the_official_tokenizer_has_its_published_sizes_and_ids(official):
-    assert len(official) == 248077
+def test_official_cases_are_encoded_and_decoded_exactly(official):
+    assert len(CASES) == 24
+    assert_exact(official, CASES)
+
+
+@pytest.mark.skipif(shared_dir() is None, reason="the whole official tokenizer is not beside the checkout")
+def test_the_whole_official_tokenizer_is_exact_and_the_stored_part_is_cut_from_it():
+    source = shared_dir() / "qwen35"
+    whole = Tokenizer.from_pretrained(source / "hf_2b_processor")
+    cases = json.loads((source / "tokenizer_fixture_63cases.json").read_text())["cases"]
+    assert (len(cases), len(whole)) == (63, 248077)
+    assert_exact(whole, cases)
+    content = json.loads((source / "hf_2b_processor" / "tokenizer.json").read_text())
+    assert cut(content, texts()) == json.loads((PUBLISHED / "tokenizer_part.json").read_text())
+
+
+def test_the_official_tokenizer_has_its_published_ids(official):
     assert official.eos_token_ids == (248046, 248044)
     assert official.pad_token_id == 248044
     assert len(official.special_tokens) == 21
@@ -39,13 +51,11 @@ def test_the_official_tokenizer_has_its_published_sizes_and_ids(official):
     assert official.decode([846, 248300]) == "user"  # 248300 is an id that only pads the embedding
 
 
-@real
 def test_added_tokens_of_the_configuration_complete_a_base_file(official, tmp_path):
-    source = shared_dir() / "qwen35"
-    content = json.loads((source / "hf_2b_processor" / "tokenizer.json").read_text())
+    content = json.loads((PUBLISHED / "tokenizer_part.json").read_text())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < 248066]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    (tmp_path / "tokenizer_config.json").write_bytes((source / "tokenizer_config_base.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_bytes((PUBLISHED / "tokenizer_config_base.json").read_bytes())
     base = Tokenizer.from_pretrained(tmp_path)
     text = "<think>\na\n</think>\n\n<tool_response>b</tool_response><|audio_pad|><|im_end|>"
     assert base.encode(text) == official.encode(text)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from qwen35_jax.processing import ChatTemplate, Tokenizer
-from tests.conftest import shared_dir
 from tests.processing.conversations import ASK, TEXT, assistant, call, system, tool, user
 from train.data.masking import encode_conversations, encode_text, render_conversation, trained_spans
 from train.data.rows import RowError, check_row, forbidden_tokens
@@ -94,10 +93,8 @@ def test_training_starts_where_generation_does(tokenizer, reasoning):
 
 
 @pytest.mark.parametrize("reasoning", ["", "Two.\n\nAnd two."])
-def test_training_starts_where_generation_does_with_the_official_tokenizer(reasoning):
-    if shared_dir() is None:
-        pytest.skip("the official tokenizer's files are not beside the checkout")
-    check_against_prompt(Tokenizer.from_pretrained(shared_dir() / "qwen35" / "hf_2b_processor"), reasoning)
+def test_training_starts_where_generation_does_with_the_official_tokenizer(official_tokenizer_dir, reasoning):
+    check_against_prompt(Tokenizer.from_pretrained(official_tokenizer_dir), reasoning)
 
 
 def test_every_usable_conversation_trains_its_answers(tokenizer):
