@@ -3,10 +3,10 @@
     python -m eval.run configs/eval_2b.py --out runs/eval_2b
     python -m eval.run configs/eval_2b.py --mode thinking --out runs/eval_2b_thinking
 
-Evaluates a fine-tune with --model.path runs/lora_2b/export, or the base with an adapter by
---model.adapter DIR. Data comes from the hub at pinned revisions, or from --data-dir. IFEval needs the
-extra `eval` and NLTK's punkt_tab. 541 and 1,319 samples of up to 32,768 tokens. Not run yet on the
-2B weights: it needs an accelerator and the checkpoint, so no time, memory or score is quoted here.
+Evaluates a fine-tune with --model.path runs/lora_2b_merged, or a base with its adapter with --model.path
+Qwen/Qwen3.5-2B-Base --model.adapter runs/lora_2b/export. Data come from the hub at pinned revisions, or from
+--data-dir. IFEval needs the extra `eval` and NLTK's punkt_tab. 541 and 1,319 samples of up to 32,768 tokens. Not run
+yet on the 2B weights: it needs an accelerator and the checkpoint, so no time, memory or score is quoted here.
 """
 
 from eval.config import EvalConfig

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from jax.sharding import Mesh
 
 from qwen35_jax.command import one_line_errors
+from qwen35_jax.distributed import leave_out_absent_tpu
 from qwen35_jax.hf.adapter import save_adapter
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       argv: the arguments after the program's name, by default those of the process.
     """
     args = _parser().parse_args(argv)
+    leave_out_absent_tpu()
     args.run(args)
 
 
@@ -189,6 +191,8 @@ def _print_row(row: dict[str, Any], *, titled: bool) -> None:
     if row["thinking"]:
         print(f"thinking:\n{row['thinking']}\n\nanswer:")
     print(row["response"], flush=True)
+    if row["finish_reason"] == "length":
+        print(f"cut off after {row['num_tokens']} tokens; raise --max-new-tokens.", file=sys.stderr)
 
 
 def _chat(args: argparse.Namespace) -> None:

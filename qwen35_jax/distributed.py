@@ -26,6 +26,7 @@ NUM_PROCESSES = "JAX_NUM_PROCESSES"
 PROCESS_ID = "JAX_PROCESS_ID"
 
 _TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
+_GPU_FILE = "/dev/nvidia0"
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,30 @@ def _number(value: int | None, variable: str, environment: Mapping[str, str]) ->
         raise ValueError(f"the variable {variable}={environment[variable]!r} is not a number.") from err
 
 
+def leave_out_absent_tpu() -> None:
+    """Lets JAX run on the CPU of a machine that has the package libtpu, which plans need, but neither TPU nor GPU.
+
+    Otherwise JAX would look for a TPU first and fill stderr with complaints. A choice that the user made stands.
+    """
+    absent = not any(Path(file).exists() for file in (*_TPU_FILES, _GPU_FILE))
+    if absent and not _platforms() and importlib.util.find_spec("libtpu") is not None:
+        jax.config.update("jax_platforms", "cpu")
+
+
 def _is_on_tpu() -> bool:
     """Whether JAX will use TPUs of a Cloud TPU machine. This does not start them."""
-    # JAX adds its settings to this object at run time, where a type checker can't see them.
-    platforms: str | None = jax.config.jax_platforms  # pyrefly: ignore[missing-attribute]
+    platforms = _platforms()
     return (
         (not platforms or "tpu" in platforms.split(","))
         and importlib.util.find_spec("libtpu") is not None
         and "TPU_SKIP_MDS_QUERY" not in os.environ
         and any(Path(file).exists() for file in _TPU_FILES)
     )
+
+
+def _platforms() -> str | None:
+    # JAX adds its settings to this object at run time, where a type checker can't see them.
+    return jax.config.jax_platforms  # pyrefly: ignore[missing-attribute]
 
 
 def wait(event: str) -> None:

@@ -1,8 +1,20 @@
-"""How the processes of a run are found, without starting any."""
+"""How the processes of a run are found, without starting any; and which platform is left out."""
 
+import importlib.util
+
+import jax
 import pytest
 
-from qwen35_jax.distributed import ProcessConfig, check_shared, gather, join, raise_together, resolve
+from qwen35_jax import distributed
+from qwen35_jax.distributed import (
+    ProcessConfig,
+    check_shared,
+    gather,
+    join,
+    leave_out_absent_tpu,
+    raise_together,
+    resolve,
+)
 
 VARIABLES = {"JAX_COORDINATOR_ADDRESS": "10.0.0.2:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 
@@ -52,3 +64,28 @@ def test_a_process_off_a_cloud_tpu_stays_alone(detect, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     join(ProcessConfig(detect=detect))
     assert gather("alone") == ["alone"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "device_file", "libtpu", "want"),
+    [
+        (None, False, True, "cpu"),
+        (None, False, False, None),
+        (None, True, True, None),
+        ("tpu", False, True, "tpu"),
+    ],
+)
+def test_an_installed_libtpu_without_a_tpu_is_left_out(tmp_path, monkeypatch, chosen, device_file, libtpu, want):
+    file = tmp_path / "accel0"
+    if device_file:
+        file.touch()
+    monkeypatch.setattr(distributed, "_TPU_FILES", (str(file),))
+    monkeypatch.setattr(distributed, "_GPU_FILE", str(tmp_path / "nvidia0"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if libtpu else None)
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", chosen)
+    try:
+        leave_out_absent_tpu()
+        assert jax.config.jax_platforms == want
+    finally:
+        jax.config.update("jax_platforms", before)

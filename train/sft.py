@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 
 from qwen35_jax.command import config_from_command_line, one_line_errors
-from qwen35_jax.distributed import join
+from qwen35_jax.distributed import join, leave_out_absent_tpu
 from train.config import Supervised, TrainConfig
 from train.plan import print_plan
 from train.run import run
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.options.plan is not None:
             print_plan(config, config.options.plan)
             return
+        leave_out_absent_tpu()
         join(config.options.processes)
         _set_up_logging()
         run(config, Path(config.options.workdir or Path("runs", Path(argv[0]).stem)))

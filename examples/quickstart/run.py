@@ -7,7 +7,7 @@ score the base, fine-tune it with LoRA and the MTP loss on conversations, merge 
 commands are printed, and they are those of a real run, where the base is Qwen/Qwen3.5-2B-Base, the run files are
 configs/lora_2b_v5e8.py and configs/eval_2b.py, and the data are yours.
 
-It starts from nothing each time: an earlier quickstart in the same directory is removed. Takes 4 to 7 minutes on two
+It starts from nothing each time: an earlier quickstart in the same directory is removed. Takes 3 to 4 minutes on two
 cores and ends with exit code 1 if fine-tuning did not work.
 """
 

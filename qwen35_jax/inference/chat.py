@@ -7,6 +7,7 @@ from typing import TextIO
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.thinking import ThinkingStream, opens_thinking
+from qwen35_jax.processing.tokenizer import Tokenizer
 
 # A type checker calls ``sys.stdout`` a ``TextIO``; when the program runs, it is a ``TextIOBase``.
 Output = TextIO | io.TextIOBase
@@ -55,17 +56,19 @@ def chat(
             try:
                 prompt = engine.tokenizer.encode_chat([*messages, question], enable_thinking=enable_thinking)
                 tokens = engine.stream(prompt, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed + turn)
-                stream = ThinkingStream(engine.tokenizer, opened=opens_thinking(engine.tokenizer, prompt))
-                answer = _write_answer(stream, tokens, out, color)
+                opened = opens_thinking(engine.tokenizer, prompt)
+                answer = _write_answer(engine.tokenizer, tokens, out, opened=opened, color=color)
             except ValueError as err:
                 print(f"error: {err}", file=out, flush=True)
                 continue
             messages += [question, answer]
 
 
-def _write_answer(stream: ThinkingStream, tokens: Iterable[int], out: Output, color: bool) -> dict[str, str]:
+def _write_answer(
+    tokenizer: Tokenizer, tokens: Iterable[int], out: Output, *, opened: bool, color: bool
+) -> dict[str, str]:
     """Writes a completion as it comes and returns it as a message of the conversation."""
-    shown = None
+    stream, shown, token = ThinkingStream(tokenizer, opened=opened), None, None
 
     def write(section: str, text: str) -> None:
         nonlocal shown
@@ -86,6 +89,8 @@ def _write_answer(stream: ThinkingStream, tokens: Iterable[int], out: Output, co
         write(*stream.push(token))
     write(*stream.flush())
     out.write(f"{_PLAIN if color and shown == 'thinking' else ''}\n\n")
+    if token not in tokenizer.eos_token_ids:
+        out.write("(cut off; raise --max-new-tokens for longer answers)\n\n")
     out.flush()
     split = stream.split
     message = {"role": "assistant", "content": split.answer}

@@ -21,7 +21,8 @@ class ScriptedEngine(Engine):
         answer = next(self.answers)
         if answer == "too long":
             raise ValueError("prompt 0 has too many tokens")
-        yield from self.tokenizer.encode(f"{answer}<|im_end|>")
+        end = "" if answer.endswith("...") else "<|im_end|>"
+        yield from self.tokenizer.encode(f"{answer}{end}")
 
 
 def talk(engine, *lines: str, **settings) -> str:
@@ -45,6 +46,13 @@ def test_thinking_is_shown_apart_and_leaves_the_history(tokenizer):
     assert shown.startswith("thinking:\neasy\n\n\nanswer:\n4\n\nthinking:\nnothing")
     assert engine.prompts[0].endswith("<think>\n")
     assert "easy" not in engine.prompts[1] and "4<|im_end|>" in engine.prompts[1]
+
+
+def test_an_answer_that_was_cut_off_is_marked(tokenizer):
+    engine = ScriptedEngine(tokenizer, "let me think...", "4")
+    shown = talk(engine, "2 + 2?", "shorter", enable_thinking=True)
+    assert shown.startswith("thinking:\nlet me think...\n\n(cut off; raise --max-new-tokens")
+    assert shown.count("cut off") == 1
 
 
 def test_color_is_switched_off_where_thinking_ends(tokenizer):
