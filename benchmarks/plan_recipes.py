@@ -34,10 +34,25 @@ def recipes() -> Iterator[tuple[str, str, TrainConfig]]:
 
 
 def fingerprint(topology: str, config: TrainConfig) -> str:
-    """Identifies the settings that a plan was made for. How a run is operated changes no plan."""
-    settings = [topology, dataclasses.asdict(config.recipe), dataclasses.asdict(config.layout)]
-    text = json.dumps(settings, sort_keys=True)
+    """Identifies the settings that a plan was made for.
+
+    How a run is operated and where its data lie change no plan. A setting with its default is left out, so that a new
+    setting makes no plan old.
+    """
+    recipe = config.recipe
+    text = json.dumps([topology, recipe.model.path, _chosen(recipe), _chosen(config.layout)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _chosen(settings: Any) -> dict[str, Any]:
+    """Returns the values that differ from their defaults."""
+    chosen = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.compare and value != default:
+            chosen[field.name] = _chosen(value) if dataclasses.is_dataclass(value) else value
+    return chosen
 
 
 def stored_plan(name: str) -> dict[str, Any]:

@@ -76,6 +76,11 @@ def make_writable_folder(path: Path) -> None:
         raise ValueError(f"workdir {path} cannot be written ({err.strerror}); choose another with --workdir.") from err
 
 
+def user_cache(name: str) -> Path:
+    """Returns the folder, which may be absent, in which the user's cache keeps what ``name`` stands for."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "qwen35-jax" / name
+
+
 def file_digest(path: Path) -> str:
     """Returns the SHA-256 of a whole file in hexadecimal."""
     with path.open("rb") as file:

@@ -1,11 +1,14 @@
 """What a run reads: base checkpoint, tokenizer and data, found and checked before anything large is loaded."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from qwen35_jax.config import ModelConfig
+from qwen35_jax.distributed import gather, raise_together
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import match_tensors
 from qwen35_jax.hf.safetensors import read_checkpoint
@@ -13,7 +16,11 @@ from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.sharding import check_mesh
 from train.batch import sequences_of_process
 from train.config import TrainConfig
+from train.data.epochs import batches_of_epochs
 from train.data.pipeline import BatchIterator, make_batches
+from train.data.survey import check_lost, describe, survey
+
+logger = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
@@ -54,8 +61,30 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
         )
     sequences = sequences_of_process(sequences=data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh)
     batches = make_batches(data, tokenizer, sequences)
-    # The first batch shows whether rows can be tokenised and are short enough, before anything large is loaded.
-    start = batches.get_state()
-    next(batches)
-    batches.set_state(start)
+    found = survey(batches.corpus, whole=False)
+    check_lost(found, data)
+    for line in describe(found, data, recipe.steps):
+        logger.info("data: %s", line)
     return Inputs(folder, model_config, tokenizer, batches, sequences)
+
+
+def settle_steps(config: TrainConfig, inputs: Inputs) -> TrainConfig:
+    """Returns the settings with the number of steps that they lead to.
+
+    These are the steps given or, if that is less or none are given, as many as the epochs fill.
+
+    Raises:
+      ValueError: a document cannot be used, and the policy for its reason is ``error``.
+    """
+    recipe = config.recipe
+    if recipe.data.epochs is None:
+        return config
+    # One process counts; the data are the same for all.
+    counted = None
+    with raise_together():
+        if jax.process_index() == 0:
+            counted = batches_of_epochs(inputs.batches.corpus, inputs.tokenizer)
+    batches = gather(counted)[0]
+    steps = batches if recipe.steps is None else min(recipe.steps, batches)
+    logger.info("data: %d epochs fill %d steps; the run takes %d", recipe.data.epochs, batches, steps)
+    return config.replace(steps=steps)

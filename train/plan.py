@@ -186,6 +186,9 @@ def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Pla
       ValueError: an unknown topology or size of model, a mesh that is not of the topology's size or does not divide
         the model or the batch.
     """
+    if config.recipe.steps is None:
+        # How many there are decides nothing about one of them.
+        config = config.replace(steps=config.recipe.optim.warmup_steps + 1)
     devices = topology_devices(topology)
     model_config = find_config(config.recipe.model.path)
     sizes = asdict(config.layout.mesh)

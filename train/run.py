@@ -24,7 +24,7 @@ from train.batch import put_batch
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.config.options import parse_steps
-from train.inputs import Inputs, check_inputs
+from train.inputs import Inputs, check_inputs, settle_steps
 from train.loop import Schedule, run_steps
 from train.observe.metrics import MetricsWriter, plot_losses
 from train.observe.reporter import Reporter
@@ -59,6 +59,8 @@ def run(config: TrainConfig, workdir: Path) -> None:
         )
     with raise_together():
         inputs = check_inputs(config, mesh)
+    config = settle_steps(config, inputs)
+    with raise_together():
         record = make_record(config, model_folder=inputs.folder, data_identity=inputs.batches.get_state()["identity"])
         check_workdir(workdir)
     with raise_together():
@@ -115,8 +117,8 @@ def _train(
     """Compiles the step and runs the loop."""
     recipe, options = config.recipe, config.options
     done = int(setup.state.step)
-    if done >= recipe.steps:
-        logger.info("%s is complete: step %d of %d", workdir, done, recipe.steps)
+    if done >= recipe.num_steps:
+        logger.info("%s is complete: step %d of %d", workdir, done, recipe.num_steps)
         return setup.state
     sequences, tokens = recipe.data.sequences_per_batch, recipe.data.sequence_length
     began = time.perf_counter()
@@ -131,7 +133,7 @@ def _train(
         first_sequence=inputs.sequences.start,
     )
     with (
-        contextlib.closing(MetricsWriter(workdir, first_step=done + 1, last_step=recipe.steps)) as metrics,
+        contextlib.closing(MetricsWriter(workdir, first_step=done + 1, last_step=recipe.num_steps)) as metrics,
         watch_for_preemption() as is_preempted,
         Trace(workdir / "profile", parse_steps(options.profile) if options.profile else range(0)) as trace,
     ):
@@ -150,7 +152,7 @@ def _train(
             step,
             inputs.batches,
             put,
-            Schedule(recipe.steps, options.checkpoint.every, options.evaluate_every),
+            Schedule(recipe.num_steps, options.checkpoint.every, options.evaluate_every),
             checkpoints=checkpoints,
             reporter=reporter,
             trace=trace,

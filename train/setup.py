@@ -50,7 +50,7 @@ def make_setup(
     """
     recipe, layout = config.recipe, config.layout
     graphdef, params, rest = split_model(model, adapters=recipe.lora is not None, train_mtp=recipe.objective.trains_mtp)
-    tx, schedule = make_optimizer(recipe.optim, recipe.steps), make_schedule(recipe.optim, recipe.steps)
+    tx, schedule = make_optimizer(recipe.optim, recipe.num_steps), make_schedule(recipe.optim, recipe.num_steps)
     state = make_state(params, tx, mesh)
     step = make_step(
         graphdef,

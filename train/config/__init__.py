@@ -56,7 +56,7 @@ class TrainConfig:
 
     def __post_init__(self):
         steps, profile = self.recipe.steps, self.options.profile
-        if profile is not None and parse_steps(profile)[-1] > steps:
+        if profile is not None and steps is not None and parse_steps(profile)[-1] > steps:
             raise ValueError(f"profile={profile!r} goes beyond the last step; end it by steps={steps}.")
 
     def replace(self, **changes: Any) -> "TrainConfig":

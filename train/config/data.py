@@ -62,8 +62,8 @@ class DataConfig:
     """Seeds the order of the documents; every pass over a source has its own order."""
 
     epochs: int | None = field(default=None, compare=False)
-    """Epochs to train; None repeats for ever, and the number of steps decides. An epoch ends once every source has
-    been read in full. Small sources with high weights may repeat, reshuffled each time."""
+    """Epochs to train, which decide the number of steps unless ``--steps`` is given; None repeats for ever. An epoch
+    ends once every source has been read in full. Small sources with high weights may repeat, reshuffled each time."""
 
     shards: int = 1
     """Data shards, which are streams that the documents are dealt to. Each fills its own share of a batch. With as many
@@ -82,6 +82,9 @@ class DataConfig:
 
     bad_rows: Literal["drop", "error"] = field(default="error", compare=False)
     """What to do with a row that cannot be used: leave it out and count it by reason, or stop."""
+
+    max_lost: float = field(default=0.05, compare=False)
+    """Largest share of the documents that may be left out. The start of a run judges it from up to 2,048 of them."""
 
     open_sequences: Annotated[int, tyro.conf.arg(aliases=("--data.open-rows",))] = 16
     """How many unfinished sequences the packer of a data shard fills at the same time. With more of them less space is
@@ -113,12 +116,18 @@ class DataConfig:
             )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"data.seed={self.seed} is out of range; it must be in [0, 2**32).")
+        if not 0 <= self.max_lost <= 1:
+            raise ValueError(f"data.max_lost={self.max_lost} is not a share; give a number from 0 to 1.")
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"data.epochs={self.epochs} is too small; give 1 or more, or None to repeat for ever.")
         for name, allowed in (("train_on", ("all", "last")), ("long_rows", _POLICIES), ("bad_rows", _POLICIES)):
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"data.{name}={value!r} is unknown; choose one of {', '.join(allowed)}.")
+
+    def policy(self, reason: str) -> str:
+        """Says whether a document that cannot be used for this reason is left out (``drop``) or an ``error``."""
+        return self.long_rows if reason == "too_long" else self.bad_rows
 
     @property
     def mixture(self) -> tuple[Source, ...]:

@@ -64,8 +64,8 @@ class Recipe:
     model: ModelSource
     """The checkpoint that training starts from. By default weights are held in float32 when they train."""
     data: DataConfig
-    steps: int
-    """Updates of the weights."""
+    steps: int | None = None
+    """Updates of the weights; None trains ``data.epochs``."""
     optim: OptimConfig = OptimConfig()
     lora: LoraConfig | None = None
     """Adapters to train; None trains every weight of the text model."""
@@ -84,10 +84,13 @@ class Recipe:
                 f"model.adapter={self.model.adapter!r}: training does not go on from an adapter; merge it into its "
                 "base with `qwen35 merge` and give the merged checkpoint as model.path."
             )
+        if self.steps is None and self.data.epochs is None:
+            raise ValueError("neither steps nor data.epochs is given; say with --steps or --data.epochs when to end.")
         for name in ("steps", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.optim.schedule != "constant" and self.steps <= self.optim.warmup_steps:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        if self.steps is not None and self.optim.schedule != "constant" and self.steps <= self.optim.warmup_steps:
             raise ValueError(
                 f"steps={self.steps} ends inside the warmup of {self.optim.warmup_steps} steps; "
                 "raise steps or lower optim.warmup_steps."
@@ -98,6 +101,12 @@ class Recipe:
                 f"accumulation={self.accumulation} micro-batches; make it a multiple of {self.accumulation}."
             )
         self.objective.check_lora(self.lora)
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of a run whose epochs have been counted."""
+        assert self.steps is not None, "the epochs are counted before anything asks for the number of steps"
+        return self.steps
 
     @property
     def param_dtype(self) -> StorageDtype:

@@ -67,7 +67,7 @@ class Documents:
 
     def where(self, position: int) -> str:
         """Names the file and the line of a document."""
-        source, row = self._locate(position)
+        source, row = self.locate(position)
         return self.sources[source].where(row)
 
     def identity(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Documents:
 
     def _prepare(self, position: int) -> Rendered | list[Example] | RowError:
         """Reads and checks a row; renders a conversation, tokenises a text."""
-        source, row = self._locate(position)
+        source, row = self.locate(position)
         try:
             content = self.sources[source][row]
             check_row(content, self._forbidden)
@@ -136,7 +136,8 @@ class Documents:
             return RowError("too_long", f"{len(example)} tokens, more than data.sequence_length={longest}")
         return [example]
 
-    def _locate(self, position: int) -> tuple[int, int]:
+    def locate(self, position: int) -> tuple[int, int]:
+        """Returns the source that a document is from, and its row there."""
         source, draw = self._mixture[position]
         return source, self._rows[source][draw]
 

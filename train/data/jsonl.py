@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from qwen35_jax.storage import user_cache
 from train.data.rows import RowError
 
 logger = logging.getLogger(__name__)
@@ -118,4 +119,4 @@ def _cache_file(path: Path) -> Path:
     resolved = path.resolve()
     stat = resolved.stat()
     name = hashlib.sha256(f"{resolved}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:32]
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "qwen35-jax" / "jsonl" / f"{name}.npy"
+    return user_cache("jsonl") / f"{name}.npy"

@@ -27,7 +27,7 @@ def make_batches(config: DataConfig, tokenizer: Tokenizer, sequences: range | No
 
     Raises:
       ValueError: the data cannot be read; a row is unusable and ``bad_rows`` is ``error``; no row is usable;
-        ``sequences`` are not those of a batch; or this process cannot know when ``epochs`` end.
+        or ``sequences`` are not those of a batch.
     """
     return BatchIterator(config, tokenizer, sequences)
 
@@ -36,7 +36,8 @@ class BatchIterator:
     """Yields packed batches: ``{"input_ids", "segment_ids", "trained"}``, numpy arrays [len(sequences), tokens].
 
     It ends after ``epochs``; the sequences of a data shard that ended before the others are padding then. With
-    ``epochs=None`` it never ends.
+    ``epochs=None`` it never ends. Nor does it for a process that reads some of the data shards only and cannot know
+    when the others end: `batches_of_epochs` tells how many batches to take.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, sequences: range | None = None):
@@ -44,11 +45,6 @@ class BatchIterator:
         self._config, self._pad_token_id = config, tokenizer.pad_token_id
         self._per_shard = config.sequences_per_batch // config.shards
         numbers = range(self._sequences[0] // self._per_shard, self._sequences[-1] // self._per_shard + 1)
-        if config.epochs is not None and len(numbers) < config.shards:
-            raise ValueError(
-                f"data.epochs={config.epochs}: a process that reads {len(numbers)} of data.shards={config.shards} "
-                "cannot know when the others end; set data.epochs=None and give the number of steps, or data.shards=1."
-            )
         self._documents = Documents(config, tokenizer)
         self._checked, self._unusable = self._documents.check()
         threads = -(-config.num_threads // len(numbers))
@@ -67,13 +63,18 @@ class BatchIterator:
         """
         size = self._per_shard
         by_shard = [shard.next_sequences(size) for shard in self._shards.values()]
-        if not any(by_shard):
+        if not any(by_shard) and len(self._shards) == self._config.shards:
             raise StopIteration
         filled_up = [each for packed in by_shard for each in [*packed, *[[]] * (size - len(packed))]]
         first = self._sequences[0] - size * next(iter(self._shards))
         self._last = filled_up[first : first + len(self._sequences)]
         self._num_batches += 1
         return make_batch(self._last, sequence_length=self._config.sequence_length, pad_token_id=self._pad_token_id)
+
+    @property
+    def corpus(self) -> Documents:
+        """All documents that batches are made from."""
+        return self._documents
 
     def documents(self) -> list[list[str]]:
         """Names, for each sequence of the batch last returned, the file and line of its documents in their order."""

@@ -2,11 +2,13 @@
 
 import logging
 from collections import Counter, deque
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 
-from train.data.documents import Documents, refusal
+from train.config.data import DataConfig
+from train.data.documents import refusal
 from train.data.masking import Example
 from train.data.packing import PackedSequence, Packer, used
 from train.data.rows import RowError
@@ -22,6 +24,31 @@ _RUN = 8
 _MAX_DOCUMENTS_AHEAD, _MAX_TOKENS_AHEAD = 2048, 1 << 26
 
 
+@runtime_checkable
+class Corpus(Protocol):
+    """The documents of a run by their position, as ``train.data.documents`` has them."""
+
+    config: DataConfig
+
+    @property
+    def epoch_length(self) -> int:
+        """Documents in one epoch."""
+        ...
+
+    @property
+    def names(self) -> str:
+        """The settings that name the data, for messages."""
+        ...
+
+    def load(self, positions: Sequence[int]) -> list[list[Example] | RowError]:
+        """Returns for each document its examples, or why it cannot be used."""
+        ...
+
+    def where(self, position: int) -> str:
+        """Names the file and the line of a document."""
+        ...
+
+
 class Shard:
     """Every ``shards``-th document from ``number`` on, in packed sequences.
 
@@ -29,7 +56,7 @@ class Shard:
     taken, and the positions of those still held. These are tokenised again when a state is restored.
     """
 
-    def __init__(self, documents: Documents, number: int, num_threads: int):
+    def __init__(self, documents: Corpus, number: int, num_threads: int):
         config = documents.config
         self._documents = documents
         end = _ENDLESS if config.epochs is None else config.epochs * documents.epoch_length
@@ -113,7 +140,7 @@ class Shard:
                 self._ready.extend(self._packer.add((position, piece), example))
             return
         where, reason, config = self._documents.where(position), document.reason, self._documents.config
-        if (config.long_rows if reason == "too_long" else config.bad_rows) == "error":
+        if config.policy(reason) == "error":
             raise refusal(where, document)
         if reason not in self.dropped:
             logger.warning("%s is left out, as will be all rows like it: %s", where, document)

@@ -162,13 +162,6 @@ def test_sequences_of_no_batch_are_refused(config, tokenizer, sequences):
         make_batches(config, tokenizer, sequences)
 
 
-def test_an_end_that_a_reader_cannot_know_is_refused(config, tokenizer):
-    with pytest.raises(ValueError, match=r"data.epochs=2: a process that reads 2 of data.shards=4 cannot know"):
-        make_batches(replace(config, epochs=2), tokenizer, range(4))
-    # A reader of some rows of the only shard reads it all, and knows.
-    make_batches(replace(config, epochs=2, shards=1), tokenizer, range(4))
-
-
 def test_states_that_do_not_fit_are_refused(config, tokenizer, whole):
     _, states, _ = whole
     first, second = readers(config, tokenizer, 2)

@@ -1,0 +1,144 @@
+"""What the documents of a run are like: how long they are, and how many are left out and why."""
+
+from array import array
+from collections import Counter
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Int32
+
+from train.config.data import DataConfig
+from train.data.documents import Documents, refusal
+from train.data.rows import RowError
+
+SAMPLE_DOCUMENTS, SAMPLE_TOKENS = 2048, 1 << 22
+"""Of how many documents, or tokens, the start of a run judges the rest."""
+_RUN = 32
+
+
+class Survey(NamedTuple):
+    """What was found in the first documents of the order, which are as good as drawn at random."""
+
+    epoch_length: int
+    """Documents in an epoch."""
+    lengths: Int32[np.ndarray, " E"]
+    """Tokens of every example."""
+    trained: Int32[np.ndarray, " E"]
+    """Trained tokens of every example."""
+    ends: Int32[np.ndarray, " D"]
+    """For each document, the number of examples up to its last one."""
+    lost: Counter[str]
+    """Documents that are left out, by reason."""
+    places: dict[str, str]
+    """For each reason where the first of them is, and what is wrong there."""
+
+    @property
+    def documents(self) -> int:
+        """How many documents were read."""
+        return len(self.ends)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all documents of an epoch were read."""
+        return self.documents == self.epoch_length
+
+    @property
+    def share_lost(self) -> float:
+        return self.lost.total() / self.documents
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens of an epoch; an estimate unless the survey is whole."""
+        return round(int(self.lengths.sum()) * self.epoch_length / self.documents)
+
+
+def survey(documents: Documents, *, whole: bool) -> Survey:
+    """Reads and tokenises the documents of one epoch, or the first of them.
+
+    Args:
+      whole: all of them, which takes a CPU second for some 400,000 tokens.
+
+    Raises:
+      ValueError: a document cannot be used, and the policy for its reason is ``error``.
+    """
+    count = documents.epoch_length if whole else min(documents.epoch_length, SAMPLE_DOCUMENTS)
+    positions = range(count)
+
+    def measure(run: int) -> list[list[tuple[int, int]] | RowError]:
+        loaded = documents.load(positions[run * _RUN : (run + 1) * _RUN])
+        return [
+            document if isinstance(document, RowError) else [(len(each), int(each.trained.sum())) for each in document]
+            for document in loaded
+        ]
+
+    threads = documents.config.num_threads
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    stream = grain.MapDataset.range(-(-count // _RUN)).map(measure).to_iter_dataset(options)
+    lengths, trained, ends, lost, places, tokens = array("i"), array("i"), array("i"), Counter(), {}, 0
+    for document in (document for run in stream for document in run):
+        if isinstance(document, RowError):
+            where = documents.where(len(ends))
+            if documents.config.policy(document.reason) == "error":
+                raise refusal(where, document)
+            lost[document.reason] += 1
+            places.setdefault(document.reason, f"{where}: {document}")
+        else:
+            lengths.extend(length for length, _ in document)
+            trained.extend(number for _, number in document)
+            tokens += sum(length for length, _ in document)
+        ends.append(len(lengths))
+        if not whole and tokens > SAMPLE_TOKENS:
+            break
+    measured = [np.asarray(each, np.int32) for each in (lengths, trained, ends)]
+    return Survey(documents.epoch_length, measured[0], measured[1], measured[2], lost, places)
+
+
+def check_lost(found: Survey, config: DataConfig) -> None:
+    """Checks that not too many documents are left out.
+
+    Raises:
+      ValueError: their share is above ``max_lost``.
+    """
+    if found.share_lost <= config.max_lost:
+        return
+    reasons = "; ".join(f"{reason} {count:,} ({found.places[reason]})" for reason, count in found.lost.most_common())
+    longest = "raise --data.sequence-length" if "too_long" in found.lost else "mend the rows"
+    raise ValueError(
+        f"{found.share_lost:.1%} of the documents would be left out, more than data.max_lost={config.max_lost:.0%}: "
+        f"{reasons}; {longest}, or raise --data.max-lost to train on the rest."
+    )
+
+
+def describe(found: Survey, config: DataConfig, steps: int | None) -> list[str]:
+    """Returns lines that say what the data are like, and how far the steps of a run go through them."""
+    about = "" if found.is_whole else "about "
+    tokens, length = found.epoch_tokens, found.lengths
+    lines = [
+        f"{found.epoch_length:,} documents an epoch, {about}{tokens:,} tokens, {_share(found.trained, length)} of them "
+        f"trained; examples of {int(np.median(length))} tokens by the median, {int(length.max())} at most"
+    ]
+    if found.lost:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in found.lost.most_common())
+        lines.append(f"{found.share_lost:.1%} of {found.documents:,} documents are left out: {reasons}")
+    if not found.is_whole:
+        lines.append(f"judged from {found.documents:,} documents")
+    fewest = tokens / (config.sequences_per_batch * config.sequence_length)
+    lines.append(f"an epoch fills {fewest:,.1f} steps or a little more")
+    if steps is not None:
+        lines[-1] += f"; the run's {steps:,} steps are {steps / fewest:,.1f} epochs or a little less"
+    return lines
+
+
+def histogram(found: Survey, *, width: int = 50) -> list[str]:
+    """Draws how many examples are how long, in lines of text."""
+    counts, edges = np.histogram(found.lengths, bins=min(12, int(np.ptp(found.lengths)) + 1))
+    scale = width / counts.max()
+    return [
+        f"{int(np.ceil(low)):>9,} to {int(high):>9,} tokens {count:>9,} {'#' * round(count * scale)}"
+        for count, low, high in zip(counts, edges, edges[1:], strict=False)
+    ]
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> str:
+    return f"{part.sum() / max(whole.sum(), 1):.0%}"
