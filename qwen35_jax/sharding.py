@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from qwen35_jax.config import TextConfig
@@ -73,7 +75,7 @@ def make_mesh(
       devices: what to build it from, by default the devices that JAX sees.
 
     Raises:
-      ValueError: the sizes ask for more devices than there are.
+      ValueError: the sizes ask for more devices than there are, or the devices belong to several TPU slices.
     """
     sizes = (data, fsdp, context, tensor)
     devices = jax.devices() if devices is None else devices
@@ -81,7 +83,19 @@ def make_mesh(
     if min(sizes) < 1 or wanted > present:
         raise ValueError(f"mesh {_named(sizes)} needs {wanted} devices, but there are {present}; choose sizes of at "
                          f"least 1 whose product is at most {present}.")  # fmt: skip
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:wanted])
+    return Mesh(_arrange(devices[:wanted], sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arrange(devices: Sequence[jax.Device], sizes: Sequence[int]) -> np.ndarray:
+    """Lays devices out so that those along a mesh axis lie close to each other on the links of a TPU slice."""
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if len(slices) > 1:
+        raise ValueError(f"the devices belong to {len(slices)} TPU slices, but a mesh lies within one; use one slice.")
+    places = np.array([getattr(device, "coords", (number,)) for number, device in enumerate(devices)])
+    if np.prod(np.ptp(places, axis=0) + 1) != len(devices):
+        return np.asarray(devices).reshape(sizes)  # they fill no box, and JAX arranges nothing else
+    # `jax.make_mesh` splits axes of the slice on v5e only: elsewhere it refuses a third of all meshes.
+    return create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def check_mesh(

@@ -1,5 +1,9 @@
 """The mesh: what it divides, what it refuses, and what lies where."""
 
+import importlib.util
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,10 +11,12 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from qwen35_jax.model import Qwen35
+from qwen35_jax.planning.aot import topology_devices
 from qwen35_jax.presets import PRESETS
-from qwen35_jax.sharding import check_mesh, make_mesh, named_sharding, over_mesh
+from qwen35_jax.sharding import AXES, check_mesh, make_mesh, named_sharding, over_mesh
 
 TEXT = PRESETS["2b"].text
+SLICES = ("v5e:2x4", "v5e:4x4", "v5e:4x8", "v5p:2x2x2", "v5p:2x2x4", "v5p:4x4x4", "v6e:4x4")
 
 
 def mesh_sizes(**sizes: int) -> dict[str, int]:
@@ -56,6 +62,32 @@ def test_more_devices_than_there_are_are_refused():
         make_mesh(fsdp=16)
     with pytest.raises(ValueError, match="at least 1"):
         make_mesh(data=0)
+
+
+def meshes_of(num_devices: int) -> list[dict[str, int]]:
+    """Lists the axis sizes of all meshes of so many devices, a power of two."""
+    powers = [2**i for i in range(num_devices.bit_length())]
+    every = itertools.product(powers, repeat=len(AXES))
+    return [dict(zip(AXES, sizes, strict=True)) for sizes in every if math.prod(sizes) == num_devices]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, which knows the slices, is not there")
+@pytest.mark.parametrize("name", SLICES)
+def test_every_mesh_of_a_slice_can_be_made_and_lies_as_jax_lays_it(name):
+    devices = topology_devices(name)
+    equal = 0
+    for axes in meshes_of(len(devices)):
+        mesh = make_mesh(**axes, devices=devices)
+        assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
+        try:
+            theirs = jax.make_mesh(tuple(axes.values()), AXES, devices=devices)
+        except NotImplementedError:
+            continue  # JAX makes fewer meshes than we do
+        assert (mesh.devices == theirs.devices).all(), axes
+        equal += 1
+    assert equal >= 10
+    # Three devices fill no box, so JAX has no order for them.
+    assert list(make_mesh(data=3, devices=devices).devices.flat) == devices[:3]
 
 
 @pytest.mark.parametrize("size", [name for name, config in PRESETS.items() if config.text.moe is None])

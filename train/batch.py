@@ -6,6 +6,7 @@ sequences. Everything here works for any declared fields. On the mesh a batch is
 Letters: A accumulation steps, B sequences of a micro-batch, T tokens of a sequence.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from qwen35_jax.sharding import Axes, spec
+from qwen35_jax.sharding import Axes, num_shards, spec
 
 HostBatch = Mapping[str, np.ndarray]
 """Arrays of the host by field, each with all its sequences along the first axis."""
@@ -70,16 +71,29 @@ TOKEN_FIELDS: Fields = MappingProxyType(
 ``trained[t]`` says that token t is a target."""
 
 
-def sequences_of_process(*, sequences: int, accumulation: int, mesh: Mesh) -> range:
-    """Returns which sequences of a batch this process must feed.
+def sequences_of_process(*, sequences: int, accumulation: int, mesh: Mesh, process: int | None = None) -> range:
+    """Returns which sequences of a batch a process must feed, by default this one.
 
-    Sequence ``s`` belongs to micro-batch ``s % accumulation``. On a mesh whose order of devices scatters the
-    sequences of a process, the range spans them all.
+    Sequence ``s`` belongs to micro-batch ``s % accumulation``. Neighbouring sequences are dealt to the array shards of
+    one process, wherever these stand in the array. So processes that share no array shard share no sequence, and the
+    mesh may order its devices as the links between them want it.
     """
-    shape = (accumulation, sequences // accumulation)
-    indices = NamedSharding(mesh, spec((None, "batch"))).addressable_devices_indices_map(shape).values()
-    spans = [index[1].indices(shape[1]) for index in indices if index is not None]
-    return range(min(span[0] for span in spans) * accumulation, max(span[1] for span in spans) * accumulation)
+    process = jax.process_index() if process is None else process
+    dealt = _deal(mesh)
+    fed = [place for place, (_, owners) in enumerate(dealt) if process in owners]
+    per_shard = sequences // len(dealt)
+    return range(fed[0] * per_shard, (fed[-1] + 1) * per_shard)
+
+
+@functools.lru_cache(maxsize=8)
+def _deal(mesh: Mesh) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Lists the array shards of the batch axis, with the processes that hold them, as sequences are dealt to them."""
+    count = num_shards("batch", mesh)
+    owners: list[set[int]] = [set() for _ in range(count)]
+    for device, (index,) in NamedSharding(mesh, spec(("batch",))).devices_indices_map((count,)).items():
+        owners[index.indices(count)[0]].add(device.process_index)
+    held = [(shard, tuple(sorted(processes))) for shard, processes in enumerate(owners)]
+    return tuple(sorted(held, key=lambda each: (each[1], each[0])))
 
 
 def put_batch(
@@ -93,6 +107,9 @@ def put_batch(
 ) -> dict[str, jax.Array]:
     """Places arrays of the host as [A, B, ...] on the mesh; sequence ``s`` comes into micro-batch ``s % A``.
 
+    On one process, and wherever the mesh lists the devices of one process after those of another, it comes to place
+    ``s // A`` there. On other meshes the places are dealt to the processes (see ``sequences_of_process``).
+
     Args:
       num_sequences: how many the whole batch has; by default those given.
       first_sequence: which of them the first one given is. A process gives those of ``sequences_of_process``, or more.
@@ -105,16 +122,23 @@ def put_batch(
         field = _check(name, x, fields)
         micro_batches = x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1)
         size = (len(x) if num_sequences is None else num_sequences) // accumulation
-        first = first_sequence // accumulation
+        given = _order(mesh, size) - first_sequence // accumulation
 
         def read(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
-            start, stop, _ = index[1].indices(size)
-            return micro_batches[index[0], start - first : stop - first, *index[2:]]
+            return micro_batches[index[0], :, *index[2:]][:, given[index[1]]]
 
         return jax.make_array_from_callback((accumulation, size, *x.shape[1:]), _sharding(field, mesh), read)
 
     return {name: put(name, np.asarray(x)) for name, x in batch.items()}
+
+
+def _order(mesh: Mesh, size: int) -> np.ndarray:
+    """Returns for each place of a micro-batch which of its sequences stands there."""
+    dealt = _deal(mesh)
+    order = np.empty((len(dealt), size // len(dealt)), np.int64)
+    order[[shard for shard, _ in dealt]] = np.arange(size).reshape(order.shape)
+    return order.reshape(-1)
 
 
 def abstract_batch(

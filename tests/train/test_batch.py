@@ -1,10 +1,17 @@
 """Batches of any declared fields come onto any mesh the same way, and wrong arrays are refused."""
 
+import importlib.util
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qwen35_jax.planning.aot import topology_devices
 from qwen35_jax.sharding import make_mesh
+from tests.test_sharding import SLICES, meshes_of
+from tests.train.launching import REPO, environment, finish, free_port
 from train.batch import TOKEN_FIELDS, Field, abstract_batch, put_batch, sequences_of_process
 from train.data.masking import Example
 from train.data.packing import make_batch
@@ -34,6 +41,63 @@ def test_a_batch_lies_the_same_whoever_feeds_it(axes):
     placed = put_batch(batch, accumulation=3, mesh=mesh)["input_ids"]
     for sequence in range(12):
         np.testing.assert_array_equal(placed[sequence % 3, sequence // 3], batch["input_ids"][sequence])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, which knows the slices, is not there")
+@pytest.mark.parametrize("name", SLICES)
+def test_every_host_of_a_slice_feeds_its_share(name):
+    """Sequences are split evenly between the hosts; hosts that share a sequence's tokens or heads share it whole."""
+    devices = topology_devices(name)
+    hosts = sorted({device.process_index for device in devices})
+    for axes in meshes_of(len(devices)):
+        mesh = make_mesh(**axes, devices=devices)
+        parts = mesh.devices.reshape(axes["data"] * axes["fsdp"], -1)
+        sequences = 2 * len(parts)
+        ranges = [sequences_of_process(sequences=sequences, accumulation=2, mesh=mesh, process=host) for host in hosts]
+        for host, fed in zip(hosts, ranges, strict=True):
+            held = sum(host in {device.process_index for device in part} for part in parts)
+            assert len(fed) == 2 * held, (axes, host)
+        assert set().union(*ranges) == set(range(sequences)), axes
+        if parts.shape[1] == 1:
+            assert {len(fed) / sequences for fed in ranges} == {1 / len(hosts)}, axes
+
+
+TWO_HOSTS = """
+import sys
+import jax, numpy as np
+from qwen35_jax.distributed import ProcessConfig, gather, join
+from qwen35_jax.sharding import make_mesh
+from train.batch import put_batch, sequences_of_process
+
+join(ProcessConfig(sys.argv[1], 2, int(sys.argv[2])))
+# As on a slice whose rows of chips cross the hosts.
+mesh = make_mesh(data=4, devices=[jax.devices()[i] for i in (0, 2, 1, 3)])
+mine = sequences_of_process(sequences=16, accumulation=2, mesh=mesh)
+ids = np.repeat(np.arange(16, dtype=np.int32)[:, None], 4, 1)
+placed = put_batch({"input_ids": ids[mine.start : mine.stop]}, accumulation=2, mesh=mesh, num_sequences=16,
+                   first_sequence=mine.start)["input_ids"]
+for micro_batch in range(2):
+    parts = [shard.data[micro_batch, :, 0].tolist() for shard in placed.addressable_shards]
+    print([mine.start, mine.stop], gather(parts), flush=True)
+"""
+
+
+def test_hosts_whose_devices_interleave_feed_their_shares(tmp_path):
+    script = tmp_path / "two_hosts.py"
+    script.write_text(TWO_HOSTS)
+    address = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), address, str(index)],
+            cwd=REPO, env=environment(devices=2), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    # Even sequences are the first micro-batch, odd ones the second; each device has two of its process's eight.
+    assert finish(processes).splitlines()[-2:] == [
+        "[0, 8] [[[0, 2], [4, 6]], [[8, 10], [12, 14]]]",
+        "[0, 8] [[[1, 3], [5, 7]], [[9, 11], [13, 15]]]",
+    ]
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
