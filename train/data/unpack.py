@@ -6,7 +6,6 @@ memory. A row keeps its bytes: whether it is valid is found when it is read, as 
 
 import contextlib
 import gzip
-import io
 import logging
 import os
 import re
@@ -14,19 +13,23 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from train.data.kept import kept_file
 
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
+_SNIFFED = 1 << 16
 _SPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 # What decides where an element of an array ends. A string is one token, so that its brackets do not count; a quotation
 # mark alone opens a string that goes on in the next block.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
 _DEEPER = {b"[": 1, b"{": 1, b"]": -1, b"}": -1, b",": 0}
+
+
+Read = Callable[[int], bytes]
 
 
 class Rows(NamedTuple):
@@ -46,8 +49,8 @@ def rows_of(path: Path) -> Rows:
     """
     packed = path.suffix in (".gz", ".zst")
     is_json = path.name.removesuffix(path.suffix if packed else "").endswith(".json")
-    with _opened(path) as file, _damage_named(path):
-        is_array = is_json and _is_array(file, path)
+    with _opened(path) as read, _damage_named(path):
+        is_array = is_json and _is_array(read, path)
     unit = "row" if is_array else "line"
     if not packed and not is_array:
         return Rows(path, unit)
@@ -58,16 +61,18 @@ def rows_of(path: Path) -> Rows:
     return Rows(kept, unit)
 
 
-def _opened(path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix != ".zst":
-        return path.open("rb")
-    try:
-        import zstandard
-    except ImportError as err:
-        raise ValueError(f"{path} is packed with Zstandard; `pip install zstandard` to read it.") from err
-    return zstandard.open(path, "rb")
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Read]:
+    """Opens a file, unpacked, and yields what reads so many bytes of it."""
+    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    if path.suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError as err:
+            raise ValueError(f"{path} is packed with Zstandard; `pip install zstandard` to read it.") from err
+        opener = zstandard.open
+    with opener(path, "rb") as file:
+        yield file.read
 
 
 @contextlib.contextmanager
@@ -84,9 +89,9 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise
 
 
-def _is_array(file: io.BufferedIOBase, path: Path) -> bool:
+def _is_array(read: Read, path: Path) -> bool:
     """Tells whether a ``.json`` file holds an array; otherwise it must hold an object a line."""
-    start = file.read(_BLOCK).removeprefix(_BOM).lstrip(_SPACE)
+    start = read(_SNIFFED).removeprefix(_BOM).lstrip(_SPACE)
     if start.startswith(b"["):
         return True
     if start.split(b"\n")[0].strip() == b"{":
@@ -96,13 +101,13 @@ def _is_array(file: io.BufferedIOBase, path: Path) -> bool:
     return False
 
 
-def _write(path: Path, kept: Path, parts: Callable[[io.BufferedIOBase, Path], Iterator[bytes]]) -> None:
+def _write(path: Path, kept: Path, parts: Callable[[Read, Path], Iterator[bytes]]) -> None:
     partial = kept.with_name(f"{uuid.uuid4().hex}.partial")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with _opened(path) as file, partial.open("wb") as out:
+        with _opened(path) as read, partial.open("wb") as out:
             with _damage_named(path):
-                for part in parts(file, path):
+                for part in parts(read, path):
                     out.write(part)
             out.flush()
             os.fsync(out.fileno())
@@ -115,12 +120,12 @@ def _write(path: Path, kept: Path, parts: Callable[[io.BufferedIOBase, Path], It
             partial.unlink(missing_ok=True)
 
 
-def _blocks(file: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
-    while block := file.read(_BLOCK):
+def _blocks(read: Read, path: Path) -> Iterator[bytes]:
+    while block := read(_BLOCK):
         yield block
 
 
-def _elements(file: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
+def _elements(read: Read, path: Path) -> Iterator[bytes]:
     """Yields the elements of an array, each on a line of its own.
 
     Raises:
@@ -128,7 +133,7 @@ def _elements(file: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
     """
     # `waiting` is what was read and not yielded; the tokens before `seen` have been looked at.
     waiting, seen, depth, number = b"", 0, 0, 0
-    for block in _blocks(file, path):
+    for block in _blocks(read, path):
         waiting += block
         start = 0
         for token in _TOKEN.finditer(waiting, seen):
