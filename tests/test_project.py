@@ -15,7 +15,7 @@ PRODUCT = ("qwen35_jax", "train", "eval", "configs", "examples")
 SOURCES = sorted(path for folder in PRODUCT for path in (REPO / folder).rglob("*.py"))
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
 # Packages whose requirement is not called as their module.
-REQUIREMENTS = {"huggingface_hub": "huggingface-hub", "orbax": "orbax-checkpoint"}
+REQUIREMENTS = {"huggingface_hub": "huggingface-hub", "orbax": "orbax-checkpoint", "yaml": "pyyaml"}
 # The verifiers of lm_eval import it, but lm_eval does not require it.
 NEEDED_BY_OTHERS = {"eval": {"immutabledict"}}
 

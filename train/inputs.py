@@ -17,8 +17,8 @@ from qwen35_jax.sharding import check_mesh
 from train.batch import sequences_of_process
 from train.config import TrainConfig
 from train.data.epochs import batches_of_epochs
+from train.data.measure import check_lost, describe, measure
 from train.data.pipeline import BatchIterator, make_batches
-from train.data.survey import check_lost, describe, survey
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
         )
     sequences = sequences_of_process(sequences=data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh)
     batches = make_batches(data, tokenizer, sequences)
-    found = survey(batches.corpus, whole=False)
+    found = measure(batches.corpus, whole=False)
     check_lost(found, data)
     for line in describe(found, data, recipe.steps):
         logger.info("data: %s", line)

@@ -19,8 +19,7 @@ from train.config import TrainConfig
 from train.data.documents import Documents
 from train.data.epochs import count_batches
 from train.data.masking import Example
-from train.data.rows import RowError
-from train.data.survey import describe, histogram, survey
+from train.data.measure import describe, histogram, measure
 
 _NUM_EXAMPLES = 3
 _MOST_CHARACTERS = 3000
@@ -52,7 +51,7 @@ def preview(config: TrainConfig, *, marks: tuple[str, str] = _BRACKETS) -> Itera
     documents = Documents(recipe.data, tokenizer)
     documents.check()
     yield from _examples(documents, tokenizer, marks)
-    found = survey(documents, whole=True)
+    found = measure(documents, whole=True)
     yield "== lengths"
     yield from histogram(found)
     yield "== documents"
@@ -69,9 +68,8 @@ def _examples(documents: Documents, tokenizer: Tokenizer, marks: tuple[str, str]
     shown = 0
     for position in range(documents.epoch_length):
         [document] = documents.load([position])
-        if isinstance(document, RowError):
-            continue
-        for example in document[: _NUM_EXAMPLES - shown]:
+        usable = [example for example in document if isinstance(example, Example)]
+        for example in usable[: _NUM_EXAMPLES - shown]:
             shown += 1
             yield f"== {documents.where(position)}: {len(example)} tokens, {int(example.trained.sum())} trained"
             yield _abridged(render_marked(example, tokenizer, marks))

@@ -4,17 +4,21 @@ This serves models, training data and the data of benchmarks. What the hub's cac
 """
 
 import glob
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import HFValidationError
+import yaml
+from huggingface_hub.errors import HFValidationError, HTTPError
 
-ENDINGS = (".jsonl", ".parquet")
+from qwen35_jax.hf.splits import ENDINGS, choose_files
+
+logger = logging.getLogger(__name__)
+
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 # Weights in formats that are not read.
 _IGNORED = ["*.bin", "*.pt", "*.pth", "*.gguf"]
@@ -53,32 +57,38 @@ def find_folder(path: str | Path) -> Path:
         ) from err
 
 
-def find_files(path: str, *, hub_files: str = "*train*") -> list[Path]:
-    """Finds the files that a file name, a glob or a hub dataset id means, sorted by name.
+def find_files(
+    path: str, *, split: str | None = None, subset: str | None = None, hub_files: str | None = None
+) -> list[Path]:
+    """Finds the files that a file name, a glob, a folder or a hub dataset id means, sorted by name.
 
     Args:
-      path: ``file``, ``glob`` or ``org/name[@revision]``. What exists on disk goes before the hub.
-      hub_files: pattern for a hub file's path without the ending.
+      path: ``file``, ``glob``, ``folder`` or ``org/name[@revision]``. What exists on disk goes before the hub.
+      split, subset, hub_files: which files of a folder or dataset (`qwen35_jax.hf.splits`).
 
     Raises:
-      ValueError: there is no such file, or the hub does not give it.
+      ValueError: there is no such file, the hub does not give it, or it is not clear which files are meant.
     """
     local = Path(path).expanduser()
-    if local.is_file():
-        return [local]
+    choice = {"split": split, "subset": subset, "pattern": hub_files}
     if local.is_dir():
-        raise ValueError(f"data.path={path!r} is a folder; name its files with a glob such as '{local}/*.jsonl'.")
-    if glob.has_magic(path):
+        return _files_of_folder(path, local, choice)
+    if local.is_file() or glob.has_magic(path):
+        if given := [name for name, value in (("split", split), ("subset", subset)) if value is not None]:
+            raise ValueError(
+                f"--data.{given[0]} chooses among the files of a folder or hub dataset, and {path!r} names its files."
+            )
         files = sorted(Path(name) for name in glob.glob(str(local), recursive=True) if Path(name).is_file())
-        if not files:
+        if not local.is_file() and not files:
             raise ValueError(f"data.path={path!r} matches no file.")
-        return files
+        return [local] if local.is_file() else files
     hub_id = _HUB_ID.fullmatch(path)
     if hub_id is None or path.endswith(ENDINGS):
         raise ValueError(
-            f"data.path={path!r} does not exist; give a JSONL or Parquet file, a glob, or a hub dataset id (org/name)."
+            f"data.path={path!r} does not exist; give a file of rows ({', '.join(ENDINGS)}), a glob, a folder, or the "
+            "id of a hub dataset (org/name)."
         )
-    return _find_hub_files(path, hub_id["name"], hub_id["revision"], hub_files)
+    return _files_of_dataset(path, hub_id["name"], hub_id["revision"], choice)
 
 
 def find_hub_file(file: HubFile, *, remedy: str) -> Path:
@@ -99,25 +109,61 @@ def find_hub_file(file: HubFile, *, remedy: str) -> Path:
         raise ValueError(f"cannot fetch {file.filename} of {place} from the hub: {err} {remedy}") from err
 
 
-def _find_hub_files(path: str, name: str, revision: str | None, hub_files: str) -> list[Path]:
-    patterns = [hub_files + ending for ending in ENDINGS]
-    fetch = huggingface_hub.snapshot_download
+def _files_of_folder(path: str, folder: Path, choice: dict[str, str | None]) -> list[Path]:
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     try:
-        folder = _download(fetch, name, repo_type="dataset", revision=revision, allow_patterns=patterns)
+        return [folder / name for name in choose_files(names, _configs(folder), **choice)]
+    except ValueError as err:
+        saved = any(name.endswith(".arrow") for name in names)
+        remedy = "; it was made by save_to_disk: write it anew with to_parquet" if saved else ""
+        raise ValueError(
+            f"data.path={path!r} is a folder of which the files to read are not clear: {err}{remedy}."
+        ) from err
+
+
+def _files_of_dataset(path: str, name: str, revision: str | None, choice: dict[str, str | None]) -> list[Path]:
+    def fetch(patterns: list[str]) -> Path:
+        snapshot = huggingface_hub.snapshot_download
+        return _download(snapshot, name, repo_type="dataset", revision=revision, allow_patterns=patterns)
+
+    try:
+        card = fetch(["README.md"])
+        chosen = choose_files(_list_files(name, revision, card), _configs(card), **choice)
+        # Names are patterns there; brackets in them are meant as they are.
+        folder = fetch([glob.escape(each) for each in chosen])
     except HubError as err:
         raise ValueError(
             f"data.path={path!r} is no local file, and the hub dataset of that name is not at hand: {err} "
             "Check the name and the network, or download the file and give its path."
         ) from err
-    # The cached snapshot may also hold files of an earlier download with another pattern.
-    found = (file for file in folder.rglob("*") if file.is_file())
-    files = sorted(file for file in found if any(fnmatch(file.relative_to(folder).as_posix(), p) for p in patterns))
-    if not files:
-        raise ValueError(
-            f"the hub dataset {name!r} has no .jsonl or .parquet file that matches data.hub_files={hub_files!r}; "
-            "look at its files on the hub and set data.hub_files."
-        )
-    return files
+    except ValueError as err:
+        raise ValueError(f"data.path={path!r} is a dataset of which the files to read are not clear: {err}.") from err
+    if missing := [each for each in chosen if not (folder / each).is_file()]:
+        raise ValueError(f"the hub did not give {missing[0]} of {path!r}; try again.")
+    return [folder / each for each in chosen]
+
+
+def _list_files(name: str, revision: str | None, snapshot: Path) -> list[str]:
+    """Lists the files of a hub dataset; without a network, those in the hub's cache."""
+    try:
+        siblings = huggingface_hub.dataset_info(name, revision=revision, timeout=30).siblings
+        return [file.rfilename for file in siblings or ()]
+    except (OSError, HFValidationError, HTTPError) as err:
+        logger.warning("the hub cannot be asked for the files of %s (%s): those in its cache are read", name, err)
+        return [file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file()]
+
+
+def _configs(folder: Path) -> list[dict[str, Any]]:
+    """Reads the configurations that the card of a dataset lists; none where there is no card that can be read."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return []
+    try:
+        head = re.match(r"\s*---\r?\n(.*?)\r?\n---", card.read_text(encoding="utf-8"), re.DOTALL)
+        configs = (yaml.safe_load(head[1]) or {}).get("configs") if head else None
+    except (OSError, ValueError, yaml.YAMLError, AttributeError):
+        return []
+    return [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
 
 
 def _download(fetch: Callable[..., str], *arguments: str, **options: Any) -> Path:

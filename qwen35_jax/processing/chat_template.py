@@ -25,8 +25,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """The names under which datasets carry a message's reasoning; templates read the first."""
 
-# What a template can raise besides jinja2's own errors: its filters and operators are Python's.
-_TEMPLATE_FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError)
+# What a template can raise besides jinja2's own errors: its filters and operators are Python's. A RuntimeError is
+# Python's for a conversation that is nested too deep.
+_TEMPLATE_FAILURES = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError
+)  # fmt: skip
 
 
 class ChatTemplateError(ValueError):

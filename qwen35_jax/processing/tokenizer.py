@@ -1,6 +1,7 @@
 """The tokenizer of a Hugging Face folder: text to ids, ids to text, conversations to prompts."""
 
 import json
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ END_OF_TURN = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """What a folder needs for ``Tokenizer.from_pretrained``; the template may sit inside tokenizer_config.json instead."""
+
+# Special tokens that mean something to the model, whatever the template writes.
+_MEANINGFUL = re.compile(r"<\|(endoftext|im_start|im_end|(vision|image|video|object_ref|box|quad)_(start|end|pad))\|>")
 
 
 class Tokenizer:
@@ -65,8 +69,22 @@ class Tokenizer:
         """The number of tokens, added ones included; a model's vocabulary may be padded beyond it."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The special tokens that mean something to the model or the chat template: turns, ends, vision.
+
+        Other special tokens, such as those that somebody added for a task, are words like any other.
+        """
+        template = self._chat_template.source if self._chat_template else ""
+        return tuple(token for token in self.special_tokens if _MEANINGFUL.fullmatch(token) or token in template)
+
     def encode(self, text: str) -> list[int]:
-        """Turns text into ids. Special tokens written out in the text become single ids; none is added."""
+        """Turns text into ids. Special tokens written out in the text become single ids; none is added.
+
+        Raises:
+          ValueError: the text holds one half of a UTF-16 surrogate pair, which is no character.
+        """
+        _check_text(text)
         # Unlike the backend's ``encode``, its batch calls let other Python threads run meanwhile.
         [encoding] = self.backend.encode_batch_fast([text], add_special_tokens=False)
         return encoding.ids
@@ -78,7 +96,12 @@ class Tokenizer:
 
         A token belongs to a range if all characters that it was made from do. Tokens that share one character (its
         bytes) share its place. Unicode composition (NFC) happens inside, and characters are those of the text as given.
+
+        Raises:
+          ValueError: a text holds one half of a UTF-16 surrogate pair, which is no character.
         """
+        for text in texts:
+            _check_text(text)
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [
             (encoding.ids, [_token_range(encoding, *span) for span in spans])
@@ -133,6 +156,16 @@ class Tokenizer:
             messages, tools=tools, add_generation_prompt=True, enable_thinking=enable_thinking
         )
         return self.encode(text)
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        half, before = f"\\u{ord(text[err.start]):04x}", text[max(err.start - 20, 0) : err.start]
+        raise ValueError(
+            f"the text holds {half}, one half of a UTF-16 surrogate pair, after {before!r}; mend the text."
+        ) from err
 
 
 def _token_range(encoding: tokenizers.Encoding, start: int, end: int) -> tuple[int, int]:

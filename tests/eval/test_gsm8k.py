@@ -8,7 +8,8 @@ from eval.tasks.gsm8k import main, split_answer, to_conversation, to_question
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.processing import Tokenizer
 from tests.conftest import shared_dir
-from train.data.rows import check_row, forbidden_tokens
+from train.data.forms import read_as
+from train.data.rows import check_row, control_tokens
 
 ROW = {
     "question": "How many clips in April and May? ",
@@ -91,10 +92,10 @@ def test_all_of_gsm8k(split, count, tokenizer):
     lines = (shared_dir() / "data" / "gsm8k" / f"{split}.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
     assert len(rows) == count
-    forbidden = forbidden_tokens(tokenizer.special_tokens)
+    control = control_tokens(tokenizer)
     for row in rows:
         conversation = to_conversation(row)
-        check_row(conversation, forbidden)
+        check_row(read_as("messages", conversation), control)
         assistant = conversation["messages"][1]
         assert float(assistant["content"]) == float(row["answer"].split("#### ")[1].replace(",", ""))
         assert "<<" not in assistant["reasoning_content"]

@@ -1,35 +1,75 @@
 """The settings of the training data, checked when they are built.
 
 Fields that are declared with ``compare=False`` may change when a run resumes. What they lead to is judged instead: the
-content of the files, the shares of the sources and the order of the documents make up the identity of the data
-(``train.data.pipeline``). A row that one policy leaves out would have stopped the run under the other.
+content of the files, the forms of the rows, the shares of the sources and the order of the documents make up the
+identity of the data (``train.data.pipeline``). A row that one policy leaves out would have stopped the run under the
+other.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 import tyro
 
+from train.data.convert import Convert, check_convert
+from train.data.forms import NAMES, FormName
+
 _POLICIES = ("drop", "error")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Which files of a source are read, and how their rows become conversations."""
+
+    form: FormName | None = field(default=None, compare=False)
+    """The form of the rows (docs/data.md shows them). None finds it by the keys of the rows."""
+
+    convert: Convert | None = field(default=None, compare=False)
+    """A function of the run file that takes a row of the file and returns a row of one of the forms, or None to leave
+    it out. It is called from several threads."""
+
+    split: str | None = field(default=None, compare=False)
+    """Which split of a folder or hub dataset to read: ``train`` if none is named."""
+
+    subset: str | None = field(default=None, compare=False)
+    """Which of several configurations of a folder or hub dataset to read, such as a language."""
+
+    hub_files: str | None = field(default=None, compare=False)
+    """Which files of a folder or hub dataset to read, in place of a split: a pattern for their path without the ending;
+    ``*`` matches ``/`` too."""
+
+    def _check_reading(self, setting: str) -> None:
+        if self.form is not None and self.form not in NAMES:
+            raise ValueError(f"{setting}.form={self.form!r} is unknown; choose one of {', '.join(NAMES)}.")
+        if self.convert is not None:
+            check_convert(self.convert, f"{setting}.convert")
+            if self.form is not None:
+                raise ValueError(
+                    f"{setting}.form={self.form!r} and {setting}.convert: give one; the form of what the function "
+                    "returns is told by its keys."
+                )
+        if self.hub_files is not None and (self.split or self.subset):
+            raise ValueError(
+                f"{setting}.hub_files={self.hub_files!r} chooses files by their names, and {setting}.split and "
+                f"{setting}.subset choose them as the dataset's card says; give one or the other."
+            )
+
+
 @dataclass(frozen=True)
-class Source:
+class Source(Reading):
     """One source of a mixture."""
 
     path: str
-    """A file, a glob (``data/*.jsonl``), or a dataset on the hub: ``org/name`` or ``org/name@revision``."""
+    """A file, a glob (``data/*.jsonl``), a folder, or a dataset on the hub: ``org/name`` or ``org/name@revision``."""
 
     weight: float = 1.0
     """How many documents (not tokens) are drawn from here, relative to the weights of the other sources."""
 
-    hub_files: str = "*train*"
-    """Which files of a hub dataset to read: a pattern for their path without the ending; ``*`` matches ``/`` too."""
-
     def __post_init__(self) -> None:
+        self._check_reading("data.sources")
         if not self.path:
-            raise ValueError("a path of data.sources is empty; give a JSONL or Parquet file, a glob, or a hub dataset.")
+            raise ValueError("a path of data.sources is empty; give a file, a glob, a folder, or a hub dataset.")
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise ValueError(
                 f"the weight {self.weight} of {self.path!r} in data.sources must be a positive number; "
@@ -38,16 +78,15 @@ class Source:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Reading):
     """Where conversations come from, which of their tokens are trained, and how they become batches.
 
-    Rows are ``{"messages": [...], "tools"?: [...]}`` or ``{"text": ...}``, in JSONL or Parquet. Give ``path``, or
-    ``sources`` for a mixture.
+    Give ``path``, or ``sources`` for a mixture. docs/data.md shows the rows and files that are read.
     """
 
     path: str | None = field(default=None, compare=False)
-    """A file, a glob (``data/*.jsonl``), or a dataset on the hub: ``org/name`` or ``org/name@revision``. It takes the
-    place of ``sources``, so that ``--data.path`` works with every run file."""
+    """A file, a glob (``data/*.jsonl``), a folder, or a dataset on the hub: ``org/name`` or ``org/name@revision``. It
+    takes the place of ``sources``, so that ``--data.path`` works with every run file."""
 
     sequence_length: int = 4096
     """Tokens in one packed sequence."""
@@ -71,8 +110,10 @@ class DataConfig:
     The number decides which documents share a sequence, so it stays the same when a run resumes with other
     processes."""
 
-    train_on: Literal["all", "last"] = "all"
-    """Which assistant turns are trained: all of a conversation, or the last one."""
+    train_on: Literal["all", "last", "each"] = "all"
+    """Which assistant turns are trained: ``all`` of a conversation, in one document; the ``last`` one; or ``each`` as
+    it is when the model is used, behind the history as it is rendered then and with its own reasoning. Under ``all``
+    and ``last`` the reasoning of turns before the user's last question is lost."""
 
     train_on_thinking: bool = True
     """Whether the words between ``<think>`` and ``</think>`` are trained along with the answer."""
@@ -93,12 +134,15 @@ class DataConfig:
     num_threads: int = field(default=4, compare=False)
     """Threads that read, render and tokenise ahead of training."""
 
-    hub_files: str = field(default="*train*", compare=False)
-    """Which files of a hub dataset at ``path`` to read, as in `Source`."""
-
     def __post_init__(self) -> None:
+        self._check_reading("data")
         if not self.path and not self.sources:
-            raise ValueError("data.path is empty; give a JSONL or Parquet file, a glob, or a hub dataset id.")
+            raise ValueError("--data.path is empty; give a file, a glob, a folder, or the id of a hub dataset.")
+        about_path = ("form", "convert", "split", "subset")
+        if not self.path and (given := [name for name in about_path if getattr(self, name) is not None]):
+            raise ValueError(
+                f"data.{given[0]} is about data.path, which is not given; write it into the sources it is meant for."
+            )
         paths = [source.path for source in self.sources]
         if twice := [path for path in paths if paths.count(path) > 1]:
             raise ValueError(f"data.sources names {twice[0]!r} twice; name it once and add the weights.")
@@ -120,16 +164,14 @@ class DataConfig:
             raise ValueError(f"data.max_lost={self.max_lost} is not a share; give a number from 0 to 1.")
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"data.epochs={self.epochs} is too small; give 1 or more, or None to repeat for ever.")
-        for name, allowed in (("train_on", ("all", "last")), ("long_rows", _POLICIES), ("bad_rows", _POLICIES)):
+        for name, allowed in (("train_on", ("all", "last", "each")), ("long_rows", _POLICIES), ("bad_rows", _POLICIES)):
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"data.{name}={value!r} is unknown; choose one of {', '.join(allowed)}.")
 
-    def policy(self, reason: str) -> str:
-        """Says whether a document that cannot be used for this reason is left out (``drop``) or an ``error``."""
-        return self.long_rows if reason == "too_long" else self.bad_rows
-
     @property
     def mixture(self) -> tuple[Source, ...]:
         """What is read: ``path`` alone, or ``sources``."""
-        return (Source(self.path, hub_files=self.hub_files),) if self.path else self.sources
+        if not self.path:
+            return self.sources
+        return (Source(self.path, **{each.name: getattr(self, each.name) for each in fields(Reading)}),)

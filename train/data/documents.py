@@ -10,20 +10,27 @@ changes nothing about the rows before.
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from qwen35_jax.hf.hub import find_files
 from qwen35_jax.processing import ChatTemplateError, Tokenizer
-from train.config.data import DataConfig
+from train.config.data import DataConfig, Source
+from train.data.forms import columns_of
 from train.data.masking import Example, Rendered, encode_conversations, encode_text, render_conversation
 from train.data.order import Mixture, ShuffledRows
-from train.data.rows import RowError, check_row, forbidden_tokens
+from train.data.reading import RowReader, Survey
+from train.data.rows import Conversation, RowError, control_tokens
 from train.data.sources import WINDOW_BYTES, RowSource
 
 logger = logging.getLogger(__name__)
 
 _CHECKED_BYTES = 1 << 28
 _CHECKED_RUNS = 64
+
+Document = list[Example | RowError]
+"""What a position of the order holds: examples, several if a text was cut or each turn is a document of its own; and
+for what cannot be used, why."""
 
 
 class Documents:
@@ -36,8 +43,9 @@ class Documents:
           ValueError: a source cannot be read or holds no row, or its weight is too small.
         """
         self.config, self._tokenizer = config, tokenizer
-        self._forbidden = forbidden_tokens(tokenizer.special_tokens)
-        self.sources = [RowSource(find_files(s.path, hub_files=s.hub_files)) for s in config.mixture]
+        control = control_tokens(tokenizer)
+        self._readers = [RowReader(source, control) for source in config.mixture]
+        self.sources = [_open(source) for source in config.mixture]
         self._rows = [
             ShuffledRows(*source.groups, window_bytes=WINDOW_BYTES, seed=(config.seed, number))
             for number, source in enumerate(self.sources)
@@ -55,15 +63,18 @@ class Documents:
         """The settings that name the data, for messages."""
         return f"data.path={self.config.path!r}" if self.config.path else "data.sources"
 
-    def load(self, positions: Sequence[int]) -> list[list[Example] | RowError]:
-        """Returns for each document its examples, several if a text was cut, or why it cannot be used.
+    def load(self, positions: Sequence[int]) -> list[Document]:
+        """Returns what is at each position.
 
         Several positions take less time together than one by one.
         """
         prepared = [self._prepare(position) for position in positions]
-        conversations = [document for document in prepared if isinstance(document, Rendered)]
-        examples = iter(encode_conversations(self._tokenizer, conversations))
-        return [self._fitting(next(examples)) if isinstance(document, Rendered) else document for document in prepared]
+        texts = [text for document in prepared for text in document if isinstance(text, Rendered)]
+        examples = iter(encode_conversations(self._tokenizer, texts))
+        return [
+            [self._fitting(next(examples)) if isinstance(each, Rendered) else each for each in document]
+            for document in prepared
+        ]
 
     def where(self, position: int) -> str:
         """Names the file and the line of a document."""
@@ -75,6 +86,7 @@ class Documents:
         names = ("sequence_length", "seed", "train_on", "train_on_thinking")
         return {
             "data": "-".join(source.fingerprint for source in self.sources),
+            "forms": [reader.identity for reader in self._readers],
             "rows": sum(map(len, self.sources)),
             "shares": self._mixture.places,
             "vocabulary": len(self._tokenizer),
@@ -87,54 +99,72 @@ class Documents:
         return {setting.path: count / len(source) for setting, count, source in sources}
 
     def check(self) -> tuple[int, Counter[str]]:
-        """Checks rows as the module says; returns how many, and the unusable ones among them by reason.
+        """Checks rows as the module says, and finds the form of each source.
+
+        Returns:
+          How many rows were checked, and the unusable ones among them by reason.
 
         Raises:
-          ValueError: a row is unusable and ``bad_rows`` is ``error``, or every row is.
+          ValueError: a row is unusable and ``bad_rows`` is ``error``; every row is; or the rows of a source may be of
+            several forms.
         """
         checked, unusable = 0, Counter()
-        for source in self.sources:
+        for setting, source, reader in zip(self.config.mixture, self.sources, self._readers, strict=True):
+            survey = Survey(reader, setting)
             for row in _rows_to_check(source):
                 checked += 1
                 try:
-                    check_row(source[row], self._forbidden)
+                    self._render(survey.read(source[row], lambda source=source, row=row: source.where(row)))
                 except RowError as err:
-                    if self.config.bad_rows == "error":
+                    if is_refused(err, self.config):
                         raise refusal(source.where(row), err) from err
                     if err.reason not in unusable:
                         logger.warning("%s is left out, as are all rows like it: %s", source.where(row), err)
                     unusable[err.reason] += 1
+            survey.finish(source.columns_not_read)
         if unusable.total() == checked:
             raise ValueError(f"no row of {self.names} can be used: {dict(unusable)}; mend the rows.")
         if unusable:
             logger.warning("%d of %d rows are left out: %s", unusable.total(), checked, dict(unusable))
         return checked, unusable
 
-    def _prepare(self, position: int) -> Rendered | list[Example] | RowError:
+    def _prepare(self, position: int) -> Sequence[Rendered | Example | RowError]:
         """Reads and checks a row; renders a conversation, tokenises a text."""
         source, row = self.locate(position)
         try:
-            content = self.sources[source][row]
-            check_row(content, self._forbidden)
-            if content.get("messages") is None:
-                return encode_text(self._tokenizer, content["text"], max_length=self.config.sequence_length)
-            return render_conversation(
+            content = self._readers[source].read(self.sources[source][row])
+            if isinstance(content, str):
+                return encode_text(self._tokenizer, content, max_length=self.config.sequence_length)
+            return self._render(content)
+        except RowError as err:
+            return [err]
+
+    def _render(self, content: Conversation | str) -> list[Rendered]:
+        """Renders a conversation.
+
+        Raises:
+          RowError: the template refuses it, or nothing of it trains.
+        """
+        if isinstance(content, str):
+            return []
+        try:
+            rendered = render_conversation(
                 self._tokenizer.chat_template,
-                content["messages"],
-                content.get("tools"),
+                content,
                 train_on=self.config.train_on,
                 train_on_thinking=self.config.train_on_thinking,
             )
         except ChatTemplateError as err:
-            return RowError("template", str(err))
-        except RowError as err:
-            return err
+            raise RowError("template", str(err)) from err
+        if not rendered:
+            raise RowError("untrained", "the last turn is marked as not to be trained, and data.train_on is last")
+        return rendered
 
-    def _fitting(self, example: Example) -> list[Example] | RowError:
+    def _fitting(self, example: Example) -> Example | RowError:
         longest = self.config.sequence_length
         if len(example) > longest:
             return RowError("too_long", f"{len(example)} tokens, more than data.sequence_length={longest}")
-        return [example]
+        return example
 
     def locate(self, position: int) -> tuple[int, int]:
         """Returns the source that a document is from, and its row there."""
@@ -142,11 +172,28 @@ class Documents:
         return source, self._rows[source][draw]
 
 
+def is_refused(err: RowError, config: DataConfig) -> bool:
+    """Tells whether a row that cannot be used stops the run. One that the user's function left out never does."""
+    if err.reason == "left_out":
+        return False
+    return (config.long_rows if err.reason == "too_long" else config.bad_rows) == "error"
+
+
 def refusal(where: str, err: RowError) -> ValueError:
     """Makes the error that stops a run at a row; it names the ways out."""
     long = err.reason == "too_long"
-    policy, other = ("long_rows", "raise data.sequence_length") if long else ("bad_rows", "mend the row")
-    return ValueError(f"{where}: {err}; {other}, or set data.{policy}=drop to leave such rows out.")
+    policy, other = ("long-rows", "raise --data.sequence-length") if long else ("bad-rows", "mend the row")
+    return ValueError(f"{where}: {err}; {other}, or leave such rows out with --data.{policy} drop.")
+
+
+def _open(source: Source) -> RowSource:
+    """Finds and indexes the files of a source, and logs which they are."""
+    files = find_files(source.path, hub_files=source.hub_files, subset=source.subset, split=source.split)
+    rows = RowSource(files, None if source.convert else columns_of())
+    names = ", ".join(str(file) if file.parent == Path() else file.name for file in files[:10])
+    more = f" and {len(files) - 10} more" if len(files) > 10 else ""
+    logger.info("%s: %s rows in %d files: %s%s", source.path, f"{len(rows):,}", len(files), names, more)
+    return rows
 
 
 def _rows_to_check(source: RowSource) -> Iterator[int]:

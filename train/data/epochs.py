@@ -14,11 +14,10 @@ import numpy as np
 
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.storage import user_cache, write_json
-from train.data.documents import Documents
+from train.data.documents import Document, Documents
 from train.data.masking import Example
-from train.data.rows import RowError
+from train.data.measure import SAMPLE_DOCUMENTS, Measurement, measure
 from train.data.shards import Shard
-from train.data.survey import SAMPLE_DOCUMENTS, Survey, survey
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ def batches_of_epochs(documents: Documents, tokenizer: Tokenizer) -> int:
     config = documents.config
     assert config.epochs is not None, "endless data fill any number of batches"
     if documents.epoch_length <= SAMPLE_DOCUMENTS:
-        return count_batches(documents, survey(documents, whole=True))
+        return count_batches(documents, measure(documents, whole=True))
     decides = [documents.identity(), config.sequences_per_batch, config.shards, config.open_sequences, config.epochs]
     text = json.dumps([decides, tokenizer.backend.to_str(), tokenizer.chat_template.source])
     kept = user_cache("epochs") / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
@@ -40,7 +39,7 @@ def batches_of_epochs(documents: Documents, tokenizer: Tokenizer) -> int:
         return int(json.loads(kept.read_text(encoding="utf-8"))["batches"])
     except (OSError, ValueError, KeyError):
         logger.info("counting the tokens of %s documents", f"{documents.epoch_length:,}")
-    batches = count_batches(documents, survey(documents, whole=True))
+    batches = count_batches(documents, measure(documents, whole=True))
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, {"batches": batches})
@@ -49,10 +48,10 @@ def batches_of_epochs(documents: Documents, tokenizer: Tokenizer) -> int:
     return batches
 
 
-class _Measured:
+class _StandIns:
     """Stands for the documents of a run whose lengths are known; their tokens are of no meaning."""
 
-    def __init__(self, documents: Documents, found: Survey):
+    def __init__(self, documents: Documents, found: Measurement):
         self.config = documents.config
         self.epoch_length, self.names, self.where = documents.epoch_length, documents.names, documents.where
         self._locate, self._found = documents.locate, found
@@ -61,11 +60,11 @@ class _Measured:
             source, row = documents.locate(position)
             self._measured_at[source][row] = position
 
-    def load(self, positions: Sequence[int]) -> list[list[Example] | RowError]:
+    def load(self, positions: Sequence[int]) -> list[Document]:
         """Returns stand-ins for the examples of each document; none for a document that is left out."""
         return [self._stand_ins(position) for position in positions]
 
-    def _stand_ins(self, position: int) -> list[Example]:
+    def _stand_ins(self, position: int) -> Document:
         source, row = self._locate(position)
         measured_at = int(self._measured_at[source][row])
         start = int(self._found.ends[measured_at - 1]) if measured_at else 0
@@ -77,14 +76,14 @@ def _stand_in(length: int) -> Example:
     return Example(np.zeros(length, np.int32), np.zeros(length, bool))
 
 
-def count_batches(documents: Documents, found: Survey) -> int:
+def count_batches(documents: Documents, found: Measurement) -> int:
     """Counts the batches of the settings' epochs exactly: packs stand-ins of the same lengths as the run will pack.
 
     Args:
-      found: the survey of a whole epoch of these documents.
+      found: a measurement of a whole epoch of these documents.
     """
     assert found.is_whole, "every row must have been measured"
-    measured, config = _Measured(documents, found), documents.config
+    measured, config = _StandIns(documents, found), documents.config
     shards = [Shard(measured, number, num_threads=1) for number in range(config.shards)]
     size = config.sequences_per_batch // config.shards
     batches = 0

@@ -12,19 +12,28 @@ What is trained of ``<|im_start|>assistant\\n<think>\\nREASONING\\n</think>\\n\\
 - ``REASONING\\n</think>\\n\\n`` if thinking is trained;
 - ``ANSWER<|im_end|>``, tool calls included, always.
 
-Turns before the user's last question are rendered without their reasoning, as they are when the model is used.
+Qwen3.5's template leaves out the reasoning of the turns before the user's last question. What that means depends on
+which turns are trained:
+
+- ``all``: one document for a conversation. Earlier turns are trained without reasoning, which is not how the model
+  wrote them: it wrote them after a prompt that opens a think block.
+- ``last``: one document, of which the last turn is trained. The model sees it as when it is used.
+- ``each``: every turn is trained as it is when the model is used: behind the history as the template renders it then,
+  and with its own reasoning. Turns that the template renders alike in one text share a document, such as those between
+  which only tools were called. So a conversation becomes about one document for each question of the user.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
 from qwen35_jax.processing import ChatTemplate, Tokenizer
 from qwen35_jax.processing.tokenizer import END_OF_TEXT
+from train.data.rows import Conversation
 
 _TURN = re.compile(r"<\|im_start\|>assistant\n(.*?)<\|im_end\|>", re.DOTALL)
 _EMPTY_THINK = "<think>\n\n</think>\n\n"
@@ -58,27 +67,57 @@ class Rendered(NamedTuple):
 
 def render_conversation(
     template: ChatTemplate,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    conversation: Conversation,
     *,
-    train_on: Literal["all", "last"] = "all",
+    train_on: Literal["all", "last", "each"] = "all",
     train_on_thinking: bool = True,
-) -> Rendered:
-    """Renders a conversation and finds what is trained (see the module).
+) -> list[Rendered]:
+    """Renders the documents of a conversation and finds what is trained (see the module).
+
+    Turns that the conversation marks as untrained stay in the text. A document of which nothing trains is left out.
 
     Raises:
       ChatTemplateError: the template refuses the conversation.
       ValueError: the template does not mark the turns as Qwen3.5's does.
     """
-    text = template.render(messages, tools=tools)
-    spans = trained_spans(text, train_on_thinking=train_on_thinking)
-    num_turns = sum(message["role"] == "assistant" for message in messages)
-    if len(spans) != num_turns:
-        raise ValueError(
-            f"the chat template renders {num_turns} assistant turns with {len(spans)} headers "
-            "'<|im_start|>assistant'; training needs a template that marks turns as Qwen3.5's does."
-        )
-    return Rendered(text, spans[-1:] if train_on == "last" else spans)
+    messages, tools, may_train = conversation
+    turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if train_on == "each":
+        documents = _documents_of_turns(template, conversation, turns)
+    else:
+        chosen = [turn for turn in (turns[-1:] if train_on == "last" else turns) if may_train[turn]]
+        documents = [_Document(template.render(messages, tools=tools), len(messages), chosen)]
+    rendered = []
+    for text, end, trained in documents:
+        spans, shown = trained_spans(text, train_on_thinking=train_on_thinking), [turn for turn in turns if turn < end]
+        if len(spans) != len(shown):
+            raise ValueError(
+                f"the chat template renders {len(shown)} assistant turns with {len(spans)} headers "
+                "'<|im_start|>assistant'; training needs a template that marks turns as Qwen3.5's does."
+            )
+        if kept := [span for span, turn in zip(spans, shown, strict=True) if turn in trained]:
+            rendered.append(Rendered(text, kept))
+    return rendered
+
+
+class _Document(NamedTuple):
+    text: str
+    end: int
+    """How many messages the text holds."""
+    trained: list[int]
+    """The places of the messages that are trained."""
+
+
+def _documents_of_turns(template: ChatTemplate, conversation: Conversation, turns: Sequence[int]) -> list[_Document]:
+    """Renders the conversation up to each turn; texts that begin another one are contained in it."""
+    documents: list[_Document] = []
+    for turn in turns:
+        if conversation.trained[turn]:
+            text = template.render(conversation.messages[: turn + 1], tools=conversation.tools)
+            is_longer = bool(documents) and text.startswith(documents[-1].text)
+            before = documents.pop().trained if is_longer else []
+            documents.append(_Document(text, turn + 1, [*before, turn]))
+    return documents
 
 
 def encode_conversations(tokenizer: Tokenizer, conversations: Sequence[Rendered]) -> list[Example]:

@@ -3,7 +3,7 @@
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qwen35_jax.storage import read_samples
+from train.data.rows import RowError
+from train.data.values import parse_json
 
-_KEYS = ("messages", "tools", "text")
 _SAMPLES = 64
 _TAIL_BYTES = 1 << 16
 
 
 class ParquetFile:
-    """The rows of one file; keys of nested objects whose value is null are left out.
+    """The rows of one file. Only the file's footer is held."""
 
-    Arrow gives every object of a column the same keys and fills the absent ones with null. Only the file's footer is
-    held.
-    """
-
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, columns: Sequence[str] | None = None):
         """Reads the footer.
+
+        Args:
+          columns: those that rows are made of, where the file has them; None for all of the file.
 
         Raises:
           OSError: the file cannot be read.
-          ValueError: it is no Parquet file, or has neither of the columns that hold the data.
+          ValueError: it is no Parquet file.
         """
         self.path = path
         self.num_bytes = path.stat().st_size
@@ -39,10 +39,9 @@ class ParquetFile:
             metadata = pq.read_metadata(path)
         except pa.ArrowException as err:
             raise ValueError(f"{path} is not a readable Parquet file: {err}") from err
-        names = metadata.schema.to_arrow_schema().names
-        self._columns = [name for name in names if name in _KEYS]
-        if not {"messages", "text"} & set(self._columns):
-            raise ValueError(f"{path} has neither a column 'messages' nor 'text'; its columns: {', '.join(names)}.")
+        self.columns = metadata.schema.to_arrow_schema().names
+        self._read = [name for name in self.columns if columns is None or name in columns]
+        self.not_read = [name for name in self.columns if name not in self._read]
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         self.group_rows = [group.num_rows for group in groups]
         self.group_bytes = [self._uncompressed_bytes(group) for group in groups]
@@ -64,7 +63,7 @@ class ParquetFile:
         """
         try:
             with pq.ParquetFile(self.path) as file:
-                return file.read_row_group(number, columns=self._columns)
+                return file.read_row_group(number, columns=self._read)
         except pa.ArrowException as err:
             raise ValueError(f"{self.path} cannot be read at its row group {number + 1}: {err}") from err
 
@@ -75,7 +74,7 @@ class ParquetFile:
     def _uncompressed_bytes(self, group: pq.RowGroupMetaData) -> int:
         chunks = (group.column(number) for number in range(group.num_columns))
         return sum(
-            chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in self._columns
+            chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in self._read
         )
 
 
@@ -104,16 +103,46 @@ class GroupCache:
 
 
 def row_of(table: pa.Table, index: int) -> dict[str, Any]:
-    """Turns one row of a row group into Python objects."""
-    return _without_nulls(table.slice(index, 1).to_pylist(maps_as_pydicts="strict")[0])
+    """Turns one row of a row group into Python objects; columns of JSON are parsed.
+
+    Raises:
+      RowError: Python has no value for something in the row, or a column of JSON holds something else.
+    """
+    try:
+        [row] = table.slice(index, 1).to_pylist(maps_as_pydicts="strict")
+    except (pa.ArrowException, ValueError, OverflowError, KeyError) as err:
+        raise RowError("wrong_type", f"the row holds a value that Python cannot hold: {err}") from err
+    return {
+        field.name: _with_json(row[field.name], field.type, repr(field.name))
+        if _holds_json(field.type)
+        else row[field.name]
+        for field in table.schema
+    }
 
 
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
+def _with_json(value: Any, kind: pa.DataType, where: str) -> Any:
+    """Parses the JSON inside a value; tables hold it as text."""
+    if value is None or not _holds_json(kind):
+        return value
+    if isinstance(kind, pa.JsonType):
+        return parse_json(value, where)
+    if isinstance(kind, pa.MapType):
+        return {key: _with_json(item, kind.item_type, where) for key, item in value.items()}
+    if isinstance(kind, pa.StructType):
+        return {name: _with_json(item, kind.field(name).type, where) for name, item in value.items()}
+    return [_with_json(item, kind.value_type, where) for item in value]
+
+
+def _holds_json(kind: pa.DataType) -> bool:
+    """Tells whether JSON is anywhere inside a type."""
+    if isinstance(kind, pa.JsonType):
+        return True
+    if isinstance(kind, pa.MapType):
+        return _holds_json(kind.item_type)
+    if isinstance(kind, pa.StructType):
+        return any(_holds_json(field.type) for field in kind.fields)
+    # The kinds of lists have no class in common; a dictionary has a `value_type` too, which holds no nested values.
+    return hasattr(kind, "value_type") and not pa.types.is_dictionary(kind) and _holds_json(kind.value_type)
 
 
 def _sampled_checksum(path: Path) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import grain
 
 from train.config.data import DataConfig
-from train.data.documents import refusal
+from train.data.documents import Document, is_refused, refusal
 from train.data.masking import Example
 from train.data.packing import PackedSequence, Packer, used
 from train.data.rows import RowError
@@ -40,8 +40,8 @@ class Corpus(Protocol):
         """The settings that name the data, for messages."""
         ...
 
-    def load(self, positions: Sequence[int]) -> list[list[Example] | RowError]:
-        """Returns for each document its examples, or why it cannot be used."""
+    def load(self, positions: Sequence[int]) -> list[Document]:
+        """Returns what is at each position."""
         ...
 
     def where(self, position: int) -> str:
@@ -68,7 +68,7 @@ class Shard:
         )
         num_runs = -(-len(self._positions) // _RUN)
         self._stream = iter(grain.MapDataset.range(num_runs).map(self._load).to_iter_dataset(options))
-        self._loaded: deque[list[Example] | RowError] = deque()
+        self._loaded: deque[Document] = deque()
         self._packer = Packer(config.sequence_length, config.open_sequences)
         self._ready: deque[PackedSequence] = deque()
         self._taken = 0
@@ -114,9 +114,10 @@ class Shard:
         """Continues from a state of `get_state`."""
         held_keys = [*state["open"], *state["ready"]]
         positions = sorted({position for keys in held_keys for position, _ in keys})
-        documents = zip(positions, self._documents.load(positions), strict=True)
-        held = {position: document for position, document in documents if not isinstance(document, RowError)}
-        restored = [[((position, piece), held[position][piece]) for position, piece in keys] for keys in held_keys]
+        held = dict(zip(positions, self._documents.load(positions), strict=True))
+        restored = [
+            [((position, piece), _usable(held[position][piece])) for position, piece in keys] for keys in held_keys
+        ]
         self._taken = state["taken"]
         run, place = divmod(self._taken, _RUN)
         self._stream.set_state({"next_index": run})
@@ -126,31 +127,46 @@ class Shard:
         self.counts, self.dropped = Counter(state["counts"]), Counter(state["dropped"])
         self._unused_in_a_row = 0
 
-    def _load(self, run: int) -> list[list[Example] | RowError]:
+    def _load(self, run: int) -> list[Document]:
         """Reads and tokenises the next few documents; runs in grain's threads."""
         return self._documents.load(self._positions[run * _RUN : (run + 1) * _RUN])
 
-    def _take(self, document: list[Example] | RowError) -> None:
-        """Hands the next document to the packer, or counts why there is none."""
+    def _take(self, document: Document) -> None:
+        """Hands the examples of the next document to the packer, and counts what cannot be used."""
         position = self._positions[self._taken]
         self._taken += 1
-        if not isinstance(document, RowError):
-            self._unused_in_a_row = 0
-            for piece, example in enumerate(document):
+        for piece, example in enumerate(document):
+            if isinstance(example, RowError):
+                self._leave_out(position, example)
+            else:
                 self._ready.extend(self._packer.add((position, piece), example))
+        if not all(isinstance(example, RowError) for example in document):
+            self._unused_in_a_row = 0
             return
-        where, reason, config = self._documents.where(position), document.reason, self._documents.config
-        if config.policy(reason) == "error":
-            raise refusal(where, document)
-        if reason not in self.dropped:
-            logger.warning("%s is left out, as will be all rows like it: %s", where, document)
-        self.dropped[reason] += 1
         self._unused_in_a_row += 1
         if self._unused_in_a_row == min(self._positions.step * self._documents.epoch_length, _MAX_UNUSED):
             raise ValueError(
                 f"no row of {self._documents.names} can be used; {self._unused_in_a_row} documents in a row were left "
-                f"out: {dict(self.dropped)}; raise data.sequence_length or mend the rows."
+                f"out: {dict(self.dropped)}; raise --data.sequence-length or mend the rows."
             )
+
+    def _leave_out(self, position: int, err: RowError) -> None:
+        """Counts what is left out.
+
+        Raises:
+          ValueError: the policy is to stop.
+        """
+        where = self._documents.where(position)
+        if is_refused(err, self._documents.config):
+            raise refusal(where, err)
+        if err.reason not in self.dropped:
+            logger.warning("%s is left out, as will be all rows like it: %s", where, err)
+        self.dropped[err.reason] += 1
+
+
+def _usable(example: Example | RowError) -> Example:
+    assert isinstance(example, Example), "the packer holds what could be used"
+    return example
 
 
 def _keys(sequence: PackedSequence) -> list[list[int]]:

@@ -84,6 +84,9 @@ NEW_FLAGS = {
     "--model.delta-rule": ("associative", "layout.delta_rule", "associative"),
     "--data.sequences-per-batch": ("16", "recipe.data.sequences_per_batch", 16),
     "--data.open-sequences": ("5", "recipe.data.open_sequences", 5),
+    "--data.sources.0.form": ("alpaca", "recipe.data.sources.0.form", "alpaca"),
+    "--data.sources.0.split": ("dev", "recipe.data.sources.0.split", "dev"),
+    "--data.sources.1.subset": ("de", "recipe.data.sources.1.subset", "de"),
 }
 
 

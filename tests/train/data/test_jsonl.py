@@ -76,3 +76,32 @@ def test_a_cache_that_cannot_be_written_only_costs_time(write_rows, tmp_path, mo
     with caplog.at_level(logging.WARNING):
         assert JsonlFile(jsonl.Path(write_rows([{"text": "a"}])))[0] == {"text": "a"}
     assert "cannot be kept" in caplog.text
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 1000])
+def test_blank_lines_are_skipped_but_counted(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(jsonl, "_BLOCK", block)
+    rng = random.Random(block)
+    blanks = ["", "\r", " ", "\t \r", "   "]
+    for trial in range(20):
+        lines = [
+            f"{rng.choice(['', ' ', chr(9)])}{n}\r" if rng.random() < 0.5 else rng.choice(blanks) for n in range(12)
+        ]
+        path = tmp_path / f"{trial}.jsonl"
+        path.write_bytes("\n".join([*lines, rng.choice(["7", "", " ", "\r"])]).encode())
+        filled = [
+            (n, int(line)) for n, line in enumerate(path.read_bytes().decode().split("\n"), start=1) if line.strip()
+        ]
+        file = JsonlFile(path)
+        assert [(file.where(i), file[i]) for i in range(len(file))] == [
+            (f"{path} line {n}", value) for n, value in filled
+        ]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    for content in (b'\xef\xbb\xbf{"a": 1}\r\n\r\n2\r\n', b'\xef\xbb\xbf\r\n{"a": 1}\n2'):
+        (tmp_path / "a.jsonl").write_bytes(content)
+        file = JsonlFile(tmp_path / "a.jsonl")
+        assert [file[0], file[1], len(file)] == [{"a": 1}, 2, 2]
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf\n")
+    assert len(JsonlFile(tmp_path / "a.jsonl")) == 0

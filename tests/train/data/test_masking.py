@@ -1,14 +1,16 @@
 """Which characters of a conversation train, checked on text and against the generation prompt."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 
 from qwen35_jax.processing import ChatTemplate, Tokenizer
 from tests.processing.conversations import ASK, TEXT, assistant, call, system, tool, user
+from train.data.forms import read_as
 from train.data.masking import encode_conversations, encode_text, render_conversation, trained_spans
-from train.data.rows import RowError, check_row, forbidden_tokens
+from train.data.rows import RowError, check_row, control_tokens
 
 TURNS = [
     system("Be brief."),
@@ -27,10 +29,12 @@ CALL = "\n\n<tool_call>\n<function=clock>\n<parameter=zone>\nUTC\n</parameter>\n
 
 
 def encode_conversation(tokenizer, messages, tools=None, **options):
-    [example] = encode_conversations(
-        tokenizer, [render_conversation(tokenizer.chat_template, messages, tools, **options)]
-    )
+    [example] = encode_conversations(tokenizer, render(tokenizer.chat_template, messages, tools, **options))
     return example
+
+
+def render(template, messages, tools=None, **options):
+    return render_conversation(template, read_as("messages", {"messages": messages, "tools": tools}), **options)
 
 
 def trained_text(tokenizer, messages, **options):
@@ -98,15 +102,16 @@ def test_training_starts_where_generation_does_with_the_official_tokenizer(offic
 
 
 def test_every_usable_conversation_trains_its_answers(tokenizer):
-    forbidden = forbidden_tokens(tokenizer.special_tokens)
+    control = control_tokens(tokenizer)
     judged = 0
     for messages, tools in TEXT.values():
         try:
-            check_row({"messages": messages, "tools": tools}, forbidden)
+            conversation = read_as("messages", {"messages": messages, "tools": tools})
+            check_row(conversation, control)
         except RowError:
             continue
         judged += 1
-        text = tokenizer.chat_template.render(messages, tools=tools)
+        text = tokenizer.chat_template.render(conversation.messages, tools=tools)
         example = encode_conversation(tokenizer, messages, tools, train_on_thinking=False)
         wanted = "".join(text[start:end] for start, end in trained_spans(text, train_on_thinking=False))
         assert tokenizer.decode(example.input_ids[example.trained].tolist(), skip_special_tokens=False) == wanted
@@ -145,11 +150,12 @@ def test_any_characters(tokenizer):
 def test_a_template_without_the_marks_is_refused(tokenizer):
     template = ChatTemplate("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}")
     with pytest.raises(ValueError, match="renders 1 assistant turns with 0 headers"):
-        render_conversation(template, [ASK, assistant("4")])
+        render(template, [ASK, assistant("4")])
 
 
 def test_several_at_a_time_are_as_one_by_one(tokenizer):
-    rendered = [render_conversation(tokenizer.chat_template, messages) for messages in (TURNS, STEPS, TURNS[:3])]
+    rendered = [*map(partial(render, tokenizer.chat_template), (TURNS, STEPS, TURNS[:3]))]
+    rendered = [text for [text] in rendered]
     for together, alone in zip(encode_conversations(tokenizer, rendered), rendered, strict=True):
         [example] = encode_conversations(tokenizer, [alone])
         assert together.input_ids.tolist() == example.input_ids.tolist()

@@ -157,8 +157,8 @@ def test_small_data(config, tokenizer, write_rows):
 
 
 BAD_LINES = [
-    ('{"messages": ', "invalid_json", "line 17: not valid JSON"),
-    ({"prompt": "a"}, "missing_key", "line 17: the row has neither"),
+    ('{"messages": ', "invalid_json", "line 17: the row is not valid JSON"),
+    ({"prompt": "a"}, "missing_key", "line 17: the row is of no known form"),
     ({"messages": conversation(1, 1)["messages"][::-1]}, "wrong_role_order", "line 17: message 1 is assistant"),
     ({"text": "a<|im_end|>"}, "control_token", "line 17: the text spells"),
 ]
@@ -168,7 +168,7 @@ BAD_LINES = [
 def test_bad_rows(tokenizer, write_rows, line, reason, words):
     rows = [conversation(i, 1) for i in range(16)] + [line] + [conversation(99, 1)]
     config = DataConfig(write_rows(rows), LENGTH, epochs=1)
-    with pytest.raises(ValueError, match=f"data.jsonl {words}.*; mend the row, or set data.bad_rows=drop"):
+    with pytest.raises(ValueError, match=f"data.jsonl {words}.*; mend the row, or leave .* --data.bad-rows drop"):
         make_batches(config, tokenizer)
     iterator = make_batches(replace(config, bad_rows="drop"), tokenizer)
     assert sum(documents(iterator).values()) == 17
@@ -190,7 +190,7 @@ def test_a_bad_row_of_large_data_stops_the_run_when_it_is_met(tokenizer, write_r
     stopped, dropping = (make_batches(replace(config, bad_rows=policy), tokenizer) for policy in ("error", "drop"))
     assert 4 <= stopped.report()["rows_checked"] < 20
     want, state, done = list(dropping), None, 0
-    with pytest.raises(ValueError, match=r"data.jsonl line 91: the row has neither .* or set data.bad_rows=drop"):
+    with pytest.raises(ValueError, match=r"data.jsonl line 91: the row is of no known form .* --data.bad-rows drop"):
         while True:
             state = stopped.get_state()
             next(stopped)
@@ -221,7 +221,7 @@ def test_what_the_template_refuses_is_a_bad_row(config, tokenizer, write_rows):
         list(make_batches(config, tokenizer))
     iterator = make_batches(replace(config, bad_rows="drop"), tokenizer)
     assert len(list(iterator)) == 1
-    assert iterator.report()["dropped"] == {"template": 1}
+    assert iterator.report()["unusable_rows"] == iterator.report()["dropped"] == {"template": 1}
 
 
 @pytest.mark.parametrize("epochs", [1, None])

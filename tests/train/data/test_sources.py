@@ -5,14 +5,13 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from qwen35_jax.hf.hub import find_files
 from train.data import jsonl
+from train.data.forms import columns_of
 from train.data.rows import RowError
 from train.data.sources import RowSource
 
@@ -49,19 +48,20 @@ def test_bad_json_is_named_by_line(tmp_path, line):
     assert source[17] == {"text": "b"}
 
 
-def test_parquet_leaves_out_what_arrow_filled_in(tmp_path):
-    messages = [
-        {"role": "user", "content": "hi", "tool_calls": None},
-        {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {"a": 1, "b": None}}]},
-    ]
-    rows = [{"messages": messages, "tools": [{"name": "f"}], "other": 1}, {"messages": messages[:1], "other": 2}]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
-    source = RowSource([tmp_path / "data.parquet"])
-    calls = [{"name": "f", "arguments": {"a": 1}}]
-    assert source[0]["messages"] == [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": calls}]
-    assert source[0]["tools"] == [{"name": "f"}]
-    assert source[1] == {"messages": [{"role": "user", "content": "hi"}]}
+def test_parquet_gives_its_columns(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "hi"}], "tools": None, "other": 1}, {"text": "a", "other": 2}]
+    pq.write_table(pa.Table.from_pylist(rows, _schema(rows)), tmp_path / "data.parquet")
+    source = RowSource([tmp_path / "data.parquet"], columns=["messages", "text", "system"])
+    assert source[0] == {"messages": [{"role": "user", "content": "hi"}], "text": None}
+    assert source[1] == {"messages": None, "text": "a"}
+    assert source.columns_not_read == {"tools": 2, "other": 2}
     assert source.where(1).endswith("data.parquet row 2")
+    whole = RowSource([tmp_path / "data.parquet"])
+    assert (whole[1]["other"], whole.columns_not_read) == (2, {})
+
+
+def _schema(rows):
+    return pa.unify_schemas([pa.Table.from_pylist([row]).schema for row in rows], promote_options="permissive")
 
 
 def test_files_follow_one_another(write_rows, tmp_path):
@@ -104,10 +104,10 @@ def test_unreadable_files_are_named(write_rows, tmp_path):
         tmp_path / "bad.parquet": "bad.parquet is not a readable Parquet file",
         tmp_path / "columns.parquet": "its columns: prompt",
         tmp_path / "absent.jsonl": "absent.jsonl cannot be read: No such file",
-        write_rows(ROWS, "data.csv"): "neither in .jsonl nor in .parquet",
+        write_rows(ROWS, "data.csv"): "data.csv ends in none of .jsonl, .json,",
     }.items():
         with pytest.raises(ValueError, match=re.escape(words)):
-            RowSource([Path(path)])
+            RowSource([Path(path)], columns=columns_of())
 
 
 @pytest.mark.parametrize(
@@ -117,39 +117,8 @@ def test_unreadable_files_are_named(write_rows, tmp_path):
         ("data/absent.jsonl", "'data/absent.jsonl' does not exist"),
         ("/absent/file", "does not exist"),
         ("absent-*.jsonl", "matches no file"),
-        (".", "is a folder"),
     ],
 )
 def test_missing_paths(path, words):
     with pytest.raises(ValueError, match=words):
         find_files(path)
-
-
-def test_hub_dataset(tmp_path, monkeypatch):
-    asked = {}
-    for name in ("main/train-0.parquet", "main/test-0.parquet", "train/notes.txt", "train.jsonl"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-
-    def snapshot(name, **options):
-        asked.update(options, name=name)
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    files = find_files("org/some-data@v1.0")
-    assert [file.relative_to(tmp_path).as_posix() for file in files] == ["main/train-0.parquet", "train.jsonl"]
-    assert asked["name"] == "org/some-data"
-    assert asked["repo_type"] == "dataset"
-    assert asked["revision"] == "v1.0"
-    assert asked["allow_patterns"] == ["*train*.jsonl", "*train*.parquet"]
-    with pytest.raises(ValueError, match=re.escape("data.hub_files='socratic/*'")):
-        find_files("org/some-data", hub_files="socratic/*")
-
-
-def test_hub_dataset_without_network(monkeypatch):
-    def snapshot(name, **options):
-        raise LocalEntryNotFoundError("Cannot find the snapshot.\nMore words.")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    with pytest.raises(ValueError, match=r"'org/name' is no local file, .*: Cannot find the snapshot\. Check the name"):
-        find_files("org/name")

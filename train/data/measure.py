@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from train.config.data import DataConfig
-from train.data.documents import Documents, refusal
+from train.data.documents import Documents, is_refused, refusal
 from train.data.rows import RowError
 
 SAMPLE_DOCUMENTS, SAMPLE_TOKENS = 2048, 1 << 22
@@ -17,7 +17,7 @@ SAMPLE_DOCUMENTS, SAMPLE_TOKENS = 2048, 1 << 22
 _RUN = 32
 
 
-class Survey(NamedTuple):
+class Measurement(NamedTuple):
     """What was found in the first documents of the order, which are as good as drawn at random."""
 
     epoch_length: int
@@ -28,8 +28,10 @@ class Survey(NamedTuple):
     """Trained tokens of every example."""
     ends: Int32[np.ndarray, " D"]
     """For each document, the number of examples up to its last one."""
+    num_lost: int
+    """Documents of which something cannot be used."""
     lost: Counter[str]
-    """Documents that are left out, by reason."""
+    """What is left out, by reason."""
     places: dict[str, str]
     """For each reason where the first of them is, and what is wrong there."""
 
@@ -45,15 +47,15 @@ class Survey(NamedTuple):
 
     @property
     def share_lost(self) -> float:
-        return self.lost.total() / self.documents
+        return self.num_lost / self.documents
 
     @property
     def epoch_tokens(self) -> int:
-        """Tokens of an epoch; an estimate unless the survey is whole."""
+        """Tokens of an epoch; an estimate unless all were read."""
         return round(int(self.lengths.sum()) * self.epoch_length / self.documents)
 
 
-def survey(documents: Documents, *, whole: bool) -> Survey:
+def measure(documents: Documents, *, whole: bool) -> Measurement:
     """Reads and tokenises the documents of one epoch, or the first of them.
 
     Args:
@@ -65,36 +67,38 @@ def survey(documents: Documents, *, whole: bool) -> Survey:
     count = documents.epoch_length if whole else min(documents.epoch_length, SAMPLE_DOCUMENTS)
     positions = range(count)
 
-    def measure(run: int) -> list[list[tuple[int, int]] | RowError]:
-        loaded = documents.load(positions[run * _RUN : (run + 1) * _RUN])
+    def read(run: int) -> list[list[tuple[int, int] | RowError]]:
         return [
-            document if isinstance(document, RowError) else [(len(each), int(each.trained.sum())) for each in document]
-            for document in loaded
+            [each if isinstance(each, RowError) else (len(each), int(each.trained.sum())) for each in document]
+            for document in documents.load(positions[run * _RUN : (run + 1) * _RUN])
         ]
 
     threads = documents.config.num_threads
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    stream = grain.MapDataset.range(-(-count // _RUN)).map(measure).to_iter_dataset(options)
-    lengths, trained, ends, lost, places, tokens = array("i"), array("i"), array("i"), Counter(), {}, 0
+    stream = grain.MapDataset.range(-(-count // _RUN)).map(read).to_iter_dataset(options)
+    lengths, trained, ends, tokens = array("i"), array("i"), array("i"), 0
+    num_lost, lost, places = 0, Counter(), {}
     for document in (document for run in stream for document in run):
-        if isinstance(document, RowError):
+        errors = [each for each in document if isinstance(each, RowError)]
+        for err in errors:
             where = documents.where(len(ends))
-            if documents.config.policy(document.reason) == "error":
-                raise refusal(where, document)
-            lost[document.reason] += 1
-            places.setdefault(document.reason, f"{where}: {document}")
-        else:
-            lengths.extend(length for length, _ in document)
-            trained.extend(number for _, number in document)
-            tokens += sum(length for length, _ in document)
+            if is_refused(err, documents.config):
+                raise refusal(where, err)
+            lost[err.reason] += 1
+            places.setdefault(err.reason, f"{where}: {err}")
+        num_lost += any(err.reason != "left_out" for err in errors)
+        for length, number in (each for each in document if not isinstance(each, RowError)):
+            lengths.append(length)
+            trained.append(number)
+            tokens += length
         ends.append(len(lengths))
         if not whole and tokens > SAMPLE_TOKENS:
             break
     measured = [np.asarray(each, np.int32) for each in (lengths, trained, ends)]
-    return Survey(documents.epoch_length, measured[0], measured[1], measured[2], lost, places)
+    return Measurement(documents.epoch_length, measured[0], measured[1], measured[2], num_lost, lost, places)
 
 
-def check_lost(found: Survey, config: DataConfig) -> None:
+def check_lost(found: Measurement, config: DataConfig) -> None:
     """Checks that not too many documents are left out.
 
     Raises:
@@ -110,7 +114,7 @@ def check_lost(found: Survey, config: DataConfig) -> None:
     )
 
 
-def describe(found: Survey, config: DataConfig, steps: int | None) -> list[str]:
+def describe(found: Measurement, config: DataConfig, steps: int | None) -> list[str]:
     """Returns lines that say what the data are like, and how far the steps of a run go through them."""
     about = "" if found.is_whole else "about "
     tokens, length = found.epoch_tokens, found.lengths
@@ -130,7 +134,7 @@ def describe(found: Survey, config: DataConfig, steps: int | None) -> list[str]:
     return lines
 
 
-def histogram(found: Survey, *, width: int = 50) -> list[str]:
+def histogram(found: Measurement, *, width: int = 50) -> list[str]:
     """Draws how many examples are how long, in lines of text."""
     counts, edges = np.histogram(found.lengths, bins=min(12, int(np.ptp(found.lengths)) + 1))
     scale = width / counts.max()

@@ -8,8 +8,8 @@ import pytest
 from train.config.data import DataConfig, Source
 from train.data.documents import Documents
 from train.data.epochs import batches_of_epochs, count_batches
+from train.data.measure import check_lost, describe, histogram, measure
 from train.data.pipeline import make_batches
-from train.data.survey import check_lost, describe, histogram, survey
 
 LENGTH = 96
 
@@ -28,7 +28,7 @@ def config(write_rows):
 
 
 def test_every_document_is_measured_or_counted_with_its_place(config, tokenizer):
-    found = survey(Documents(config, tokenizer), whole=True)
+    found = measure(Documents(config, tokenizer), whole=True)
     iterator = make_batches(replace(config, epochs=1), tokenizer)
     list(iterator)
     report = iterator.report()
@@ -43,7 +43,7 @@ def test_every_document_is_measured_or_counted_with_its_place(config, tokenizer)
 def test_batches_are_counted_as_the_run_makes_them(config, tokenizer, shards, epochs):
     config = replace(config, shards=shards, epochs=epochs)
     documents = Documents(config, tokenizer)
-    count = count_batches(documents, survey(documents, whole=True))
+    count = count_batches(documents, measure(documents, whole=True))
     assert count == len(list(make_batches(config, tokenizer)))
 
 
@@ -51,29 +51,29 @@ def test_batches_of_a_mixture_are_counted_too(config, tokenizer, write_rows):
     small = write_rows([conversation(i, 30) for i in range(5)], "small.jsonl")
     config = replace(config, path=None, sources=(Source(config.path, weight=2.0), Source(small)), epochs=2)
     documents = Documents(config, tokenizer)
-    found = survey(documents, whole=True)
+    found = measure(documents, whole=True)
     assert found.documents == documents.epoch_length > 66
     assert count_batches(documents, found) == len(list(make_batches(config, tokenizer)))
 
 
 def test_a_sample_judges_the_whole(config, tokenizer, monkeypatch):
-    monkeypatch.setattr("train.data.survey.SAMPLE_DOCUMENTS", 40)
+    monkeypatch.setattr("train.data.measure.SAMPLE_DOCUMENTS", 40)
     documents = Documents(config, tokenizer)
-    found, whole = survey(documents, whole=False), survey(documents, whole=True)
+    found, whole = measure(documents, whole=False), measure(documents, whole=True)
     assert (found.documents, found.is_whole) == (40, False)
     np.testing.assert_array_equal(found.lengths, whole.lengths[: len(found.lengths)])
     assert found.epoch_tokens == round(found.lengths.sum() * 61 / 40)
-    monkeypatch.setattr("train.data.survey.SAMPLE_TOKENS", 100)
-    assert survey(documents, whole=False).documents < 40
+    monkeypatch.setattr("train.data.measure.SAMPLE_TOKENS", 100)
+    assert measure(documents, whole=False).documents < 40
 
 
 def test_too_many_lost_documents_are_an_error_that_says_what_to_raise(config, tokenizer):
-    found = survey(Documents(config, tokenizer), whole=True)
+    found = measure(Documents(config, tokenizer), whole=True)
     check_lost(found, config)
     with pytest.raises(ValueError, match=r"3\.3% of the doc.*too_long 1 .*line 21.*raise --data\.sequence-length"):
         check_lost(found, replace(config, max_lost=0.03))
     with pytest.raises(ValueError, match=r"line 21: .* more than data\.sequence_length=96"):
-        survey(Documents(replace(config, long_rows="error"), tokenizer), whole=True)
+        measure(Documents(replace(config, long_rows="error"), tokenizer), whole=True)
     with pytest.raises(ValueError, match=r"max_lost=5 is not a share"):
         replace(config, max_lost=5)
 
@@ -84,7 +84,7 @@ def test_batches_of_large_data_are_counted_once(config, tokenizer, monkeypatch, 
     documents = Documents(replace(config, epochs=2), tokenizer)
     counted = batches_of_epochs(documents, tokenizer)
     [kept] = (tmp_path / "cache" / "qwen35-jax" / "epochs").iterdir()
-    monkeypatch.setattr("train.data.epochs.survey", None)
+    monkeypatch.setattr("train.data.epochs.measure", None)
     assert batches_of_epochs(documents, tokenizer) == counted == len(list(make_batches(documents.config, tokenizer)))
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -103,12 +103,12 @@ def test_a_process_with_some_of_the_shards_goes_on_when_they_end(config, tokeniz
 
 
 def test_the_description_gives_tokens_losses_and_epochs(config, tokenizer, monkeypatch):
-    found = survey(Documents(config, tokenizer), whole=True)
+    found = measure(Documents(config, tokenizer), whole=True)
     text = "\n".join(describe(found, config, steps=100))
     assert f"61 documents an epoch, {found.epoch_tokens:,} tokens" in text
     assert "3.3% of 61 documents are left out: " in text and "too_long 1" in text
     assert f"{100 / (found.epoch_tokens / (4 * LENGTH)):,.1f} epochs" in text and "judged" not in text
-    monkeypatch.setattr("train.data.survey.SAMPLE_DOCUMENTS", 40)
-    assert "judged from 40 documents" in describe(survey(Documents(config, tokenizer), whole=False), config, None)
+    monkeypatch.setattr("train.data.measure.SAMPLE_DOCUMENTS", 40)
+    assert "judged from 40 documents" in describe(measure(Documents(config, tokenizer), whole=False), config, None)
     bars = histogram(found)
     assert len(bars) == 12 and sum(int(bar.split(" tokens ")[1].split()[0]) for bar in bars) == len(found.lengths)
