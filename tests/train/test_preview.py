@@ -23,7 +23,7 @@ def parsed(arguments):
 @pytest.fixture
 def arguments(inputs, tmp_path):
     rows = [json.loads(line) for line in (inputs / "train.jsonl").read_text().splitlines()]
-    rows.insert(1, {"messages": "none"})
+    rows.insert(1, {"messages": [7]})
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = ("--model.path", str(inputs / "base"), "--data.path", str(tmp_path / "data.jsonl"))
     return [
@@ -46,7 +46,7 @@ def test_the_preview_shows_examples_lengths_losses_and_the_steps_of_the_epochs(a
     shown = done.stdout
     assert shown.count("\u27e6") == shown.count("\n== ") - 2 == 3
     assert "== lengths" in shown and "####" in shown
-    assert "wrong_type 1" in shown and "line 2: 'messages' is a string, not a list" in shown
+    assert "wrong_type 1" in shown and "line 2: message 1 is the number 7, not an object" in shown
     recipe = parsed([*arguments, "--data.epochs", "2"]).recipe
     batches = list(make_batches(recipe.data, load_tokenizer(recipe.model)))
     assert f"2 epochs fill {len(batches)} steps" in shown
