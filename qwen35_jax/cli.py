@@ -11,7 +11,9 @@ from typing import Any, NoReturn
 from jax.sharding import Mesh
 
 from qwen35_jax.command import one_line_errors
-from qwen35_jax.hf.adapter import save_adapter
+from qwen35_jax.export import export_adapter, export_checkpoint
+from qwen35_jax.hf.adapter import AUTO_CLASSES
+from qwen35_jax.hf.chat_files import merged_files
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
 from qwen35_jax.hf.save import save
@@ -21,7 +23,7 @@ from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.generate import MODES, Request, generate_rows, read_requests
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.tokenizer import Tokenizer
-from qwen35_jax.runs import load_run, stored_dtype
+from qwen35_jax.runs import load_run, read_metrics, stored_dtype
 from qwen35_jax.sharding import GENERATION_AXES, MeshConfig
 
 DTYPES = ("bfloat16", "float32")
@@ -88,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
     export.add_argument("--step", type=int, metavar="N", help="which checkpoint, by default the newest")
     export.add_argument("--merged", action="store_true", help="write a whole checkpoint, with adapters added in")
+    export.add_argument("--auto-class", choices=AUTO_CLASSES,
+                        help="class of transformers that will load the base of an adapter: it decides the names of "
+                             "modules; by default as the base's own architecture says")  # fmt: skip
+    export.add_argument("--base", metavar="NAME",
+                        help="hub id (org/name@revision) or path by which the adapter names its base; by default as "
+                             "the run was given it")  # fmt: skip
     _add_mesh_options(export)
 
     merge = add("merge", _merge, "write a checkpoint with an adapter's weights added in")
@@ -223,16 +231,28 @@ def _typed_lines() -> Iterator[str]:
 def _export(args: argparse.Namespace) -> None:
     _check_new_folder(args.out)
     trained = load_run(args.run_dir, step=args.step, mesh=_mesh(args))
-    write = save_adapter if trained.adapter and not args.merged else save
-    write(trained.model, args.out, source=trained.source)
+    if args.merged or not trained.adapter:
+        export_checkpoint(trained.model, args.out, trained.record, trained.source)
+    else:
+        export_adapter(
+            trained.model,
+            args.out,
+            trained.record,
+            trained.source,
+            step=trained.step,
+            metrics=read_metrics(Path(args.run_dir), trained.step),
+            auto_class=args.auto_class,
+            base=args.base,
+        )
     print(f"wrote step {trained.step} to {args.out}")
 
 
 def _merge(args: argparse.Namespace) -> None:
     _check_new_folder(args.out)
-    folder = find_folder(args.model)
-    model = load(folder, mesh=_mesh(args), adapter=args.adapter, param_dtype=stored_dtype(folder))
-    save(model, args.out, source=folder)
+    folder, adapter = find_folder(args.model), find_folder(args.adapter)
+    files = merged_files(adapter, folder)
+    model = load(folder, mesh=_mesh(args), adapter=adapter, param_dtype=stored_dtype(folder))
+    save(model, args.out, source=folder, files=files)
     print(f"wrote {args.out}")
 
 

@@ -15,6 +15,7 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 
 ENDINGS = (".jsonl", ".parquet")
+_CACHED = re.compile(r".*/models--(?P<org>[^/]+)--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)")
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 # Weights in formats that are not read.
 _IGNORED = ["*.bin", "*.pt", "*.pth", "*.gguf"]
@@ -36,14 +37,18 @@ class HubFile:
 def find_folder(path: str | Path) -> Path:
     """Returns a local folder, or the local copy of a hub repository, downloading it if need be.
 
+    Args:
+      path: a folder, ``org/name`` or ``org/name@revision``.
+
     Raises:
       FileNotFoundError: there is no such folder, and no such repository can be reached.
     """
     folder = Path(path)
     if folder.is_dir():
         return folder
+    name, _, revision = str(path).partition("@")
     try:
-        return _download(huggingface_hub.snapshot_download, str(path), ignore_patterns=_IGNORED)
+        return _download(huggingface_hub.snapshot_download, name, revision=revision or None, ignore_patterns=_IGNORED)
     except HubError as err:
         if isinstance(err.__cause__, HFValidationError):
             raise FileNotFoundError(f"{path}: no such folder, and not the name of a hub repository either.") from err
@@ -51,6 +56,20 @@ def find_folder(path: str | Path) -> Path:
             f"{path}: no such folder, and the hub repository of that name is not at hand: {err} "
             "Give a local folder, or check the name and the network."
         ) from err
+
+
+def public_name(path: str | Path, folder: Path | None = None) -> tuple[str, str | None]:
+    """Returns how others find a model: hub id and revision, or the path as it was given, without a revision.
+
+    Args:
+      path: what the user gave.
+      folder: where ``find_folder`` found it. A folder of the hub's cache tells the exact revision.
+    """
+    cached = _CACHED.fullmatch(str(folder or path))
+    if cached is not None:
+        return f"{cached['org']}/{cached['name']}", cached["revision"]
+    name, _, revision = str(path).partition("@")
+    return (str(path), None) if Path(path).exists() else (name, revision or None)
 
 
 def find_files(path: str, *, hub_files: str = "*train*") -> list[Path]:

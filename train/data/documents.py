@@ -44,6 +44,8 @@ class Documents:
         ]
         weights = [source.weight for source in config.mixture]
         self._mixture = Mixture([len(source) for source in self.sources], weights, config.seed)
+        self.has_conversations = False
+        """Whether a row that ``check`` accepted is a conversation, not plain text."""
 
     @property
     def epoch_length(self) -> int:
@@ -97,7 +99,9 @@ class Documents:
             for row in _rows_to_check(source):
                 checked += 1
                 try:
-                    check_row(source[row], self._forbidden)
+                    content = source[row]
+                    check_row(content, self._forbidden)
+                    self.has_conversations |= content.get("messages") is not None
                 except RowError as err:
                     if self.config.bad_rows == "error":
                         raise refusal(source.where(row), err) from err

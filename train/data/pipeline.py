@@ -75,6 +75,11 @@ class BatchIterator:
         self._num_batches += 1
         return make_batch(self._last, sequence_length=self._config.sequence_length, pad_token_id=self._pad_token_id)
 
+    @property
+    def has_conversations(self) -> bool:
+        """Whether a row that was checked at the start is a conversation, not plain text."""
+        return self._documents.has_conversations
+
     def documents(self) -> list[list[str]]:
         """Names, for each sequence of the batch last returned, the file and line of its documents in their order."""
         return self.documents_later()()
