@@ -6,6 +6,7 @@ holds arrays by their dotted path in the training state. The paths of the traine
 step is whole if all files that its ``manifest.json`` lists are there in the sizes that it gives.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,7 +127,7 @@ def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None 
       FileNotFoundError: the base checkpoint is not at hand.
     """
     run_dir = Path(run_dir).absolute()
-    record = _read_record(run_dir)
+    record = read_record(run_dir)
     step = _choose_step(run_dir, step)
     settings, adapter = record["recipe"]["model"], record["recipe"].get("lora")
     source = find_folder(settings["path"])
@@ -143,11 +144,13 @@ def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None 
 
 def read_metrics(run_dir: Path, step: int) -> dict[str, Any]:
     """Returns the entry of a step in ``metrics.jsonl``; it is empty where there is none."""
-    try:
-        lines = (run_dir / METRICS).read_text(encoding="utf-8").splitlines()
-        return next((entry for entry in map(json.loads, reversed(lines)) if entry["step"] == step), {})
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return {}
+    path = run_dir / METRICS
+    for line in reversed(path.read_text(encoding="utf-8").splitlines() if path.is_file() else []):
+        with contextlib.suppress(ValueError):  # The last line may be cut short.
+            entry = json.loads(line)
+            if isinstance(entry, dict) and entry.get("step") == step:
+                return entry
+    return {}
 
 
 def _check_base(folder: Path, record: Mapping[str, Any]) -> None:
@@ -169,8 +172,12 @@ def stored_dtype(folder: Path) -> str:
     return {"BF16": "bfloat16", "F16": "float16"}.get(dtypes.pop(), "float32") if len(dtypes) == 1 else "float32"
 
 
-def _read_record(run_dir: Path) -> dict[str, Any]:
-    """Returns the run record, of whose recipe ``model`` and ``lora`` are read here."""
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """Returns the run record, of whose recipe ``model`` and ``lora`` are read here.
+
+    Raises:
+      ValueError: the folder holds no run record, or one of an earlier version.
+    """
     path = run_dir / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 
 ENDINGS = (".jsonl", ".parquet")
 _CACHED = re.compile(r".*/models--(?P<org>[^/]+)--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)")
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
+HUB_FAILURES = (OSError, HFValidationError, HTTPError)
+"""What the hub's functions raise: for a wrong name, no network, no access, a full disk."""
 # Weights in formats that are not read.
 _IGNORED = ["*.bin", "*.pt", "*.pth", "*.gguf"]
 
@@ -147,6 +149,11 @@ def _download(fetch: Callable[..., str], *arguments: str, **options: Any) -> Pat
     """
     try:
         return Path(fetch(*arguments, **options))
-    except (OSError, HFValidationError) as err:
-        reason = (str(err).strip() or type(err).__name__).splitlines()[0]
-        raise HubError(reason if reason.endswith(".") else f"{reason}.") from err
+    except HUB_FAILURES as err:
+        raise HubError(reason_of(err)) from err
+
+
+def reason_of(err: Exception) -> str:
+    """Returns the first line of an error as a sentence."""
+    reason = (str(err).strip() or type(err).__name__).splitlines()[0]
+    return reason if reason.endswith(".") else f"{reason}."
