@@ -5,6 +5,7 @@ from typing import Literal
 
 from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.presets import CARD_SAMPLING
 from qwen35_jax.sharding import MeshConfig
 
 Mode = Literal["thinking", "non_thinking"]
@@ -72,7 +73,7 @@ class EvalConfig:
     @property
     def sampling(self) -> SamplingParams:
         """How the protocol chooses tokens."""
-        return CARD_SAMPLING[self.mode] if self.protocol == "card" else SamplingParams()
+        return SamplingParams(**CARD_SAMPLING[self.mode]._asdict()) if self.protocol == "card" else SamplingParams()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +84,7 @@ class Generation:
     max_new_tokens: int
 
 
-# The text settings that the model cards of 0.8B and 2B give, by mode, and the length they advise.
-CARD_SAMPLING: dict[Mode, SamplingParams] = {
-    "thinking": SamplingParams(temperature=1.0, top_k=20, top_p=0.95, presence_penalty=1.5),
-    "non_thinking": SamplingParams(temperature=1.0, top_k=20, top_p=1.0, presence_penalty=2.0),
-}
+# The length that the model cards advise.
 CARD_MAX_NEW_TOKENS = 32768
 # IFEval and GSM8K prescribe neither sampling nor length: greedy, with room for their longest answers.
 OFFICIAL_MAX_NEW_TOKENS: dict[Mode, int] = {"thinking": 32768, "non_thinking": 4096}

@@ -12,9 +12,12 @@ from jax.sharding import Mesh
 
 from qwen35_jax.command import one_line_errors
 from qwen35_jax.distributed import leave_out_absent_tpu
-from qwen35_jax.hf.adapter import save_adapter
-from qwen35_jax.hf.hub import find_folder
+from qwen35_jax.export import export_adapter, export_checkpoint
+from qwen35_jax.hf.adapter import AUTO_CLASSES
+from qwen35_jax.hf.chat_files import merged_files
+from qwen35_jax.hf.hub import find_folder, public_name
 from qwen35_jax.hf.load import load
+from qwen35_jax.hf.push import prepare_repository, upload
 from qwen35_jax.hf.save import save
 from qwen35_jax.hf.source import ModelSource, load_model, load_tokenizer
 from qwen35_jax.inference import chat as chat_module
@@ -22,7 +25,7 @@ from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.generate import MODES, Request, generate_rows, read_requests
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.tokenizer import Tokenizer
-from qwen35_jax.runs import load_run, stored_dtype
+from qwen35_jax.runs import load_run, read_metrics, read_record, stored_dtype
 from qwen35_jax.sharding import GENERATION_AXES, MeshConfig
 
 DTYPES = ("bfloat16", "float32")
@@ -86,10 +89,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_generation_options(chat)
 
     export = add("export", _export, "write what a training run has learnt as a PEFT adapter or a checkpoint")
-    export.add_argument("run_dir", metavar="RUN_DIR", help="--workdir of the training run")
+    export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="--workdir of the training run")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
     export.add_argument("--step", type=int, metavar="N", help="which checkpoint, by default the newest")
     export.add_argument("--merged", action="store_true", help="write a whole checkpoint, with adapters added in")
+    export.add_argument("--auto-class", choices=AUTO_CLASSES,
+                        help="class of transformers that will load the base of an adapter: it decides the names of "
+                             "modules; by default as the base's own architecture says")  # fmt: skip
+    export.add_argument("--base", metavar="NAME",
+                        help="hub id (org/name@revision) or path by which the adapter names its base; by default as "
+                             "the run was given it")  # fmt: skip
+    export.add_argument("--push", metavar="ORG/NAME", help="also upload the folder to this repository of the hub")
+    export.add_argument("--public", action="store_true", help="everybody may see a repository that --push makes")
     _add_mesh_options(export)
 
     merge = add("merge", _merge, "write a checkpoint with an adapter's weights added in")
@@ -226,17 +237,49 @@ def _typed_lines() -> Iterator[str]:
 
 def _export(args: argparse.Namespace) -> None:
     _check_new_folder(args.out)
+    if args.public and not args.push:
+        raise ValueError("--public belongs to --push ORG/NAME.")
+    if args.push:
+        _check_push(args)
     trained = load_run(args.run_dir, step=args.step, mesh=_mesh(args))
-    write = save_adapter if trained.adapter and not args.merged else save
-    write(trained.model, args.out, source=trained.source)
+    if args.merged or not trained.adapter:
+        export_checkpoint(trained.model, args.out, trained.record, trained.source)
+    else:
+        export_adapter(
+            trained.model,
+            args.out,
+            trained.record,
+            trained.source,
+            step=trained.step,
+            metrics=read_metrics(args.run_dir, trained.step),
+            auto_class=args.auto_class,
+            base=args.base,
+        )
     print(f"wrote step {trained.step} to {args.out}")
+    if args.push:
+        print(f"uploaded it to {upload(args.out, args.push, message=f'Step {trained.step}')}")
+
+
+def _check_push(args: argparse.Namespace) -> None:
+    """Refuses what nobody else could load, and makes the repository, before the model is loaded."""
+    recipe = read_record(args.run_dir)["recipe"]
+    if recipe.get("lora") is not None and not args.merged:
+        named = args.base or recipe["model"]["path"]
+        name, _ = public_name(named, None if args.base else find_folder(named))
+        if Path(name).exists():
+            raise ValueError(
+                f"the adapter's base {name} is a folder of this machine; give --base ORG/NAME of the same checkpoint "
+                "on the hub, or --merged."
+            )
+    prepare_repository(args.push, public=args.public)
 
 
 def _merge(args: argparse.Namespace) -> None:
     _check_new_folder(args.out)
-    folder = find_folder(args.model)
-    model = load(folder, mesh=_mesh(args), adapter=args.adapter, param_dtype=stored_dtype(folder))
-    save(model, args.out, source=folder)
+    folder, adapter = find_folder(args.model), find_folder(args.adapter)
+    files = merged_files(adapter, folder)
+    model = load(folder, mesh=_mesh(args), adapter=adapter, param_dtype=stored_dtype(folder))
+    save(model, args.out, source=folder, files=files)
     print(f"wrote {args.out}")
 
 

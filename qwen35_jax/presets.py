@@ -1,4 +1,6 @@
-"""The eight published sizes, and a tiny one for tests and the quickstart."""
+"""What is published of the models: the eight sizes, and how their cards sample. A tiny size for tests besides."""
+
+from typing import NamedTuple
 
 from qwen35_jax.config import ModelConfig, MoEConfig, RopeConfig, TextConfig, VisionConfig
 
@@ -79,4 +81,20 @@ PRESETS: dict[str, ModelConfig] = {
         vision=_LARGE,
         moe=MoEConfig(512, 10, 1024, 1024),
     ),
+}
+
+
+class CardSampling(NamedTuple):
+    """How a model card advises to sample text."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    presence_penalty: float
+
+
+# The cards of 0.8B and 2B. Those of the larger sizes say the same of thinking.
+CARD_SAMPLING = {
+    "thinking": CardSampling(temperature=1.0, top_k=20, top_p=0.95, presence_penalty=1.5),
+    "non_thinking": CardSampling(temperature=1.0, top_k=20, top_p=1.0, presence_penalty=2.0),
 }

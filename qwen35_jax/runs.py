@@ -6,7 +6,9 @@ holds arrays by their dotted path in the training state. The paths of the traine
 step is whole if all files that its ``manifest.json`` lists are there in the sizes that it gives.
 """
 
+import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +22,11 @@ from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
 from qwen35_jax.hf.safetensors import read_checkpoint
 from qwen35_jax.model import Qwen35
-from qwen35_jax.storage import write_json
+from qwen35_jax.processing.tokenizer import TOKENIZER_FILES
+from qwen35_jax.storage import file_digest, fingerprint, write_json
 
 RECORD = "config.json"
+METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state"
@@ -79,6 +83,22 @@ def _key_name(key: Any) -> str:
     raise AssertionError(f"unknown kind of tree key: {key!r}")
 
 
+class BaseIdentity(NamedTuple):
+    """What tells one base checkpoint from another, wherever it lies."""
+
+    model: str
+    """Fingerprint of configuration and weights."""
+    tokenizer: Mapping[str, str]
+    """Digests of the tokenizer's files and the chat template, by name."""
+
+
+def identify_base(folder: Path) -> BaseIdentity:
+    """Returns the identity of a checkpoint."""
+    weights = [path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name == "config.json"]
+    present = (folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
+    return BaseIdentity(fingerprint(weights), {path.name: file_digest(path)[:16] for path in present})
+
+
 class TrainedModel(NamedTuple):
     """The model as a step of training left it."""
 
@@ -88,6 +108,8 @@ class TrainedModel(NamedTuple):
     step: int
     adapter: bool
     """Whether adapters were trained, rather than all weights."""
+    record: Mapping[str, Any]
+    """The run record."""
 
 
 def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None = None) -> TrainedModel:
@@ -100,14 +122,16 @@ def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None 
       mesh: where parameters are placed; by default one device.
 
     Raises:
-      ValueError: not a run directory, no such step, or a checkpoint that does not fit its base.
+      ValueError: not a run directory, no such step, a checkpoint that does not fit its base, or a base whose weights,
+        tokenizer or chat template changed since.
       FileNotFoundError: the base checkpoint is not at hand.
     """
     run_dir = Path(run_dir).absolute()
-    recipe = _read_recipe(run_dir)
+    record = read_record(run_dir)
     step = _choose_step(run_dir, step)
-    settings, adapter = recipe["model"], recipe.get("lora")
+    settings, adapter = record["recipe"]["model"], record["recipe"].get("lora")
     source = find_folder(settings["path"])
+    _check_base(source, record)
     model = load(source, settings["dtype"], mesh, param_dtype=stored_dtype(source))
     if adapter is not None:
         lora.add(model, lora.LoraConfig(**adapter | {"targets": tuple(adapter["targets"])}), seed=0)
@@ -115,7 +139,31 @@ def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None 
     arrays = name_arrays(tree)
     arrays |= _restore(run_dir / CHECKPOINTS / str(step) / STATE, arrays)
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(tree), arrays.values())[_PARAMS])
-    return TrainedModel(model, source, step, adapter is not None)
+    return TrainedModel(model, source, step, adapter is not None, record)
+
+
+def read_metrics(run_dir: Path, step: int) -> dict[str, Any]:
+    """Returns the entry of a step in ``metrics.jsonl``; it is empty where there is none."""
+    path = run_dir / METRICS
+    for line in reversed(path.read_text(encoding="utf-8").splitlines() if path.is_file() else []):
+        with contextlib.suppress(ValueError):  # The last line may be cut short.
+            entry = json.loads(line)
+            if isinstance(entry, dict) and entry.get("step") == step:
+                return entry
+    return {}
+
+
+def _check_base(folder: Path, record: Mapping[str, Any]) -> None:
+    """Compares a base checkpoint with the one that the run record identifies; records of old runs may not do so."""
+    found, recorded = identify_base(folder), record.get("identity") or {}
+    files = recorded.get("tokenizer", found.tokenizer)
+    changed = ["weights or config.json"] if recorded.get("model", found.model) != found.model else []
+    changed += [name for name in sorted({*files, *found.tokenizer}) if files.get(name) != found.tokenizer.get(name)]
+    if changed:
+        raise ValueError(
+            f"{folder} is not what the run started from: {', '.join(changed)} differ; put back the files of the base "
+            "checkpoint."
+        )
 
 
 def stored_dtype(folder: Path) -> str:
@@ -124,8 +172,12 @@ def stored_dtype(folder: Path) -> str:
     return {"BF16": "bfloat16", "F16": "float16"}.get(dtypes.pop(), "float32") if len(dtypes) == 1 else "float32"
 
 
-def _read_recipe(run_dir: Path) -> dict[str, Any]:
-    """Returns the recipe of the run record, of which ``model`` and ``lora`` are read here."""
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """Returns the run record, of whose recipe ``model`` and ``lora`` are read here.
+
+    Raises:
+      ValueError: the folder holds no run record, or one of an earlier version.
+    """
     path = run_dir / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -139,7 +191,7 @@ def _read_recipe(run_dir: Path) -> dict[str, Any]:
     try:
         recipe = record["recipe"]
         if isinstance(recipe["model"]["path"], str):
-            return recipe
+            return record
     except (TypeError, KeyError) as err:
         raise ValueError(f"{path} is not that of a training run ({err!r}).") from err
     raise ValueError(f"{path} is not that of a training run: model.path is {recipe['model']['path']!r}.")

@@ -53,12 +53,7 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     )
     recipe.objective.check_model(model_config.text, folder)
     tokenizer = Tokenizer.from_pretrained(folder)
-    largest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
-    if largest >= model_config.text.vocab_size:
-        raise ValueError(
-            f"the tokenizer of {folder} has ids up to {largest}, but the model's vocab_size is "
-            f"{model_config.text.vocab_size}; use the tokenizer that belongs to the checkpoint."
-        )
+    tokenizer.check_vocabulary(model_config.text.vocab_size)
     sequences = sequences_of_process(sequences=data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh)
     batches = make_batches(data, tokenizer, sequences)
     found = measure(batches.corpus, whole=False)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from qwen35_jax.runs import RECORD
-from qwen35_jax.storage import fingerprint, write_atomically
+from qwen35_jax.runs import RECORD, BaseIdentity, identify_base
+from qwen35_jax.storage import write_atomically
 from train.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -23,14 +23,16 @@ class RunRecord(NamedTuple):
     """The resolved settings of a run and what they were applied to."""
 
     config: TrainConfig
-    model: str
-    """Fingerprint of the base checkpoint. It ties an adapter's checkpoints, which hold no frozen weight, to it."""
+    base: BaseIdentity
+    """Identity of the base checkpoint. It ties an adapter's checkpoints, which hold no frozen weight, to it."""
     data: Mapping[str, Any]
     """What decides the batches, as the data pipeline reports it."""
+    conversations: bool
+    """Whether conversations were among the data, so that what is exported is a chat model."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as JSON values."""
-        identity = {"model": self.model, "data": dict(self.data)}
+        identity = self.base._asdict() | {"data": dict(self.data), "conversations": self.conversations}
         return _as_json(dataclasses.asdict(self.config) | {"identity": identity})
 
 
@@ -43,14 +45,16 @@ class _Difference(NamedTuple):
         return f"{self.name} was {self.old!r}, now {self.new!r}"
 
 
-def make_record(config: TrainConfig, *, model_folder: Path, data_identity: Mapping[str, Any]) -> RunRecord:
+def make_record(
+    config: TrainConfig, *, model_folder: Path, data_identity: Mapping[str, Any], conversations: bool = False
+) -> RunRecord:
     """Returns the record of a run that starts from a checkpoint in ``model_folder``.
 
     Args:
       data_identity: what decides the batches, as the data pipeline reports it.
+      conversations: whether conversations are among the data.
     """
-    weights = [path for path in model_folder.iterdir() if path.suffix == ".safetensors" or path.name == "config.json"]
-    return RunRecord(config, fingerprint(weights), data_identity)
+    return RunRecord(config, identify_base(model_folder), data_identity, conversations)
 
 
 def write_record(workdir: Path, record: RunRecord) -> None:
@@ -68,6 +72,7 @@ def check_resumable(workdir: Path, record: RunRecord) -> None:
       ValueError: something that affects the numbers differs, or the record cannot be read.
     """
     recorded, new = _read(workdir / RECORD), record.to_json()
+    old_base, new_base = recorded["identity"], new["identity"]
     layout = sorted(_differences(record.config.layout, recorded["layout"], new["layout"]))
     if layout:
         logger.warning(
@@ -79,8 +84,10 @@ def check_resumable(workdir: Path, record: RunRecord) -> None:
         difference
         for difference in (
             *_differences(record.config.recipe, recorded["recipe"], new["recipe"]),
-            *_leaf_differences(recorded["identity"]["model"], new["identity"]["model"], "model_fingerprint"),
-            *_leaf_differences(recorded["identity"]["data"], new["identity"]["data"], "data_identity"),
+            *_leaf_differences(old_base["model"], new_base["model"], "model_fingerprint"),
+            # Records of earlier versions hold no digests of the tokenizer.
+            *_leaf_differences(old_base.get("tokenizer", new_base["tokenizer"]), new_base["tokenizer"], "tokenizer"),
+            *_leaf_differences(old_base["data"], new_base["data"], "data_identity"),
         )
         if difference.name not in free
     ]

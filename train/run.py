@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from qwen35_jax import lora
 from qwen35_jax.distributed import check_shared, raise_together
-from qwen35_jax.hf.adapter import save_adapter
+from qwen35_jax.export import export_adapter, export_checkpoint
+from qwen35_jax.hf.chat_files import chat_files
 from qwen35_jax.hf.load import load
-from qwen35_jax.hf.save import save
 from qwen35_jax.model import Qwen35
+from qwen35_jax.runs import read_metrics
 from qwen35_jax.storage import replace_folder
 from train.batch import put_batch
 from train.checkpoint import Checkpoints
@@ -31,7 +31,7 @@ from train.observe.reporter import Reporter
 from train.observe.throughput import Throughput
 from train.observe.trace import Trace
 from train.preemption import watch_for_preemption
-from train.record import make_record, write_record
+from train.record import RunRecord, make_record, write_record
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
 from train.workdir import check_workdir, open_workdir
@@ -61,7 +61,14 @@ def run(config: TrainConfig, workdir: Path) -> None:
         inputs = check_inputs(config, mesh)
     config = settle_steps(config, inputs)
     with raise_together():
-        record = make_record(config, model_folder=inputs.folder, data_identity=inputs.batches.get_state()["identity"])
+        record = make_record(
+            config,
+            model_folder=inputs.folder,
+            data_identity=inputs.batches.get_state()["identity"],
+            conversations=inputs.batches.corpus.has_conversations,
+        )
+        if record.conversations:
+            chat_files(inputs.folder)  # What the export will need: a fault in these files is found now, not then.
         check_workdir(workdir)
     with raise_together():
         check_shared(workdir)
@@ -83,8 +90,7 @@ def run(config: TrainConfig, workdir: Path) -> None:
         if jax.process_index() == 0:
             plot_losses(workdir)
         if config.options.export:
-            adapter = config.recipe.lora is not None
-            export(setup.model(state), workdir / "export", source=inputs.folder, adapter=adapter)
+            export(setup.model(state), workdir, record, source=inputs.folder, step=int(state.step))
 
 
 def build(config: TrainConfig, folder: Path, mesh: Mesh) -> TrainingSetup:
@@ -171,13 +177,16 @@ def _evaluation(
     return lambda state: evaluate(setup.model(state), inputs.tokenizer)
 
 
-def export(model: Qwen35, out_dir: Path, *, source: Path, adapter: bool) -> None:
+def export(model: Qwen35, workdir: Path, record: RunRecord, *, source: Path, step: int) -> None:
     """Writes a PEFT adapter or a whole Hugging Face folder; an earlier export gives way once the new one is whole."""
-    first, new = jax.process_index() == 0, out_dir.with_name(out_dir.name + ".new")
+    first, out = jax.process_index() == 0, workdir / "export"
+    new = out.with_name(out.name + ".new")
     if first:
         shutil.rmtree(new, ignore_errors=True)
-    write: Callable[..., Any] = save_adapter if adapter else save
-    write(model, new, source=source)
+    if record.config.recipe.lora is None:
+        export_checkpoint(model, new, record.to_json(), source)
+    else:
+        export_adapter(model, new, record.to_json(), source, step=step, metrics=read_metrics(workdir, step))
     if first:
-        replace_folder(out_dir, new)
-        logger.info("exported to %s", out_dir)
+        replace_folder(out, new)
+        logger.info("exported to %s", out)

@@ -155,7 +155,11 @@ def make_inputs(settings: Settings) -> Stage:
     # The chat template's own words come in too, so that they are single tokens as in the original.
     texts = [*task.example_texts(), "user\n", "assistant\n", "\n\n"]
     folder = build_tiny_tokenizer(texts, work / "tokenizer")
-    create_checkpoint(model_config(Tokenizer.from_pretrained(folder)), work / "random", tokenizer_from=folder)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    # peft takes from the base where an answer ends. Greedy as long as nothing says how to sample.
+    ends = {"eos_token_id": list(tokenizer.eos_token_ids), "pad_token_id": tokenizer.pad_token_id}
+    (folder / "generation_config.json").write_text(json.dumps(ends, indent=4) + "\n", encoding="utf-8")
+    create_checkpoint(model_config(tokenizer), work / "random", tokenizer_from=folder)
     used = resource.getrusage(resource.RUSAGE_SELF)
     return Stage("make the inputs", time.perf_counter() - began, time.process_time(), used.ru_maxrss * _RUSAGE_UNIT)
 

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format: ``adapter_config.json`` beside ``adapter_model.safetensors``.
+"""LoRA adapters in PEFT's format: ``adapter_config.json`` (adapter_settings.py) and ``adapter_model.safetensors``.
 
 PEFT keeps ``lora_A`` as (rank, in) and ``lora_B`` as (out, rank), transposed from ours, one pair for each layer.
 Source: ``LoraConfig`` and ``get_peft_model_state_dict`` in peft.
@@ -6,18 +6,18 @@ Source: ``LoraConfig`` and ``get_peft_model_state_dict`` in peft.
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from qwen35_jax import lora
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.distributed import to_host, wait
+from qwen35_jax.hf.adapter_settings import AdapterSettings, read_settings
 from qwen35_jax.hf.assembly import take
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.names import Place, TensorSpec, TreePath, module_of, tensor_table
@@ -28,61 +28,86 @@ from qwen35_jax.model import Qwen35
 from qwen35_jax.storage import new_folder
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+# In a folder of its own: SGLang reads every safetensors file beside the settings.
+MTP_WEIGHTS_FILE = f"mtp/{WEIGHTS_FILE}"
+AutoClass = Literal["AutoModelForCausalLM", "AutoModelForImageTextToText"]
+AUTO_CLASSES: tuple[AutoClass, ...] = get_args(AutoClass)
 _PREFIX = "base_model.model."
 _LINEAR = ("lora_A.weight", "lora_B.weight")
 _EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 # peft writes a copy of an adapted embedding beside its factors.
 _BASE_COPY = "base_layer.weight"
-# Settings of PEFT that change the mathematics, with the values that leave it as it is here.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False,),
-    "use_qalora": (False,),
-    "lora_bias": (False,),
-    "fan_in_fan_out": (False,),
-    "bias": ("none",),
-    "rank_pattern": ({},),
-    "alpha_pattern": ({},),
-    "modules_to_save": ([],),
-    "layer_replication": ([],),
-    "target_parameters": ([],),
-    "trainable_token_indices": ([], {}),
-    "alora_invocation_tokens": ([],),
-}
 
 
-def save_adapter(model: Qwen35, out_dir: str | Path, source: str | Path, *, text_model: bool | None = None) -> Path:
+def save_adapter(
+    model: Qwen35,
+    out_dir: str | Path,
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    auto_class: AutoClass | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> Path:
     """Writes the model's adapter into a new folder, for ``peft.PeftModel.from_pretrained`` and ``load_adapter``.
 
-    Modules are listed by their full names, so that peft refuses a base model that names them otherwise. Factors of
-    the MTP head are written too. The base model of peft has no such head, so peft passes over them. Under several
-    processes all of them call this; the first one writes.
+    Modules are listed by their full names, so that peft refuses a base model that names them otherwise. Factors of the
+    MTP head are in a file of their own, ``mtp/adapter_model.safetensors``, because the base models of other programs
+    have no such head, and some refuse an adapter that names it. Under several processes all of them call this; the
+    first one writes.
 
     Args:
       out_dir: a folder that does not exist yet, or is empty.
       source: the base model, as ``base_model_name_or_path`` should name it.
-      text_model: name modules as ``Qwen3_5ForCausalLM`` does (what ``AutoModelForCausalLM`` gives), not as
-        ``Qwen3_5ForConditionalGeneration``; by default as the checkpoint's own architecture.
+      revision: which revision of it, if it is a repository.
+      auto_class: the class of transformers that will load the base model: it decides the names of modules. By default
+        the one of the checkpoint's own architecture.
+      files: contents by name that are written beside the adapter, such as the tokenizer's.
 
     Raises:
-      ValueError: the model has no adapter, or ``out_dir`` holds files.
+      ValueError: the model has no adapter, its checkpoint is not of ``auto_class``, or ``out_dir`` holds files.
     """
     layers = dict(lora.adapted_layers(model))
     if not layers:
         raise ValueError("the model has no adapter to write; add one (lora.add), or save the model itself.")
-    tensors, modules = {}, []
-    nested = None if text_model is None else not text_model
+    if auto_class == AUTO_CLASSES[1] and not model.config.has_vision_layout:
+        raise ValueError(f"{model.config.architecture} has no vision; {auto_class} does not load it.")
+    nested = (auto_class or own_auto_class(model)) == AUTO_CLASSES[1]
+    tensors: dict[str, dict[str, np.ndarray]] = {WEIGHTS_FILE: {}, MTP_WEIGHTS_FILE: {}}
+    modules = []
     for name, spec, layer in _modules(model.config, layers, nested=nested):
         factors = [take(factor, spec.index) for factor in lora.factors(layer)]
         pair = [np.ascontiguousarray(to_host(factor).astype(np.float32).T) for factor in factors]
         if not any(factor.any() for factor in pair):
             continue  # A layer that the loaded adapter left out: other layers of its stack were adapted.
-        modules.append(name)
+        is_mtp = name.startswith("mtp.")
+        modules += [] if is_mtp else [name]
         for suffix, factor in zip(_suffixes(layer), pair, strict=True):
-            tensors[f"{_PREFIX}{name}.{suffix}"] = factor
-    config = model.lora_config
-    assert config is not None, "a model with adapters remembers their settings"
-    content = {
-        "base_model_name_or_path": str(source),
+            tensors[MTP_WEIGHTS_FILE if is_mtp else WEIGHTS_FILE][f"{_PREFIX}{name}.{suffix}"] = factor
+    assert model.lora_config is not None, "a model with adapters remembers their settings"
+    if jax.process_index() == 0:
+        with new_folder(out_dir) as folder:
+            for file, content in (files or {}).items():
+                (folder / file).write_bytes(content)
+            settings = _settings(model.lora_config, modules, str(source), revision)
+            (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            for file, factors in tensors.items():
+                if factors or file == WEIGHTS_FILE:
+                    (folder / file).parent.mkdir(exist_ok=True)
+                    # Not `save_file`, which hides the file from everybody else whatever the umask says.
+                    (folder / file).write_bytes(save(factors, metadata={"format": "pt"}))
+    wait(f"saved {out_dir}")
+    return Path(out_dir)
+
+
+def own_auto_class(model: Qwen35) -> AutoClass:
+    """Returns the class of transformers that loads a checkpoint by its own architecture."""
+    return AUTO_CLASSES[model.config.has_vision_layout]
+
+
+def _settings(config: LoraConfig, modules: list[str], base: str, revision: str | None) -> dict[str, Any]:
+    """Returns the content of ``adapter_config.json``."""
+    return {
+        "base_model_name_or_path": base,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -92,104 +117,91 @@ def save_adapter(model: Qwen35, out_dir: str | Path, source: str | Path, *, text
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": config.rank,
+        "revision": revision,
         "target_modules": modules,
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": config.rank_stabilized,
     }
-    if jax.process_index() == 0:
-        with new_folder(out_dir) as folder:
-            (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    wait(f"saved {out_dir}")
-    return Path(out_dir)
 
 
 def load_adapter(model: Qwen35, path: str | Path) -> None:
     """Adds an adapter that this library or peft wrote; the model remembers its settings as ``model.lora_config``.
 
     An adapter may cover any part of the text model's linear layers and its embedding. If it leaves out some layers of a
-    stack, these get factors of zero, which stay zero in training too.
+    stack, these get factors of zero, which stay zero in training too. If ranks differ, all get the largest, and the
+    rest is filled up with zeros.
 
     Raises:
       FileNotFoundError: the folder or one of its two files is absent.
-      ValueError: the model has an adapter already, or this one is damaged, of another model, or of a kind that is not
-        supported (DoRA, biases, saved modules, ranks that differ).
+      ValueError: the model has an adapter already, or this one is damaged, of another model, or has a setting that is
+        not known to be neutral (DoRA, PiSSA, biases, saved modules, ...).
     """
     lora.check_without_adapters(model)
     folder = find_folder(path)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}; expected a LoRA adapter in PEFT's format.")
-    settings = _read_settings(folder / CONFIG_FILE)
+    settings = read_settings(folder / CONFIG_FILE)
     layers = dict(lora.all_layers(model))
-    found = _read_pairs(folder / WEIGHTS_FILE, model, layers, settings.rank)
+    found = _read_pairs(folder, model, layers, settings)
 
     groups = tuple(group for group in lora.GROUPS if any(lora.group_of(path) == group for path in found))
-    config = LoraConfig(settings.rank, settings.alpha, settings.rank_stabilized, settings.dropout, groups)
+    rank = max(pair.rank for pairs in found.values() for pair in pairs.values())
+    config = LoraConfig(rank, settings.alpha, settings.rank_stabilized, settings.dropout, groups)
     for layer_path, pairs in found.items():
         layer = layers[layer_path]
         *stack, in_dim, out_dim = layer.weight.shape
         lora_a = np.zeros((*stack, in_dim, config.rank), np.float32)
         lora_b = np.zeros((*stack, config.rank, out_dim), np.float32)
-        for index, (down, up) in pairs.items():
-            lora_a[index] = _read(down).T
-            lora_b[index] = _read(up).T
+        for index, pair in pairs.items():
+            own = slice(pair.rank)
+            lora_a[index][..., own] = _read(pair.down).T
+            lora_b[index][..., own, :] = _read(pair.up).T * np.float32(pair.scale / config.scale)
         lora.attach(layer, lora_a, lora_b, config)
     model.lora_config = config
 
 
-@dataclass(frozen=True)
-class _Settings:
-    rank: int
-    alpha: float
-    rank_stabilized: bool
-    dropout: float
+class _Pair(NamedTuple):
+    """The two factors of a module in the file, (rank, in) and (out, rank)."""
 
+    down: Stored
+    up: Stored
+    scale: float
 
-def _read_settings(file: Path) -> _Settings:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        settings = _Settings(
-            rank=int(content["r"]),
-            alpha=float(content["lora_alpha"]),
-            rank_stabilized=bool(content.get("use_rslora")),
-            dropout=float(content.get("lora_dropout") or 0),
-        )
-    except (ValueError, KeyError, TypeError) as err:
-        raise ValueError(f"{file} is not the configuration of a LoRA adapter ({type(err).__name__}: {err}).") from err
-    if content.get("peft_type") != "LORA":
-        raise ValueError(f"{file}: peft_type={content.get('peft_type')!r}; only 'LORA' is supported.")
-    for key, neutral in _NEUTRAL.items():
-        if content.get(key) not in (None, *neutral):
-            raise ValueError(
-                f"{file}: {key}={content[key]!r} is not supported; merge this adapter into its base model with peft "
-                "and load the result."
-            )
-    return settings
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
 
 
 def _read_pairs(
-    file: Path, model: Qwen35, layers: dict[TreePath, Layer], rank: int
-) -> dict[TreePath, dict[Place, tuple[Stored, Stored]]]:
+    folder: Path, model: Qwen35, layers: dict[TreePath, Layer], settings: AdapterSettings
+) -> dict[TreePath, dict[Place, _Pair]]:
     """Finds the two factors of every adapted module, by our layer and the place in its stack; checks their shapes."""
     known = {module_of(name): (name, spec, layer) for name, spec, layer in _modules(model.config, layers)}
-    pairs: dict[str, dict[str, Stored]] = {}
-    for key, stored in read_header(file).items():
-        module, suffix = _split_key(file, key)
-        if module_of(module) not in known:
-            raise ValueError(
-                f"{file}: {key} adapts {module}, which is not a linear layer or the embedding of this text model; "
-                "the adapter is another model's."
-            )
-        pairs.setdefault(module_of(module), {})[suffix] = stored
+    pairs: dict[str, tuple[str, Path, dict[str, Stored]]] = {}
+    for file in (folder / WEIGHTS_FILE, folder / MTP_WEIGHTS_FILE):
+        for key, stored in (read_header(file) if file.is_file() else {}).items():
+            module, suffix = _split_key(file, key)
+            if module_of(module) not in known:
+                raise ValueError(
+                    f"{file}: {key} adapts {module}, which is not a linear layer or the embedding of this text model; "
+                    "the adapter is another model's."
+                )
+            if file.parent == folder and not settings.selects(module):
+                raise ValueError(
+                    f"{file}: {key} adapts {module}, which target_modules and the like in {CONFIG_FILE} leave out; "
+                    "remove it from the file, or name it there."
+                )
+            pairs.setdefault(module_of(module), (module, file, {}))[2][suffix] = stored
     if not pairs:
-        raise ValueError(f"{file} holds no tensors.")
+        raise ValueError(f"{folder / WEIGHTS_FILE} holds no tensors.")
 
-    found: dict[TreePath, dict[Place, tuple[Stored, Stored]]] = {}
-    for module, pair in pairs.items():
-        name, spec, layer = known[module]
+    found: dict[TreePath, dict[Place, _Pair]] = {}
+    for key, (module, file, pair) in pairs.items():
+        name, spec, layer = known[key]
         in_dim, out_dim = layer.weight.shape[-2:]
+        rank = settings.rank_of(module)
         shapes = dict(zip(_suffixes(layer), ((rank, in_dim), (out_dim, rank)), strict=True))
         if _BASE_COPY in pair:
             shapes[_BASE_COPY] = (in_dim, out_dim)
@@ -200,7 +212,7 @@ def _read_pairs(
                     f"{file}: {suffix} of {name} is {present}; at rank {rank} this model needs {list(shape)}."
                 )
         down, up = (pair[suffix] for suffix in _suffixes(layer))
-        found.setdefault(spec.layer_path, {})[spec.index] = down, up
+        found.setdefault(spec.layer_path, {})[spec.index] = _Pair(down, up, settings.scale_of(module))
     return found
 
 

@@ -70,7 +70,7 @@ def create_checkpoint(
         if shard_bytes is not None:
             (folder / INDEX_FILE).write_text(_index(names, shards), encoding="utf-8")
         for file in copied:
-            shutil.copy(file, folder)
+            shutil.copyfile(file, folder / file.name)
         for name, shard in zip(names, shards, strict=True):
             with (folder / name).open("wb") as stream:
                 stream.write(header_bytes((spec.name, spec.dtype, spec.shape) for spec in shard))

@@ -19,7 +19,10 @@ from qwen35_jax.hf.splits import ENDINGS, choose_files
 
 logger = logging.getLogger(__name__)
 
+_CACHED = re.compile(r".*/models--(?P<org>[^/]+)--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)")
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
+HUB_FAILURES = (OSError, HFValidationError, HTTPError)
+"""What the hub's functions raise: for a wrong name, no network, no access, a full disk."""
 # Weights in formats that are not read.
 _IGNORED = ["*.bin", "*.pt", "*.pth", "*.gguf"]
 
@@ -40,14 +43,18 @@ class HubFile:
 def find_folder(path: str | Path) -> Path:
     """Returns a local folder, or the local copy of a hub repository, downloading it if need be.
 
+    Args:
+      path: a folder, ``org/name`` or ``org/name@revision``.
+
     Raises:
       FileNotFoundError: there is no such folder, and no such repository can be reached.
     """
     folder = Path(path)
     if folder.is_dir():
         return folder
+    name, _, revision = str(path).partition("@")
     try:
-        return _download(huggingface_hub.snapshot_download, str(path), ignore_patterns=_IGNORED)
+        return _download(huggingface_hub.snapshot_download, name, revision=revision or None, ignore_patterns=_IGNORED)
     except HubError as err:
         if isinstance(err.__cause__, HFValidationError):
             raise FileNotFoundError(f"{path}: no such folder, and not the name of a hub repository either.") from err
@@ -55,6 +62,20 @@ def find_folder(path: str | Path) -> Path:
             f"{path}: no such folder, and the hub repository of that name is not at hand: {err} "
             "Give a local folder, or check the name and the network."
         ) from err
+
+
+def public_name(path: str | Path, folder: Path | None = None) -> tuple[str, str | None]:
+    """Returns how others find a model: hub id and revision, or the path as it was given, without a revision.
+
+    Args:
+      path: what the user gave.
+      folder: where ``find_folder`` found it. A folder of the hub's cache tells the exact revision.
+    """
+    cached = _CACHED.fullmatch(str(folder or path))
+    if cached is not None:
+        return f"{cached['org']}/{cached['name']}", cached["revision"]
+    name, _, revision = str(path).partition("@")
+    return (str(path), None) if Path(path).exists() else (name, revision or None)
 
 
 def find_files(
@@ -148,7 +169,7 @@ def _list_files(name: str, revision: str | None, snapshot: Path) -> list[str]:
     try:
         siblings = huggingface_hub.dataset_info(name, revision=revision, timeout=30).siblings
         return [file.rfilename for file in siblings or ()]
-    except (OSError, HFValidationError, HTTPError) as err:
+    except HUB_FAILURES as err:
         logger.warning("the hub cannot be asked for the files of %s (%s): those in its cache are read", name, err)
         return [file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file()]
 
@@ -174,6 +195,11 @@ def _download(fetch: Callable[..., str], *arguments: str, **options: Any) -> Pat
     """
     try:
         return Path(fetch(*arguments, **options))
-    except (OSError, HFValidationError) as err:
-        reason = (str(err).strip() or type(err).__name__).splitlines()[0]
-        raise HubError(reason if reason.endswith(".") else f"{reason}.") from err
+    except HUB_FAILURES as err:
+        raise HubError(reason_of(err)) from err
+
+
+def reason_of(err: Exception) -> str:
+    """Returns the first line of an error as a sentence."""
+    reason = (str(err).strip() or type(err).__name__).splitlines()[0]
+    return reason if reason.endswith(".") else f"{reason}."

@@ -20,7 +20,7 @@ from qwen35_jax.model import Qwen35
 from qwen35_jax.storage import new_folder
 
 
-def save(model: Qwen35, out_dir: str | Path, source: str | Path) -> Path:
+def save(model: Qwen35, out_dir: str | Path, source: str | Path, *, files: Mapping[str, bytes] | None = None) -> Path:
     """Writes the model into a new folder, which appears only when it is complete.
 
     Everything of the source that is not ours (configuration, tokenizer, template, vision tensors, names, order and
@@ -33,6 +33,8 @@ def save(model: Qwen35, out_dir: str | Path, source: str | Path) -> Path:
     Args:
       out_dir: a folder that does not exist yet, or is empty.
       source: the checkpoint that the model was loaded from: a folder, or a hub repository.
+      files: contents by name that are written in place of the source's files, or beside them.
+        ``hf.chat_files.chat_files(source)`` makes those of a model that was trained on conversations.
 
     Raises:
       FileNotFoundError: the source is not at hand.
@@ -48,7 +50,7 @@ def save(model: Qwen35, out_dir: str | Path, source: str | Path) -> Path:
     _check_same_model(arrays, ours, folder)
     tensors = host_tensors(arrays, ours, dict(lora.adapted_layers(model)))
     if jax.process_index() == 0:
-        write_tensors(tensors, stored, folder, out_dir)
+        write_tensors(tensors, stored, folder, out_dir, files)
     else:
         for _ in tensors:
             pass
@@ -73,16 +75,23 @@ def host_tensors(
 
 
 def write_tensors(
-    tensors: Iterator[tuple[TensorSpec, np.ndarray]], stored: dict[str, Stored], folder: Path, out_dir: str | Path
+    tensors: Iterator[tuple[TensorSpec, np.ndarray]],
+    stored: dict[str, Stored],
+    folder: Path,
+    out_dir: str | Path,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Copies a checkpoint into a new folder and writes these tensors over their originals.
 
     Args:
       stored: the tensors of the checkpoint in ``folder``.
+      files: contents that take the place of those in ``folder``.
     """
     with new_folder(out_dir) as copy:
         for file in [*other_files(folder), *checkpoint_files(folder)]:
             shutil.copyfile(file, copy / file.name)
+        for name, content in (files or {}).items():
+            (copy / name).write_bytes(content)
         for spec, value in tensors:
             place = stored[spec.name]
             with (copy / place.file.name).open("r+b") as stream:

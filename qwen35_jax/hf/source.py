@@ -5,10 +5,11 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
+from qwen35_jax.config import ModelConfig
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
 from qwen35_jax.model import Qwen35
-from qwen35_jax.processing.tokenizer import Tokenizer
+from qwen35_jax.processing.tokenizer import TOKENIZER_FILES, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +41,20 @@ def load_model(source: ModelSource, mesh: Mesh | None = None) -> Qwen35:
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:
-    """Loads the tokenizer with its chat template.
+    """Loads the tokenizer with its chat template: those that the adapter was trained with, if its folder holds them.
 
     Raises:
       FileNotFoundError: there is no such folder or repository.
-      ValueError: no model is named, or a file of the tokenizer is missing or damaged.
+      ValueError: no model is named, a file of the tokenizer is missing or damaged, or the adapter's tokenizer has more
+        tokens than the model.
     """
-    return Tokenizer.from_pretrained(find_folder(_named(source)))
+    folder = find_folder(_named(source))
+    adapter = None if source.adapter is None else find_folder(source.adapter)
+    if adapter is None or not (adapter / TOKENIZER_FILES[0]).is_file():
+        return Tokenizer.from_pretrained(folder)
+    tokenizer = Tokenizer.from_pretrained(adapter)
+    tokenizer.check_vocabulary(ModelConfig.from_hf(folder).text.vocab_size)
+    return tokenizer
 
 
 def _named(source: ModelSource) -> str:

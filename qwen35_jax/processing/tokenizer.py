@@ -126,6 +126,15 @@ class Tokenizer:
             raise ValueError(f"{self._name} has no token {token!r}; use the tokenizer of a Qwen3.5 checkpoint.")
         return token_id
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises ``ValueError`` if a token's id is beyond the vocabulary of a model."""
+        largest = max(self.backend.get_vocab(with_added_tokens=True).values())
+        if largest >= vocab_size:
+            raise ValueError(
+                f"the tokenizer of {self._name} has ids up to {largest}, but the model's vocab_size is {vocab_size}; "
+                "use the tokenizer that belongs to the checkpoint."
+            )
+
     @property
     def chat_template(self) -> ChatTemplate:
         """The checkpoint's chat template.

@@ -12,6 +12,7 @@ from examples.quickstart import run as quickstart
 from examples.quickstart.run import Settings, Stage
 from qwen35_jax.command import one_line_errors
 from qwen35_jax.hf.safetensors import read_checkpoint
+from qwen35_jax.processing.tokenizer import Tokenizer
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -73,6 +74,8 @@ def test_inputs_are_a_whole_checkpoint(tmp_path):
     assert any(name.startswith("mtp.") for name in names)
     assert any(".visual." in name for name in names)
     assert stage.peak_bytes > 2**20
+    ends = json.loads((tmp_path / "random" / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == list(Tokenizer.from_pretrained(tmp_path / "random").eos_token_ids)
 
 
 @pytest.mark.slow

@@ -60,5 +60,6 @@ def randomize(model, filters, scale):
 
 
 def files_of(folder):
-    """Returns the content of every file."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Returns the content of every file, by its path in the folder."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}

@@ -29,8 +29,11 @@ def test_a_repository_is_downloaded_without_other_formats_of_weights(tmp_path, m
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    ignored = {"ignore_patterns": ["*.bin", "*.pt", "*.pth", "*.gguf"]}
     assert find_folder("org/model") == tmp_path
-    assert asked == {"name": "org/model", "ignore_patterns": ["*.bin", "*.pt", "*.pth", "*.gguf"]}
+    assert asked == {"name": "org/model", "revision": None} | ignored
+    assert find_folder("org/model@v1.0") == tmp_path
+    assert asked == {"name": "org/model", "revision": "v1.0"} | ignored
 
 
 @pytest.mark.parametrize(

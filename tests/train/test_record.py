@@ -102,7 +102,7 @@ def test_the_record_is_laid_out_by_class(tmp_path):
     assert record["recipe"]["model"]["path"] == "base" and record["recipe"]["lora"]["rank"] == 16
     assert record["recipe"]["objective"]["kind"] == "supervised"
     assert record["layout"]["remat"] == "block" and record["options"]["workdir"] == "here"
-    assert set(record["identity"]) == {"model", "data"}
+    assert set(record["identity"]) == {"model", "tokenizer", "data", "conversations"}
 
 
 @pytest.fixture

@@ -52,6 +52,8 @@ class Documents:
         ]
         weights = [source.weight for source in config.mixture]
         self._mixture = Mixture([len(source) for source in self.sources], weights, config.seed)
+        self.has_conversations = False
+        """Whether a row that ``check`` accepted is a conversation, not plain text."""
 
     @property
     def epoch_length(self) -> int:
@@ -114,7 +116,9 @@ class Documents:
             for row in _rows_to_check(source):
                 checked += 1
                 try:
-                    self._render(survey.read(source[row], lambda source=source, row=row: source.where(row)))
+                    content = survey.read(source[row], lambda source=source, row=row: source.where(row))
+                    self.has_conversations |= not isinstance(content, str)
+                    self._render(content)
                 except RowError as err:
                     if is_refused(err, self.config):
                         raise refusal(source.where(row), err) from err

@@ -15,9 +15,8 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from qwen35_jax.runs import METRICS
 from qwen35_jax.storage import write_atomically
-
-METRICS = "metrics.jsonl"
 
 logger = logging.getLogger(__name__)
 
