@@ -59,7 +59,8 @@ def test_a_run_directory_holds_what_is_promised(whole_run):
     row = read_entries(workdir / METRICS)[0]
     assert {"step", "loss", "mtp_loss", "tokens", "grad_norm", "learning_rate", "tokens_per_second"} <= row.keys()
     assert sorted(path.name for path in (workdir / "export").iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
+        "generation_config.json", "mtp", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert (workdir / "plots" / "losses.png").is_file()
     assert "mtp.layers.0.self_attn.q_proj" in out and "parameters train" in out and "packing_efficiency" in out

@@ -20,14 +20,14 @@ ROWS = [{"text": f'ä \n " ] }} {n}'} for n in range(40)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 ARRAY = json.dumps(ROWS, indent=1, ensure_ascii=False).encode()
 FILES = {
-    "a.jsonl.gz": gzip.compress(LINES),
+    "a.jsonl.gz": gzip.compress(LINES, mtime=0),
     "a.jsonl.zst": zstandard.compress(LINES),
     "a.json": ARRAY,
     "b.json": LINES,
-    "a.json.gz": gzip.compress(ARRAY),
+    "a.json.gz": gzip.compress(ARRAY, mtime=0),
     "a.json.zst": zstandard.compress(ARRAY),
-    "b.json.gz": gzip.compress(LINES),
-    "members.jsonl.gz": gzip.compress(LINES[:500]) + gzip.compress(LINES[500:]),
+    "b.json.gz": gzip.compress(LINES, mtime=0),
+    "members.jsonl.gz": gzip.compress(LINES[:500], mtime=0) + gzip.compress(LINES[500:]),
     "bom.json": b"\xef\xbb\xbf" + ARRAY,
     "windows.jsonl.gz": gzip.compress(b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\r\n") + b"\r\n"),
 }
@@ -94,7 +94,7 @@ def test_a_file_is_unpacked_once_and_anew_when_it_changes(write, cache, monkeypa
         ("a.json", b'[{"text": "a"},]', "nothing between two commas of its array, at row 2"),
         ("a.json", b"[]", "a.json is empty"),
         ("a.json", json.dumps({"data": ROWS}, indent=1).encode(), "an object that goes over several lines"),
-        ("a.jsonl.gz", gzip.compress(b""), "a.jsonl.gz is empty"),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0), "a.jsonl.gz is empty"),
         ("a.jsonl", LINES.decode().encode("utf-16"), "a.jsonl is written in UTF-16; save it as UTF-8"),
     ],
 )
