@@ -33,10 +33,12 @@ def check(tmp_path):
     base.mkdir()
     workdir.mkdir()
     (base / "model.safetensors").write_bytes(b"weights")
+    (base / "chat_template.jinja").write_text("a")
     write_record(workdir, make_record(CONFIG, model_folder=base, data_identity={"data": "1"}))
 
-    def check(weights=b"weights", rows="1", **changes):
+    def check(weights=b"weights", template="a", rows="1", **changes):
         (base / "model.safetensors").write_bytes(weights)
+        (base / "chat_template.jinja").write_text(template)
         config = CONFIG.replace(**changes)
         check_resumable(workdir, make_record(config, model_folder=base, data_identity={"data": rows}))
 
@@ -57,6 +59,7 @@ def test_the_same_settings_resume(check, caplog):
         ({"lora": None}, "lora.rank was 16, now None"),
         ({"data": DataConfig("train.jsonl", sequence_length=32)}, "data.sequence_length was 64, now 32"),
         ({"weights": b"others"}, "model_fingerprint was"),
+        ({"template": "b"}, "tokenizer.chat_template.jinja was 'ca978112ca1bbdca', now '3e23e8160039594a'"),
         ({"rows": "2"}, "data_identity.data was '1', now '2'"),
         ({"data": DataConfig("x.jsonl", sequence_length=64, seed=1)}, "data.seed was 0, now 1"),
     ],
@@ -123,6 +126,7 @@ def test_a_setting_that_an_older_record_lacks_counts_as_its_default(edited, capl
     def before_these_settings(record):
         del record["recipe"]["health"], record["recipe"]["data"]["train_on"], record["recipe"]["optim"]["clip_norm"]
         del record["recipe"]["lora"]["dropout"], record["layout"]["delta_rule"], record["options"]
+        del record["identity"]["tokenizer"], record["identity"]["conversations"]
 
     edited(before_these_settings)
     assert not caplog.records
