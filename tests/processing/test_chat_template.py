@@ -149,6 +149,23 @@ def test_templates_may_use_loops_dates_json_and_special_tokens():
     assert text == 'u{"a": 1}</s>4[\n "ä<"\n]'
 
 
+@pytest.mark.parametrize("depth", [2_000, 100_000])
+def test_what_is_nested_too_deep_is_refused(depth):
+    value = "bottom"
+    for _ in range(depth):
+        value = [value]
+    template = ChatTemplate("{{ messages | tojson }}{{ tools | tojson }}")
+    for arguments in ({"messages": [{"role": "user", "content": value}]}, {"messages": [ASK], "tools": [{"a": value}]}):
+        with pytest.raises(ChatTemplateError, match="recursion"):
+            template.render(**arguments)
+
+
+@pytest.mark.parametrize("source", ["{{ 1 // 0 }}", "{{ messages[0].content[9] ~ 1.0 % 0 }}", "{{ 10 ** 400 * 1.5 }}"])
+def test_arithmetic_errors_are_refusals(source):
+    with pytest.raises(ChatTemplateError, match="The chat template refuses this conversation"):
+        ChatTemplate(source).render([ASK])
+
+
 def test_objects_become_placeholders():
     class Picture:
         def save(self):

@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from examples.quickstart.tokenizer import ADDED_TOKENS, build_tiny_tokenizer
-from qwen35_jax.processing import Tokenizer
+from qwen35_jax.processing import ChatTemplate, Tokenizer
 from tests.conftest import PUBLISHED, shared_dir
 from tests.published.cut_tokenizer import cut, texts
 
@@ -156,3 +156,26 @@ def test_other_vocabularies_are_refused(tmp_path, tiny_tokenizer_dir):
     content["added_tokens"] = []
     with pytest.raises(ValueError, match=r"has no token '<\|im_end\|>'"):
         Tokenizer.from_pretrained(_folder(tmp_path, tokenizer=content, tokenizer_config={}))
+
+
+@pytest.mark.parametrize("text", ["smile \ud83d", "\udc00", "\ude00\ud83d"])
+def test_half_of_a_character_is_named(tiny_tokenizer, text):
+    half = rf"the text holds \\u{ord(text.strip('smile ')[0]):04x}, one half of a UTF-16 surrogate pair"
+    for encode in (
+        tiny_tokenizer.encode,
+        lambda text: tiny_tokenizer.encode_with_ranges(["good", text], [[], []]),
+        lambda text: tiny_tokenizer.encode_chat([{"role": "user", "content": text}]),
+        lambda text: tiny_tokenizer.encode_chat([{"role": "user", "content": "a"}], tools=[{text: text}]),
+    ):
+        with pytest.raises(ValueError, match=half):
+            encode(text)
+
+
+def test_control_tokens_are_those_with_a_meaning(tiny_tokenizer):
+    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|vision_start|>"} <= {
+        *tiny_tokenizer.control_tokens
+    }
+    assert not {"<tts_pad>", "<|audio_start|>"} & {*tiny_tokenizer.control_tokens}
+    template = ChatTemplate("<tts_pad>{{ messages }}")
+    assert "<tts_pad>" in Tokenizer(tiny_tokenizer.backend, template).control_tokens
+    assert "<|im_end|>" in Tokenizer(tiny_tokenizer.backend).control_tokens

@@ -10,11 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import REPO
 from tests.processing.conversations import ASK, assistant, user
-from train.config.data import DataConfig, Source
+from train.config import DataConfig, ModelSource, Recipe, Source, TrainConfig
 from train.data import documents as documents_module
 from train.data.documents import Documents
+from train.data.forms import NAMES
 from train.data.pipeline import make_batches
+from train.record import RunRecord
 
 CHAT = {"messages": [ASK, assistant("4")]}
 SHARE = {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}
@@ -56,6 +59,15 @@ def test_the_form_is_found_and_logged(row, form, write_rows, check):
     assert documents.identity()["forms"] == [form]
     assert any(line.endswith(f"data.jsonl: read as {form} (3 rows), by their keys") for line in lines)
     assert any(re.search(r"data.jsonl: 3 rows in 1 files: data.jsonl$", line) for line in lines)
+
+
+def test_the_rows_of_the_documentation(write_rows, check):
+    page = (REPO / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `(\{.*?\})` \|", page, flags=re.MULTILINE)
+    assert [form for form, _ in rows] == list(NAMES)
+    for form, row in rows:
+        documents, _ = check(write_rows([row]))
+        assert documents.identity()["forms"] == [form]
 
 
 def test_forms_that_the_keys_tell_apart_may_be_mixed(write_rows, check):
@@ -182,6 +194,12 @@ def test_the_source_text_of_the_function_belongs_to_the_data(write_rows, tokeniz
     assert states[0]["identity"] == states[1]["identity"]
     with pytest.raises(ValueError, match=r"forms was \['convert \w+'\], is \['convert \w+'\]"):
         make_batches(DataConfig(path, 64, convert=second), tokenizer).set_state(states[0])
+
+
+def test_the_run_record_says_where_the_function_is():
+    recipe = Recipe(ModelSource("base"), DataConfig("a.jsonl", convert=from_question), steps=1)
+    data = RunRecord(TrainConfig(recipe), "model", {}).to_json()["recipe"]["data"]
+    assert data["convert"] == f"{__name__}.from_question"
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ def _read_chat(row: Mapping[str, Any], column: str) -> Conversation:
 def _read_alpaca(row: Mapping[str, Any]) -> Conversation:
     asked = [_text(row, key) for key in ("instruction", "input")]
     messages = []
-    for turn in parsed(row.get("history") or [], "'history'"):
+    history = parsed(row.get("history") or [], "'history'")
+    for turn in history if isinstance(history, list | tuple) else [history]:
         if not isinstance(turn, list | tuple) or len(turn) != 2:
             raise RowError("wrong_type", "'history' must be a list of pairs, a question and its answer each")
         messages += _turns(*(text_of(text, "'history'") for text in turn))
