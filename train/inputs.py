@@ -14,6 +14,7 @@ from qwen35_jax.sharding import check_mesh
 from train.batch import sequences_of_process
 from train.config import TrainConfig
 from train.data.pipeline import BatchIterator, make_batches
+from train.data.validation import ValidationData, read_validation
 
 
 class Inputs(NamedTuple):
@@ -26,6 +27,7 @@ class Inputs(NamedTuple):
     batches: BatchIterator
     sequences: range
     """The sequences of every batch that this process feeds."""
+    validation: ValidationData | None
 
 
 def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
@@ -58,4 +60,5 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     start = batches.get_state()
     next(batches)
     batches.set_state(start)
-    return Inputs(folder, model_config, tokenizer, batches, sequences)
+    validation = read_validation(data, tokenizer, sequences)
+    return Inputs(folder, model_config, tokenizer, batches, sequences, validation)

@@ -27,10 +27,14 @@ class RunRecord(NamedTuple):
     """Fingerprint of the base checkpoint. It ties an adapter's checkpoints, which hold no frozen weight, to it."""
     data: Mapping[str, Any]
     """What decides the batches, as the data pipeline reports it."""
+    validation: Mapping[str, Any] | None = None
+    """What decides the validation data, where there are some."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as JSON values."""
-        identity = {"model": self.model, "data": dict(self.data)}
+        identity: dict[str, Any] = {"model": self.model, "data": dict(self.data)}
+        if self.validation is not None:
+            identity["validation"] = dict(self.validation)
         return _as_json(dataclasses.asdict(self.config) | {"identity": identity})
 
 
@@ -43,14 +47,21 @@ class _Difference(NamedTuple):
         return f"{self.name} was {self.old!r}, now {self.new!r}"
 
 
-def make_record(config: TrainConfig, *, model_folder: Path, data_identity: Mapping[str, Any]) -> RunRecord:
+def make_record(
+    config: TrainConfig,
+    *,
+    model_folder: Path,
+    data_identity: Mapping[str, Any],
+    validation_identity: Mapping[str, Any] | None = None,
+) -> RunRecord:
     """Returns the record of a run that starts from a checkpoint in ``model_folder``.
 
     Args:
       data_identity: what decides the batches, as the data pipeline reports it.
+      validation_identity: what decides the validation data, where there are some.
     """
     weights = [path for path in model_folder.iterdir() if path.suffix == ".safetensors" or path.name == "config.json"]
-    return RunRecord(config, fingerprint(weights), data_identity)
+    return RunRecord(config, fingerprint(weights), data_identity, validation_identity)
 
 
 def write_record(workdir: Path, record: RunRecord) -> None:
@@ -62,7 +73,8 @@ def check_resumable(workdir: Path, record: RunRecord) -> None:
     """Compares a run that is about to resume with what it was started with.
 
     Another recipe, base checkpoint or data is refused. Another layout is allowed with a warning, since it changes
-    rounding only. More steps under a constant learning rate are allowed too, since they change no earlier step.
+    rounding only. More steps under a constant learning rate are allowed too, since they change no earlier step. A run
+    may begin or cease to validate, but not go on with other validation data, whose losses could not be compared.
 
     Raises:
       ValueError: something that affects the numbers differs, or the record cannot be read.
@@ -81,6 +93,7 @@ def check_resumable(workdir: Path, record: RunRecord) -> None:
             *_differences(record.config.recipe, recorded["recipe"], new["recipe"]),
             *_leaf_differences(recorded["identity"]["model"], new["identity"]["model"], "model_fingerprint"),
             *_leaf_differences(recorded["identity"]["data"], new["identity"]["data"], "data_identity"),
+            *_validation_differences(recorded["identity"], new["identity"]),
         )
         if difference.name not in free
     ]
@@ -129,6 +142,11 @@ def _differences(settings: Any, old: Mapping[str, Any], new: Mapping[str, Any], 
             yield from _leaf_differences(before, after, name)
     for name in old.keys() - fields.keys():
         yield from _leaf_differences(old[name], None, _join(prefix, name))
+
+
+def _validation_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[_Difference]:
+    if "validation" in old and "validation" in new:
+        yield from _leaf_differences(old["validation"], new["validation"], "validation_identity")
 
 
 def _leaf_differences(old: Any, new: Any, name: str) -> Iterator[_Difference]:

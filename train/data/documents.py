@@ -16,7 +16,7 @@ from qwen35_jax.hf.hub import find_files
 from qwen35_jax.processing import ChatTemplateError, Tokenizer
 from train.config.data import DataConfig
 from train.data.masking import Example, Rendered, encode_conversations, encode_text, render_conversation
-from train.data.order import Mixture, ShuffledRows
+from train.data.order import Mixture, ShuffledRows, held_out_rows
 from train.data.rows import RowError, check_row, forbidden_tokens
 from train.data.sources import WINDOW_BYTES, RowSource
 
@@ -42,6 +42,10 @@ class Documents:
             ShuffledRows(*source.groups, window_bytes=WINDOW_BYTES, seed=(config.seed, number))
             for number, source in enumerate(self.sources)
         ]
+        self.held_out = [
+            held_out_rows(len(source), config.eval_fraction, (config.seed, number))
+            for number, source in enumerate(self.sources)
+        ]
         weights = [source.weight for source in config.mixture]
         self._mixture = Mixture([len(source) for source in self.sources], weights, config.seed)
 
@@ -58,9 +62,16 @@ class Documents:
     def load(self, positions: Sequence[int]) -> list[list[Example] | RowError]:
         """Returns for each document its examples, several if a text was cut, or why it cannot be used.
 
-        Several positions take less time together than one by one.
+        A row that is held out has none. Several positions take less time together than one by one.
         """
-        prepared = [self._prepare(position) for position in positions]
+        places = [self._locate(position) for position in positions]
+        trained = [(source, row) for source, row in places if row not in self.held_out[source]]
+        documents = iter(self.load_rows(trained))
+        return [[] if row in self.held_out[source] else next(documents) for source, row in places]
+
+    def load_rows(self, places: Sequence[tuple[int, int]]) -> list[list[Example] | RowError]:
+        """Does what `load` does for rows by their source and number, held out or not."""
+        prepared = [self._prepare(source, row) for source, row in places]
         conversations = [document for document in prepared if isinstance(document, Rendered)]
         examples = iter(encode_conversations(self._tokenizer, conversations))
         return [self._fitting(next(examples)) if isinstance(document, Rendered) else document for document in prepared]
@@ -73,12 +84,17 @@ class Documents:
     def identity(self) -> dict[str, Any]:
         """Everything that decides the documents and their order."""
         names = ("sequence_length", "seed", "train_on", "train_on_thinking")
-        return {
-            "data": "-".join(source.fingerprint for source in self.sources),
-            "rows": sum(map(len, self.sources)),
-            "shares": self._mixture.places,
-            "vocabulary": len(self._tokenizer),
-        } | {name: getattr(self.config, name) for name in names}
+        held_out = {} if self.config.eval_fraction is None else {"eval_fraction": self.config.eval_fraction}
+        return (
+            held_out
+            | {
+                "data": "-".join(source.fingerprint for source in self.sources),
+                "rows": sum(map(len, self.sources)),
+                "shares": self._mixture.places,
+                "vocabulary": len(self._tokenizer),
+            }
+            | {name: getattr(self.config, name) for name in names}
+        )
 
     def passes_before(self, position: int) -> dict[str, float]:
         """Says how many times each source was read in full before a position."""
@@ -110,9 +126,8 @@ class Documents:
             logger.warning("%d of %d rows are left out: %s", unusable.total(), checked, dict(unusable))
         return checked, unusable
 
-    def _prepare(self, position: int) -> Rendered | list[Example] | RowError:
+    def _prepare(self, source: int, row: int) -> Rendered | list[Example] | RowError:
         """Reads and checks a row; renders a conversation, tokenises a text."""
-        source, row = self._locate(position)
         try:
             content = self.sources[source][row]
             check_row(content, self._forbidden)

@@ -108,7 +108,9 @@ class Shard:
         position = self._positions[self._taken]
         self._taken += 1
         if not isinstance(document, RowError):
-            self._unused_in_a_row = 0
+            # A row that is held out for validation has no example.
+            self.counts["held_out"] += not document
+            self._unused_in_a_row *= not document
             for piece, example in enumerate(document):
                 self._ready.extend(self._packer.add((position, piece), example))
             return

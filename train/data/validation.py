@@ -1,0 +1,127 @@
+"""The validation data: read once before a run, packed in the order of the files, and held in memory."""
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+from qwen35_jax.processing import Tokenizer
+from train.batch import HostBatch
+from train.config.data import DataConfig
+from train.data.documents import Documents, refusal
+from train.data.packing import PackedSequence, Packer, make_batch
+from train.data.rows import RowError
+
+logger = logging.getLogger(__name__)
+
+MOST_BYTES = 1 << 30
+"""What the validation batches of a process may take in memory."""
+# Rows that are rendered and tokenised together.
+_RUN = 64
+
+
+class ValidationData(NamedTuple):
+    """Batches of the shape that training has; the last one is filled up with empty sequences."""
+
+    batches: list[HostBatch]
+    """Those sequences of each batch that this process feeds."""
+    identity: dict[str, Any]
+    """All that decides them."""
+    documents: Documents
+    rows: list[tuple[int, int]]
+    """Source and number of every row, in order."""
+
+
+def read_validation(config: DataConfig, tokenizer: Tokenizer, sequences: range) -> ValidationData | None:
+    """Reads the rows that ``data.eval_*`` name, which are checked and left out as those of training are.
+
+    Args:
+      sequences: the neighbouring sequences of every batch that this process feeds.
+
+    Raises:
+      ValueError: a row or a file cannot be used, no token would be trained, or the data are too large.
+    """
+    if not config.validates:
+        return None
+    try:
+        documents = Documents(_settings(config), tokenizer)
+        rows = _rows(documents)
+        batches = _make_batches(documents, rows, tokenizer.pad_token_id, sequences, config.eval_batches)
+    except ValueError as err:
+        raise ValueError(f"validation data: {_renamed(str(err), config)}") from err
+    identity = documents.identity() | {"eval_fraction": config.eval_fraction, "eval_batches": config.eval_batches}
+    return ValidationData(batches, identity, documents, rows)
+
+
+def _settings(config: DataConfig) -> DataConfig:
+    """Returns the settings under which the validation data are read."""
+    if config.eval_fraction is not None:
+        return config
+    return dataclasses.replace(
+        config,
+        path=config.eval_path or config.path,
+        sources=(),
+        hub_files=f"*{config.eval_split or 'validation'}*",
+        eval_path=None,
+        eval_split=None,
+        eval_batches=None,
+    )
+
+
+def _renamed(message: str, config: DataConfig) -> str:
+    """Puts the settings of the validation data in place of those of the training data."""
+    if config.eval_path is not None:
+        message = message.replace("data.path", "data.eval_path")
+    return message.replace("data.hub_files", "data.eval_split")
+
+
+def _rows(documents: Documents) -> list[tuple[int, int]]:
+    if documents.config.eval_fraction is None:
+        return [(0, row) for row in range(len(documents.sources[0]))]
+    return [(source, row) for source, rows in enumerate(documents.held_out) for row in sorted(rows)]
+
+
+def _make_batches(
+    documents: Documents, rows: list[tuple[int, int]], pad_token_id: int, sequences: range, limit: int | None
+) -> list[HostBatch]:
+    config, batches, trained = documents.config, [], 0
+    packed = _pack(documents, rows)
+    bytes_each = 9 * len(sequences) * config.sequence_length
+    for whole in islice(iter(lambda: list(islice(packed, config.sequences_per_batch)), []), limit):
+        if (len(batches) + 1) * bytes_each > MOST_BYTES:
+            raise ValueError(
+                f"they fill more than {len(batches)} batches, which take {MOST_BYTES >> 30} GiB of memory; limit them "
+                f"with data.eval_batches, or give fewer rows."
+            )
+        trained += sum(int(example.trained.sum()) for sequence in whole for _, example in sequence)
+        filled_up = [*whole, *[[]] * (config.sequences_per_batch - len(whole))]
+        own = filled_up[sequences.start : sequences.stop]
+        batches.append(make_batch(own, sequence_length=config.sequence_length, pad_token_id=pad_token_id))
+    if not trained:
+        raise ValueError(f"no token of {documents.names} is trained, so there is no loss; give rows with answers.")
+    logger.info("validation: %d rows in %d batches, %s trained tokens", len(rows), len(batches), f"{trained:,}")
+    return batches
+
+
+def _pack(documents: Documents, rows: list[tuple[int, int]]) -> Iterator[PackedSequence]:
+    """Yields packed sequences of all rows that can be used."""
+    config, dropped = documents.config, Counter()
+    packer = Packer(config.sequence_length, config.open_sequences)
+    for start in range(0, len(rows), _RUN):
+        run = rows[start : start + _RUN]
+        for (source, row), document in zip(run, documents.load_rows(run), strict=True):
+            if not isinstance(document, RowError):
+                for piece, example in enumerate(document):
+                    yield from packer.add((row, piece), example)
+                continue
+            where = documents.sources[source].where(row)
+            if (config.long_rows if document.reason == "too_long" else config.bad_rows) == "error":
+                raise refusal(where, document)
+            if document.reason not in dropped:
+                logger.warning("validation: %s is left out, as are all rows like it: %s", where, document)
+            dropped[document.reason] += 1
+    if dropped:
+        logger.warning("validation: %d of %d rows are left out: %s", dropped.total(), len(rows), dict(dropped))
+    yield from packer.flush()
