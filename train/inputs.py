@@ -19,6 +19,7 @@ from train.config import TrainConfig
 from train.data.epochs import batches_of_epochs
 from train.data.measure import check_lost, describe, measure
 from train.data.pipeline import BatchIterator, make_batches
+from train.data.validation import ValidationData, read_validation
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Inputs(NamedTuple):
     batches: BatchIterator
     sequences: range
     """The sequences of every batch that this process feeds."""
+    validation: ValidationData | None
 
 
 def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
@@ -60,7 +62,8 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     check_lost(found, data)
     for line in describe(found, data, recipe.steps):
         logger.info("data: %s", line)
-    return Inputs(folder, model_config, tokenizer, batches, sequences)
+    validation = read_validation(data, tokenizer, sequences, batches.corpus)
+    return Inputs(folder, model_config, tokenizer, batches, sequences, validation)
 
 
 def settle_steps(config: TrainConfig, inputs: Inputs) -> TrainConfig:

@@ -1,7 +1,7 @@
 """The training loop: batches in, metrics and checkpoints out, whatever the step computes."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -9,6 +9,7 @@ from qwen35_jax.distributed import gather
 from train.batch import Batch, HostBatch
 from train.checkpoint import Checkpoints
 from train.data.pipeline import merge_states
+from train.evaluation import Evaluate
 from train.observe.reporter import Reporter
 from train.observe.trace import Trace
 from train.preemption import Preempted
@@ -34,10 +35,11 @@ class Schedule(NamedTuple):
     last_step: int
     checkpoint_every: int
     evaluate_every: int | None = None
+    """By default as often as checkpoints are written."""
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether there is an evaluation after a step."""
-        return self.evaluate_every is not None and step % self.evaluate_every == 0
+        """Whether there is an evaluation after a step; there always is one after the last."""
+        return step == self.last_step or step % (self.evaluate_every or self.checkpoint_every) == 0
 
 
 def run_steps(
@@ -52,7 +54,7 @@ def run_steps(
     reporter: Reporter,
     trace: Trace,
     is_preempted: Callable[[int], bool],
-    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
 ) -> TrainState:
     """Trains from the step after ``state.step`` through ``schedule.last_step`` and returns the final state.
 
@@ -69,7 +71,7 @@ def run_steps(
       ValueError: a step is unsound; checkpoints stay as they were.
       Preempted: the machine is taken away; the state is saved.
     """
-    saved = int(state.step)
+    saved, evaluated = int(state.step), 0
     save = partial(_save, checkpoints=checkpoints, batches=batches, reporter=reporter)
     for number in range(saved + 1, schedule.last_step + 1):
         with reporter.timed("data_seconds"):
@@ -79,22 +81,22 @@ def run_steps(
                 "the data ended after step %d of %d; raise data.epochs to train on", number - 1, schedule.last_step
             )
             break
-        if trace.starts_at(number):
-            reporter.flush()
-            trace.start()
-        state, values = step(state, frozen, put(batch))
-        reporter.add(number, values, batches.documents_later())
-        if trace.ends_at(number):
-            reporter.flush()
-            trace.stop()
+        with trace.around(number, reporter.flush):
+            state, values = step(state, frozen, put(batch))
+            reporter.add(number, values, batches.documents_later())
         if evaluate is not None and schedule.evaluates_after(number):
             reporter.flush(partial(evaluate, state))
+            evaluated = number
         if is_preempted(number):
             save(state)
             checkpoints.wait()
             raise Preempted(number)
         if number % schedule.checkpoint_every == 0:
             saved = save(state)
+    if evaluate is not None and evaluated < int(state.step):
+        # The data ended before the last step.
+        reporter.flush(partial(evaluate, state))
+        reporter.sync()
     if int(state.step) > saved:
         save(state)
     # While this waits, SIGTERM does not end the process yet.

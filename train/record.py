@@ -29,10 +29,14 @@ class RunRecord(NamedTuple):
     """What decides the batches, as the data pipeline reports it."""
     conversations: bool
     """Whether conversations were among the data, so that what is exported is a chat model."""
+    validation: Mapping[str, Any] | None = None
+    """What decides the validation data, where there are some."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as JSON values."""
         identity = self.base._asdict() | {"data": dict(self.data), "conversations": self.conversations}
+        if self.validation is not None:
+            identity["validation"] = dict(self.validation)
         return _as_json(dataclasses.asdict(self.config) | {"identity": identity})
 
 
@@ -46,15 +50,21 @@ class _Difference(NamedTuple):
 
 
 def make_record(
-    config: TrainConfig, *, model_folder: Path, data_identity: Mapping[str, Any], conversations: bool = False
+    config: TrainConfig,
+    *,
+    model_folder: Path,
+    data_identity: Mapping[str, Any],
+    validation_identity: Mapping[str, Any] | None = None,
+    conversations: bool = False,
 ) -> RunRecord:
     """Returns the record of a run that starts from a checkpoint in ``model_folder``.
 
     Args:
       data_identity: what decides the batches, as the data pipeline reports it.
+      validation_identity: what decides the validation data, where there are some.
       conversations: whether conversations are among the data.
     """
-    return RunRecord(config, identify_base(model_folder), data_identity, conversations)
+    return RunRecord(config, identify_base(model_folder), data_identity, conversations, validation_identity)
 
 
 def write_record(workdir: Path, record: RunRecord) -> None:
@@ -66,7 +76,8 @@ def check_resumable(workdir: Path, record: RunRecord) -> None:
     """Compares a run that is about to resume with what it was started with.
 
     Another recipe, base checkpoint or data is refused. Another layout is allowed with a warning, since it changes
-    rounding only. More steps under a constant learning rate are allowed too, since they change no earlier step.
+    rounding only. More steps under a constant learning rate are allowed too, since they change no earlier step. A run
+    may begin or cease to validate, but not go on with other validation data, whose losses could not be compared.
 
     Raises:
       ValueError: something that affects the numbers differs, or the record cannot be read.
@@ -88,6 +99,7 @@ def check_resumable(workdir: Path, record: RunRecord) -> None:
             # Records of earlier versions hold no digests of the tokenizer.
             *_leaf_differences(old_base.get("tokenizer", new_base["tokenizer"]), new_base["tokenizer"], "tokenizer"),
             *_leaf_differences(old_base["data"], new_base["data"], "data_identity"),
+            *_validation_differences(recorded["identity"], new["identity"]),
         )
         if difference.name not in free
     ]
@@ -136,6 +148,11 @@ def _differences(settings: Any, old: Mapping[str, Any], new: Mapping[str, Any], 
             yield from _leaf_differences(before, after, name)
     for name in old.keys() - fields.keys():
         yield from _leaf_differences(old[name], None, _join(prefix, name))
+
+
+def _validation_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[_Difference]:
+    if "validation" in old and "validation" in new:
+        yield from _leaf_differences(old["validation"], new["validation"], "validation_identity")
 
 
 def _leaf_differences(old: Any, new: Any, name: str) -> Iterator[_Difference]:

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +24,10 @@ from train.batch import put_batch
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.config.options import parse_steps
+from train.evaluation import make_evaluation
 from train.inputs import Inputs, check_inputs, settle_steps
 from train.loop import Schedule, run_steps
-from train.observe.metrics import MetricsWriter, plot_losses
+from train.observe.metrics import MetricsWriter
 from train.observe.reporter import Reporter
 from train.observe.throughput import Throughput
 from train.observe.trace import Trace
@@ -65,6 +66,7 @@ def run(config: TrainConfig, workdir: Path) -> None:
             config,
             model_folder=inputs.folder,
             data_identity=inputs.batches.get_state()["identity"],
+            validation_identity=None if inputs.validation is None else inputs.validation.identity,
             conversations=inputs.batches.corpus.has_conversations,
         )
         if record.conversations:
@@ -87,8 +89,6 @@ def run(config: TrainConfig, workdir: Path) -> None:
         state = _train(config, workdir, setup, inputs, checkpoints, mesh)
         checkpoints.close()
         logger.info("data: %s", json.dumps(inputs.batches.report()))
-        if jax.process_index() == 0:
-            plot_losses(workdir)
         if config.options.export:
             export(setup.model(state), workdir, record, source=inputs.folder, step=int(state.step))
 
@@ -139,7 +139,9 @@ def _train(
         first_sequence=inputs.sequences.start,
     )
     with (
-        contextlib.closing(MetricsWriter(workdir, first_step=done + 1, last_step=recipe.num_steps)) as metrics,
+        contextlib.closing(
+            MetricsWriter(workdir, first_step=done + 1, last_step=recipe.num_steps, terms=setup.terms)
+        ) as metrics,
         watch_for_preemption() as is_preempted,
         Trace(workdir / "profile", parse_steps(options.profile) if options.profile else range(0)) as trace,
     ):
@@ -149,6 +151,7 @@ def _train(
             metrics,
             throughput,
             recipe.health,
+            terms=setup.terms,
             positions=sequences * tokens,
             first_sequence=inputs.sequences.start,
         )
@@ -163,18 +166,8 @@ def _train(
             reporter=reporter,
             trace=trace,
             is_preempted=is_preempted,
-            evaluate=_evaluation(config, setup, inputs),
+            evaluate=make_evaluation(config, setup, inputs, put),
         )
-
-
-def _evaluation(
-    config: TrainConfig, setup: TrainingSetup, inputs: Inputs
-) -> Callable[[TrainState], Mapping[str, float]] | None:
-    """Returns the run file's evaluation as a function of the state."""
-    evaluate = config.options.evaluate
-    if evaluate is None:
-        return None
-    return lambda state: evaluate(setup.model(state), inputs.tokenizer)
 
 
 def export(model: Qwen35, workdir: Path, record: RunRecord, *, source: Path, step: int) -> None:

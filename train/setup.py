@@ -14,7 +14,7 @@ from train.batch import abstract_batch
 from train.config import TrainConfig
 from train.optim import make_optimizer, make_schedule
 from train.state import Frozen, TrainState, split_model
-from train.step import make_step
+from train.step import make_step, make_sums
 
 MakeState = Callable[[nnx.State, optax.GradientTransformation, Mesh], TrainState]
 
@@ -29,6 +29,10 @@ class TrainingSetup(NamedTuple):
     """Compiled at its first call, or ahead of it."""
     batch: Mapping[str, jax.ShapeDtypeStruct]
     """Shapes and placement of a batch."""
+    terms: tuple[str, ...]
+    """The names of what is minimised; the main term comes first."""
+    sums: Wrapped
+    """The terms of a batch without training, for validation."""
 
     def model(self, state: TrainState) -> Qwen35:
         """Returns the model with the parameters of a state."""
@@ -52,9 +56,10 @@ def make_setup(
     graphdef, params, rest = split_model(model, adapters=recipe.lora is not None, train_mtp=recipe.objective.trains_mtp)
     tx, schedule = make_optimizer(recipe.optim, recipe.num_steps), make_schedule(recipe.optim, recipe.num_steps)
     state = make_state(params, tx, mesh)
+    objective = recipe.objective.make(loss_chunk=layout.loss_chunk, remat=layout.remat)
     step = make_step(
         graphdef,
-        recipe.objective.make(loss_chunk=layout.loss_chunk, remat=layout.remat),
+        objective,
         tx,
         schedule,
         seed=recipe.seed,
@@ -69,7 +74,8 @@ def make_setup(
         mesh=mesh,
         fields=recipe.objective.batch_fields,
     )
-    return TrainingSetup(graphdef, state, Frozen.of(rest, reference), step, batch)
+    sums = make_sums(graphdef, objective, state=state)
+    return TrainingSetup(graphdef, state, Frozen.of(rest, reference), step, batch, tuple(objective.weights), sums)
 
 
 def model_options(config: TrainConfig) -> dict[str, Any]:

@@ -77,14 +77,11 @@ def make_gradients(graphdef: nnx.GraphDef, objective: Objective, *, seed: int, d
     """
 
     def gradients(params: nnx.State, frozen: Frozen, batch: Batch, step_index: jax.Array):
-        counts = jax.tree.map(lambda x: x.sum(0), jax.vmap(objective.counts)(batch))
+        counts = _counts(objective, batch)
         step_key = jax.random.fold_in(jax.random.key(seed), step_index)
 
         def loss(params: nnx.State, micro_batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Terms]:
-            # copy=True: the layers are scanned inside, at another trace level.
-            model = nnx.merge(graphdef, params, frozen.rest, copy=True)
-            reference = None if frozen.reference is None else nnx.merge(*frozen.reference, copy=True)
-            sums = objective.sums(model, micro_batch, key, reference)
+            sums = _sums(graphdef, objective, params, frozen, micro_batch, key)
             weighted = {name: objective.weights[name] * sums[name] for name in sums}
             return _add_up(weighted[name] / jnp.maximum(counts[name], 1.0) for name in sums), sums
 
@@ -95,12 +92,55 @@ def make_gradients(graphdef: nnx.GraphDef, objective: Objective, *, seed: int, d
             return jax.tree.map(jnp.add, carry, (to_float32(grads), sums)), None
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-        start = (zeros, {name: jnp.zeros((), jnp.float32) for name in counts})
+        start = (zeros, _zero_sums(counts))
         num_micro_batches = jax.tree.leaves(batch)[0].shape[0]
         (grads, sums), _ = jax.lax.scan(add_micro_batch, start, (jnp.arange(num_micro_batches), batch))
         return grads, sums, counts
 
     return gradients
+
+
+def make_sums(graphdef: nnx.GraphDef, objective: Objective, *, state: TrainState) -> Wrapped:
+    """Returns ``sums(params, frozen, batch) -> (sums, counts)`` of every term over a batch, as a step computes them.
+
+    There is no dropout, no gradient and no change. It is compiled at its first call.
+
+    Args:
+      state: fixes where the results are placed.
+    """
+
+    def sums(params: nnx.State, frozen: Frozen, batch: Batch) -> tuple[Terms, Terms]:
+        counts = _counts(objective, batch)
+
+        def add_micro_batch(carry: Terms, micro_batch: Batch):
+            return jax.tree.map(jnp.add, carry, _sums(graphdef, objective, params, frozen, micro_batch, None)), None
+
+        return jax.lax.scan(add_micro_batch, _zero_sums(counts), batch)[0], counts
+
+    return jax.jit(sums, out_shardings=state.step.sharding)
+
+
+def _sums(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    params: nnx.State,
+    frozen: Frozen,
+    micro_batch: Batch,
+    key: jax.Array | None,
+) -> Terms:
+    # copy=True: the layers are scanned inside, at another trace level.
+    model = nnx.merge(graphdef, params, frozen.rest, copy=True)
+    reference = None if frozen.reference is None else nnx.merge(*frozen.reference, copy=True)
+    return objective.sums(model, micro_batch, key, reference)
+
+
+def _counts(objective: Objective, batch: Batch) -> Terms:
+    """Counts the targets of every term over all micro-batches."""
+    return jax.tree.map(lambda x: x.sum(0), jax.vmap(objective.counts)(batch))
+
+
+def _zero_sums(counts: Terms) -> Terms:
+    return {name: jnp.zeros((), jnp.float32) for name in counts}
 
 
 def _add_up(values: Iterable[Float[Array, ""]]) -> Float[Array, ""]:

@@ -71,9 +71,11 @@ def step_with(unsound=()):
 
 
 def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **schedule):
-    saved, metrics = Saved(workdir), MetricsWriter(workdir, first_step=1, last_step=steps)
+    saved, metrics = Saved(workdir), MetricsWriter(workdir, first_step=1, last_step=steps, terms=["loss"])
     health = HealthConfig() if health is None else health
-    reporter = Reporter(workdir, metrics, Throughput(2, 1.0, 8.0), health, positions=8, first_sequence=5)
+    reporter = Reporter(
+        workdir, metrics, Throughput(2, 1.0, 8.0), health, terms=["loss"], positions=8, first_sequence=5
+    )
     evaluate = schedule.pop("evaluate", None)
     profile = schedule.pop("profile", range(0))
     state = TrainState(jnp.int32(0), nnx.State({}), (), new_health())
@@ -158,12 +160,31 @@ def test_a_signal_is_noticed_after_the_step_and_its_handler_is_put_back(tmp_path
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_evaluation_adds_its_figures_to_the_row_of_its_step(tmp_path):
-    evaluate = lambda state: {"accuracy": np.float32(int(state.step) / 10), "none": float("nan")}  # noqa: E731
-    train(tmp_path, steps=5, every=2, evaluate=evaluate, evaluate_every=2)
-    rows = read_entries(tmp_path / METRICS)
-    assert [row.get("eval_accuracy") for row in rows] == [None, pytest.approx(0.2), None, pytest.approx(0.4), None]
-    assert rows[1]["eval_none"] is None and rows[1]["evaluation_seconds"] > 0
+def accuracy(state):
+    return {"accuracy": np.float32(int(state.step) / 10), "none": float("nan"), "count": 3}
+
+
+def evaluations(workdir):
+    return {row["step"]: row["eval_accuracy"] for row in read_entries(workdir / METRICS) if "eval_accuracy" in row}
+
+
+def test_evaluation_adds_its_figures_to_the_row_of_its_step_and_of_the_last(tmp_path):
+    train(tmp_path, steps=5, every=2, evaluate=accuracy, evaluate_every=2)
+    assert evaluations(tmp_path) == pytest.approx({2: 0.2, 4: 0.4, 5: 0.5})
+    row = read_entries(tmp_path / METRICS)[1]
+    assert row["eval_none"] is None and row["eval_count"] == 3 and row["evaluation_seconds"] > 0
+
+
+def test_evaluations_are_as_frequent_as_checkpoints_by_default(tmp_path):
+    train(tmp_path, steps=7, every=3, evaluate=accuracy)
+    assert list(evaluations(tmp_path)) == [3, 6, 7]
+
+
+@pytest.mark.parametrize("last", [4, 6])
+def test_data_that_end_early_are_followed_by_an_evaluation_too(tmp_path, last):
+    train(tmp_path, steps=9, every=3, batches=last, evaluate=accuracy, evaluate_every=5)
+    assert list(evaluations(tmp_path)) == sorted({*range(5, last + 1, 5), last})
+    assert [row["step"] for row in read_entries(tmp_path / METRICS)] == list(range(1, last + 1))
 
 
 def test_a_trace_of_chosen_steps_is_written(tmp_path):

@@ -36,11 +36,15 @@ def check(tmp_path):
     (base / "chat_template.jinja").write_text("a")
     write_record(workdir, make_record(CONFIG, model_folder=base, data_identity={"data": "1"}))
 
-    def check(weights=b"weights", template="a", rows="1", **changes):
+    def check(weights=b"weights", template="a", rows="1", validation=None, **changes):
         (base / "model.safetensors").write_bytes(weights)
         (base / "chat_template.jinja").write_text(template)
-        config = CONFIG.replace(**changes)
-        check_resumable(workdir, make_record(config, model_folder=base, data_identity={"data": rows}))
+        record = make_record(
+            CONFIG.replace(**changes), model_folder=base, data_identity={"data": rows},
+            validation_identity=validation,
+        )  # fmt: skip
+        check_resumable(workdir, record)
+        return lambda: write_record(workdir, record)
 
     return check
 
@@ -67,6 +71,14 @@ def test_the_same_settings_resume(check, caplog):
 def test_what_affects_numbers_is_refused(check, changes, message):
     with pytest.raises(ValueError, match=message):
         check(**changes)
+
+
+def test_a_run_may_begin_and_cease_to_validate_but_not_on_other_data(check):
+    check(validation={"data": "v"})()
+    check(validation={"data": "v"})
+    with pytest.raises(ValueError, match=r"validation_identity.data was 'v', now 'w'"):
+        check(validation={"data": "w"})
+    check()
 
 
 def test_every_difference_is_named(check):

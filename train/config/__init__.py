@@ -59,6 +59,18 @@ class TrainConfig:
         if profile is not None and steps is not None and parse_steps(profile)[-1] > steps:
             raise ValueError(f"profile={profile!r} goes beyond the last step; end it by steps={steps}.")
 
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        """Checks that there is something to evaluate where the settings speak of evaluations."""
+        options = self.options
+        evaluates = self.recipe.data.validates or options.evaluate is not None
+        if options.evaluate_every is not None and not evaluates:
+            raise ValueError(
+                f"evaluate_every={options.evaluate_every}, but there is nothing to evaluate; give validation data with "
+                "--data.eval-path FILE or --data.eval-fraction 0.02, or a function `evaluate` in the run file."
+            )
+
     def replace(self, **changes: Any) -> "TrainConfig":
         """Returns these settings with other values for some fields of recipe, layout or options."""
         changed = {}

@@ -134,6 +134,18 @@ class DataConfig(Reading):
     num_threads: int = field(default=4, compare=False)
     """Threads that read, render and tokenise ahead of training."""
 
+    eval_path: str | None = field(default=None, compare=False)
+    """Validation data, given like ``path``. Of a hub dataset its split ``validation`` is read, or ``eval_split``."""
+
+    eval_split: str | None = field(default=None, compare=False)
+    """Split of a hub dataset to validate on: of ``eval_path``, or of ``path`` where that is not given."""
+
+    eval_fraction: float | None = None
+    """Share of the training rows to hold out and to validate on. They never train; ``seed`` decides which they are."""
+
+    eval_batches: int | None = field(default=None, compare=False)
+    """Most batches of validation data, from their start; None for all of them."""
+
     def __post_init__(self) -> None:
         self._check_reading("data")
         if not self.path and not self.sources:
@@ -168,6 +180,36 @@ class DataConfig(Reading):
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"data.{name}={value!r} is unknown; choose one of {', '.join(allowed)}.")
+        self._check_validation()
+
+    def _check_validation(self) -> None:
+        given = [name for name in ("eval_path", "eval_split", "eval_fraction") if getattr(self, name) is not None]
+        if self.eval_fraction is not None:
+            if not 0 < self.eval_fraction < 1:
+                raise ValueError(
+                    f"data.eval_fraction={self.eval_fraction} is no share of the rows; give a number between 0 and 1, "
+                    "such as 0.02."
+                )
+            if len(given) > 1:
+                raise ValueError(
+                    f"data.eval_fraction={self.eval_fraction} and data.{given[0]}={getattr(self, given[0])!r} both "
+                    "name validation data; give one of them."
+                )
+        if self.eval_split is not None and self.eval_path is None and self.path is None:
+            raise ValueError(
+                f"data.eval_split={self.eval_split!r} is a split of data.path or data.eval_path, but neither is given; "
+                "name the hub dataset with data.eval_path."
+            )
+        if self.eval_batches is not None and (self.eval_batches < 1 or not given):
+            raise ValueError(
+                f"data.eval_batches={self.eval_batches} must be at least 1, and needs data.eval_path, data.eval_split "
+                "or data.eval_fraction."
+            )
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validation data."""
+        return (self.eval_path, self.eval_split, self.eval_fraction) != (None, None, None)
 
     @property
     def mixture(self) -> tuple[Source, ...]:

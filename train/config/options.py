@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
 
 from qwen35_jax.distributed import ProcessConfig
 from qwen35_jax.model import Qwen35
@@ -29,10 +32,11 @@ class Options:
     checkpoint: CheckpointConfig = CheckpointConfig()
     processes: ProcessConfig = field(default_factory=ProcessConfig)
     evaluate: Callable[[Qwen35, Tokenizer], Mapping[str, float]] | None = None
-    """Called with the model every ``evaluate_every`` steps, by all processes, from the run file only; the figures it
-    returns stand in that step's metrics. It must not keep the model, whose arrays the next step consumes."""
-    evaluate_every: int | None = None
-    """Steps between evaluations."""
+    """Called with the model at every evaluation, by all processes, from the run file only; the figures it returns
+    stand in that step's metrics. It must not keep the model, whose arrays the next step consumes."""
+    evaluate_every: Annotated[int | None, tyro.conf.arg(aliases=("--eval-every",))] = None
+    """Steps between evaluations, which are the losses of the validation data (``data.eval_path`` and its like) and
+    ``evaluate`` of the run file. By default as many as between checkpoints; there is always one after the last step."""
     profile: str | None = None
     """``FIRST:LAST``: writes a trace of these steps, both included, into ``profile/`` (for XProf or Perfetto)."""
     export: bool = True
@@ -48,11 +52,8 @@ class Options:
     """Price of a chip for an hour, for the plan."""
 
     def __post_init__(self):
-        if (self.evaluate is None) != (self.evaluate_every is None) or (self.evaluate_every or 1) < 1:
-            raise ValueError(
-                f"evaluate={self.evaluate} and evaluate_every={self.evaluate_every}: give both, the second at least "
-                "1, or neither; evaluate is a function in the run file."
-            )
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise ValueError(f"evaluate_every={self.evaluate_every} must be at least 1.")
         if self.profile is not None:
             parse_steps(self.profile)
         if self.workdir is not None and "://" in self.workdir:

@@ -18,7 +18,7 @@ from qwen35_jax.processing import ChatTemplateError, Tokenizer
 from train.config.data import DataConfig, Source
 from train.data.forms import columns_of
 from train.data.masking import Example, Rendered, encode_conversations, encode_text, render_conversation
-from train.data.order import Mixture, ShuffledRows
+from train.data.order import Mixture, ShuffledRows, held_out_rows
 from train.data.reading import RowReader, Survey
 from train.data.rows import Conversation, RowError, control_tokens
 from train.data.sources import WINDOW_BYTES, RowSource
@@ -50,6 +50,10 @@ class Documents:
             ShuffledRows(*source.groups, window_bytes=WINDOW_BYTES, seed=(config.seed, number))
             for number, source in enumerate(self.sources)
         ]
+        self.held_out = [
+            held_out_rows(len(source), config.eval_fraction, (config.seed, number))
+            for number, source in enumerate(self.sources)
+        ]
         weights = [source.weight for source in config.mixture]
         self._mixture = Mixture([len(source) for source in self.sources], weights, config.seed)
         self.has_conversations = False
@@ -68,9 +72,16 @@ class Documents:
     def load(self, positions: Sequence[int]) -> list[Document]:
         """Returns what is at each position.
 
-        Several positions take less time together than one by one.
+        A row that is held out has none. Several positions take less time together than one by one.
         """
-        prepared = [self._prepare(position) for position in positions]
+        places = [self.locate(position) for position in positions]
+        trained = [(source, row) for source, row in places if row not in self.held_out[source]]
+        documents = iter(self.load_rows(trained))
+        return [[] if row in self.held_out[source] else next(documents) for source, row in places]
+
+    def load_rows(self, places: Sequence[tuple[int, int]]) -> list[Document]:
+        """Does what `load` does for rows by their source and number, held out or not."""
+        prepared = [self._prepare(source, row) for source, row in places]
         texts = [text for document in prepared for text in document if isinstance(text, Rendered)]
         examples = iter(encode_conversations(self._tokenizer, texts))
         return [
@@ -86,12 +97,14 @@ class Documents:
     def identity(self) -> dict[str, Any]:
         """Everything that decides the documents and their order."""
         names = ("sequence_length", "seed", "train_on", "train_on_thinking")
+        held_out = {} if self.config.eval_fraction is None else {"eval_fraction": self.config.eval_fraction}
         return {
             "data": "-".join(source.fingerprint for source in self.sources),
             "forms": [reader.identity for reader in self._readers],
             "rows": sum(map(len, self.sources)),
             "shares": self._mixture.places,
             "vocabulary": len(self._tokenizer),
+            **held_out,
         } | {name: getattr(self.config, name) for name in names}
 
     def passes_before(self, position: int) -> dict[str, float]:
@@ -132,9 +145,8 @@ class Documents:
             logger.warning("%d of %d rows are left out: %s", unusable.total(), checked, dict(unusable))
         return checked, unusable
 
-    def _prepare(self, position: int) -> Sequence[Rendered | Example | RowError]:
+    def _prepare(self, source: int, row: int) -> Sequence[Rendered | Example | RowError]:
         """Reads and checks a row; renders a conversation, tokenises a text."""
-        source, row = self.locate(position)
         try:
             content = self._readers[source].read(self.sources[source][row])
             if isinstance(content, str):

@@ -15,6 +15,26 @@ import numpy as np
 from jaxtyping import Int64
 
 PLACES = 1 << 16
+_HELD_OUT = 0x68656C64
+
+
+def held_out_rows(count: int, fraction: float | None, seed: tuple[int, ...]) -> frozenset[int]:
+    """Returns which of a source's rows never train: the first places of a shuffle, so many as the fraction says.
+
+    Raises:
+      ValueError: there are too few rows to hold any out.
+    """
+    if fraction is None:
+        return frozenset()
+    if count < 2:
+        raise ValueError(
+            f"data.eval_fraction={fraction} cannot hold rows out of a source with a single row; give data.eval_path."
+        )
+    number = min(max(round(fraction * count), 1), count - 1)
+    # A stream of its own, so that the order of the documents is as without held-out rows.
+    [own_seed] = np.random.SeedSequence([*seed, _HELD_OUT]).generate_state(1).tolist()
+    shuffled = grain.MapDataset.range(count).shuffle(seed=own_seed)
+    return frozenset(int(shuffled[place]) for place in range(number))  # pyrefly: ignore[bad-argument-type]
 
 
 class Mixture:

@@ -122,8 +122,9 @@ class BatchIterator:
 
         Returns:
           ``rows_in_data``; of the ``rows_checked`` at the start the ``unusable_rows`` by reason; ``epochs`` passed, and
-          ``passes`` over each source; ``documents`` read, and those ``dropped`` by reason; ``batches``, ``tokens`` and
-          ``trained_tokens`` in them; and ``packing_efficiency``, the fraction of positions that hold a token.
+          ``passes`` over each source; ``documents`` read, those ``held_out`` for validation, and those ``dropped`` by
+          reason; ``batches``, ``tokens`` and ``trained_tokens`` in them; and ``packing_efficiency``, the fraction of
+          positions that hold a token.
         """
         shards = self._shards.values()
         documents = sum(shard.taken for shard in shards)
@@ -138,6 +139,7 @@ class BatchIterator:
             "epochs": position / self._documents.epoch_length,
             "passes": self._documents.passes_before(position),
             "documents": documents,
+            "held_out": counts["held_out"],
             "dropped": dict(sum((shard.dropped for shard in shards), Counter())),
             "batches": self._num_batches,
             **{name: counts[name] for name in ("tokens", "trained_tokens")},

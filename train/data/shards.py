@@ -135,6 +135,9 @@ class Shard:
         """Hands the examples of the next document to the packer, and counts what cannot be used."""
         position = self._positions[self._taken]
         self._taken += 1
+        if not document:
+            self.counts["held_out"] += 1
+            return
         for piece, example in enumerate(document):
             if isinstance(example, RowError):
                 self._leave_out(position, example)

@@ -4,6 +4,7 @@ A step is unsound if its loss or gradient is not finite, or lies above a limit. 
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,7 +68,11 @@ def next_health(health: Health, sound: Bool[Array, ""], loss: jax.Array, grad_no
     )
 
 
-def complaint(values: dict[str, float | int]) -> str:
-    """Says what is wrong with the metrics of a step that was found unsound."""
+def complaint(values: Mapping[str, float | int], terms: Sequence[str]) -> str:
+    """Says what is wrong with the metrics of a step that was found unsound.
+
+    Args:
+      terms: the names of what is minimised.
+    """
     wild = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-    return ", ".join(wild or [f"{name} is {values[name]:.6g}" for name in ("loss", "grad_norm") if name in values])
+    return ", ".join(wild or [f"{name} is {values[name]:.6g}" for name in (*terms, "grad_norm") if name in values])

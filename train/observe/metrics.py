@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from qwen35_jax.runs import METRICS
 from qwen35_jax.storage import write_atomically
+from train.observe.curves import Curves
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +29,25 @@ class MetricsWriter:
     """Appends one entry for each step. Only process 0 writes.
 
     When a run resumes, entries after the restored step are cut off first.
+
+    Args:
+      terms: the names of what is minimised, the main term first. The bar and the plots show them.
     """
 
-    def __init__(self, workdir: Path, *, first_step: int, last_step: int):
+    def __init__(self, workdir: Path, *, first_step: int, last_step: int, terms: Sequence[str]):
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        path = workdir / METRICS
-        entries = [entry for entry in read_entries(path) if _step(entry) < first_step]
+        self._path, self._plot = workdir / METRICS, workdir / "plots" / "losses.png"
+        entries = [entry for entry in read_entries(self._path) if _step(entry) < first_step]
         if [entry["step"] for entry in entries] != list(range(1, first_step)):
-            logger.warning("%s lacks entries before step %d, where this run resumes", path, first_step)
-        write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in entries))
-        self._file = path.open("a", encoding="utf-8")
+            logger.warning("%s lacks entries before step %d, where this run resumes", self._path, first_step)
+        self._open(entries)
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        self._curves = Curves(terms)
+        for entry in entries:
+            self._curves.add(entry)
+        self._shown_terms, self._shown = [*terms, f"eval_{terms[0]}"], {}
         # In a log file, every update takes a line of its own.
         pause = 0.1 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
@@ -56,29 +64,49 @@ class MetricsWriter:
             return
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
-        for name, value in (entry | (momentary or {})).items():
-            if name != "step" and value is not None:
-                self._events.add_scalar(name, value, _step(entry))
-        shown = {
-            name: f"{entry[name]:.4f}" for name in ("loss", "mtp_loss", "divergence") if entry.get(name) is not None
-        }
-        shown["tokens/s"] = f"{entry['tokens_per_second']:,.0f}"
-        if "fraction_of_peak_flops_per_second" in entry:
-            shown["MFU"] = f"{entry['fraction_of_peak_flops_per_second']:.1%}"
-        self._bar.set_postfix(shown, refresh=False)
+        self._spread(entry, entry | (momentary or {}))
         self._bar.update()
 
+    def amend(self, figures: Entry) -> None:
+        """Adds figures to the entry that was written last."""
+        if not self._active:
+            return
+        entries = read_entries(self._path)
+        entries[-1] |= figures
+        self._file.close()
+        self._open(entries)
+        self._spread({"step": entries[-1]["step"]} | figures, figures)
+
     def sync(self) -> None:
-        """Puts all entries on disk. It is called before a checkpoint, which must never be ahead of them."""
+        """Puts all entries on disk and draws them. A checkpoint, before which it is called, is never ahead of them."""
         if self._active:
             os.fsync(self._file.fileno())
             self._events.flush()
+            self._curves.draw(self._plot)
 
     def close(self) -> None:
         if self._active:
             self._bar.close()
             self._events.close()
             self._file.close()
+
+    def _open(self, entries: Sequence[Entry]) -> None:
+        """Opens the file so that it holds these entries."""
+        write_atomically(self._path, "".join(json.dumps(entry) + "\n" for entry in entries))
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def _spread(self, entry: Entry, events: Entry) -> None:
+        """Shows what is new of a step in the events, the curves and the bar."""
+        for name, value in events.items():
+            if name != "step" and value is not None:
+                self._events.add_scalar(name, value, _step(entry))
+        self._curves.add(entry)
+        self._shown |= {name: f"{entry[name]:.4f}" for name in self._shown_terms if entry.get(name) is not None}
+        if "tokens_per_second" in entry:
+            self._shown["tokens/s"] = f"{entry['tokens_per_second']:,.0f}"
+        if "fraction_of_peak_flops_per_second" in entry:
+            self._shown["MFU"] = f"{entry['fraction_of_peak_flops_per_second']:.1%}"
+        self._bar.set_postfix(self._shown, refresh=False)
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -103,32 +131,7 @@ def read_entries(path: Path) -> list[Entry]:
     return entries
 
 
-def plot_losses(workdir: Path) -> None:
-    """Draws every loss of ``metrics.jsonl`` over the steps into ``plots/losses.png``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    entries = read_entries(workdir / METRICS)
-    names = sorted({name for entry in entries for name, value in entry.items() if _is_loss(name) and value is not None})
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel="nats per trained token")
-    for name in names:
-        points = [(entry["step"], entry[name]) for entry in entries if entry.get(name) is not None]
-        axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
-    if names:
-        axes.legend()
-    axes.grid(alpha=0.3)
-    folder = workdir / "plots"
-    folder.mkdir(exist_ok=True)
-    figure.savefig(folder / "losses.png", dpi=120)
-
-
 def _step(entry: Entry) -> int:
     step = entry["step"]
     assert isinstance(step, int)
     return step
-
-
-def _is_loss(name: str) -> bool:
-    return name == "divergence" or "loss" in name

@@ -5,9 +5,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import jax
 
@@ -33,6 +33,7 @@ class Reporter:
     """Holds the metrics of one step until the device has computed them.
 
     Args:
+      terms: the names of what is minimised.
       positions: tokens and padding in a batch.
       first_sequence: the first sequence of a batch that this process feeds.
     """
@@ -44,12 +45,13 @@ class Reporter:
         throughput: Throughput,
         health: HealthConfig,
         *,
+        terms: Sequence[str],
         positions: int,
         first_sequence: int = 0,
     ):
         self._folder = workdir / "unsound"
         self._metrics, self._throughput, self._health = metrics, throughput, health
-        self._positions, self._first_sequence = positions, first_sequence
+        self._terms, self._positions, self._first_sequence = terms, positions, first_sequence
         self._pending: _Pending | None = None
         self._ended = time.perf_counter()
         self._seconds = {"data_seconds": 0.0, "checkpoint_seconds": 0.0}
@@ -71,14 +73,22 @@ class Reporter:
         self._pending = _Pending(number, values, documents, self._seconds)
         self._seconds = dict.fromkeys(self._seconds, 0.0)
 
-    def flush(self, evaluate: Callable[[], Mapping[str, float]] | None = None) -> None:
+    def flush(self, evaluate: Callable[[], Mapping[str, float | int]] | None = None) -> Entry:
         """Waits for the step last added and writes its metrics, with figures that ``evaluate`` returns after it.
+
+        If the entry of that step is written already, the figures are added to it.
+
+        Returns:
+          The figures, by their names in the metrics.
 
         Raises:
           ValueError: the step is unsound and the policy, or the number of such steps in a row, stops the run.
         """
         if self._pending is None:
-            return
+            figures = self._evaluated(evaluate)
+            if figures:
+                self._metrics.amend(figures)
+            return figures
         number, values, documents, seconds = self._pending
         self._pending = None
         values = {name: value.item() for name, value in jax.device_get(values).items()}
@@ -90,11 +100,17 @@ class Reporter:
         entry["packing_efficiency"] = values["input_tokens"] / self._positions
         entry |= self._throughput.rates(values["input_tokens"], elapsed) | seconds
         memory = memory_in_use()
-        if evaluate is not None:
-            entry |= {f"eval_{name}": _finite(float(value)) for name, value in evaluate().items()}
-            entry["evaluation_seconds"] = time.perf_counter() - now
-            self.leave_out()
-        self._metrics.write(entry, momentary=memory)
+        figures = self._evaluated(evaluate)
+        self._metrics.write(entry | figures, momentary=memory)
+        return figures
+
+    def _evaluated(self, evaluate: Callable[[], Mapping[str, float | int]] | None) -> Entry:
+        if evaluate is None:
+            return {}
+        began = time.perf_counter()
+        figures: Entry = {f"eval_{name}": _number(value) for name, value in evaluate().items()}
+        self.leave_out()
+        return figures | {"evaluation_seconds": self._ended - began}
 
     def leave_out(self) -> None:
         """Does not count the time since the last step ended for the next one."""
@@ -115,7 +131,7 @@ class Reporter:
             shown = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
             report = {"step": number, "metrics": shown, "documents_by_sequence": by_sequence}
             write_atomically(path, json.dumps(report, indent=1))
-        reason = f"step {number}: {complaint(values)}"
+        reason = f"step {number}: {complaint(values, self._terms)}"
         if self._health.policy == "stop":
             raise ValueError(
                 f"{reason}; training stopped and checkpoints are as before. {path} names the documents of that step; "
@@ -128,6 +144,11 @@ class Reporter:
                 "optim.learning_rate, or raise the limits of health if they are too tight."
             )
         logger.warning("%s; the step is skipped, %s names its documents", reason, path)
+
+
+def _number(value: SupportsFloat) -> float | int | None:
+    """Returns a figure, which may be a NumPy scalar, as JSON can hold it."""
+    return value if isinstance(value, int) else _finite(float(value))
 
 
 def _finite(value: float | int) -> float | int | None:

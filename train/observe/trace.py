@@ -1,6 +1,8 @@
 """``--profile FIRST:LAST``: a trace of some steps, for XProf, TensorBoard or Perfetto."""
 
+import contextlib
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -22,18 +24,21 @@ class Trace:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def starts_at(self, step: int) -> bool:
-        """Whether the trace begins with this step (or, on resume, began with one before)."""
-        return step in self._steps and not self._running
+    @contextlib.contextmanager
+    def around(self, step: int, settle: Callable[[], object]) -> Iterator[None]:
+        """Begins the trace before a step if it is the first of the range (or the first since), ends it after the last.
 
-    def ends_at(self, step: int) -> bool:
-        """Whether this step is the last one traced."""
-        return self._running and step == self._steps[-1]
-
-    def start(self) -> None:
-        """Begins the trace; no step should be running."""
-        jax.profiler.start_trace(str(self._folder))
-        self._running = True
+        Args:
+          settle: waits until no step is running.
+        """
+        if step in self._steps and not self._running:
+            settle()
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+        yield
+        if self._running and step == self._steps[-1]:
+            settle()
+            self.stop()
 
     def stop(self) -> None:
         """Writes the trace, if one is running."""

@@ -28,6 +28,8 @@ GOOD = TrainConfig(
         ({"accumulation": 3}, "sequences_per_batch=8 .* multiple of 3"),
         ({"profile": "3:2"}, "profile='3:2'"),
         ({"profile": "9:11"}, "beyond the last step; end it by steps=10"),
+        ({"evaluate_every": 5}, "evaluate_every=5, but there is nothing to evaluate; .* --data.eval-path"),
+        ({"evaluate_every": 0}, "evaluate_every=0 must be at least 1"),
         ({"plan_json": "plan.json"}, "name its TPUs with --plan"),
         ({"lora": LoraConfig(targets=("mtp",)), "objective": Supervised(MtpLossConfig(weight=0))}, "never trains it"),
         (

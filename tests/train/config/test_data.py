@@ -21,6 +21,10 @@ from train.config.data import DataConfig, Source
         ("shards", 0, "at least 1"),
         ("shards", 3, "sequences_per_batch=8 cannot be dealt to data.shards=3; make it a multiple of 3"),
         ("sources", (Source("a.jsonl"), Source("b.jsonl"), Source("a.jsonl", 2.0)), "names 'a.jsonl' twice"),
+        ("eval_fraction", 0, "data.eval_fraction=0 is no share .* such as 0.02"),
+        ("eval_fraction", 1.0, "data.eval_fraction=1.0 is no share"),
+        ("eval_fraction", float("nan"), "data.eval_fraction=nan is no share"),
+        ("eval_batches", 3, "data.eval_batches=3 .* needs data.eval_path"),
     ],
 )
 def test_refused(field, value, words):
@@ -44,3 +48,16 @@ def test_a_path_takes_the_place_of_sources():
     sources = (Source("a.jsonl", 3.0), Source("b.jsonl"))
     assert DataConfig(sources=sources).mixture == sources
     assert DataConfig("org/name", sources=sources, hub_files="*a*").mixture == (Source("org/name", hub_files="*a*"),)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"eval_fraction": 0.1, "eval_path": "x.jsonl"}, "data.eval_fraction=0.1 and data.eval_path='x.jsonl' both"),
+        ({"eval_path": "x.jsonl", "eval_batches": 0}, "data.eval_batches=0 must be at least 1"),
+        ({"path": None, "sources": (Source("a"),), "eval_split": "test"}, "data.eval_split='test' is a split of"),
+    ],
+)
+def test_validation_data_are_named_once(fields, words):
+    with pytest.raises(ValueError, match=words):
+        DataConfig(**{"path": "data.jsonl"} | fields)

@@ -81,6 +81,11 @@ OLD_FLAGS = {
     "--workdir": ("there", "options.workdir", "there"),
 }
 NEW_FLAGS = {
+    "--data.eval-batches": ("None", "recipe.data.eval_batches", None),
+    "--data.eval-fraction": ("0.1", "recipe.data.eval_fraction", 0.1),
+    "--data.eval-path": ("x.jsonl", "recipe.data.eval_path", "x.jsonl"),
+    "--data.eval-split": ("None", "recipe.data.eval_split", None),
+    "--eval-every": ("None", "options.evaluate_every", None),
     "--model.delta-rule": ("associative", "layout.delta_rule", "associative"),
     "--data.sequences-per-batch": ("16", "recipe.data.sequences_per_batch", 16),
     "--data.open-sequences": ("5", "recipe.data.open_sequences", 5),

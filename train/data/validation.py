@@ -1,0 +1,138 @@
+"""The validation data: read once before a run, packed in the order of the files, and held in memory."""
+
+import dataclasses
+import glob
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qwen35_jax.processing import Tokenizer
+from train.batch import HostBatch
+from train.config.data import DataConfig
+from train.data.documents import Documents, is_refused, refusal
+from train.data.packing import PackedSequence, Packer, make_batch
+from train.data.rows import RowError
+
+logger = logging.getLogger(__name__)
+
+MOST_BYTES = 1 << 30
+"""What the validation batches of a process may take in memory."""
+# Rows that are rendered and tokenised together.
+_RUN = 64
+
+
+class ValidationData(NamedTuple):
+    """Batches of the shape that training has; the last one is filled up with empty sequences."""
+
+    batches: list[HostBatch]
+    """Those sequences of each batch that this process feeds."""
+    identity: dict[str, Any]
+    """All that decides them."""
+    documents: Documents
+    rows: list[tuple[int, int]]
+    """Source and number of every row, in order."""
+
+
+def read_validation(
+    config: DataConfig, tokenizer: Tokenizer, sequences: range, training: Documents
+) -> ValidationData | None:
+    """Reads the rows that ``data.eval_*`` name, which are checked and left out as those of training are.
+
+    Args:
+      sequences: the neighbouring sequences of every batch that this process feeds.
+      training: the documents of training, some of which may be held out.
+
+    Raises:
+      ValueError: a row or a file cannot be used, no token would be trained, or the data are too large.
+    """
+    if not config.validates:
+        return None
+    try:
+        documents = training if config.eval_fraction is not None else _open(config, tokenizer)
+        rows = _rows(documents)
+        batches = _make_batches(documents, rows, tokenizer.pad_token_id, sequences, config.eval_batches)
+    except ValueError as err:
+        raise ValueError(f"validation data: {_renamed(str(err), config)}") from err
+    identity = documents.identity() | {"eval_fraction": config.eval_fraction, "eval_batches": config.eval_batches}
+    return ValidationData(batches, identity, documents, rows)
+
+
+def _open(config: DataConfig, tokenizer: Tokenizer) -> Documents:
+    """Opens and checks data of their own to validate on. They are read as the training data are."""
+    is_hub_id = config.eval_path is not None and not (
+        glob.has_magic(config.eval_path) or Path(config.eval_path).expanduser().exists()
+    )
+    settings = dataclasses.replace(
+        config,
+        path=config.eval_path or config.path,
+        sources=(),
+        split=config.eval_split or ("validation" if is_hub_id else None),
+        subset=config.subset if config.eval_path in (None, config.path) else None,
+        hub_files=None,
+        eval_path=None,
+        eval_split=None,
+        eval_batches=None,
+    )
+    documents = Documents(settings, tokenizer)
+    documents.check()
+    return documents
+
+
+def _renamed(message: str, config: DataConfig) -> str:
+    """Puts the settings of the validation data in place of those of the training data."""
+    if config.eval_path is not None:
+        message = message.replace("data.path", "data.eval_path")
+    return message.replace("--data.split", "--data.eval-split").replace("--data.path", "--data.eval-path")
+
+
+def _rows(documents: Documents) -> list[tuple[int, int]]:
+    if documents.config.eval_fraction is None:
+        return [(0, row) for row in range(len(documents.sources[0]))]
+    return [(source, row) for source, rows in enumerate(documents.held_out) for row in sorted(rows)]
+
+
+def _make_batches(
+    documents: Documents, rows: list[tuple[int, int]], pad_token_id: int, sequences: range, limit: int | None
+) -> list[HostBatch]:
+    config, batches, trained = documents.config, [], 0
+    packed = _pack(documents, rows)
+    bytes_each = 9 * len(sequences) * config.sequence_length
+    for whole in islice(iter(lambda: list(islice(packed, config.sequences_per_batch)), []), limit):
+        if (len(batches) + 1) * bytes_each > MOST_BYTES:
+            raise ValueError(
+                f"they fill more than {len(batches)} batches, which take {MOST_BYTES >> 30} GiB of memory; limit them "
+                f"with data.eval_batches, or give fewer rows."
+            )
+        trained += sum(int(example.trained.sum()) for sequence in whole for _, example in sequence)
+        filled_up = [*whole, *[[]] * (config.sequences_per_batch - len(whole))]
+        own = filled_up[sequences.start : sequences.stop]
+        batches.append(make_batch(own, sequence_length=config.sequence_length, pad_token_id=pad_token_id))
+    if not trained:
+        raise ValueError(f"no token of {documents.names} is trained, so there is no loss; give rows with answers.")
+    logger.info("validation: %d rows in %d batches, %s trained tokens", len(rows), len(batches), f"{trained:,}")
+    return batches
+
+
+def _pack(documents: Documents, rows: list[tuple[int, int]]) -> Iterator[PackedSequence]:
+    """Yields packed sequences of all rows that can be used."""
+    config, dropped = documents.config, Counter()
+    packer = Packer(config.sequence_length, config.open_sequences)
+    for start in range(0, len(rows), _RUN):
+        run = rows[start : start + _RUN]
+        for (source, row), document in zip(run, documents.load_rows(run), strict=True):
+            for piece, example in enumerate(document):
+                if not isinstance(example, RowError):
+                    yield from packer.add((row, piece), example)
+                    continue
+                where = documents.sources[source].where(row)
+                if is_refused(example, config):
+                    raise refusal(where, example)
+                if example.reason not in dropped:
+                    logger.warning("validation: %s is left out, as are all rows like it: %s", where, example)
+                dropped[example.reason] += 1
+    if dropped:
+        logger.warning("validation: %d of %d rows are left out: %s", dropped.total(), len(rows), dict(dropped))
+    yield from packer.flush()
