@@ -11,6 +11,7 @@ from qwen35_jax.processing import Tokenizer
 from qwen35_jax.sharding import MeshConfig
 from train.batch import put_batch
 from train.config import DataConfig, ModelSource, MtpLossConfig, Supervised
+from train.data.documents import Documents
 from train.data.validation import read_validation
 from train.evaluation import make_evaluation, validate
 from train.run import build
@@ -34,8 +35,8 @@ def settings(inputs):
 @pytest.fixture(scope="module")
 def batches(settings, inputs):
     """Three batches, the last of which is mostly empty."""
-    tokenizer = Tokenizer.from_pretrained(inputs / "base")
-    batches = read_validation(settings.recipe.data, tokenizer, range(SEQUENCES)).batches
+    data, tokenizer = settings.recipe.data, Tokenizer.from_pretrained(inputs / "base")
+    batches = read_validation(data, tokenizer, range(SEQUENCES), Documents(data, tokenizer)).batches
     assert len(batches) >= 2 and not batches[-1]["segment_ids"][-1].any()
     return batches
 

@@ -80,6 +80,6 @@ def test_epochs_decide_the_steps_unless_fewer_are_given(arguments, inputs, steps
     config = config.replace(steps=steps)
     tokenizer = load_tokenizer(config.recipe.model)
     batches = make_batches(config.recipe.data, tokenizer)
-    found = Inputs(inputs / "base", PRESETS["tiny"], tokenizer, batches, range(8))
+    found = Inputs(inputs / "base", PRESETS["tiny"], tokenizer, batches, range(8), None)
     settled = settle_steps(config, found).recipe.num_steps
     assert settled == (2 if share is None else len(list(make_batches(config.recipe.data, tokenizer))))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from qwen35_jax.runs import BaseIdentity
 from tests.conftest import REPO
 from tests.processing.conversations import ASK, assistant, user
 from train.config import DataConfig, ModelSource, Recipe, Source, TrainConfig
@@ -198,7 +199,7 @@ def test_the_source_text_of_the_function_belongs_to_the_data(write_rows, tokeniz
 
 def test_the_run_record_says_where_the_function_is():
     recipe = Recipe(ModelSource("base"), DataConfig("a.jsonl", convert=from_question), steps=1)
-    data = RunRecord(TrainConfig(recipe), "model", {}).to_json()["recipe"]["data"]
+    data = RunRecord(TrainConfig(recipe), BaseIdentity("model", {}), {}, True).to_json()["recipe"]["data"]
     assert data["convert"] == f"{__name__}.from_question"
 
 
