@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LINEAR, FULL = "linear_attention", "full_attention"
+from qwen35_jax import config_keys as keys
+from qwen35_jax.config_keys import FULL, LINEAR, build, names_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class RopeConfig:
             )
 
 
+_FIXED = {"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0, "attn_output_gate": True}
+
+
 @dataclass(frozen=True)
 class TextConfig:
     """The decoder. ``layer_types`` must repeat ``n`` Gated DeltaNet layers followed by one attention layer."""
@@ -82,7 +86,7 @@ class TextConfig:
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     max_position_embeddings: int = 262_144
-    eos_token_id: int = 248_044
+    eos_token_id: int | tuple[int, ...] = 248_044
     dtype: str = "bfloat16"
     hidden_act: str = "silu"
     attention_bias: bool = False
@@ -96,7 +100,7 @@ class TextConfig:
             pattern = (LINEAR, LINEAR, LINEAR, FULL)
             object.__setattr__(self, "layer_types", tuple(pattern[i % 4] for i in range(self.num_hidden_layers)))
         _check_layer_types(self)
-        for key, allowed in (("hidden_act", "silu"), ("attention_bias", False), ("attn_output_gate", True)):
+        for key, allowed in _FIXED.items():
             if getattr(self, key) != allowed:
                 raise ValueError(f"{key}={getattr(self, key)!r} is not supported; Qwen3.5 has {allowed!r}.")
         for many, few in (
@@ -189,6 +193,8 @@ ARCHITECTURES = {
     "Qwen3_5ForCausalLM": "qwen3_5_text",
     "Qwen3_5MoeForCausalLM": "qwen3_5_moe_text",
 }
+_TEXT_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "full_attention_interval")
+_TEXT_KEYS += ("tie_word_embeddings", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
 _SPECIAL_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
@@ -228,7 +234,7 @@ class ModelConfig:
         """Reads a ``config.json`` (its path, its folder, or its content).
 
         Raises:
-          ValueError: the architecture is not Qwen3.5's, a key is missing, or a value is not supported.
+          ValueError: the architecture is not Qwen3.5's, a key is missing or unknown, or a value is not supported.
           FileNotFoundError: there is no such file.
         """
         if isinstance(source, Mapping):
@@ -267,50 +273,51 @@ class ModelConfig:
 
 
 def _from_dict(content: Mapping[str, Any]) -> ModelConfig:
-    names = content.get("architectures") or []
-    if len(names) != 1 or names[0] not in ARCHITECTURES:
+    names = content.get("architectures") if isinstance(content, Mapping) else None
+    name = names[0] if isinstance(names, list) and len(names) == 1 else None
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ValueError(f"architectures={names}; supported is one of {', '.join(ARCHITECTURES)}.")
-    nested = names[0].endswith("ForConditionalGeneration")
-    if nested and not ("text_config" in content and "vision_config" in content):
-        raise ValueError(f"{names[0]} needs text_config and vision_config.")
-    text = content["text_config"] if nested else content
-    vision = _pick(VisionConfig, content["vision_config"], "vision_config") if nested else None
-    present = {key: content[key] for key in (*_SPECIAL_TOKENS, "transformers_version") if key in content}
+    if not name.endswith("ForConditionalGeneration"):
+        text, vision = content, None
+        special = {key: content[key] for key in ("transformers_version",) if key in content}
+    else:
+        text, vision = content.get("text_config"), content.get("vision_config")
+        if not (isinstance(text, Mapping) and isinstance(vision, Mapping)):
+            raise ValueError(f"{name} needs text_config and vision_config.")
+        read = (*_SPECIAL_TOKENS, "text_config", "vision_config", "tie_word_embeddings")
+        keys.check_keys(content, read, "the configuration")
+        keys.check_vision_rope(vision)
+        keys.check_keys(vision, (*names_of(VisionConfig), "rope_parameters"), "vision_config")
+        special = {key: content[key] for key in (*_SPECIAL_TOKENS, "transformers_version") if key in content}
+        for key, value in special.items():
+            keys.check_type(value, str if key == "transformers_version" else int, key)
     return ModelConfig(
-        text=_text_from_hf(text, moe=names[0].startswith("Qwen3_5Moe")),
-        vision=vision,
+        text=_text_from_hf(text, moe=name.startswith("Qwen3_5Moe")),
+        vision=None if vision is None else build(VisionConfig, vision, "vision_config"),
         # Only the top level is binding: 9B and 27B leave the key out of text_config.
         tie_word_embeddings=bool(content.get("tie_word_embeddings", False)),
-        architecture=names[0],
-        **present,
+        architecture=name,
+        **special,
     )
 
 
 def _text_from_hf(content: Mapping[str, Any], *, moe: bool) -> TextConfig:
-    rope = content.get("rope_parameters")
-    if rope is None:
-        raise ValueError("text_config has no rope_parameters.")
-    if content.get("mlp_only_layers"):
-        raise ValueError(f"mlp_only_layers={content['mlp_only_layers']} is not supported; Qwen3.5 has none.")
-    mtp = MTPConfig(content.get("mtp_num_hidden_layers", 0), content.get("mtp_use_dedicated_embeddings", False))
-    return _pick(
+    keys.check_keys(content, (*names_of(TextConfig), *_TEXT_KEYS, *(names_of(MoEConfig) if moe else ())), "text_config")
+    mtp: dict[str, Any] = {"mtp_num_hidden_layers": 0, "mtp_use_dedicated_embeddings": False}
+    for key, absent in mtp.items():
+        mtp[key] = absent if content.get(key) is None else content[key]
+        keys.check_type(mtp[key], type(absent), key)
+    if not moe and content.get("intermediate_size") is None:
+        raise ValueError("text_config lacks intermediate_size.")
+    older = {"layer_types": keys.read_layer_types(content), "dtype": content.get("dtype") or content.get("torch_dtype")}
+    return build(
         TextConfig,
-        {"intermediate_size": None, **content},
+        {"intermediate_size": None, **content, **older},
         "text_config",
-        rope=_pick(RopeConfig, rope, "rope_parameters"),
-        mtp=mtp,
-        moe=_pick(MoEConfig, content, "text_config") if moe else None,
+        rope=build(RopeConfig, keys.read_rope(content), "rope_parameters"),
+        mtp=MTPConfig(*mtp.values()),
+        moe=build(MoEConfig, content, "text_config") if moe else None,
     )
-
-
-def _pick(cls, content: Mapping[str, Any], where: str, **given):
-    """Builds dataclass ``cls`` from the keys of ``content`` that it has fields for."""
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in given}
-    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in content]
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}.")
-    values = {name: content[name] for name in fields if name in content}
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, **given)
 
 
 def _text_to_hf(config: ModelConfig) -> dict[str, Any]:

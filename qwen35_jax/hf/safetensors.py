@@ -8,6 +8,7 @@ Source: the format's description in the safetensors project.
 """
 
 import json
+import logging
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from qwen35_jax.hf.names import Index
+
+logger = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -74,15 +77,18 @@ def _blocks(start: int, stop: int, line_bytes: int) -> Iterator[tuple[int, int]]
 def checkpoint_files(folder: Path) -> list[Path]:
     """Lists the safetensors files that a checkpoint consists of.
 
+    A single file goes before an index, as in transformers: an index of other files beside it is left from a checkpoint
+    that was in shards before.
+
     Raises:
       FileNotFoundError: there are no weights, or the index names a shard that is absent.
       ValueError: the index is not valid.
     """
     index = folder / INDEX_FILE
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
     if index.is_file():
         names = sorted(set(_weight_map(index).values()))
-    elif (folder / SINGLE_FILE).is_file():
-        names = [SINGLE_FILE]
     else:
         raise FileNotFoundError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}.")
     for name in names:
@@ -101,16 +107,33 @@ def read_checkpoint(folder: Path) -> dict[str, Stored]:
     files = checkpoint_files(folder)
     stored = {name: tensor for file in files for name, tensor in read_header(file).items()}
     index = folder / INDEX_FILE
-    if index.is_file():
+    if _is_left_over(index):
+        logger.warning("%s does not describe %s beside it, and is not read; remove it.", index, SINGLE_FILE)
+    elif index.is_file():
         for name, shard in _weight_map(index).items():
-            if name not in stored or stored[name].file.name != shard:
-                raise ValueError(f"{index} places {name} in {shard}, which does not hold it.")
+            found = stored[name].file.name if name in stored else "no file"
+            if found != shard:
+                raise ValueError(f"{index} places {name} in {shard}, but {found} holds it; download them again.")
     return stored
+
+
+def _is_left_over(index: Path) -> bool:
+    """Returns whether an index lies beside a single file that it does not describe."""
+    single = index.with_name(SINGLE_FILE)
+    if not (index.is_file() and single.is_file()):
+        return False
+    try:
+        return dict(_weight_map(index)) != dict.fromkeys(read_header(single), SINGLE_FILE)
+    except ValueError:
+        return True
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:
     try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        if not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise ValueError("a shard is not named")
+        return weight_map
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as err:
         raise ValueError(f"{index} is not an index of safetensors files ({err}).") from err
 
@@ -165,9 +188,16 @@ def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
 
 
 def other_files(folder: Path) -> list[Path]:
-    """Lists what belongs to a checkpoint besides its weights: configuration, tokenizer, template, licence."""
+    """Lists what belongs to a checkpoint besides its weights: configuration, tokenizer, template, licence.
+
+    An index that does not describe the weights does not belong to it: other programs would read other weights.
+    """
+    left_over = {INDEX_FILE} if _is_left_over(folder / INDEX_FILE) else set()
     return sorted(
         path
         for path in folder.iterdir()
-        if path.is_file() and not path.name.startswith(".") and path.suffix not in _WEIGHT_SUFFIXES
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.suffix not in _WEIGHT_SUFFIXES
+        and path.name not in left_over
     )

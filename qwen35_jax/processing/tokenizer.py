@@ -20,6 +20,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 _MEANINGFUL = re.compile(r"<\|(endoftext|im_start|im_end|(vision|image|video|object_ref|box|quad)_(start|end|pad))\|>")
 
 
+_FLAGS = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
+
+
 class Tokenizer:
     """A byte-level BPE tokenizer with Qwen3.5's special tokens; encoding is thread-safe."""
 
@@ -57,12 +60,9 @@ class Tokenizer:
                 f"{folder} holds no tokenizer.json; give the folder of a Hugging Face checkpoint, which has "
                 f"{', '.join(TOKENIZER_FILES)}."
             )
-        model = _read_json(tokenizer_file).get("model")
-        if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
-            raise ValueError(f"{tokenizer_file} describes no BPE model (model.vocab and model.merges).")
-        backend = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+        backend = _read_backend(tokenizer_file)
         config = _read_json(folder / "tokenizer_config.json")
-        _apply_added_tokens(backend, config.get("added_tokens_decoder", {}), folder)
+        _apply_added_tokens(backend, config.get("added_tokens_decoder") or {}, folder)
         return cls(backend, _read_chat_template(folder, config), name=str(folder))
 
     def __len__(self) -> int:
@@ -203,10 +203,34 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _apply_added_tokens(backend: tokenizers.Tokenizer, added: Mapping[str, Any], folder: Path) -> None:
+def _read_backend(file: Path) -> tokenizers.Tokenizer:
+    content = _read_json(file)
+    model, added = content.get("model"), content.get("added_tokens") or []
+    if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
+        raise ValueError(f"{file} describes no BPE model (model.vocab and model.merges).")
+    for token in added if isinstance(added, list) else ():
+        # The library passes over flags that it does not know.
+        _check_flags(file, token, known=(*_FLAGS, "id"))
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as err:  # The library has no class of its own for what a file of a newer version makes it raise.
+        raise ValueError(
+            f"{file} cannot be read by tokenizers {tokenizers.__version__}: {_first_line(err)}. It may be of a newer "
+            "version; update with `pip install --upgrade tokenizers`, or take the checkpoint's original file."
+        ) from err
+
+
+def _apply_added_tokens(backend: tokenizers.Tokenizer, added: Any, folder: Path) -> None:
     """Adds, in the order of their ids, the tokens that the configuration declares."""
+    file = folder / "tokenizer_config.json"
+    if not isinstance(added, Mapping) or not all(token_id.isdecimal() for token_id in added):
+        raise ValueError(f"{file}: added_tokens_decoder is not an object of tokens by their ids.")
     ordered = sorted(added.items(), key=lambda item: int(item[0]))
-    backend.add_tokens([tokenizers.AddedToken(**flags) for _, flags in ordered])
+    for _, flags in ordered:
+        _check_flags(file, flags, known=(*_FLAGS, "__type"))
+    backend.add_tokens(
+        [tokenizers.AddedToken(**{key: flags[key] for key in _FLAGS if key in flags}) for _, flags in ordered]
+    )
     for token_id, flags in ordered:
         got = backend.token_to_id(flags["content"])
         if got != int(token_id):
@@ -216,15 +240,37 @@ def _apply_added_tokens(backend: tokenizers.Tokenizer, added: Mapping[str, Any],
             )
 
 
+def _check_flags(file: Path, token: Any, *, known: Sequence[str]) -> None:
+    """Checks one added token: a flag that is not known may change what text becomes this token."""
+    if not isinstance(token, Mapping) or not isinstance(token.get("content"), str):
+        raise ValueError(f"{file} has the added token {token!r}, which is not an object with a text as its content.")
+    for flag, value in token.items():
+        if value and flag not in known:
+            raise ValueError(
+                f"{file}: the added token {token['content']!r} has {flag}={value!r}, which tokenizers "
+                f"{tokenizers.__version__} does not know; take the checkpoint's original file."
+            )
+
+
+def _first_line(err: Exception) -> str:
+    return (str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")
+
+
 def _read_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
-    source = config.get("chat_template")
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        # No newline translation: the rendering is compared byte for byte.
-        source = file.read_bytes().decode("utf-8")
-    if isinstance(source, list):  # several named templates: the one for plain chat
-        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
-    return None if source is None else ChatTemplate(source, _special_token_variables(config))
+    source, file = config.get("chat_template"), folder / "tokenizer_config.json"
+    if isinstance(source, list) and all(isinstance(entry, Mapping) for entry in source):
+        # Several named templates: the one for plain chat.
+        source = next((entry.get("template") for entry in source if entry.get("name") == "default"), None)
+    try:
+        if (folder / "chat_template.jinja").is_file():
+            file = folder / "chat_template.jinja"
+            # No newline translation: the rendering is compared byte for byte.
+            source = file.read_bytes().decode("utf-8")
+        if not isinstance(source, str | None):
+            raise ValueError("The chat template is neither a text nor a list of named ones.")
+        return None if source is None else ChatTemplate(source, _special_token_variables(config))
+    except ValueError as err:
+        raise ValueError(f"{file}: {_first_line(err)}.") from err
 
 
 def _special_token_variables(config: Mapping[str, Any]) -> dict[str, str]:

@@ -13,9 +13,17 @@ from safetensors.numpy import load_file, save_file
 
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.load import load
+from qwen35_jax.hf.save import save
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.sharding import make_mesh
-from tests.hf.helpers import IDS, assert_logits_agree, assert_same_parameters, torch_logits
+from tests.hf.helpers import (
+    IDS,
+    assert_logits_agree,
+    assert_same_parameters,
+    files_of,
+    small_config,
+    torch_logits,
+)
 
 
 def test_logits_of_the_reference(reference):
@@ -102,8 +110,12 @@ def _truncate(size):
     return damage
 
 
+SHARD = "model-00001-of-00001.safetensors"
+
+
 def _index(weight_map):
     def damage(folder):
+        (folder / "model.safetensors").rename(folder / SHARD)
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
     return damage
@@ -142,11 +154,12 @@ DAMAGES = {
         "names the shard model-00002-of-00002.safetensors",
     ),
     "index of another file": (
-        _index({"other.weight": "model.safetensors"}),
+        _index({"other.weight": SHARD}),
         ValueError,
-        "places other.weight in model.safetensors",
+        f"places other.weight in {SHARD}",
     ),
     "index without a map": (_index(None), ValueError, "is not an index"),
+    "index of numbers": (_index({NORM: 3}), ValueError, "is not an index.*a shard is not named"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), FileNotFoundError, "holds neither"),
     "no config": (lambda folder: (folder / "config.json").unlink(), FileNotFoundError, r"config\.json does not exist"),
     "architecture": (_edit_config(architectures=["LlamaForCausalLM"]), ValueError, "LlamaForCausalLM"),
@@ -169,6 +182,77 @@ def test_mixture_of_experts(tmp_path):
     (tmp_path / "made" / "config.json").write_text(json.dumps(config.to_hf()))
     with pytest.raises(ValueError, match="mixture-of-experts layers are not implemented"):
         load(tmp_path / "made")
+
+
+def _shards_of(folder, source):
+    """Adds another checkpoint's weights in shards, with their index."""
+    tensors = load_file(source / "model.safetensors")
+    names = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(tensors)}
+    for shard in set(names.values()):
+        save_file({name: tensors[name] for name in names if names[name] == shard}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+@pytest.mark.parametrize("left", ["whole shards", "an index alone", "a damaged index", "an index of other tensors"])
+def test_an_index_left_beside_a_single_file_is_not_read(reference, tmp_path, caplog, left):
+    """transformers reads the single file too. Other programs go by the index, so an export leaves it out."""
+    transformers = pytest.importorskip("transformers", reason="compares with what transformers reads")
+    old = create_checkpoint(small_config(), tmp_path / "old", seed=9, dtype="float32")
+    folder = _copy(reference[0], tmp_path)
+    index = folder / "model.safetensors.index.json"
+    if left == "an index of other tensors":
+        index.write_text(json.dumps({"weight_map": {NORM: "model.safetensors"}}))
+    else:
+        _shards_of(folder, old)
+    if left == "a damaged index":
+        index.write_text("{")
+    if left == "an index alone":
+        for shard in folder.glob("model-*"):
+            shard.unlink()
+    with caplog.at_level(logging.WARNING):
+        ours = load(folder, "float32")
+    assert "does not describe model.safetensors beside it" in caplog.text
+    theirs = transformers.Qwen3_5ForConditionalGeneration.from_pretrained(folder, dtype="float32")
+    assert_same_parameters(ours, load(reference[0], "float32"))
+    same = (model.model.language_model.norm.weight.detach().numpy() for model in (theirs, reference[1]))
+    np.testing.assert_array_equal(*same)
+    save(ours, tmp_path / "out", folder)
+    assert files_of(tmp_path / "out") == files_of(reference[0])
+
+
+def test_an_index_of_the_single_file_stays(reference, tmp_path, caplog):
+    folder = _copy(reference[0], tmp_path)
+    names = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with caplog.at_level(logging.WARNING):
+        save(load(folder, "float32"), tmp_path / "out", folder)
+    assert not caplog.text
+    assert files_of(tmp_path / "out") == files_of(folder)
+
+
+def test_shards_that_the_index_does_not_name_are_not_read(reference, tmp_path):
+    folder = _copy(reference[0], tmp_path)
+    (folder / "model.safetensors").unlink()
+    _shards_of(folder, reference[0])
+    shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "model-00001-of-00003.safetensors")
+    ours = load(folder, "float32")
+    assert_same_parameters(ours, load(reference[0], "float32"))
+    save(ours, tmp_path / "out", folder)
+    want = files_of(folder)
+    del want["model-00001-of-00003.safetensors"]
+    assert files_of(tmp_path / "out") == want
+
+
+def test_a_tensor_in_two_shards_is_refused_where_the_index_names_the_other(reference, tmp_path):
+    folder = _copy(reference[0], tmp_path)
+    (folder / "model.safetensors").unlink()
+    _shards_of(folder, reference[0])
+    names = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    first, second = (folder / f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    twice = next(name for name in names if names[name] == first.name)
+    save_file(load_file(second) | {twice: load_file(first)[twice] + 1}, second)
+    with pytest.raises(ValueError, match=f"places {twice} in {first.name}, but {second.name} holds it"):
+        load(folder)
 
 
 def test_no_such_folder(tmp_path):

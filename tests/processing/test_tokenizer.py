@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import unicodedata
 
 import pytest
@@ -179,3 +180,102 @@ def test_control_tokens_are_those_with_a_meaning(tiny_tokenizer):
     template = ChatTemplate("<tts_pad>{{ messages }}")
     assert "<tts_pad>" in Tokenizer(tiny_tokenizer.backend, template).control_tokens
     assert "<|im_end|>" in Tokenizer(tiny_tokenizer.backend).control_tokens
+
+
+def _changed(change):
+    """Damages one of the two JSON files of a folder."""
+
+    def damage(folder, name="tokenizer.json"):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(change(content) or content))
+
+    return damage
+
+
+def _of_config(change):
+    return lambda folder: _changed(change)(folder, "tokenizer_config.json")
+
+
+def _cut(folder):
+    (folder / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes()[:2000])
+
+
+NEWER = r"tokenizer\.json cannot be read by tokenizers [\d.]+.*: .*\. It may be of a newer version; update with"
+DAMAGES = {
+    "a newer model": (_changed(lambda file: file["model"].update(type="BPE2")), NEWER),
+    "a newer normalizer": (_changed(lambda file: file.update(normalizer={"type": "NFC2"})), NEWER),
+    "a newer pre-tokenizer": (_changed(lambda file: file.update(pre_tokenizer={"type": "Split2"})), NEWER),
+    "a newer decoder": (_changed(lambda file: file.update(decoder={"type": "Byte"})), NEWER),
+    "a newer version": (_changed(lambda file: file.update(version="2.0")), NEWER + ".*pip install"),
+    "a newer part": (_changed(lambda file: file.update(something={"new": 1})), NEWER),
+    "a token without an id": (_changed(lambda file: file["added_tokens"][0].pop("id") and None), NEWER),
+    "a token as text": (
+        _changed(lambda file: file.update(added_tokens=["a"])),
+        r"has the added token 'a', which is not",
+    ),
+    "a token with a new flag": (
+        _changed(lambda file: file["added_tokens"][0].update(fuzzy=True)),
+        r"'<\|endoftext\|>' has fuzzy=True, which tok",
+    ),
+    "a declared token with a new flag": (
+        _of_config(lambda file: [token.update(fuzzy=1) for token in file["added_tokens_decoder"].values()] and None),
+        r"tokenizer_config\.json: the added token .* has fuzzy=1",
+    ),
+    "declared tokens in a list": (
+        _of_config(lambda file: file.update(added_tokens_decoder=[1])),
+        "added_tokens_decoder is not an object of tokens",
+    ),
+    "declared tokens without ids": (
+        _of_config(lambda file: file.update(added_tokens_decoder={"x": {"content": "a"}})),
+        "by their ids",
+    ),
+    "a declared token without content": (
+        _of_config(lambda file: file.update(added_tokens_decoder={"9": {"special": True}})),
+        "has the added token {'spec",
+    ),
+    "a file that was cut short": (_cut, r"tokenizer\.json is not valid JSON"),
+    "a pointer to the file": (
+        lambda folder: (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1"),
+        "not valid JSON",
+    ),
+    "no configuration": (
+        lambda folder: (folder / "tokenizer_config.json").unlink(),
+        r"tokenizer_config\.json is missing",
+    ),
+    "a template of bytes": (
+        lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff"),
+        r"chat_template\.jinja: 'utf-8' codec",
+    ),
+    "a template that is not jinja": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"),
+        r"chat_template\.jinja: .* not valid jinja",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_files_of_others_end_in_one_line(tmp_path, tiny_tokenizer_dir, name):
+    folder = shutil.copytree(tiny_tokenizer_dir, tmp_path / "copy")
+    damage, message = DAMAGES[name]
+    damage(folder)
+    with pytest.raises(ValueError, match=message) as caught:
+        Tokenizer.from_pretrained(folder)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("template", [3, {"default": "x"}, ["x"], [{"name": "default", "template": 3}]])
+def test_a_template_in_the_configuration_of_another_form_is_refused(tmp_path, tiny_tokenizer_dir, template):
+    folder = shutil.copytree(tiny_tokenizer_dir, tmp_path / "copy")
+    (folder / "chat_template.jinja").unlink()
+    _of_config(lambda file: file.update(chat_template=template))(folder)
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: The chat template is neither a text nor a list"):
+        Tokenizer.from_pretrained(folder)
+
+
+def test_what_transformers_writes_is_read(tmp_path, tiny_tokenizer, tiny_tokenizer_dir):
+    transformers = pytest.importorskip("transformers")
+    transformers.AutoTokenizer.from_pretrained(tiny_tokenizer_dir).save_pretrained(tmp_path)
+    ours = Tokenizer.from_pretrained(tmp_path)
+    text = "What is 12 + 34?<|im_end|><think>"
+    assert ours.encode(text) == tiny_tokenizer.encode(text) and ours.eos_token_ids == tiny_tokenizer.eos_token_ids
+    assert ours.chat_template.source == tiny_tokenizer.chat_template.source

@@ -119,7 +119,7 @@ def test_policies_are_those_of_training(config, tokenizer, write_rows, caplog):
     assert "2 of 4 rows are left out" in caplog.text and "'too_long': 1" in caplog.text
     with pytest.raises(ValueError, match=r"validation data: .*eval.jsonl.*line 3: .*--data.bad-rows"):
         read(replace(config, bad_rows="error"), tokenizer, WHOLE)
-    with pytest.raises(ValueError, match=r"validation data: .*line 2: .*long_rows"):
+    with pytest.raises(ValueError, match=r"validation data: .*line 2: .*--data.long-rows"):
         read(replace(config, long_rows="error"), tokenizer, WHOLE)
 
 
