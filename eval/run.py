@@ -36,6 +36,7 @@ from qwen35_jax.command import config_from_command_line, one_line_errors
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.storage import file_digest
+from qwen35_jax.wording import options_as_typed, options_of
 
 Samples = dict[SampleKey, dict[str, Any]]
 
@@ -199,6 +200,7 @@ def _mtp_acceptance(engine: Engine, config: EvalConfig, job: _Job, finished: Sam
 
 
 @one_line_errors()
+@options_as_typed(lambda: options_of(EvalConfig))
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     arguments = sys.argv[1:] if argv is None else argv

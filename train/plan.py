@@ -28,6 +28,7 @@ from qwen35_jax.planning.hlo import Costs, read_costs
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.sharding import check_mesh
 from qwen35_jax.storage import write_atomically
+from qwen35_jax.wording import did_you_mean
 from train.config import TrainConfig
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import abstract_state
@@ -192,8 +193,10 @@ def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Pla
     check_mesh(model_config.text, sizes, sequences=_micro_batch_size(config), tokens=config.recipe.data.sequence_length)
     used = math.prod(sizes.values())
     if used != len(devices):
-        raise ValueError(f"the mesh has {used} devices, but {topology} has {len(devices)}; "
-                         f"make the product of the mesh's axes {len(devices)}.")  # fmt: skip
+        raise ValueError(
+            f"the mesh has {used} devices, but {topology} has {len(devices)}; make the product of --mesh.data, "
+            f"--mesh.fsdp, --mesh.context and --mesh.tensor {len(devices)}."
+        )
     plan = _plan(config, model_config, topology, devices)
     if plan.fits or not search:
         return plan
@@ -218,9 +221,11 @@ def find_config(path: str) -> ModelConfig:
     for size, config in PRESETS.items():
         if path.lower() in (f"qwen/qwen3.5-{size}", f"qwen/qwen3.5-{size}-base"):
             return config
-    sizes = ", ".join(f"Qwen/Qwen3.5-{size.upper()}" for size, config in PRESETS.items() if config.text.moe is None)
-    raise ValueError(f"model.path={path!r} is neither a local folder nor a published size; give a folder or one of "
-                     f"{sizes}.")  # fmt: skip
+    sizes = [f"Qwen/Qwen3.5-{size.upper()}" for size, config in PRESETS.items() if config.text.moe is None]
+    raise ValueError(
+        f"model.path={path!r} is neither a local folder nor a published size; give a folder or one of "
+        f"{', '.join(sizes)}.{did_you_mean(path, sizes)}"
+    )
 
 
 def nearest_changes(config: TrainConfig) -> list[tuple[str, TrainConfig]]:

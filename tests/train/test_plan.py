@@ -145,6 +145,10 @@ def test_a_plan_as_json_and_text(monkeypatch, tmp_path, capsys):
     ("options", "message"),
     [
         (["--plan", "v4:8"], "topology 'v4:8' is unknown"),
+        (["--plan", "v5litepod-16"], "Did you mean v5e:4x4?"),
+        (["--plan", "v5p-32"], "Did you mean v5p:2x2x4?"),
+        (["--plan", "v6e-2x4"], "Did you mean v6e:2x4?"),
+        (["--plan", "v5e:2x4", "--model.path", "qwen/qwen3.5-2"], "Did you mean Qwen/Qwen3.5-2B?"),
         (["--plan", "v5e:2x4", "--model.path", "Qwen/Qwen3.5-3B"], "neither a local folder nor a published size"),
         (["--plan", "v5e:2x4", "--mesh.fsdp", "4"], "the mesh has 4 devices, but v5e:2x4 has 8"),
         (["--plan", "v5e:2x4", "--mesh.fsdp", "1", "--mesh.tensor", "16"], "num_attention_heads=8"),
