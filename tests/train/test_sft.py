@@ -267,7 +267,9 @@ def test_resuming_with_other_settings_is_refused(whole_run, inputs, capsys):
     with pytest.raises(SystemExit):
         main([TINY, *map(str, files), *LORA, "--optim.learning-rate", "0.5", "--seed", "4"])
     error = capsys.readouterr().err
-    assert f"--optim.learning-rate was {tiny_config().recipe.optim.learning_rate}, now 0.5; --seed was 0, now 4" in error
+    assert (
+        f"--optim.learning-rate was {tiny_config().recipe.optim.learning_rate}, now 0.5; --seed was 0, now 4" in error
+    )
     assert error.count("\n") == 1
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
