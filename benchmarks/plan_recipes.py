@@ -4,7 +4,7 @@
     python -m benchmarks.plan_recipes --table        prints the tables of the plans that are stored
 
 Plans are stored in ``configs/plans/NAME.json`` with the settings they were made for. A test compares both, and the
-tables with README.md and docs/recipes_and_tpus.md. Times are the compiler's estimate, without waiting for other chips.
+tables with README.md and docs/recipes_and_tpus.md. Times are ranges (see ``train.plan_report``).
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 from qwen35_jax.storage import write_atomically
 from train.config import TrainConfig
 from train.plan import make_plan
+from train.plan_report import Range, rate, step_seconds, to_text
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PLANS = CONFIGS / "plans"
@@ -70,11 +71,16 @@ def figures(name: str) -> str:
     )
 
 
+def _seconds(plan: dict[str, Any]) -> Range:
+    return step_seconds(plan["seconds"], plan["estimated_seconds"])
+
+
 def table() -> str:
     """Lays the stored plans out as Markdown."""
     lines = [
-        "| recipe | chips | tokens a step | HBM, GiB a chip | step, s | least, s, bound by | tokens/s a chip |",
-        "|---|---|---|---|---|---|---|",
+        "| recipe | chips | tokens a step | HBM, GiB a chip | step, s | bound by | tokens/s a chip "
+        "| chip-hours for a billion tokens |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, topology, _ in recipes():
         plan = stored_plan(name)
@@ -82,14 +88,15 @@ def table() -> str:
         memory = f"{peak:.1f} of {capacity:.1f}" + ("" if plan["fits"] else ": does not fit")
         cells = [f"`configs/{name}.py`", topology, f"{plan['tokens_per_step']:,}", memory]
         if plan["fits"]:
-            seconds = plan["estimated_seconds"]
+            seconds, chips = _seconds(plan), plan["num_devices"]
             cells += [
-                f"{seconds:.2f}",
-                f"{plan['roofline_seconds']:.2f}, {plan['limits']}",
-                f"{plan['tokens_per_step'] / seconds / plan['num_devices']:,.0f}",
+                seconds.to_text(".2f"),
+                plan["limits"],
+                rate(plan["tokens_per_step"] / chips, seconds).to_text(),
+                seconds.times(chips / 3600 / plan["tokens_per_step"] * 1e9).to_text(),
             ]
         else:
-            cells += [""] * 3
+            cells += [""] * 4
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -106,8 +113,8 @@ def summary() -> str:
         model = recipe.model.path.removeprefix("Qwen/Qwen3.5-").removesuffix("-Base")
         key = model, "full" if recipe.lora is None else "LoRA", recipe.data.sequence_length
         peak, capacity = (plan["hbm"][kind] / 2**30 for kind in ("peak", "capacity"))
-        speed = plan["tokens_per_step"] / plan["estimated_seconds"]
-        cells = [*key[:2], f"{key[2]:,}", topology, f"{peak:.1f} of {capacity:.1f}", f"{speed:,.0f}"]
+        speed = rate(plan["tokens_per_step"], _seconds(plan)).to_text()
+        cells = [*key[:2], f"{key[2]:,}", topology, f"{peak:.1f} of {capacity:.1f}", speed]
         line = "| " + " | ".join([*cells, f"`configs/{name}.py`"]) + " |"
         smallest[key] = min(smallest.get(key, (plan["num_devices"], line)), (plan["num_devices"], line))
     return "\n".join([*lines, *(line for _, (_, line) in sorted(smallest.items()))])
@@ -126,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
                 plan = make_plan(config, topology)
                 report = plan.to_json() | {"settings": fingerprint(topology, config)}
                 write_atomically(PLANS / f"{name}.json", json.dumps(report, indent=1) + "\n")
-                print(f"{name}\n{plan.to_text()}", flush=True)
+                print(f"{name}\n{to_text(plan, config)}", flush=True)
     if options.table or not options.names:
         print(f"{summary()}\n\n{table()}")
 

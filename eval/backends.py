@@ -70,7 +70,7 @@ def check_mtp_head(engine: Engine) -> None:
     """
     if not engine.model.config.text.mtp.num_hidden_layers:
         raise ValueError(
-            "mtp_acceptance needs a model with an MTP head, and this checkpoint holds no mtp.* tensors; leave out "
+            "--mtp-acceptance needs a model with an MTP head, and this checkpoint holds no mtp.* tensors; leave out "
             "--mtp-acceptance, or give a checkpoint that has the head."
         )
 

@@ -47,7 +47,7 @@ class EvalConfig:
 
     def __post_init__(self):
         if not self.tasks:
-            raise ValueError("tasks is empty; name at least one.")
+            raise ValueError(f"tasks={self.tasks} names no task; name at least one.")
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks={list(self.tasks)} names a task twice; name each once.")
         for name in ("limit", "max_new_tokens", "max_batch", "repeats"):
@@ -62,12 +62,12 @@ class EvalConfig:
         if self.repeats > 1 and self.sampling.greedy:
             raise ValueError(
                 f"repeats={self.repeats}: protocol {self.protocol} decodes greedily, and its samples would all be "
-                "equal; use repeats=1, or a protocol that samples (card)."
+                "equal; use repeats=1, or one that samples: --protocol card."
             )
         if self.mtp_acceptance and self.sampling != SamplingParams():
             raise ValueError(
-                f"mtp_acceptance counts the drafts of greedy decoding, but protocol {self.protocol} samples; use a "
-                "greedy protocol (official, lm-eval)."
+                f"--mtp-acceptance counts the drafts of greedy decoding, but protocol {self.protocol} samples; use a "
+                "greedy one: --protocol official or lm-eval."
             )
 
     @property

@@ -37,6 +37,7 @@ from qwen35_jax.distributed import leave_out_absent_tpu
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.storage import file_digest
+from qwen35_jax.wording import options_as_typed, options_of
 
 Samples = dict[SampleKey, dict[str, Any]]
 
@@ -200,6 +201,7 @@ def _mtp_acceptance(engine: Engine, config: EvalConfig, job: _Job, finished: Sam
 
 
 @one_line_errors()
+@options_as_typed(lambda: options_of(EvalConfig))
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     arguments = sys.argv[1:] if argv is None else argv

@@ -35,6 +35,7 @@ from eval.tasks.data import Row, read_rows
 from qwen35_jax.command import one_line_errors, parse
 from qwen35_jax.processing.thinking import CLOSE, split_text
 from qwen35_jax.storage import file_digest
+from qwen35_jax.wording import options_as_typed, options_of
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def _write(
 
 
 @one_line_errors()
+@options_as_typed(lambda: options_of(ScoreConfig))
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     logging.basicConfig(format="%(levelname)s: %(message)s")

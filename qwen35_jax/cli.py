@@ -27,6 +27,7 @@ from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.runs import load_run, read_metrics, read_record, stored_dtype
 from qwen35_jax.sharding import GENERATION_AXES, MeshConfig
+from qwen35_jax.wording import did_you_mean_choice, did_you_mean_option, options_as_typed, options_by_name
 
 DTYPES = ("bfloat16", "float32")
 MODEL_HELP = "Hugging Face folder of a checkpoint, or hub id"
@@ -39,16 +40,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
       argv: the arguments after the program's name, by default those of the process.
     """
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    options = options_by_name(vars(args))
+    if unknown:
+        nearest = "".join(did_you_mean_option(word, options.values()) for word in unknown if word.startswith("-"))
+        raise ValueError(f"unknown options: {' '.join(unknown)}.{nearest} (--help lists them)")
     leave_out_absent_tpu()
-    args.run(args)
+    with options_as_typed(lambda: options):
+        args.run(args)
 
 
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong option like any other wrong input."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} ({self.prog} --help lists the options)")
+        raise ValueError(f"{message}.{did_you_mean_choice(message)} ({self.prog} --help lists the options)")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -120,7 +126,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_mesh_options(parser: argparse.ArgumentParser) -> None:
     for axis, purpose in GENERATION_AXES.items():
-        parser.add_argument(f"--mesh.{axis}", dest=axis, type=int, default=1, metavar="N", help=purpose)
+        parser.add_argument(f"--mesh.{axis}", dest=f"mesh.{axis}", type=int, default=1, metavar="N", help=purpose)
 
 
 def _add_generation_options(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +157,7 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 
 
 def _mesh(args: argparse.Namespace) -> Mesh:
-    return MeshConfig(**{axis: getattr(args, axis) for axis in GENERATION_AXES}).mesh()
+    return MeshConfig(**{axis: getattr(args, f"mesh.{axis}") for axis in GENERATION_AXES}).mesh()
 
 
 def _source(args: argparse.Namespace) -> ModelSource:

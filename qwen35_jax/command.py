@@ -9,12 +9,14 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
+
+from qwen35_jax.wording import did_you_mean, did_you_mean_choice, did_you_mean_option, options_of
 
 TRACEBACK_VARIABLE = "QWEN35_TRACEBACK"
 
@@ -55,7 +57,8 @@ def load_config(path: str | Path) -> Any:
     """
     path = Path(path)
     if path.suffix != ".py" or not path.is_file():
-        raise ValueError(f"{path} is not a Python run file; give one such as configs/tiny_sft.py.")
+        nearest = did_you_mean(str(path), map(str, path.parent.glob("*.py")))
+        raise ValueError(f"{path} is not a Python run file; give one such as configs/tiny_sft.py.{nearest}")
     spec = importlib.util.spec_from_file_location(f"run_file_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -133,16 +136,27 @@ def _run_tyro(
     except SystemExit as stop:
         if not stop.code:
             raise
-        _raise_first_message(messages.getvalue())
+        _raise_first_message(messages.getvalue(), options_of(config_type).values())
 
 
-def _raise_first_message(box: str) -> NoReturn:
-    """Raises the first paragraph in the box that tyro draws around an error, without the box's title."""
+def _raise_first_message(box: str, options: Collection[str]) -> NoReturn:
+    """Raises the first paragraph in the box that tyro draws around an error, without the box's title.
+
+    Args:
+      options: what an option that tyro does not know may have meant.
+    """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     inner = [line.strip(" │─╭╮╰╯") for line in plain.splitlines()[1:]]
     lines = ["" if set(line) <= {"-"} else line for line in inner]  # rules are dashes where the terminal is not UTF-8
     paragraph = itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines))
-    raise ValueError(f"{_one_line(' '.join(paragraph))} (--help lists every option)")
+    # What a dataclass refuses names its field itself.
+    message = re.sub(r"^Error parsing \w[\w.]*: ", "", _one_line(" ".join(paragraph)))
+    nearest = did_you_mean_choice(message)
+    if message.startswith("Unrecognized options: "):
+        words = message.partition(": ")[2].split(", ")
+        nearest = "".join(did_you_mean_option(word, options) for word in words if word.startswith("-"))
+        message += "."
+    raise ValueError(f"{message}{nearest} (--help lists every option)")
 
 
 def _one_line(message: str) -> str:

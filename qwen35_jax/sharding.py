@@ -81,8 +81,8 @@ def make_mesh(
     devices = jax.devices() if devices is None else devices
     wanted, present = math.prod(sizes), len(devices)
     if min(sizes) < 1 or wanted > present:
-        raise ValueError(f"mesh {_named(sizes)} needs {wanted} devices, but there are {present}; choose sizes of at "
-                         f"least 1 whose product is at most {present}.")  # fmt: skip
+        raise ValueError(f"the mesh {_named(sizes)} needs {wanted} devices, but there are {present}; choose "
+                         f"sizes of at least 1 whose product is at most {present}.")  # fmt: skip
     return Mesh(_arrange(devices[:wanted], sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -122,7 +122,7 @@ def check_mesh(
     fitting.sort(key=lambda other: sum(abs(math.log(new / old)) for new, old in zip(other, sizes, strict=True)))
     nearest = "; ".join(map(_named, fitting[:3]))
     remedy = f"the nearest that fit {total} devices: {nearest}" if nearest else f"no mesh of {total} devices fits"
-    raise ValueError(f"mesh {_named(sizes)} does not fit: {', '.join(problems)}; {remedy}.")
+    raise ValueError(f"the mesh {_named(sizes)} does not fit: {', '.join(problems)}; {remedy}.")
 
 
 def _indivisible(text: TextConfig, sizes: Sequence[int], sequences: int | None, tokens: int | None) -> Iterator[str]:
@@ -147,7 +147,7 @@ def _indivisible(text: TextConfig, sizes: Sequence[int], sequences: int | None, 
 
 
 def _named(sizes: Sequence[int]) -> str:
-    return " ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    return " ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
 
 
 def spec(logical_axes: Axes) -> PartitionSpec:

@@ -78,7 +78,7 @@ def run_steps(
             batch = next(batches, None)
         if batch is None:
             logger.warning(
-                "the data ended after step %d of %d; raise data.epochs to train on", number - 1, schedule.last_step
+                "the data ended after step %d of %d; raise --data.epochs to train on", number - 1, schedule.last_step
             )
             break
         with trace.around(number, reporter.flush):

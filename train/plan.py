@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ from qwen35_jax.config import ModelConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops import gated_delta
 from qwen35_jax.planning.aot import abstract_model, bytes_per_device, compile_abstract, topology_devices
-from qwen35_jax.planning.devices import Device, find_device
+from qwen35_jax.planning.devices import find_device
 from qwen35_jax.planning.flops import training_flops_per_token
 from qwen35_jax.planning.hlo import Costs, read_costs
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.sharding import check_mesh
 from qwen35_jax.storage import write_atomically
+from qwen35_jax.wording import did_you_mean
 from train.config import TrainConfig
+from train.plan_report import Plan, run_report, to_text
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import abstract_state
 
@@ -39,124 +41,6 @@ _MOST_CANDIDATES = 6
 _ATTENTION_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the compiler and the data sheets say about one step. Bytes, FLOPs and seconds are those of one device."""
-
-    topology: str
-    device: Device
-    num_devices: int
-    hbm: dict[str, int]
-    tokens: int
-    """Tokens of a global batch."""
-    model_flops: float
-    """FLOPs of the model over all devices, without recomputation."""
-    costs: Costs | None = None
-    """None where the step does not fit."""
-    kernel_flops: float = 0.0
-    """FLOPs of the kernels, which the program's text does not show."""
-    kernel_passes_flops: float = 0.0
-    """The same for each pass of the matrix unit, of which a product of float32 numbers takes several."""
-    remedy: str | None = None
-    """The nearest change that fits, where the step does not."""
-
-    @property
-    def fits(self) -> bool:
-        return self.costs is not None
-
-    @property
-    def known_costs(self) -> Costs:
-        """The costs of a step that fits."""
-        assert self.costs is not None, "a step that does not fit has no costs"
-        return self.costs
-
-    @property
-    def flops(self) -> float:
-        return self.known_costs.flops + self.kernel_flops
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """The least time that each resource needs: ``compute``, ``hbm`` and ``ici``."""
-        sent = sum(collective.bytes for collective in self.known_costs.collectives)
-        return {
-            "compute": self.flops / self.device.peak_flops,
-            "hbm": self.known_costs.bytes / self.device.hbm_bytes_per_second,
-            "ici": sent / self.device.ici_bytes_per_second,
-        }
-
-    @property
-    def roofline_seconds(self) -> float:
-        return max(self.seconds.values())
-
-    @property
-    def estimated_seconds(self) -> float:
-        """The time of the compiler's cycles, which are too many (see ``Costs``), and of kernels at the peak rate.
-
-        Waiting for other devices is left out.
-        """
-        return self.known_costs.cycles / self.device.clock_hz + self.kernel_passes_flops / self.device.peak_flops
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens of all devices, at the least time."""
-        return self.tokens / self.roofline_seconds
-
-    @property
-    def limits(self) -> str:
-        """What limits the step: ``memory`` where it does not fit, else ``compute``, ``hbm`` or ``ici``."""
-        return max(self.seconds, key=self.seconds.__getitem__) if self.fits else "memory"
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the plan as JSON values; without the step's costs where it does not fit."""
-        report = {
-            "topology": self.topology,
-            "num_devices": self.num_devices,
-            "fits": self.fits,
-            "hbm": self.hbm,
-            "limits": self.limits,
-            "model_flops": self.model_flops,
-            "tokens_per_step": self.tokens,
-        }
-        if not self.fits:
-            return report | {"remedy": self.remedy}
-        return report | {
-            "flops": self.flops,
-            "bytes": self.known_costs.bytes,
-            "collectives": [asdict(collective) for collective in self.known_costs.collectives],
-            "seconds": self.seconds,
-            "roofline_seconds": self.roofline_seconds,
-            "estimated_seconds": self.estimated_seconds,
-            "tokens_per_second": self.tokens_per_second,
-        }
-
-    def to_text(self, price: float | None = None) -> str:
-        """Lays the plan out for people; ``price`` is that of one chip for an hour."""
-        gib = {name: f"{size / 2**30:.2f}" for name, size in self.hbm.items()}
-        uses = ", ".join(f"{name} {gib[name]}" for name in ("weights", "adapters", "optimizer", "temporaries"))
-        lines = [
-            f"{self.num_devices} x {self.device.name} ({self.topology}), {self.tokens:,} tokens a step",
-            f"HBM, GiB per device: {uses}; peak {gib['peak']} of {gib['capacity']}",
-        ]
-        if not self.fits:
-            return "\n".join([*lines, f"does not fit; {self.remedy or 'no change that was tried does'}"])
-        sent = [f"{x.kind} {x.count} x, {x.bytes / 1e9:.2f} GB" for x in self.known_costs.collectives]
-        times = ", ".join(f"{name} {seconds * 1e3:,.0f} ms" for name, seconds in self.seconds.items())
-        utilization = self.model_flops / self.num_devices / self.device.peak_flops / self.estimated_seconds
-        lines += [
-            f"a step, per device: {self.flops / 1e12:.1f} TFLOP, {self.known_costs.bytes / 1e9:.1f} GB through HBM; "
-            f"sent: {'; '.join(sent) or 'nothing'}",
-            f"least time: {times}; bound by {self.limits}",
-            f"compiler's estimate: {self.estimated_seconds * 1e3:,.0f} ms, {utilization:.0%} of the model's peak "
-            "(waiting for other devices left out)",
-            f"at the least time: {self.tokens_per_second:,.0f} tokens/s, "
-            f"{self.tokens_per_second / self.num_devices:,.0f} per device",
-        ]
-        if price is not None:
-            cost = price * self.num_devices / 3600 / self.tokens_per_second * 1e9
-            lines.append(f"at {price:g} an hour and chip: {cost:,.0f} for a billion tokens")
-        return "\n".join(lines)
 
 
 def print_plan(config: TrainConfig, topology: str) -> None:
@@ -171,8 +55,9 @@ def print_plan(config: TrainConfig, topology: str) -> None:
         raise ValueError(f"plan_json={options.plan_json!r} exists; name a new file or remove it.")
     plan = make_plan(config, topology)
     if target is not None:
-        write_atomically(target, json.dumps(plan.to_json(), indent=2) + "\n")
-    print(plan.to_text(options.plan_price))
+        report = plan.to_json() | run_report(plan, config, options.plan_price)
+        write_atomically(target, json.dumps(report, indent=2) + "\n")
+    print(to_text(plan, config, options.plan_price))
 
 
 def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Plan:
@@ -195,8 +80,10 @@ def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Pla
     check_mesh(model_config.text, sizes, sequences=_micro_batch_size(config), tokens=config.recipe.data.sequence_length)
     used = math.prod(sizes.values())
     if used != len(devices):
-        raise ValueError(f"the mesh has {used} devices, but {topology} has {len(devices)}; "
-                         f"make the product of the mesh's axes {len(devices)}.")  # fmt: skip
+        raise ValueError(
+            f"the mesh has {used} devices, but {topology} has {len(devices)}; make the product of --mesh.data, "
+            f"--mesh.fsdp, --mesh.context and --mesh.tensor {len(devices)}."
+        )
     plan = _plan(config, model_config, topology, devices)
     if plan.fits or not search:
         return plan
@@ -221,9 +108,11 @@ def find_config(path: str) -> ModelConfig:
     for size, config in PRESETS.items():
         if path.lower() in (f"qwen/qwen3.5-{size}", f"qwen/qwen3.5-{size}-base"):
             return config
-    sizes = ", ".join(f"Qwen/Qwen3.5-{size.upper()}" for size, config in PRESETS.items() if config.text.moe is None)
-    raise ValueError(f"model.path={path!r} is neither a local folder nor a published size; give a folder or one of "
-                     f"{sizes}.")  # fmt: skip
+    sizes = [f"Qwen/Qwen3.5-{size.upper()}" for size, config in PRESETS.items() if config.text.moe is None]
+    raise ValueError(
+        f"model.path={path!r} is neither a local folder nor a published size; give a folder or one of "
+        f"{', '.join(sizes)}.{did_you_mean(path, sizes)}"
+    )
 
 
 def nearest_changes(config: TrainConfig) -> list[tuple[str, TrainConfig]]:

@@ -15,6 +15,7 @@ from qwen35_jax.command import config_from_command_line, one_line_errors
 from qwen35_jax.distributed import leave_out_absent_tpu
 from qwen35_jax.hf.source import load_tokenizer
 from qwen35_jax.processing import Tokenizer
+from qwen35_jax.wording import options_as_typed, options_of
 from train.config import TrainConfig
 from train.data.documents import Documents
 from train.data.epochs import count_batches
@@ -32,9 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     leave_out_absent_tpu()
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s", force=True)
     arguments = sys.argv[1:] if argv is None else argv
-    config = config_from_command_line(arguments, TrainConfig, program="python -m train.preview")
-    for line in preview(config, marks=_COLOUR if sys.stdout.isatty() else _BRACKETS):
-        print(line)
+    with options_as_typed(lambda: options_of(TrainConfig)):
+        config = config_from_command_line(arguments, TrainConfig, program="python -m train.preview")
+        for line in preview(config, marks=_COLOUR if sys.stdout.isatty() else _BRACKETS):
+            print(line)
 
 
 def preview(config: TrainConfig, *, marks: tuple[str, str] = _BRACKETS) -> Iterator[str]:

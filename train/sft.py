@@ -19,6 +19,7 @@ import jax
 
 from qwen35_jax.command import config_from_command_line, one_line_errors
 from qwen35_jax.distributed import join, leave_out_absent_tpu
+from qwen35_jax.wording import options_as_typed, options_of
 from train.config import Supervised, TrainConfig
 from train.plan import print_plan
 from train.run import run
@@ -29,7 +30,7 @@ _PROGRAM = "python -m train.sft"
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends in one line on stderr and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    with one_line_errors():
+    with one_line_errors(), options_as_typed(lambda: options_of(TrainConfig)):
         config = config_from_command_line(argv, TrainConfig, program=_PROGRAM)
         if not isinstance(config.recipe.objective, Supervised):
             raise ValueError(

@@ -3,6 +3,7 @@
 import importlib
 
 from eval.tasks.base import Task
+from qwen35_jax.wording import did_you_mean
 
 TASKS = ("gsm8k", "ifeval", "qa")
 
@@ -14,6 +15,6 @@ def get_task(name: str) -> Task:
       ValueError: there is none of that name.
     """
     if name not in TASKS:
-        raise ValueError(f"task {name!r} does not exist; choose from {sorted(TASKS)}.")
+        raise ValueError(f"task {name!r} does not exist; choose from {sorted(TASKS)}.{did_you_mean(name, TASKS)}")
     # Imported when asked for, so that a task's file can also be run as a command.
     return importlib.import_module(f"eval.tasks.{name}").TASK

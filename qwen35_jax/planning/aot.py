@@ -19,9 +19,13 @@ from jax.sharding import Mesh
 
 from qwen35_jax.model import Qwen35
 from qwen35_jax.sharding import named_sharding
+from qwen35_jax.wording import did_you_mean
 
-_NAME = re.compile(r"(v5e|v5p|v6e):\d+x\d+(x\d+)?")
+_CHIPS = ("v5e", "v5p", "v6e")
+_NAME = re.compile(rf"({'|'.join(_CHIPS)}):\d+x\d+(x\d+)?")
 _EXAMPLES = "v5e:1x1, v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x2 (v5p-16), v5p:2x2x4 (v5p-32)"
+# Names of Google Cloud end in a number: of chips, or for a v5p of its cores, two a chip.
+_GRIDS = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")
 
 # libtpu asks for these where it finds no TPU. The kind of host does not change what is compiled.
 _ENVIRONMENT = {
@@ -57,7 +61,8 @@ def topology_devices(name: str) -> list[jax.Device]:
       ValueError: the name is unknown, or libtpu is missing.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"topology {name!r} is unknown; give chip and grid, such as {_EXAMPLES}.")
+        nearest = did_you_mean(_with_grid(name), (f"{chip}:{grid}" for chip in _CHIPS for grid in _GRIDS))
+        raise ValueError(f"topology {name!r} is unknown; give chip and grid, such as {_EXAMPLES}.{nearest}")
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("a plan needs the TPU compiler; install it with `pip install libtpu`.")
     # With libtpu at hand JAX would otherwise look for TPUs of this machine.
@@ -69,6 +74,17 @@ def topology_devices(name: str) -> list[jax.Device]:
     except jax.errors.JaxRuntimeError as err:
         reason = str(err).splitlines()[0].partition(": ")[2]
         raise ValueError(f"topology {name!r} does not exist ({reason}); examples: {_EXAMPLES}.") from err
+
+
+def _with_grid(name: str) -> str:
+    """Returns the topology of a name of Google Cloud, such as ``v5litepod-8`` or ``v5p-16``; another as it is."""
+    chip, dash, number = name.lower().replace("litepod", "e").rpartition("-")
+    if not dash or not number.isdigit():
+        return name
+    chips = int(number) // 2 if chip == "v5p" else int(number)
+    grids = (grid for grid in _GRIDS if grid.count("x") == (2 if chip == "v5p" else 1))
+    fitting = next((grid for grid in grids if math.prod(map(int, grid.split("x"))) == chips), None)
+    return f"{chip}:{fitting}" if fitting else name
 
 
 def abstract_model(make: Callable[[], Qwen35], mesh: Mesh) -> Qwen35:

@@ -21,7 +21,8 @@ from tests.conftest import REPO
 from tests.train.conftest import small_config
 from train import plan as planning
 from train.config import DataConfig, Layout, MeshConfig, ModelSource, Recipe, TrainConfig
-from train.plan import Plan, abstract_setup, make_plan, nearest_changes
+from train.plan import abstract_setup, make_plan, nearest_changes
+from train.plan_report import Plan, Range, run_report, step_seconds, to_text
 from train.sft import main
 
 VOCABULARY = PRESETS["2b"].text.vocab_size
@@ -84,9 +85,10 @@ def pretend(monkeypatch, fits):
     def plan(config, model_config, topology, devices):
         tried.append(config)
         device = find_device(topology)
-        hbm = dict.fromkeys(("weights", "adapters", "optimizer", "temporaries"), 2**30) | {"peak": 4 * 2**30}
+        hbm = dict.fromkeys(("weights", "adapters", "optimizer", "temporaries"), 2**30)
+        hbm["peak"] = (4 if fits(config) else 20) * 2**30
         costs = Costs(1e12, 1e9, 10**6, {}, [Collective("all-gather", 3, 1e9)], ()) if fits(config) else None
-        return Plan(topology, device, len(devices), hbm | {"capacity": device.hbm_bytes}, 1000, 1e12, costs)
+        return Plan(topology, device, len(devices), hbm | {"capacity": device.hbm_bytes}, 1000, 4e12, costs)
 
     monkeypatch.setattr(planning, "_plan", plan)
     monkeypatch.setattr(planning, "topology_devices", lambda name: [None] * 8)
@@ -99,14 +101,16 @@ def test_the_nearest_change_that_fits_is_searched_for(monkeypatch):
     assert not plan.fits and plan.limits == "memory"
     assert plan.remedy == "with --model.remat block --mesh.data 1 --mesh.fsdp 8 --accumulation 2 it does: peak 4.00 GiB"
     assert [config.layout.remat for config in tried] == ["none", "block", "block", "block"]
-    assert "does not fit; with --model.remat block" in plan.to_text()
+    assert to_text(plan, settings()).startswith(
+        "DOES NOT FIT: 4.25 GiB a chip too much\nto make it fit: with --model.remat block"
+    )
     assert plan.to_json()["remedy"] == plan.remedy
 
 
 def test_no_change_helps(monkeypatch):
     tried = pretend(monkeypatch, lambda config: False)
     plan = make_plan(settings(mesh=MeshConfig(fsdp=8)), "v5e:2x4")
-    assert plan.remedy is None and "no change that was tried does" in plan.to_text()
+    assert plan.remedy is None and "none of the changes that were tried does" in to_text(plan, settings())
     assert len(tried) <= 1 + planning._MOST_CANDIDATES
 
 
@@ -132,19 +136,82 @@ def test_a_plan_as_json_and_text(monkeypatch, tmp_path, capsys):
     assert report["roofline_seconds"] == pytest.approx(1e12 / 197e12)
     assert report["limits"] == "compute"
     assert report["tokens_per_second"] == pytest.approx(1000 / report["roofline_seconds"])
+    # The 1e6 cycles at 1.503 GHz take less than the FLOPs at their peak.
+    assert report["step_seconds"]["low"] == report["roofline_seconds"]
+    assert report["step_seconds"]["high"] == pytest.approx(1e6 / 1.503e9 + 1e9 / 200e9)
+    assert report["run"]["steps"] == 1000
+    assert report["run"]["price"]["low"] == pytest.approx(1000 * 8 * 1.2 * report["roofline_seconds"] / 3600)
+    assert report["free_bytes"] == report["hbm"]["capacity"] - 4 * 2**30
     printed = capsys.readouterr().out
+    assert printed.startswith("FITS: 11.75 GiB a chip stay free\n")
     assert "peak 4.00 of 15.75" in printed
     # 8 chips at 1.2 an hour for 1e9 / 197,000 seconds.
-    assert "14 for a billion tokens" in printed
+    assert "14 to 15 for a billion tokens" in printed
     with pytest.raises(SystemExit):
         main([run_file, "--plan", "v5e:2x4", "--plan-json", str(target)])
     assert "exists; name a new file" in capsys.readouterr().err
+
+
+def plan_of(*, compute=1.0, hbm=0.5, ici=0.2, cycles=4.0, kernels=0.0, peak=10, temporaries=6, chips=8) -> Plan:
+    """Returns a plan by its seconds on a v5e, and GiB of 15.75."""
+    device = find_device("v5e")
+    sent = [Collective("all-gather", 1, ici * device.ici_bytes_per_second)]
+    flops = compute * device.peak_flops
+    costs = Costs(flops, hbm * device.hbm_bytes_per_second, int(cycles * device.clock_hz), {}, sent, ())
+    memory = {"weights": 1, "adapters": 0, "optimizer": 1, "temporaries": temporaries, "peak": peak, "capacity": 15.75}
+    hbm_bytes = {name: round(gib * 2**30) for name, gib in memory.items()}
+    passes = kernels * device.peak_flops
+    return Plan("v5e:2x4", device, chips, hbm_bytes, 8000, flops * chips / 1.3, costs, 0.0, passes)
+
+
+def test_a_step_lies_between_its_busiest_resource_and_the_compilers_estimate():
+    plan = plan_of(compute=1.0, hbm=1.5, ici=0.25, cycles=4.0, kernels=0.5)
+    assert plan.step_seconds == pytest.approx((1.5, 4.0 + 0.5 + 0.25))
+    # The cycles alone are too many; kernels are counted at the peak.
+    assert plan.likely_seconds == pytest.approx((4 / 2 + 0.5, 4 / 1.6 + 0.5))
+    short = plan_of(compute=5.0)
+    assert short.step_seconds == short.likely_seconds == pytest.approx((5, 5))
+    assert step_seconds({"compute": 1, "hbm": 1.5, "ici": 0.25}, 4.5) == plan.step_seconds
+
+
+def test_hours_and_price_are_those_of_the_run():
+    config = settings().replace(steps=360)
+    report = run_report(plan_of(), config, price=2.0)["run"]
+    assert report["hours"] == pytest.approx({"low": 0.1, "high": 0.42})
+    assert report["chip_hours"] == pytest.approx({"low": 0.8, "high": 3.36})
+    assert report["price"] == pytest.approx({"low": 1.6, "high": 6.72})
+    text = to_text(plan_of(), config, 2.0)
+    assert "this run: 360 steps, 6.0 to 25.2 min, 0.8 to 3.4 chip-hours, 1.60 to 6.72 at 2 a chip-hour" in text
+    assert "a step takes 1.00 to 4.20 s, most likely 2.00 to 2.50: 1,905 to 8,000 tokens/s, 238 to 1,000 a chip" in text
+    assert "price" not in run_report(plan_of(), config)["run"]
+    assert Range(1.0, 1.0).to_text() == "1"
+
+
+@pytest.mark.parametrize(
+    ("plan", "changes", "advice"),
+    [
+        ({"peak": 6, "temporaries": 4}, {"remat": "block"}, ["--model.remat save_dots: 30%", "fewer chips"]),
+        ({"peak": 6, "temporaries": 4, "chips": 1}, {"remat": "none"}, []),
+        ({"peak": 6, "temporaries": 4, "hbm": 0.9, "chips": 1}, {"accumulation": 4}, ["--accumulation 2: weights"]),
+        ({"peak": 14, "temporaries": 10, "hbm": 0.9}, {"accumulation": 4}, []),
+        ({"ici": 3.0}, {}, ["a mesh that sends less"]),
+    ],
+)
+def test_what_would_make_it_cheaper(plan, changes, advice):
+    report = run_report(plan_of(**plan), settings(**changes))
+    assert len(report["cheaper"]) == len(advice), report["cheaper"]
+    for got, start in zip(report["cheaper"], advice, strict=True):
+        assert got.startswith(start)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--plan", "v4:8"], "topology 'v4:8' is unknown"),
+        (["--plan", "v5litepod-16"], "Did you mean v5e:4x4?"),
+        (["--plan", "v5p-32"], "Did you mean v5p:2x2x4?"),
+        (["--plan", "v6e-2x4"], "Did you mean v6e:2x4?"),
+        (["--plan", "v5e:2x4", "--model.path", "qwen/qwen3.5-2"], "Did you mean Qwen/Qwen3.5-2B?"),
         (["--plan", "v5e:2x4", "--model.path", "Qwen/Qwen3.5-3B"], "neither a local folder nor a published size"),
         (["--plan", "v5e:2x4", "--mesh.fsdp", "4"], "the mesh has 4 devices, but v5e:2x4 has 8"),
         (["--plan", "v5e:2x4", "--mesh.fsdp", "1", "--mesh.tensor", "16"], "num_attention_heads=8"),

@@ -178,7 +178,7 @@ WRONG = {
     ),
     "no MTP head": (
         lambda i, t: [TINY, "--model.path", other_base(i, t / "m", mtp=MTPConfig(0))],
-        "mtp.weight=0.1",
+        "--mtp.weight 0.1",
     ),
     "no data": (lambda i, t: [TINY, "--data.path", t / "absent.jsonl"], "absent.jsonl"),
     "empty data": (lambda i, t: [TINY, "--data.path", t / "empty.jsonl"], "empty"),
@@ -189,20 +189,20 @@ WRONG = {
     ),
     "a row that is too long": (
         lambda i, t: [TINY, "--data.sequence-length", "24", "--data.long-rows", "error"],
-        "data.sequence_length=24",
+        "--data.sequence-length 24",
     ),
     "steps within the warmup": (lambda i, t: [TINY, "--steps", "9"], "warmup of 10 steps"),
-    "rows that cannot be cut": (lambda i, t: [TINY, "--accumulation", "3"], "sequences_per_batch=8"),
+    "rows that cannot be cut": (lambda i, t: [TINY, "--accumulation", "3"], "--data.sequences-per-batch 8"),
     "more devices than there are": (lambda i, t: [TINY, "--mesh.tensor", "64"], "64 devices"),
     "unknown LoRA target": (lambda i, t: [TINY, "--lora.targets", "attention", "vision"], "vision"),
     "a mesh that does not divide the tokens": (
         lambda i, t: [TINY, "--mesh.context", "8", "--data.sequence-length", "72"],
         "tokens in a sequence=72",
     ),
-    "steps to profile in the wrong order": (lambda i, t: [TINY, "--profile", "9:3"], "profile='9:3'"),
-    "evaluations without anything to evaluate": (lambda i, t: [TINY, "--evaluate-every", "5"], "evaluate_every=5"),
+    "steps to profile in the wrong order": (lambda i, t: [TINY, "--profile", "9:3"], "--profile 9:3"),
+    "evaluations without anything to evaluate": (lambda i, t: [TINY, "--evaluate-every", "5"], "--evaluate-every 5"),
     "unknown policy": (lambda i, t: [TINY, "--health.policy", "hope"], "hope"),
-    "limit that stops every step": (lambda i, t: [TINY, "--health.loss-factor", "0.5"], "health.loss_factor=0.5"),
+    "limit that stops every step": (lambda i, t: [TINY, "--health.loss-factor", "0.5"], "--health.loss-factor 0.5"),
     "moments of an unknown dtype": (lambda i, t: [TINY, "--optim.first-moment-dtype", "int8"], "int8"),
     "processes without a coordinator": (
         lambda i, t: [TINY, "--processes.count", "2", "--processes.index", "0"],
@@ -268,7 +268,9 @@ def test_resuming_with_other_settings_is_refused(whole_run, inputs, capsys):
     with pytest.raises(SystemExit):
         main([TINY, *map(str, files), *LORA, "--optim.learning-rate", "0.5", "--seed", "4"])
     error = capsys.readouterr().err
-    assert f"optim.learning_rate was {tiny_config().recipe.optim.learning_rate}, now 0.5; seed was 0, now 4" in error
+    assert (
+        f"--optim.learning-rate was {tiny_config().recipe.optim.learning_rate}, now 0.5; --seed was 0, now 4" in error
+    )
     assert error.count("\n") == 1
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
