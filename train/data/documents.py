@@ -1,6 +1,7 @@
 """Finds the documents of a run by their position, and reads, checks, renders and tokenises them when they are needed.
 
-Before a run starts, rows are checked for as long as that takes seconds. A source of up to 256 MiB is checked in full.
+Before a run starts, rows are read, checked and rendered for as long as that takes seconds: a third of a millisecond a
+conversation, so that half a minute is the most. A source of up to 256 MiB is checked in full.
 Of a larger source as many rows are checked as 256 MiB hold, in stretches that are evenly spread over it, because it
 would take an hour at every start to parse hundreds of gigabytes. Every row is checked again when its turn comes, and
 the policies apply then. If a bad row stopped a run, the run goes on from its checkpoint with ``bad_rows="drop"``; this
@@ -208,7 +209,8 @@ def _open(source: Source) -> RowSource:
     rows = RowSource(files, None if source.convert else columns_of())
     names = ", ".join(str(file) if file.parent == Path() else file.name for file in files[:10])
     more = f" and {len(files) - 10} more" if len(files) > 10 else ""
-    logger.info("%s: %s rows in %d files: %s%s", source.path, f"{len(rows):,}", len(files), names, more)
+    counted = f"{len(rows):,} rows in {len(files)} file{'s' * (len(files) > 1)}"
+    logger.info("%s: %s: %s%s", source.path, counted, names, more)
     return rows
 
 

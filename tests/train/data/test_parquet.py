@@ -5,14 +5,19 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import date, datetime
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from train.config.data import DataConfig
 from train.data import sources
 from train.data.order import ShuffledRows
 from train.data.parquet import GroupCache, ParquetFile
+from train.data.pipeline import make_batches
 from train.data.sources import RowSource
 
 ROWS = [{"text": f"{i} " * (1 + i % 7)} for i in range(1000)]
@@ -69,6 +74,87 @@ def test_the_fingerprint_needs_no_whole_file(tmp_path):
         pq.write_table(pa.table({"text": changed}), tmp_path / f"{name}.parquet", compression="none")
         prints.append(RowSource([tmp_path / f"{name}.parquet"]).fingerprint)
     assert prints[0] == prints[1] != prints[2]
+
+
+ASKED = pa.array([[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]] * 2)
+
+
+def _called(values):
+    """Rows whose second message calls a function with a value of some type; the first call has none."""
+    arguments = pa.StructArray.from_arrays([pa.array(["x", "x"]), values], ["a", "b"])
+    calls = pa.StructArray.from_arrays([pa.array(["f", "f"]), arguments], ["name", "arguments"])
+    one = pa.array([0, 1, 2], pa.int32())
+    message = {"role": pa.array(["assistant"] * 2), "tool_calls": pa.ListArray.from_arrays(one, calls)}
+    message = pa.StructArray.from_arrays([*message.values()], [*message])
+    return {"prompt": ["q", "q"], "completion": pa.ListArray.from_arrays(one, message)}
+
+
+TYPES = {
+    "day": (_called(pa.array([None, date(2024, 1, 2)])), "wrong_type", "holds a value of type date"),
+    "time": (_called(pa.array([None, datetime(2024, 1, 2)])), "wrong_type", "datetime, which JSON does not have"),
+    "far time": (
+        _called(pa.array([None, 1 << 60], pa.timestamp("ms"))),
+        "wrong_type",
+        "a value that Python cannot hold",
+    ),
+    "small time": (_called(pa.array([None, 1], pa.timestamp("ns"))), "wrong_type", "a value "),
+    "decimal": (_called(pa.array([None, Decimal("1.5")])), "wrong_type", "holds a value of type Decimal"),
+    "bytes": (_called(pa.array([None, b"\xff"])), "not_utf8", "bytes that are not UTF-8"),
+    "no number": (_called(pa.array([None, float("nan")])), "number", "the number nan"),
+    "keys": (
+        _called(pa.array([None, [(1, 2)]], pa.map_(pa.int32(), pa.int32()))),
+        "wrong_type",
+        "key that is the number",
+    ),
+    "twice": (_called(pa.array([None, [("k", 2)] * 2], pa.map_(pa.string(), pa.int32()))), "wrong_type", "cannot hold"),
+    "broken text": ({"text": pa.array([b"a", b"\xff"]).cast(pa.string(), safe=False)}, "wrong_type", "cannot hold"),
+    "broken bytes": ({"text": pa.array([b"a", b"a\xc3"])}, "not_utf8", "'text' holds bytes that are not UTF-8"),
+    "text of numbers": (
+        {"text": pa.array(["a", None]), "messages": [None, "3"]},
+        "wrong_type",
+        "'messages' is the num",
+    ),
+    "no JSON": ({"text": pa.array(["a", None]), "messages": [None, "[{]"]}, "invalid_json", "'messages' is not valid"),
+    "no JSON of its type": (
+        {"messages": pa.ExtensionArray.from_storage(pa.json_(), pa.array([json.dumps(ASKED[0].as_py()), "{"]))},
+        "invalid_json",
+        "'messages' is not valid JSON",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_what_json_does_not_have_is_refused_with_its_row(name, tmp_path, tokenizer):
+    columns, reason, words = TYPES[name]
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    config = DataConfig(str(tmp_path / "a.parquet"), 256, sequences_per_batch=1, epochs=1)
+    with pytest.raises(ValueError, match=rf"a.parquet row 2: .*{words}"):
+        make_batches(config, tokenizer)
+    iterator = make_batches(replace(config, bad_rows="drop"), tokenizer)
+    [batch] = iterator
+    assert batch["segment_ids"].max() == 1
+    assert iterator.report()["unusable_rows"] == iterator.report()["dropped"] == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (pa.array([None, [("k", 2)]], pa.map_(pa.string(), pa.int32())), '{"k": 2}'),
+        (pa.array([None, b"abc"]), "abc"),
+        (pa.array([None, "abc"]).dictionary_encode(), "abc"),
+        (pa.array([None, [1, 2]]), "[1, 2]"),
+        (pa.array([None, [1, 2]], pa.list_(pa.int8(), 2)), "[1, 2]"),
+        (pa.array([None, 1.0]), "1.0"),
+        (pa.array([None, True]), "True"),
+        (pa.array([None, "abc"], pa.large_string()), "abc"),
+    ],
+)
+def test_types_that_train(values, words, tmp_path, tokenizer):
+    pq.write_table(pa.table(_called(values)), tmp_path / "a.parquet")
+    [batch] = make_batches(DataConfig(str(tmp_path / "a.parquet"), 256, sequences_per_batch=1, epochs=1), tokenizer)
+    text = tokenizer.decode(batch["input_ids"][0].tolist())
+    assert text.count("<parameter=a>\nx\n</parameter>") == 2
+    assert text.count(f"<parameter=b>\n{words}\n</parameter>") == text.count("<parameter=b>") == 1
 
 
 _READ_ALL = """

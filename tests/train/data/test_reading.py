@@ -59,7 +59,7 @@ def test_the_form_is_found_and_logged(row, form, write_rows, check):
     documents, lines = check(write_rows([row] * 3))
     assert documents.identity()["forms"] == [form]
     assert any(line.endswith(f"data.jsonl: read as {form} (3 rows), by their keys") for line in lines)
-    assert any(re.search(r"data.jsonl: 3 rows in 1 files: data.jsonl$", line) for line in lines)
+    assert any(re.search(r"data.jsonl: 3 rows in 1 file: data.jsonl$", line) for line in lines)
 
 
 def test_the_rows_of_the_documentation(write_rows, check):
