@@ -8,7 +8,7 @@ step is whole if all files that its ``manifest.json`` lists are there in the siz
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from qwen35_jax import lora
+from qwen35_jax.best import best_step
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
 from qwen35_jax.hf.safetensors import read_checkpoint
@@ -29,6 +30,8 @@ STATE = "state"
 # Orbax writes the last two between the manifest and the renaming; nothing is restored from them.
 _UNLISTED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
 _PARAMS = "params"
+
+Step = int | Literal["best"]
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
@@ -90,13 +93,15 @@ class TrainedModel(NamedTuple):
     """Whether adapters were trained, rather than all weights."""
 
 
-def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None = None) -> TrainedModel:
+def load_run(
+    run_dir: str | Path, *, step: int | Literal["best"] | None = None, mesh: Mesh | None = None
+) -> TrainedModel:
     """Loads the base checkpoint of a run and puts the parameters of a step in place.
 
     The optimizer's state is not read.
 
     Args:
-      step: which checkpoint; by default the newest whole one.
+      step: which checkpoint; by default the newest whole one. ``best`` is that with the best evaluation.
       mesh: where parameters are placed; by default one device.
 
     Raises:
@@ -104,8 +109,9 @@ def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None 
       FileNotFoundError: the base checkpoint is not at hand.
     """
     run_dir = Path(run_dir).absolute()
-    recipe = _read_recipe(run_dir)
-    step = _choose_step(run_dir, step)
+    record = _read_record(run_dir)
+    recipe = record["recipe"]
+    step = _choose_step(run_dir, record, step)
     settings, adapter = recipe["model"], recipe.get("lora")
     source = find_folder(settings["path"])
     model = load(source, settings["dtype"], mesh, param_dtype=stored_dtype(source))
@@ -124,8 +130,8 @@ def stored_dtype(folder: Path) -> str:
     return {"BF16": "bfloat16", "F16": "float16"}.get(dtypes.pop(), "float32") if len(dtypes) == 1 else "float32"
 
 
-def _read_recipe(run_dir: Path) -> dict[str, Any]:
-    """Returns the recipe of the run record, of which ``model`` and ``lora`` are read here."""
+def _read_record(run_dir: Path) -> dict[str, Any]:
+    """Returns the run record, of whose recipe ``model`` and ``lora`` are read here."""
     path = run_dir / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -137,19 +143,21 @@ def _read_recipe(run_dir: Path) -> dict[str, Any]:
     if isinstance(record, dict) and "lora" in record and "recipe" not in record:
         raise ValueError(f"{path} was written by an earlier version; export the run with that version.")
     try:
-        recipe = record["recipe"]
-        if isinstance(recipe["model"]["path"], str):
-            return recipe
+        path_of_base = record["recipe"]["model"]["path"]
+        if isinstance(path_of_base, str):
+            return record
     except (TypeError, KeyError) as err:
         raise ValueError(f"{path} is not that of a training run ({err!r}).") from err
-    raise ValueError(f"{path} is not that of a training run: model.path is {recipe['model']['path']!r}.")
+    raise ValueError(f"{path} is not that of a training run: model.path is {path_of_base!r}.")
 
 
-def _choose_step(run_dir: Path, step: int | None) -> int:
+def _choose_step(run_dir: Path, record: dict[str, Any], step: Step | None) -> int:
     checkpoints = run_dir / CHECKPOINTS
     whole = [saved for saved in saved_steps(checkpoints) if find_damage(checkpoints / str(saved)) is None]
     if not whole:
         raise ValueError(f"{checkpoints} holds no whole checkpoint.")
+    if step == "best":
+        return best_step(run_dir, record, whole)
     if step is not None and step not in whole:
         raise ValueError(f"{run_dir} has no whole checkpoint of step {step}; it has {', '.join(map(str, whole))}.")
     return whole[-1] if step is None else step
