@@ -97,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", _export, "write what a training run has learnt as a PEFT adapter or a checkpoint")
     export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="--workdir of the training run")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
-    export.add_argument("--step", type=int, metavar="N", help="which checkpoint, by default the newest")
+    export.add_argument("--step", type=_step, metavar="N|best", help="which checkpoint, by default the newest; best: "
+                        "that with the best evaluation, where the run had checkpoint.best_by")  # fmt: skip
     export.add_argument("--merged", action="store_true", help="write a whole checkpoint, with adapters added in")
     export.add_argument("--auto-class", choices=AUTO_CLASSES,
                         help="class of transformers that will load the base of an adapter: it decides the names of "
@@ -115,6 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the merged checkpoint")
     _add_mesh_options(merge)
     return parser
+
+
+def _step(text: str) -> int | str:
+    if text == "best" or text.isdecimal():
+        return text if text == "best" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither the number of a step nor best")
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:

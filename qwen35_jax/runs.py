@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from qwen35_jax import lora
+from qwen35_jax.best import best_step
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
 from qwen35_jax.hf.safetensors import read_checkpoint
@@ -33,6 +34,8 @@ STATE = "state"
 # Orbax writes the last two between the manifest and the renaming; nothing is restored from them.
 _UNLISTED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
 _PARAMS = "params"
+
+Step = int | Literal["best"]
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
@@ -112,13 +115,15 @@ class TrainedModel(NamedTuple):
     """The run record."""
 
 
-def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None = None) -> TrainedModel:
+def load_run(
+    run_dir: str | Path, *, step: int | Literal["best"] | None = None, mesh: Mesh | None = None
+) -> TrainedModel:
     """Loads the base checkpoint of a run and puts the parameters of a step in place.
 
     The optimizer's state is not read.
 
     Args:
-      step: which checkpoint; by default the newest whole one.
+      step: which checkpoint; by default the newest whole one. ``best`` is that with the best evaluation.
       mesh: where parameters are placed; by default one device.
 
     Raises:
@@ -128,7 +133,7 @@ def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None 
     """
     run_dir = Path(run_dir).absolute()
     record = read_record(run_dir)
-    step = _choose_step(run_dir, step)
+    step = _choose_step(run_dir, record, step)
     settings, adapter = record["recipe"]["model"], record["recipe"].get("lora")
     source = find_folder(settings["path"])
     _check_base(source, record)
@@ -189,19 +194,21 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     if isinstance(record, dict) and "lora" in record and "recipe" not in record:
         raise ValueError(f"{path} was written by an earlier version; export the run with that version.")
     try:
-        recipe = record["recipe"]
-        if isinstance(recipe["model"]["path"], str):
+        path_of_base = record["recipe"]["model"]["path"]
+        if isinstance(path_of_base, str):
             return record
     except (TypeError, KeyError) as err:
         raise ValueError(f"{path} is not that of a training run ({err!r}).") from err
-    raise ValueError(f"{path} is not that of a training run: model.path is {recipe['model']['path']!r}.")
+    raise ValueError(f"{path} is not that of a training run: model.path is {path_of_base!r}.")
 
 
-def _choose_step(run_dir: Path, step: int | None) -> int:
+def _choose_step(run_dir: Path, record: dict[str, Any], step: Step | None) -> int:
     checkpoints = run_dir / CHECKPOINTS
     whole = [saved for saved in saved_steps(checkpoints) if find_damage(checkpoints / str(saved)) is None]
     if not whole:
         raise ValueError(f"{checkpoints} holds no whole checkpoint.")
+    if step == "best":
+        return best_step(run_dir, record, whole)
     if step is not None and step not in whole:
         raise ValueError(f"{run_dir} has no whole checkpoint of step {step}; it has {', '.join(map(str, whole))}.")
     return whole[-1] if step is None else step

@@ -7,6 +7,7 @@ not match its manifest was damaged later, or renamed by a file system that renam
 
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from qwen35_jax.runs import STATE, find_damage, name_arrays, saved_steps, write_manifest
+from train.retention import steps_to_keep
 from train.state import TrainState
 
 _DATA = "data"
@@ -28,9 +30,11 @@ class Checkpoints:
     Under several processes all of them make the same calls; each writes and reads its own part of the arrays.
     """
 
-    def __init__(self, directory: Path, *, keep: int):
+    def __init__(self, directory: Path, *, keep: int, keep_every: int | None = None):
         self.directory = directory.absolute()
-        self.keep = keep
+        self.keep, self.keep_every = keep, keep_every
+        self.scores: Mapping[int, float] = {}
+        """Of evaluated steps; the lowest is the best, which stays."""
         self._saving: int | None = None
         self.directory.mkdir(parents=True, exist_ok=True)
         self._checkpointer = ocp.AsyncCheckpointer(
@@ -61,6 +65,11 @@ class Checkpoints:
           OSError: it could not be written.
         """
         self._checkpointer.wait_until_finished()
+
+    def whole_steps(self) -> list[int]:
+        """Returns the steps that can be restored, in ascending order."""
+        steps = saved_steps(self.directory)
+        return [step for step in steps if find_damage(self.directory / str(step)) is None]
 
     def latest_whole_step(self) -> int | None:
         """Returns the newest step that can be restored, or None if no save was ever finished.
@@ -113,9 +122,10 @@ class Checkpoints:
         write_manifest(folder)
 
     def _make_room(self) -> None:
-        """Removes what interrupted saves left, a damaged checkpoint of the step to save, and all but the newest."""
+        """Removes what interrupted saves left, a damaged checkpoint of the step to save, and what need not stay."""
         steps = saved_steps(self.directory)
-        superfluous = {str(step) for step in (*steps[: -self.keep], self._saving)}
+        stay = steps_to_keep(steps, keep=self.keep, keep_every=self.keep_every, scores=self.scores)
+        superfluous = {str(step) for step in ({*steps} - stay) | {self._saving}}
         for path in list(self.directory.iterdir()):
             if path.name in superfluous:
                 path = path.rename(path.with_name(_DELETED + path.name))

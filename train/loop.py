@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from qwen35_jax.distributed import gather
 from train.batch import Batch, HostBatch
+from train.best import Best
 from train.checkpoint import Checkpoints
 from train.data.pipeline import merge_states
 from train.evaluation import Evaluate
@@ -55,53 +56,61 @@ def run_steps(
     trace: Trace,
     is_preempted: Callable[[int], bool],
     evaluate: Evaluate | None = None,
+    best: Best | None = None,
 ) -> TrainState:
     """Trains from the step after ``state.step`` through ``schedule.last_step`` and returns the final state.
 
     The host stays one step ahead of the device. A checkpoint is written every ``checkpoint_every`` steps, after the
-    last one and on preemption, once the metrics of its step are known to be sound and are on disk. If the data end
-    early, training stops there with a warning.
+    last one, after the best evaluation so far and on preemption, once the metrics of its step are known to be sound and
+    are on disk. If the data end early, training stops there with a warning, and so it does when patience ends.
 
     Args:
       put: places a batch on the mesh.
       is_preempted: asked after every step.
       evaluate: returns figures for the metrics of a step; must leave the state as it is.
+      best: judges them.
 
     Raises:
       ValueError: a step is unsound; checkpoints stay as they were.
       Preempted: the machine is taken away; the state is saved.
     """
-    saved, evaluated = int(state.step), 0
+    saved = int(state.step)
     save = partial(_save, checkpoints=checkpoints, batches=batches, reporter=reporter)
     for number in range(saved + 1, schedule.last_step + 1):
         with reporter.timed("data_seconds"):
             batch = next(batches, None)
         if batch is None:
-            logger.warning(
-                "the data ended after step %d of %d; raise --data.epochs to train on", number - 1, schedule.last_step
-            )
+            logger.warning("the data ended after step %d; raise --data.epochs to train on", number - 1)
             break
         with trace.around(number, reporter.flush):
             state, values = step(state, frozen, put(batch))
             reporter.add(number, values, batches.documents_later())
-        if evaluate is not None and schedule.evaluates_after(number):
-            reporter.flush(partial(evaluate, state))
-            evaluated = number
+        is_best = schedule.evaluates_after(number) and _evaluate(state, evaluate, best, reporter)
         if is_preempted(number):
             save(state)
             checkpoints.wait()
             raise Preempted(number)
-        if number % schedule.checkpoint_every == 0:
+        if is_best or number % schedule.checkpoint_every == 0:
             saved = save(state)
-    if evaluate is not None and evaluated < int(state.step):
+        if best is not None and best.is_exhausted:
+            break
+    if not schedule.evaluates_after(int(state.step)):
         # The data ended before the last step.
-        reporter.flush(partial(evaluate, state))
+        _evaluate(state, evaluate, best, reporter)
         reporter.sync()
     if int(state.step) > saved:
         save(state)
     # While this waits, SIGTERM does not end the process yet.
     checkpoints.wait()
     return state
+
+
+def _evaluate(state: TrainState, evaluate: Evaluate | None, best: Best | None, reporter: Reporter) -> bool:
+    """Adds the figures of a state to its step's metrics, and returns whether it is the best so far."""
+    if evaluate is None:
+        return False
+    figures = reporter.flush(partial(evaluate, state))
+    return best is not None and best.add(int(state.step), figures)
 
 
 def _save(state: TrainState, *, checkpoints: Checkpoints, batches: Batches, reporter: Reporter) -> int:

@@ -67,9 +67,10 @@ def make_record(
     return RunRecord(config, identify_base(model_folder), data_identity, conversations, validation_identity)
 
 
-def write_record(workdir: Path, record: RunRecord) -> None:
-    """Writes ``config.json``."""
-    write_atomically(workdir / RECORD, json.dumps(record.to_json(), indent=2) + "\n")
+def write_record(workdir: Path, record: RunRecord, outcome: Mapping[str, Any] | None = None) -> None:
+    """Writes ``config.json``; ``outcome`` says how the run ended, and is absent before."""
+    content = record.to_json() | ({} if outcome is None else {"outcome": dict(outcome)})
+    write_atomically(workdir / RECORD, json.dumps(content, indent=2) + "\n")
 
 
 def check_resumable(workdir: Path, record: RunRecord) -> None:

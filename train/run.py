@@ -21,6 +21,7 @@ from qwen35_jax.model import Qwen35
 from qwen35_jax.runs import read_metrics
 from qwen35_jax.storage import replace_folder
 from train.batch import put_batch
+from train.best import Best, follow_best, make_outcome
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.config.options import parse_steps
@@ -74,7 +75,8 @@ def run(config: TrainConfig, workdir: Path) -> None:
         check_workdir(workdir)
     with raise_together():
         check_shared(workdir)
-        checkpoints, done = open_workdir(workdir, record, keep=config.options.checkpoint.keep)
+        checkpoints, done = open_workdir(workdir, record, config.options.checkpoint)
+    best = follow_best(config.options, workdir, checkpoints, done)
     with jax.set_mesh(mesh):
         setup = build(config, inputs.folder, mesh)
         if done is not None:
@@ -86,9 +88,17 @@ def run(config: TrainConfig, workdir: Path) -> None:
             logger.info("resumed after step %d of %s", done, workdir)
         if jax.process_index() == 0:
             write_record(workdir, record)
-        state = _train(config, workdir, setup, inputs, checkpoints, mesh)
-        checkpoints.close()
+        state = _train(config, workdir, setup, inputs, checkpoints, best, mesh)
+        if jax.process_index() == 0:
+            write_record(workdir, record, make_outcome(config, int(state.step), best))
         logger.info("data: %s", json.dumps(inputs.batches.report()))
+        if config.options.export_best and best is not None and best.step is not None:
+            like = abstract(state)
+            # The memory of the last state is free before the best one takes its place.
+            state, setup = None, setup._replace(state=like)
+            state, _ = checkpoints.restore(best.step, like)
+            logger.info("the export is of the best step: %s", best)
+        checkpoints.close()
         if config.options.export:
             export(setup.model(state), workdir, record, source=inputs.folder, step=int(state.step))
 
@@ -118,7 +128,13 @@ def _table(matches: Sequence[lora.Match]) -> str:
 
 
 def _train(
-    config: TrainConfig, workdir: Path, setup: TrainingSetup, inputs: Inputs, checkpoints: Checkpoints, mesh: Mesh
+    config: TrainConfig,
+    workdir: Path,
+    setup: TrainingSetup,
+    inputs: Inputs,
+    checkpoints: Checkpoints,
+    best: Best | None,
+    mesh: Mesh,
 ) -> TrainState:
     """Compiles the step and runs the loop."""
     recipe, options = config.recipe, config.options
@@ -126,7 +142,9 @@ def _train(
     if done >= recipe.num_steps:
         logger.info("%s is complete: step %d of %d", workdir, done, recipe.num_steps)
         return setup.state
-    sequences, tokens = recipe.data.sequences_per_batch, recipe.data.sequence_length
+    if best is not None and best.is_exhausted:
+        logger.info("%s is complete: it stopped early after step %d; %s", workdir, done, best)
+        return setup.state
     began = time.perf_counter()
     step = setup.step.lower(setup.state, setup.frozen, setup.batch).compile()
     logger.info("compiled the step in %.1f s", time.perf_counter() - began)
@@ -135,7 +153,7 @@ def _train(
         accumulation=recipe.accumulation,
         mesh=mesh,
         fields=recipe.objective.batch_fields,
-        num_sequences=sequences,
+        num_sequences=recipe.data.sequences_per_batch,
         first_sequence=inputs.sequences.start,
     )
     with (
@@ -145,17 +163,8 @@ def _train(
         watch_for_preemption() as is_preempted,
         Trace(workdir / "profile", parse_steps(options.profile) if options.profile else range(0)) as trace,
     ):
-        throughput = Throughput.of(config, inputs.model_config, mesh)
-        reporter = Reporter(
-            workdir,
-            metrics,
-            throughput,
-            recipe.health,
-            terms=setup.terms,
-            positions=sequences * tokens,
-            first_sequence=inputs.sequences.start,
-        )
-        return run_steps(
+        reporter = _make_reporter(config, workdir, setup, inputs, metrics, mesh)
+        state = run_steps(
             setup.state,
             setup.frozen,
             step,
@@ -167,7 +176,30 @@ def _train(
             trace=trace,
             is_preempted=is_preempted,
             evaluate=make_evaluation(config, setup, inputs, put),
+            best=best,
         )
+    if best is not None:
+        if best.is_exhausted:
+            logger.info(
+                "stopped early after step %d: %d evaluations without a better one", int(state.step), best.waited
+            )
+        logger.info("%s", best)
+    return state
+
+
+def _make_reporter(
+    config: TrainConfig, workdir: Path, setup: TrainingSetup, inputs: Inputs, metrics: MetricsWriter, mesh: Mesh
+) -> Reporter:
+    data = config.recipe.data
+    return Reporter(
+        workdir,
+        metrics,
+        Throughput.of(config, inputs.model_config, mesh),
+        config.recipe.health,
+        terms=setup.terms,
+        positions=data.sequences_per_batch * data.sequence_length,
+        first_sequence=inputs.sequences.start,
+    )
 
 
 def export(model: Qwen35, workdir: Path, record: RunRecord, *, source: Path, step: int) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from train.batch import Batch
 from train.config.health import HealthConfig
-from train.objectives.terms import Objective, Terms
+from train.objectives.terms import Objective, Terms, check_terms
 from train.observe.health import is_sound, next_health
 from train.state import Frozen, TrainState, to_float32
 
@@ -44,7 +44,7 @@ def make_step(
       health: which steps are unsound.
     """
     gradients = make_gradients(graphdef, objective, seed=seed, dropout=dropout)
-    main_term = next(iter(objective.weights))
+    main_term = next(iter(objective.weights), None)
 
     def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, terms, counts = gradients(state.params, frozen, batch, state.step)
@@ -82,6 +82,7 @@ def make_gradients(graphdef: nnx.GraphDef, objective: Objective, *, seed: int, d
 
         def loss(params: nnx.State, micro_batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Terms]:
             sums = _sums(graphdef, objective, params, frozen, micro_batch, key)
+            check_terms(objective, sums, counts)
             weighted = {name: objective.weights[name] * sums[name] for name in sums}
             return _add_up(weighted[name] / jnp.maximum(counts[name], 1.0) for name in sums), sums
 

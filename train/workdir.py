@@ -4,6 +4,7 @@ from pathlib import Path
 
 from qwen35_jax.storage import make_writable_folder
 from train.checkpoint import Checkpoints
+from train.config import CheckpointConfig
 from train.record import RunRecord, check_resumable
 
 
@@ -21,13 +22,13 @@ def check_workdir(workdir: Path) -> None:
         )
 
 
-def open_workdir(workdir: Path, record: RunRecord, *, keep: int) -> tuple[Checkpoints, int | None]:
+def open_workdir(workdir: Path, record: RunRecord, settings: CheckpointConfig) -> tuple[Checkpoints, int | None]:
     """Opens the checkpoints of a run directory and returns the step to resume from, if there is one.
 
     Raises:
       ValueError: the directory belongs to a run with other settings, or cannot be resumed.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=keep)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every)
     done = checkpoints.latest_whole_step()
     if done is not None:
         check_resumable(workdir, record)

@@ -122,6 +122,21 @@ def test_old_checkpoints_go_after_the_new_one_is_whole(tmp_path, state):
     assert json.loads((folder / "3" / MANIFEST).read_text())
 
 
+def test_the_best_stays_until_a_better_one_is_whole(tmp_path, state):
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder, keep=1, keep_every=4)
+    scores = checkpoints.scores = {}
+    left = []
+    for step, score in ((1, 0.9), (2, 0.5), (3, 0.7), (4, 0.6), (5, 0.1), (6, 0.8)):
+        scores[step] = score
+        checkpoints.save(at(state, step), {})
+        checkpoints.wait()
+        left.append(checkpoints.whole_steps())
+    checkpoints.close()
+    assert left == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [4, 5, 6]]
+    assert Checkpoints(folder, keep=1).whole_steps() == [4, 5, 6]
+
+
 def test_a_state_may_be_consumed_as_soon_as_it_is_saved(tmp_path, mesh):
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     weight = jax.device_put(jnp.asarray(np.random.default_rng(0).normal(size=(512, 1024)).astype(np.float32)), sharding)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from train.config import HealthConfig
+from qwen35_jax.best import Goal
+from train.best import Best
+from train.config import EarlyStopConfig, HealthConfig
 from train.loop import Schedule, run_steps
 from train.observe.health import new_health
 from train.observe.metrics import METRICS, MetricsWriter, read_entries
@@ -76,7 +78,7 @@ def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **
     reporter = Reporter(
         workdir, metrics, Throughput(2, 1.0, 8.0), health, terms=["loss"], positions=8, first_sequence=5
     )
-    evaluate = schedule.pop("evaluate", None)
+    evaluate, best = schedule.pop("evaluate", None), schedule.pop("best", None)
     profile = schedule.pop("profile", range(0))
     state = TrainState(jnp.int32(0), nnx.State({}), (), new_health())
     with contextlib.closing(metrics), Trace(workdir / "profile", profile) as trace:
@@ -85,6 +87,7 @@ def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **
                 state, Frozen(nnx.State({})), step_with(unsound), Counter(batches), lambda batch: batch,
                 Schedule(steps, schedule.pop("every", 3), **schedule), checkpoints=saved, reporter=reporter,
                 trace=trace, is_preempted=stop or (lambda step: False), evaluate=evaluate,
+                best=best,
             )  # fmt: skip
         finally:
             train.log, train.waited_after = saved.log, saved.waited_after
@@ -116,7 +119,7 @@ def test_data_that_end_early_end_the_run_with_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         state, log = train(tmp_path, steps=9, batches=4)
     assert int(state.step) == 4 and log == [(3, 3, 3), (4, 4, 4)]
-    assert "ended after step 4 of 9" in caplog.text
+    assert "ended after step 4" in caplog.text
 
 
 @pytest.mark.parametrize("last", [7, 20])
@@ -185,6 +188,17 @@ def test_data_that_end_early_are_followed_by_an_evaluation_too(tmp_path, last):
     train(tmp_path, steps=9, every=3, batches=last, evaluate=accuracy, evaluate_every=5)
     assert list(evaluations(tmp_path)) == sorted({*range(5, last + 1, 5), last})
     assert [row["step"] for row in read_entries(tmp_path / METRICS)] == list(range(1, last + 1))
+
+
+def test_the_best_evaluation_so_far_is_saved_and_patience_ends_the_run(tmp_path):
+    losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.0, 10: 1.0}
+    best = Best(Goal("eval_x", maximise=False), EarlyStopConfig(patience=2))
+    state, log = train(
+        tmp_path, steps=12, every=5, evaluate=lambda state: {"x": losses[int(state.step)]}, evaluate_every=2, best=best
+    )
+    # The entry of a step is on disk before its checkpoint.
+    assert log == [(2, 2, 2), (4, 4, 4), (5, 5, 5), (8, 8, 8)] and int(state.step) == 8
+    assert best.step == 4 and list(best.scores) == [2, 4, 6, 8]
 
 
 def test_a_trace_of_chosen_steps_is_written(tmp_path):

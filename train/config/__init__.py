@@ -15,18 +15,20 @@ from typing import Annotated, Any
 
 import tyro
 
+from qwen35_jax.best import PREFIX, Goal
 from qwen35_jax.distributed import ProcessConfig
 from qwen35_jax.lora import LoraConfig
 from train.config.data import DataConfig, Source
 from train.config.health import HealthConfig
 from train.config.layout import Layout, MeshConfig
-from train.config.options import CheckpointConfig, Options, parse_steps
+from train.config.options import CheckpointConfig, EarlyStopConfig, Options, parse_steps
 from train.config.recipe import ModelSource, OptimConfig, Recipe
 from train.objectives.sft import MtpLossConfig, Supervised
 
 __all__ = [
     "CheckpointConfig",
     "DataConfig",
+    "EarlyStopConfig",
     "HealthConfig",
     "Layout",
     "LoraConfig",
@@ -69,6 +71,17 @@ class TrainConfig:
             raise ValueError(
                 f"evaluate_every={options.evaluate_every}, but there is nothing to evaluate; give validation data with "
                 "--data.eval-path FILE or --data.eval-fraction 0.02, or a function `evaluate` in the run file."
+            )
+        best_by = options.checkpoint.best_by
+        if best_by is None or options.evaluate is not None:
+            # What a function returns is known once it was called.
+            return
+        terms = self.recipe.objective.make(loss_chunk=self.layout.loss_chunk, remat=self.layout.remat).weights
+        known = [f"{PREFIX}{term}" for term in terms] if evaluates else []
+        if Goal.parse(best_by).metric not in known:
+            raise ValueError(
+                f"checkpoint.best_by={best_by!r} is no figure of this run; "
+                + (f"choose one of {', '.join(known)}." if known else "give validation data, such as --data.eval-path.")
             )
 
     def replace(self, **changes: Any) -> "TrainConfig":

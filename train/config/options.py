@@ -1,11 +1,13 @@
 """How a run is operated: what changes none of its numbers."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
+from qwen35_jax.best import Goal
 from qwen35_jax.distributed import ProcessConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
@@ -18,11 +20,39 @@ class CheckpointConfig:
     every: int = 100
     """Steps between checkpoints."""
     keep: int = 2
-    """How many are kept; with 2, a damaged one has a predecessor to fall back on."""
+    """How many of the newest are kept; with 2, a damaged one has a predecessor to fall back on."""
+    keep_every: int | None = None
+    """Checkpoints of steps that this number divides are kept for ever."""
+    best_by: str | None = None
+    """The figure that says which step is best: ``eval_loss``, which is minimised, or ``max:eval_accuracy``. After every
+    evaluation that is the best so far, the step is saved; the best is kept beside the newest."""
 
     def __post_init__(self):
         if self.every < 1 or self.keep < 1:
             raise ValueError(f"checkpoint.every={self.every} and checkpoint.keep={self.keep} must be at least 1.")
+        if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.every):
+            raise ValueError(
+                f"checkpoint.keep_every={self.keep_every} must be a multiple of checkpoint.every={self.every}, since "
+                "other steps are not saved."
+            )
+        if self.best_by is not None:
+            Goal.parse(self.best_by)
+
+
+@dataclass(frozen=True)
+class EarlyStopConfig:
+    """When a run ends before its last step, judged by the figure of ``checkpoint.best_by``."""
+
+    patience: int | None = None
+    """Stop after so many evaluations in a row that are no better than the best before them."""
+    min_delta: float = 0.0
+    """By how much an evaluation must be better to count as better."""
+
+    def __post_init__(self):
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"early_stop.patience={self.patience} must be at least 1; None never stops early.")
+        if not 0 <= self.min_delta < math.inf:
+            raise ValueError(f"early_stop.min_delta={self.min_delta} must be a number from 0.")
 
 
 @dataclass(frozen=True)
@@ -30,6 +60,7 @@ class Options:
     """What changes no number of a run: a run may resume with any options."""
 
     checkpoint: CheckpointConfig = CheckpointConfig()
+    early_stop: EarlyStopConfig = EarlyStopConfig()
     processes: ProcessConfig = field(default_factory=ProcessConfig)
     evaluate: Callable[[Qwen35, Tokenizer], Mapping[str, float]] | None = None
     """Called with the model at every evaluation, by all processes, from the run file only; the figures it returns
@@ -41,6 +72,8 @@ class Options:
     """``FIRST:LAST``: writes a trace of these steps, both included, into ``profile/`` (for XProf or Perfetto)."""
     export: bool = True
     """Write ``export/`` at the end: a Hugging Face folder, or the PEFT adapter."""
+    export_best: bool = False
+    """Export the best step by ``checkpoint.best_by`` rather than the last."""
     workdir: str | None = None
     """Where everything of the run is written; by default ``runs/`` and the name of the run file. On several hosts it
     lies on a disk, or a mounted bucket, that all of them see under this path."""
@@ -54,6 +87,14 @@ class Options:
     def __post_init__(self):
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise ValueError(f"evaluate_every={self.evaluate_every} must be at least 1.")
+        for name, wanted in (
+            ("early_stop.patience", self.early_stop.patience is not None),
+            ("export_best", self.export_best),
+        ):
+            if wanted and self.checkpoint.best_by is None:
+                raise ValueError(
+                    f"{name} needs to know what is best; give the figure, such as --checkpoint.best-by eval_loss."
+                )
         if self.profile is not None:
             parse_steps(self.profile)
         if self.workdir is not None and "://" in self.workdir:

@@ -51,6 +51,29 @@ class Objective(NamedTuple):
     sums: Sums
 
 
+# Other fields of the metrics, which a term would hide.
+_TAKEN = {"step", "tokens", "input_tokens", "grad_norm", "learning_rate", "skipped", "packing_efficiency"}
+
+
+def check_terms(objective: Objective, sums: Terms, counts: Terms) -> None:
+    """Checks that weights, sums and counts are of the same terms, which are called like nothing else in the metrics.
+
+    Raises:
+      ValueError: they are not.
+    """
+    if not objective.weights:
+        raise ValueError("the objective has no term; give at least one weight, with a sum and a count.")
+    if not objective.weights.keys() == sums.keys() == counts.keys():
+        weights, sums_of, counts_of = (", ".join(names) for names in (objective.weights, sums, counts))
+        raise ValueError(
+            f"the objective has weights of {weights}, sums of {sums_of} and counts of {counts_of}; each term needs all "
+            "three. A term of weight 0 is reported and trains nothing."
+        )
+    for name in objective.weights:
+        if name in _TAKEN or name.startswith("eval_") or name.endswith(("seconds", "per_second")):
+            raise ValueError(f"the objective has a term {name!r}, which is a field of the metrics; call it otherwise.")
+
+
 class ObjectiveSettings(Protocol):
     """What the settings of an objective tell the rest of the trainer."""
 

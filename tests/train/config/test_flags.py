@@ -81,6 +81,11 @@ OLD_FLAGS = {
     "--workdir": ("there", "options.workdir", "there"),
 }
 NEW_FLAGS = {
+    "--checkpoint.best-by": ("None", "options.checkpoint.best_by", None),
+    "--checkpoint.keep-every": ("200", "options.checkpoint.keep_every", 200),
+    "--early-stop.min-delta": ("0.1", "options.early_stop.min_delta", 0.1),
+    "--early-stop.patience": ("None", "options.early_stop.patience", None),
+    "--no-export-best": (None, "options.export_best", False),
     "--data.eval-batches": ("None", "recipe.data.eval_batches", None),
     "--data.eval-fraction": ("0.1", "recipe.data.eval_fraction", 0.1),
     "--data.eval-path": ("x.jsonl", "recipe.data.eval_path", "x.jsonl"),

@@ -1,0 +1,79 @@
+"""Which step of a run is the best, by a figure of its evaluations."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+METRICS = "metrics.jsonl"
+PREFIX = "eval_"
+"""What the names of an evaluation's figures begin with."""
+
+
+class Goal(NamedTuple):
+    """A figure, and which way it gets better."""
+
+    metric: str
+    maximise: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "Goal":
+        """Reads ``eval_loss``, which is minimised, or ``max:eval_accuracy``.
+
+        Raises:
+          ValueError: not the name of an evaluation's figure.
+        """
+        direction, _, metric = text.rpartition(":")
+        if direction not in ("", "min", "max") or not metric.startswith(PREFIX) or metric == PREFIX:
+            raise ValueError(
+                f"checkpoint.best_by={text!r} names no figure of an evaluation; give a name that begins with {PREFIX}, "
+                "such as eval_loss, which is minimised, or max:eval_accuracy."
+            )
+        return cls(metric, direction == "max")
+
+    def score(self, value: float | None) -> float:
+        """Returns the figure so that lower is better; infinity for null, which stands for what is not finite."""
+        if value is None or not math.isfinite(value):
+            return math.inf
+        return -value if self.maximise else value
+
+
+def choose_best(scores: Mapping[int, float], steps: Iterable[int]) -> int | None:
+    """Returns the step of the lowest score, the earliest of equals, or None if none of the steps has a score."""
+    return min((step for step in steps if step in scores), key=lambda step: (scores[step], step), default=None)
+
+
+def best_step(run_dir: Path, record: Mapping[str, Any], steps: Iterable[int]) -> int:
+    """Returns the best of the saved steps of a run.
+
+    Args:
+      record: the run record, whose options say what is best.
+
+    Raises:
+      ValueError: the run did not look for the best step, or none of these steps was evaluated.
+    """
+    best_by = record.get("options", {}).get("checkpoint", {}).get("best_by")
+    if best_by is None:
+        raise ValueError(
+            f"{run_dir} was trained without checkpoint.best_by, so none of its steps is the best; give --step N."
+        )
+    goal, path = Goal.parse(best_by), run_dir / METRICS
+    scores = read_scores(path, goal) if path.is_file() else {}
+    best = choose_best(scores, steps)
+    if best is None:
+        raise ValueError(f"no checkpoint of {run_dir} has {goal.metric} in {path.name}; give --step N.")
+    return best
+
+
+def read_scores(path: Path, goal: Goal) -> dict[int, float]:
+    """Returns the score of every step that was evaluated; unfinished lines are passed over."""
+    scores = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if goal.metric in entry:
+            scores[entry["step"]] = goal.score(entry[goal.metric])
+    return scores
