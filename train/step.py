@@ -15,6 +15,7 @@ from train.batch import Batch
 from train.config.health import HealthConfig
 from train.objectives.terms import Objective, Terms
 from train.observe.health import is_sound, next_health
+from train.rounding import apply_updates
 from train.state import Frozen, TrainState, to_float32
 
 Metrics = dict[str, Float[Array, ""]]
@@ -54,7 +55,7 @@ def make_step(
         sound = is_sound(state.health, loss, grad_norm, health)
         updates, opt_state = tx.update(grads, state.opt_state, to_float32(state.params))
         old = state.params, state.opt_state
-        new = optax.apply_updates(state.params, updates), opt_state
+        new = apply_updates(state.params, updates, seed=seed, step=state.step), opt_state
         params, opt_state = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, old)
         after = TrainState(state.step + 1, params, opt_state, next_health(state.health, sound, loss, grad_norm))
         metrics |= {
