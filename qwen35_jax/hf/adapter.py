@@ -7,7 +7,7 @@ Source: ``LoraConfig`` and ``get_peft_model_state_dict`` in peft.
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.names import Place, TensorSpec, TreePath, module_of, tensor_table
 from qwen35_jax.hf.safetensors import Stored, read_header
 from qwen35_jax.layers.embedding import Embedding
-from qwen35_jax.lora import Layer, LoraConfig
+from qwen35_jax.lora import Layer
 from qwen35_jax.model import Qwen35
 from qwen35_jax.storage import new_folder
 
@@ -125,8 +125,8 @@ def load_adapter(model: Qwen35, path: str | Path) -> None:
     layers = dict(lora.all_layers(model))
     found = _read_pairs(folder / WEIGHTS_FILE, model, layers, settings.rank)
 
-    groups = tuple(group for group in lora.GROUPS if any(lora.group_of(path) == group for path in found))
-    config = LoraConfig(settings.rank, settings.alpha, settings.rank_stabilized, settings.dropout, groups)
+    places = {(path, index) for path, pairs in found.items() for index in pairs}
+    config = lora.settings_for(model, places, **asdict(settings))
     for layer_path, pairs in found.items():
         layer = layers[layer_path]
         *stack, in_dim, out_dim = layer.weight.shape
