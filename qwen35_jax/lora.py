@@ -10,7 +10,7 @@ import functools
 import math
 import zlib
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -105,7 +105,28 @@ def add(model: Qwen35, config: LoraConfig, seed: int) -> list[Match]:
                 lora_a[index], lora_b[index] = 0, 0
         attach(layer, lora_a, lora_b, config)
     model.lora_config = config
-    return _matches(layers, chosen, config.rank)
+    return table(model)
+
+
+def table(model: Qwen35) -> list[Match]:
+    """Joins the places with an adapter that have the same name and shape into lines, ordered by group."""
+    config: LoraConfig = model.lora_config
+    layers, modules = dict(all_layers(model)), dict(all_modules(model))
+    counts: dict[tuple[str, str, tuple[int, int]], int] = {}
+    for path, index in choose_layers(model, config):
+        in_dim, out_dim = layers[path].weight.shape[-2:]
+        name = ".".join(map(str, path[2:] if path[0] == "layers" else path))
+        kind = modules[path, index].group, name, (in_dim, out_dim)
+        counts[kind] = counts.get(kind, 0) + 1
+    matches = [Match(*kind[:2], count, kind[2], count * config.rank * sum(kind[2])) for kind, count in counts.items()]
+    return sorted(matches, key=lambda match: GROUPS.index(match.group))
+
+
+def set_dropout(model: Qwen35, dropout: float) -> None:
+    """Sets the dropout of all adapters."""
+    for _, layer in adapted_layers(model):
+        layer.lora_dropout = dropout
+    model.lora_config = replace(model.lora_config, dropout=dropout)
 
 
 def choose_layers(model: Qwen35, config: LoraConfig) -> list[Place]:
@@ -119,7 +140,7 @@ def choose_layers(model: Qwen35, config: LoraConfig) -> list[Place]:
     return [place for place in modules if place in found]
 
 
-def settings_for(model: Qwen35, places: Collection[Place], **settings: Any) -> LoraConfig:
+def settings_for(model: Qwen35, places: Collection[tuple[TreePath, tuple[Any, ...]]], **settings: Any) -> LoraConfig:
     """Returns settings that choose these places; ``settings`` are the other fields."""
     targets, exclude = describe(dict(all_modules(model)), places)
     return LoraConfig(targets=targets, exclude=exclude, **settings)
@@ -205,14 +226,22 @@ def adapted_layers(model: Qwen35) -> Iterator[tuple[TreePath, Layer]]:
 
 
 def all_modules(model: Qwen35) -> Iterator[tuple[Place, Module]]:
-    """Yields every place that can carry an adapter, with its name in the checkpoint."""
+    """Yields every place that can carry an adapter, with its name in the checkpoint.
+
+    No pattern takes the embedding: its adapter leaves a tied output head as it is, so it cannot be merged.
+    """
     for path, layer in all_layers(model):
         for index in _positions(layer):
-            names = path
-            if path[0] == "layers":
-                assert isinstance(path[1], int)
-                names = ("layers", len(model.layers) * index[0] + path[1], *path[2:])
-            yield (path, index), Module(".".join(map(str, names)))
+            name = checkpoint_name(path, index, period=len(model.layers))
+            yield (path, index), Module(name, takes_patterns=not isinstance(layer, Embedding))
+
+
+def checkpoint_name(path: TreePath, index: tuple[int, ...], *, period: int) -> str:
+    """Names what lies at a path of the tree, at a position of its stack, as the checkpoint does (see ``Module``)."""
+    if path[0] == "layers":
+        assert isinstance(path[1], int)
+        path = ("layers", period * index[0] + path[1], *path[2:])
+    return ".".join(map(str, path))
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -247,15 +276,3 @@ def _placed(value: np.ndarray, axes: Axes, layer: Layer) -> nnx.LoRAParam:
 def _positions(layer: Layer) -> list[tuple[int, ...]]:
     """Lists the positions in the stack of a layer; the only one of a layer that stands alone is ``()``."""
     return list(np.ndindex(*layer.weight.shape[:-2]))
-
-
-def _matches(layers: dict[TreePath, Layer], chosen: list[Place], rank: int) -> list[Match]:
-    """Joins the places of a period that have the same name and shape into lines, ordered by group."""
-    counts: dict[tuple[str, str, tuple[int, int]], int] = {}
-    for path, index in chosen:
-        in_dim, out_dim = layers[path].weight.shape[-2:]
-        name = ".".join(map(str, path[2:] if path[0] == "layers" else path))
-        kind = Module(name).group, name, (in_dim, out_dim)
-        counts[kind] = counts.get(kind, 0) + 1
-    matches = [Match(*kind[:2], count, kind[2], count * rank * sum(kind[2])) for kind, count in counts.items()]
-    return sorted(matches, key=lambda match: GROUPS.index(match.group))

@@ -1,4 +1,4 @@
-"""Chooses modules of the model by group, name or pattern, as LoRA settings name them, and finds such words for a choice.
+"""Chooses parts of the model by group, name or pattern, as settings name them, and finds such words for a choice.
 
 A word is one of these, tried in this order:
 
@@ -21,21 +21,25 @@ GROUPS = ("attention", "deltanet", "mlp", "embed", "mtp")
 ALL_LINEAR = "all-linear"
 _GROUP_OF_BLOCK = {"self_attn": "attention", "linear_attn": "deltanet", "mlp": "mlp"}
 _PREFIXES = ("model.language_model.", "model.")
-_MTP = "mtp."
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 class Module(NamedTuple):
-    """A module of one layer, by its name in the checkpoint without what depends on the architecture."""
+    """A module, or a weight, of one layer."""
 
     name: str
+    """Its name in the checkpoint without what depends on the architecture, and without ``.weight``."""
+    takes_patterns: bool = True
+    """Whether a regular expression may choose it."""
 
     @property
     def group(self) -> str:
-        if self.name.startswith(_MTP):
-            return "mtp"
-        return "embed" if self.name == "embed_tokens" else _GROUP_OF_BLOCK[self.name.split(".")[-2]]
+        """One of ``GROUPS``, or ``head`` for an output head of its own, or ``norm``."""
+        first, *rest = self.name.split(".")
+        special = {"mtp": "mtp", "embed_tokens": "embed", "lm_head": "head"}
+        blocks = [_GROUP_OF_BLOCK[part] for part in rest if part in _GROUP_OF_BLOCK]
+        return special.get(first) or (blocks or ["norm"])[0]
 
     @property
     def kind(self) -> str:
@@ -44,16 +48,17 @@ class Module(NamedTuple):
 
     def spellings(self) -> tuple[str, ...]:
         """Returns the names that it has in checkpoints."""
-        return (self.name,) if self.group == "mtp" else tuple(prefix + self.name for prefix in _PREFIXES)
+        return (self.name,) if self.group in ("mtp", "head") else tuple(prefix + self.name for prefix in _PREFIXES)
 
     def matches(self, word: str) -> bool:
         if word in GROUPS:
             return self.group == word
         if word == ALL_LINEAR:
             return self.group != "embed"
+        names = [name + ending for name in self.spellings() for ending in ("", ".weight")]
         if _is_name(word):
-            return any(f".{name}".endswith(f".{word}") for name in self.spellings())
-        return self.group != "embed" and any(re.fullmatch(word, name) for name in self.spellings())
+            return any(f".{name}".endswith(f".{word}") for name in names)
+        return self.takes_patterns and any(re.fullmatch(word, name) for name in names)
 
 
 def check_words(words: Sequence[str], option: str) -> None:
@@ -79,14 +84,16 @@ def choose(
     for words, name, optional in ((include, option, ()), (exclude, excluding, GROUPS)):
         for word in words:
             if word not in optional and not any(module.matches(word) for module in modules.values()):
-                raise ValueError(f"{name} has {word!r}, which matches no module of this model; {_remedy(word, modules)}.")
+                raise ValueError(
+                    f"{name} has {word!r}, which matches no module of this model; {_remedy(word, modules.values())}."
+                )
     left = {
         key
         for key, module in modules.items()
         if any(map(module.matches, include)) and not any(map(module.matches, exclude))
     }
     if not left:
-        raise ValueError(f"{excluding} takes away all that {option} chooses; take a word out of it.")
+        raise ValueError(f"{excluding} takes away all that {option} chooses; change one of them.")
     return left
 
 
@@ -115,9 +122,9 @@ def _is_name(word: str) -> bool:
     return re.fullmatch(r"[\w.]+", word) is not None
 
 
-def _remedy(word: str, modules: Mapping[Hashable, Module]) -> str:
-    groups = [group for group in GROUPS if any(module.group == group for module in modules.values())]
-    kinds = list(dict.fromkeys(module.kind for module in modules.values()))
+def _remedy(word: str, modules: Collection[Module]) -> str:
+    groups = [group for group in GROUPS if any(module.group == group for module in modules)]
+    kinds = list(dict.fromkeys(module.kind for module in modules))
     near = [] if word in GROUPS else difflib.get_close_matches(word, [*groups, ALL_LINEAR, *kinds], n=1)
     meant = f"did you mean {near[0]!r}? It" if near else "it"
     return (

@@ -88,7 +88,9 @@ def test_layers_of_a_stack_that_are_not_chosen_stay_as_they_are():
     """Their factors are zero, so are the gradients, and a step of the optimizer with decay changes neither."""
     model = _model()
     # Layers 0, 2 and 1, 3 are stacked; one of each is chosen.
-    [up, q_proj] = lora.add(model, lora.LoraConfig(rank=4, targets=("layers.2.mlp.up_proj", r".*\.1\..*q_proj")), seed=0)[::-1]
+    [up, q_proj] = lora.add(
+        model, lora.LoraConfig(rank=4, targets=("layers.2.mlp.up_proj", r".*\.1\..*q_proj")), seed=0
+    )[::-1]
     assert (up.module, up.count, q_proj.module, q_proj.count) == ("mlp.up_proj", 1, "self_attn.q_proj", 1)
     assert up.parameters == 4 * sum(up.shape)
     graphdef, adapters, rest = nnx.split(model, nnx.LoRAParam, ...)

@@ -1,5 +1,6 @@
 """What a run reads: base checkpoint, tokenizer and data, found and checked before anything large is loaded."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +15,17 @@ from qwen35_jax.sharding import check_mesh
 from train.batch import sequences_of_process
 from train.config import TrainConfig
 from train.data.pipeline import BatchIterator, make_batches
+from train.observe.notes import find_notes
+from train.settle import settle
+
+logger = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
     """What a run reads, found and checked."""
 
+    config: TrainConfig
+    """The settings with every default decided."""
     folder: Path
     """The base checkpoint."""
     model_config: ModelConfig
@@ -45,6 +52,9 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
         tokens=data.sequence_length,
     )
     recipe.objective.check_model(model_config.text, folder)
+    settled, groups = settle(config, model_config)
+    for note in find_notes(recipe, settled.recipe, groups, has_mtp_head=model_config.text.mtp.num_hidden_layers > 0):
+        logger.info(note)
     tokenizer = Tokenizer.from_pretrained(folder)
     largest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
     if largest >= model_config.text.vocab_size:
@@ -58,4 +68,4 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     start = batches.get_state()
     next(batches)
     batches.set_state(start)
-    return Inputs(folder, model_config, tokenizer, batches, sequences)
+    return Inputs(settled, folder, model_config, tokenizer, batches, sequences)

@@ -29,6 +29,7 @@ from qwen35_jax.presets import PRESETS
 from qwen35_jax.sharding import check_mesh
 from qwen35_jax.storage import write_atomically
 from train.config import TrainConfig
+from train.settle import settle
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import abstract_state
 
@@ -194,6 +195,7 @@ def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Pla
     if used != len(devices):
         raise ValueError(f"the mesh has {used} devices, but {topology} has {len(devices)}; "
                          f"make the product of the mesh's axes {len(devices)}.")  # fmt: skip
+    config, _ = settle(config, model_config)
     plan = _plan(config, model_config, topology, devices)
     if plan.fits or not search:
         return plan
@@ -267,7 +269,7 @@ def _plan(config: TrainConfig, model_config: ModelConfig, topology: str, devices
     compiled = compile_abstract(setup.step, setup.state, setup.frozen, setup.batch, mesh=mesh)
     device = find_device(topology)
     assert device is not None, topology
-    adapters = bytes_per_device(setup.state.params) if recipe.lora else 0
+    adapters = bytes_per_device(setup.state.params) if recipe.trains_adapters else 0
     hbm = {
         "weights": bytes_per_device(setup.frozen) + bytes_per_device(setup.state.params) - adapters,
         "adapters": adapters,
@@ -277,7 +279,7 @@ def _plan(config: TrainConfig, model_config: ModelConfig, topology: str, devices
     per_token = training_flops_per_token(
         model_config,
         sequence_length=recipe.data.sequence_length,
-        adapters=recipe.lora is not None,
+        adapters=recipe.trains_adapters,
         mtp_steps=recipe.objective.mtp_steps,
     )
     tokens = recipe.data.sequences_per_batch * recipe.data.sequence_length

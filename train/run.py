@@ -21,6 +21,7 @@ from qwen35_jax.hf.save import save
 from qwen35_jax.model import Qwen35
 from qwen35_jax.storage import replace_folder
 from train.batch import put_batch
+from train.branch import branch, find_origin
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.config.options import parse_steps
@@ -32,6 +33,7 @@ from train.observe.throughput import Throughput
 from train.observe.trace import Trace
 from train.preemption import watch_for_preemption
 from train.record import make_record, write_record
+from train.settle import load_start
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
 from train.workdir import check_workdir, open_workdir
@@ -59,7 +61,9 @@ def run(config: TrainConfig, workdir: Path) -> None:
         )
     with raise_together():
         inputs = check_inputs(config, mesh)
+        config = inputs.config
         record = make_record(config, model_folder=inputs.folder, data_identity=inputs.batches.get_state()["identity"])
+        origin = find_origin(config.recipe, workdir, model=record.model)
         check_workdir(workdir)
     with raise_together():
         check_shared(workdir)
@@ -73,6 +77,8 @@ def run(config: TrainConfig, workdir: Path) -> None:
             setup = setup._replace(state=state)
             inputs.batches.set_state(data_state)
             logger.info("resumed after step %d of %s", done, workdir)
+        elif origin is not None:
+            setup = setup._replace(state=branch(origin, setup.state, inputs.batches))
         if jax.process_index() == 0:
             write_record(workdir, record)
         state = _train(config, workdir, setup, inputs, checkpoints, mesh)
@@ -81,22 +87,18 @@ def run(config: TrainConfig, workdir: Path) -> None:
         if jax.process_index() == 0:
             plot_losses(workdir)
         if config.options.export:
-            adapter = config.recipe.lora is not None
+            adapter = config.recipe.trains_adapters
             export(setup.model(state), workdir / "export", source=inputs.folder, adapter=adapter)
 
 
 def build(config: TrainConfig, folder: Path, mesh: Mesh) -> TrainingSetup:
-    """Loads the model, adds the adapters, and makes state and step. Call it under the mesh.
-
-    Raises:
-      ValueError: a group of ``lora.targets`` matches nothing.
-    """
+    """Loads the model, adds the adapters, and makes state and step of settled settings. Call it under the mesh."""
     model, recipe = load(folder, mesh=mesh, **model_options(config)), config.recipe
     if recipe.lora is not None:
-        logger.info("adapters:\n%s", _table(lora.add(model, recipe.lora, recipe.seed)))
+        logger.info("adapters:\n%s", _table(load_start(model, recipe)))
     setup = make_setup(config, model, mesh, init_state)
-    trainable = count_parameters(setup.state.params)
-    logger.info("%s of %s parameters train", f"{trainable:,}", f"{trainable + count_parameters(setup.frozen.rest):,}")
+    whole = count_parameters((setup.state.params, setup.frozen.rest))
+    logger.info("%s of %s parameters train", f"{setup.num_trained:,}", f"{whole:,}")
     return setup
 
 

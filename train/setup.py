@@ -9,11 +9,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.stages import Wrapped
 
+from qwen35_jax import lora
 from qwen35_jax.model import Qwen35
 from train.batch import abstract_batch
 from train.config import TrainConfig
 from train.optim import make_optimizer, make_schedule
-from train.state import Frozen, TrainState, split_model
+from train.state import Frozen, TrainState, count_parameters, split_model, stack_masks
 from train.step import make_step
 
 MakeState = Callable[[nnx.State, optax.GradientTransformation, Mesh], TrainState]
@@ -29,6 +30,8 @@ class TrainingSetup(NamedTuple):
     """Compiled at its first call, or ahead of it."""
     batch: Mapping[str, jax.ShapeDtypeStruct]
     """Shapes and placement of a batch."""
+    num_trained: int
+    """How many numbers train."""
 
     def model(self, state: TrainState) -> Qwen35:
         """Returns the model with the parameters of a state."""
@@ -48,8 +51,10 @@ def make_setup(
     Raises:
       ValueError: nothing would train.
     """
-    recipe, layout = config.recipe, config.layout
-    graphdef, params, rest = split_model(model, adapters=recipe.lora is not None, train_mtp=recipe.objective.trains_mtp)
+    recipe, layout = config.recipe.decide(), config.layout
+    adapters, chosen = recipe.lora is not None, {"train": recipe.train, "train_mtp": recipe.objective.trains_mtp}
+    graphdef, params, rest = split_model(model, adapters=adapters, **chosen)
+    masks = None if adapters else stack_masks(model, params, **chosen)
     tx, schedule = make_optimizer(recipe.optim, recipe.steps), make_schedule(recipe.optim, recipe.steps)
     state = make_state(params, tx, mesh)
     step = make_step(
@@ -61,6 +66,7 @@ def make_setup(
         dropout=recipe.lora is not None and recipe.lora.dropout > 0,
         state=state,
         health=recipe.health,
+        masks=masks,
     )
     batch = abstract_batch(
         sequences=recipe.data.sequences_per_batch,
@@ -69,7 +75,8 @@ def make_setup(
         mesh=mesh,
         fields=recipe.objective.batch_fields,
     )
-    return TrainingSetup(graphdef, state, Frozen.of(rest, reference), step, batch)
+    num_trained = sum(match.parameters for match in lora.table(model)) if adapters else count_parameters(params, masks)
+    return TrainingSetup(graphdef, state, Frozen.of(rest, reference), step, batch, num_trained)
 
 
 def model_options(config: TrainConfig) -> dict[str, Any]:

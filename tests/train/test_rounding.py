@@ -1,4 +1,4 @@
-"""Stochastic rounding: unbiased, the same everywhere, and it lets small updates add up where plain rounding loses them."""
+"""Stochastic rounding: unbiased, the same everywhere, and small updates add up."""
 
 import jax
 import jax.numpy as jnp
