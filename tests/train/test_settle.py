@@ -131,8 +131,8 @@ def notes(model_config=None, **changes):
 def test_a_run_says_which_values_are_in_use():
     first, precision = notes()
     assert first == (
-        "AdamW: learning rate 1e-05 (the default for whole weights) after a warmup of 3 of 100 steps, then cosine to 0; "
-        "weight decay 0, betas 0.9 and 0.95, gradients clipped at norm 1"
+        "AdamW: learning rate 1e-05 (the default for whole weights) after a warmup of 3 of 100 steps, then cosine to "
+        "0; weight decay 0, betas 0.9 and 0.95, gradients clipped at norm 1"
     )
     assert precision == "weights are held in float32"
     given = OptimConfig(2e-4, warmup=9, schedule="linear", final_fraction=0.1, clip_norm=None)
