@@ -35,25 +35,30 @@ def recipes() -> Iterator[tuple[str, str, TrainConfig]]:
 
 
 def fingerprint(topology: str, config: TrainConfig) -> str:
-    """Identifies the settings that a plan was made for.
+    """Identifies the settings that a plan was made for. How a run is operated and where its data lie change no plan.
 
-    How a run is operated and where its data lie change no plan. A setting with its default is left out, so that a new
-    setting makes no plan old.
+    Settings that have their default do not count, so that a new one leaves the plans as they are.
     """
     recipe = config.recipe
-    text = json.dumps([topology, recipe.model.path, _chosen(recipe), _chosen(config.layout)], sort_keys=True)
+    text = json.dumps([topology, recipe.model.path, _changed(recipe), _changed(config.layout)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _chosen(settings: Any) -> dict[str, Any]:
-    """Returns the values that differ from their defaults."""
-    chosen = {}
+def _changed(settings: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass that do not have their default, those of its parts included."""
+    changed = {}
     for field in dataclasses.fields(settings):
+        if not field.compare:
+            continue
         value = getattr(settings, field.name)
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if field.compare and value != default:
-            chosen[field.name] = _chosen(value) if dataclasses.is_dataclass(value) else value
-    return chosen
+        if dataclasses.is_dataclass(value):
+            inside = _changed(value)
+            if inside or type(value) is not type(default):
+                changed[field.name] = inside
+        elif value != default:
+            changed[field.name] = value
+    return changed
 
 
 def stored_plan(name: str) -> dict[str, Any]:

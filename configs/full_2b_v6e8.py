@@ -31,7 +31,7 @@ def config() -> TrainConfig:
             model=ModelSource(path="Qwen/Qwen3.5-2B-Base"),
             data=DataConfig(path="data/train.jsonl", sequence_length=8192, sequences_per_batch=16),
             steps=1_000,
-            optim=OptimConfig(learning_rate=1e-5, warmup_steps=50, weight_decay=0.1),
+            optim=OptimConfig(learning_rate=1e-5, warmup=50, weight_decay=0.1),
             objective=Supervised(mtp=MtpLossConfig(weight=0.1)),
         ),
         layout=Layout(mesh=MeshConfig(fsdp=8)),

@@ -33,7 +33,7 @@ def config() -> TrainConfig:
             data=DataConfig(path="data/long.jsonl", sequence_length=262_144, sequences_per_batch=4),
             steps=500,
             accumulation=4,
-            optim=OptimConfig(learning_rate=1e-4, warmup_steps=20),
+            optim=OptimConfig(learning_rate=1e-4, warmup=20),
             lora=LoraConfig(rank=16, alpha=32.0, targets=("attention", "deltanet", "mlp", "mtp")),
             objective=Supervised(mtp=MtpLossConfig(weight=0.1)),
         ),

@@ -30,7 +30,7 @@ def config() -> TrainConfig:
             steps=1_000,
             # One row at a time; the batch is that of 16.
             accumulation=16,
-            optim=OptimConfig(learning_rate=2e-4, warmup_steps=30),
+            optim=OptimConfig(learning_rate=2e-4, warmup=30),
             lora=LoraConfig(rank=16, alpha=32.0, targets=("attention", "deltanet", "mlp", "mtp")),
             objective=Supervised(mtp=MtpLossConfig(weight=0.1)),
         ),

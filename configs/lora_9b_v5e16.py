@@ -33,7 +33,7 @@ def config() -> TrainConfig:
             data=DataConfig(path="data/train.jsonl", sequence_length=4096, sequences_per_batch=32),
             steps=1_000,
             accumulation=2,
-            optim=OptimConfig(learning_rate=1e-4, warmup_steps=30),
+            optim=OptimConfig(learning_rate=1e-4, warmup=30),
             lora=LoraConfig(rank=16, alpha=32.0, targets=("attention", "deltanet", "mlp", "mtp")),
             objective=Supervised(mtp=MtpLossConfig(weight=0.1)),
         ),

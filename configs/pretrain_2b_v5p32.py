@@ -31,7 +31,7 @@ def config() -> TrainConfig:
             model=ModelSource(path="Qwen/Qwen3.5-2B-Base"),
             data=DataConfig(path="data/*.parquet", sequence_length=8192, sequences_per_batch=64),
             steps=10_000,
-            optim=OptimConfig(learning_rate=3e-5, warmup_steps=500, final_fraction=0.1, weight_decay=0.1),
+            optim=OptimConfig(learning_rate=3e-5, warmup=500, final_fraction=0.1, weight_decay=0.1),
             objective=Supervised(mtp=MtpLossConfig(weight=0.3)),
         ),
         layout=Layout(mesh=MeshConfig(fsdp=16)),

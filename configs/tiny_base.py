@@ -26,7 +26,7 @@ def config() -> TrainConfig:
             model=ModelSource(path="runs/quickstart/random", dtype="float32"),
             data=DataConfig(path="runs/quickstart/data/base.jsonl", sequence_length=256, sequences_per_batch=4),
             steps=500,
-            optim=OptimConfig(learning_rate=3e-3, warmup_steps=20, weight_decay=0.01),
+            optim=OptimConfig(learning_rate=3e-3, warmup=20, weight_decay=0.01),
             objective=Supervised(mtp=MtpLossConfig(weight=0.1)),
         ),
         layout=Layout(remat="none"),

@@ -27,7 +27,7 @@ def config() -> TrainConfig:
             model=ModelSource(path="runs/quickstart/base/export", dtype="float32"),
             data=DataConfig(path="runs/quickstart/data/train.jsonl", sequence_length=256, sequences_per_batch=8),
             steps=200,
-            optim=OptimConfig(learning_rate=7e-3, warmup_steps=10, weight_decay=0.0),
+            optim=OptimConfig(learning_rate=7e-3, warmup=10, weight_decay=0.0),
             lora=LoraConfig(rank=16, alpha=32.0, targets=("attention", "deltanet", "mlp", "mtp")),
             objective=Supervised(mtp=MtpLossConfig(weight=0.1)),
         ),

@@ -96,6 +96,9 @@ def parse(
 def config_from_command_line(argv: Sequence[str], config_type: type[Config], *, program: str) -> Config:
     """Returns the settings of ``PROGRAM CONFIG.py [overrides]``.
 
+    Where an override decides which other options there are, the settings have a method ``before_overrides``, which gets
+    all of them and returns the settings to override.
+
     Args:
       argv: the arguments after the program's name.
       config_type: what ``config()`` of the run file must return.
@@ -115,7 +118,8 @@ def config_from_command_line(argv: Sequence[str], config_type: type[Config], *, 
             f"{argv[0]} configures {type(default).__name__}, but {program} needs {config_type.__name__}; "
             "give a run file written for this command."
         )
-    return parse(argv[1:], default, program=usage)
+    adjust = getattr(default, "before_overrides", None)
+    return parse(argv[1:], default if adjust is None else adjust(argv[1:]), program=usage)
 
 
 def _run_tyro(

@@ -9,8 +9,8 @@ Source: arXiv:2106.09685; arXiv:2312.03732 for the rank-stabilised scale; ``Lora
 import functools
 import math
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -24,12 +24,12 @@ from qwen35_jax.layers.embedding import Embedding
 from qwen35_jax.layers.linear import Linear
 from qwen35_jax.model import Qwen35
 from qwen35_jax.sharding import Axes, named_sharding
+from qwen35_jax.targets import ALL_LINEAR, GROUPS, Module, check_words, choose, describe
 
 TreePath = tuple[str | int, ...]
 Layer = Linear | Embedding
-
-GROUPS = ("attention", "deltanet", "mlp", "embed", "mtp")
-_GROUP_OF_BLOCK = {"self_attn": "attention", "linear_attn": "deltanet", "mlp": "mlp"}
+Place = tuple[TreePath, tuple[int, ...]]
+"""A layer of the tree, and the position in its stack if it has one."""
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,30 @@ class LoraConfig:
       alpha: the adapter's output is multiplied by ``alpha / rank``.
       rank_stabilized: multiply by ``alpha / sqrt(rank)`` instead.
       dropout: probability that an input of the adapter is dropped in training.
-      targets: groups of layers: ``attention``, ``deltanet`` and ``mlp`` of the decoder, ``embed`` (look-ups of the
-        token embedding), ``mtp`` (every linear layer of the MTP head).
+      targets: layers that get an adapter: groups (attention, deltanet, mlp, embed, mtp), all-linear, names of modules
+        such as q_proj, or regular expressions for whole names. See ``qwen35_jax.targets``.
+      exclude: layers that get none all the same, named in the same ways.
     """
 
     rank: int = 16
     alpha: float = 32.0
     rank_stabilized: bool = False
     dropout: float = 0.0
-    targets: tuple[str, ...] = ("attention", "deltanet", "mlp")
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "targets", tuple(self.targets))
+        for name in ("targets", "exclude"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            check_words(getattr(self, name), f"lora.{name}")
         if self.rank < 1:
             raise ValueError(f"LoRA rank={self.rank}; it must be at least 1.")
         if self.alpha <= 0:
             raise ValueError(f"LoRA alpha={self.alpha}; it must be positive.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"LoRA dropout={self.dropout}; it must be at least 0 and below 1.")
-        unknown = [target for target in self.targets if target not in GROUPS]
-        if unknown or not self.targets:
-            raise ValueError(f"LoRA targets={list(self.targets)}; choose at least one of {', '.join(GROUPS)}.")
+        if not self.targets:
+            raise ValueError(f"lora.targets is empty; name modules, or one of {', '.join((*GROUPS, ALL_LINEAR))}.")
 
     @property
     def scale(self) -> float:
@@ -79,32 +82,68 @@ class Match:
 
 
 def add(model: Qwen35, config: LoraConfig, seed: int) -> list[Match]:
-    """Adds an adapter to every layer of the target groups; the model's outputs do not change yet.
+    """Adds an adapter to every layer that is chosen; the model's outputs do not change yet.
 
     Factors are float32. They depend only on the seed and the layer's name. They are placed as their weights are, except
-    that the rank is not split. The model remembers ``config`` as ``model.lora_config``.
+    that the rank is not split. Where only some layers of a stack are chosen, both factors of the others are zero. So
+    are then their gradients, and they stay zero. The model remembers ``config`` as ``model.lora_config``.
 
     Returns:
       A line for each kind of module that got an adapter.
 
     Raises:
-      ValueError: a target matches no layer of this model, or the model has adapters already.
+      ValueError: a word of the settings matches no layer of this model, or the model has adapters already.
     """
     check_without_adapters(model)
-    layers = dict(all_layers(model))
-    present = {group_of(path) for path in layers}
-    for target in config.targets:
-        if target not in present:
-            raise ValueError(
-                f"LoRA target {target!r} matches no layer of this model, which has "
-                f"{', '.join(group for group in GROUPS if group in present)}; remove it from the targets."
-            )
-    chosen = {path: layer for path, layer in layers.items() if group_of(path) in config.targets}
-    for path, layer in chosen.items():
+    layers, chosen = dict(all_layers(model)), choose_layers(model, config)
+    for path in dict.fromkeys(path for path, _ in chosen):
+        layer = layers[path]
         rng = np.random.default_rng([seed, zlib.crc32(".".join(map(str, path)).encode())])
-        attach(layer, *_initial_factors(layer, config.rank, rng), config)
+        lora_a, lora_b = _initial_factors(layer, config.rank, rng)
+        for index in _positions(layer):
+            if (path, index) not in chosen:
+                lora_a[index], lora_b[index] = 0, 0
+        attach(layer, lora_a, lora_b, config)
     model.lora_config = config
-    return _matches(chosen)
+    return table(model)
+
+
+def table(model: Qwen35) -> list[Match]:
+    """Joins the places with an adapter that have the same name and shape into lines, ordered by group."""
+    config: LoraConfig = model.lora_config
+    layers, modules = dict(all_layers(model)), dict(all_modules(model))
+    counts: dict[tuple[str, str, tuple[int, int]], int] = {}
+    for path, index in choose_layers(model, config):
+        in_dim, out_dim = layers[path].weight.shape[-2:]
+        name = ".".join(map(str, path[2:] if path[0] == "layers" else path))
+        kind = modules[path, index].group, name, (in_dim, out_dim)
+        counts[kind] = counts.get(kind, 0) + 1
+    matches = [Match(*kind[:2], count, kind[2], count * config.rank * sum(kind[2])) for kind, count in counts.items()]
+    return sorted(matches, key=lambda match: GROUPS.index(match.group))
+
+
+def set_dropout(model: Qwen35, dropout: float) -> None:
+    """Sets the dropout of all adapters."""
+    for _, layer in adapted_layers(model):
+        layer.lora_dropout = dropout
+    model.lora_config = replace(model.lora_config, dropout=dropout)
+
+
+def choose_layers(model: Qwen35, config: LoraConfig) -> list[Place]:
+    """Returns what the settings choose of a model, of arrays or of shapes, in the model's order.
+
+    Raises:
+      ValueError: a word of them matches no layer of this model.
+    """
+    modules = dict(all_modules(model))
+    found = choose(modules, config.targets, config.exclude, option="lora.targets", excluding="lora.exclude")
+    return [place for place in modules if place in found]
+
+
+def settings_for(model: Qwen35, places: Collection[tuple[TreePath, tuple[Any, ...]]], **settings: Any) -> LoraConfig:
+    """Returns settings that choose these places; ``settings`` are the other fields."""
+    targets, exclude = describe(dict(all_modules(model)), places)
+    return LoraConfig(targets=targets, exclude=exclude, **settings)
 
 
 def attach(
@@ -186,11 +225,23 @@ def adapted_layers(model: Qwen35) -> Iterator[tuple[TreePath, Layer]]:
     return ((path, layer) for path, layer in all_layers(model) if layer.lora_a is not None)
 
 
-def group_of(path: TreePath) -> str:
-    """Returns the group that a layer belongs to."""
-    if path[0] == "mtp":
-        return "mtp"
-    return "embed" if path[0] == "embed_tokens" else _GROUP_OF_BLOCK[str(path[-2])]
+def all_modules(model: Qwen35) -> Iterator[tuple[Place, Module]]:
+    """Yields every place that can carry an adapter, with its name in the checkpoint.
+
+    No pattern takes the embedding: its adapter leaves a tied output head as it is, so it cannot be merged.
+    """
+    for path, layer in all_layers(model):
+        for index in _positions(layer):
+            name = checkpoint_name(path, index, period=len(model.layers))
+            yield (path, index), Module(name, takes_patterns=not isinstance(layer, Embedding))
+
+
+def checkpoint_name(path: TreePath, index: tuple[int, ...], *, period: int) -> str:
+    """Names what lies at a path of the tree, at a position of its stack, as the checkpoint does (see ``Module``)."""
+    if path[0] == "layers":
+        assert isinstance(path[1], int)
+        path = ("layers", period * index[0] + path[1], *path[2:])
+    return ".".join(map(str, path))
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -222,15 +273,6 @@ def _placed(value: np.ndarray, axes: Axes, layer: Layer) -> nnx.LoRAParam:
     return param
 
 
-def _matches(chosen: dict[TreePath, Layer]) -> list[Match]:
-    """Joins the layers of a period that have the same name and shape into lines, ordered by group."""
-    counts: dict[tuple[str, str, tuple[int, int]], int] = {}
-    sizes: dict[tuple[str, str, tuple[int, int]], int] = {}
-    for path, layer in chosen.items():
-        *stack, in_dim, out_dim = layer.weight.shape
-        module = ".".join(map(str, path[2:] if path[0] == "layers" else path))
-        kind = group_of(path), module, (in_dim, out_dim)
-        counts[kind] = counts.get(kind, 0) + math.prod(stack)
-        sizes[kind] = sizes.get(kind, 0) + sum(factor.size for factor in factors(layer))
-    matches = [Match(*kind[:2], counts[kind], kind[2], sizes[kind]) for kind in counts]
-    return sorted(matches, key=lambda match: GROUPS.index(match.group))
+def _positions(layer: Layer) -> list[tuple[int, ...]]:
+    """Lists the positions in the stack of a layer; the only one of a layer that stands alone is ``()``."""
+    return list(np.ndindex(*layer.weight.shape[:-2]))

@@ -216,12 +216,10 @@ def _choose_step(run_dir: Path, record: dict[str, Any], step: Step | None) -> in
 
 def _restore(folder: Path, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Reads the trained parameters. Each goes to the devices of the array whose place it takes."""
-    handler = ocp.PyTreeCheckpointHandler()
-    # The handler makes its own kind of path of any path, here and in `restore`.
-    stored = handler.metadata(folder).tree  # pyrefly: ignore[bad-argument-type]
-    trained = {name: leaf for name, leaf in stored.items() if name.startswith(f"{_PARAMS}.")}
     shapes = {}
-    for name, leaf in trained.items():
+    for name, leaf in stored_arrays(folder).items():
+        if not name.startswith(f"{_PARAMS}."):
+            continue
         if name not in arrays or arrays[name].shape != tuple(leaf.shape):
             parameter = name.removeprefix(f"{_PARAMS}.").removesuffix(".value")
             raise ValueError(
@@ -229,6 +227,17 @@ def _restore(folder: Path, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]
                 "config.json names; it is not the one that training started from."
             )
         shapes[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=arrays[name].sharding)
+    return restore_arrays(folder, shapes)
+
+
+def stored_arrays(folder: Path) -> dict[str, Any]:
+    """Returns shape and dtype of every array in the item ``state`` of a step, by name."""
+    # The handler makes its own kind of path of any path, here and below.
+    return dict(ocp.PyTreeCheckpointHandler().metadata(folder).tree)  # pyrefly: ignore[bad-argument-type]
+
+
+def restore_arrays(folder: Path, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Reads some arrays of the item ``state`` of a step, as the shapes say with dtype and placement."""
     arguments = ocp.checkpoint_utils.construct_restore_args(shapes)
     wanted = ocp.args.PyTreeRestore(shapes, restore_args=arguments, partial_restore=True)
-    return handler.restore(folder, args=wanted)  # pyrefly: ignore[bad-argument-type]
+    return ocp.PyTreeCheckpointHandler().restore(folder, args=wanted)  # pyrefly: ignore[bad-argument-type]

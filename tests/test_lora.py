@@ -2,13 +2,16 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from qwen35_jax import lora
 from qwen35_jax.config import FULL, LINEAR
+from qwen35_jax.hf.names import module_of, tensor_table
 from qwen35_jax.model import Qwen35
 from tests.reference import tiny_config
 
@@ -59,6 +62,56 @@ def test_initial_values():
     np.testing.assert_array_equal(layer.lora_a[...], again.layers[0].mlp.down_proj.lora_a[...])
     assert (layer.lora_a[...] != other.layers[0].mlp.down_proj.lora_a[...]).any()
     assert (layer.lora_a[...] != model.layers[1].mlp.down_proj.lora_a[...]).any()
+
+
+def test_by_default_every_linear_layer_is_adapted_and_the_embedding_is_not():
+    model = _model()
+    assert {match.group for match in lora.add(model, lora.LoraConfig(), seed=0)} == {
+        "attention", "deltanet", "mlp", "mtp",
+    }  # fmt: skip
+    headless = _model()
+    headless.mtp = nnx.data(None)
+    assert "mtp" not in {match.group for match in lora.add(headless, lora.LoraConfig(), seed=0)}
+
+
+def test_names_are_those_of_the_checkpoint():
+    model = _model()
+    specs = [spec for spec in tensor_table(model.config).values() if spec.path is not None]
+    table = {(spec.layer_path, spec.index): module_of(spec.name.removesuffix(".weight")) for spec in specs}
+    modules = dict(lora.all_modules(model))
+    assert modules and {place: module.name for place, module in modules.items()} == {
+        place: table[place] for place in modules
+    }
+
+
+def test_layers_of_a_stack_that_are_not_chosen_stay_as_they_are():
+    """Their factors are zero, so are the gradients, and a step of the optimizer with decay changes neither."""
+    model = _model()
+    # Layers 0, 2 and 1, 3 are stacked; one of each is chosen.
+    [up, q_proj] = lora.add(
+        model, lora.LoraConfig(rank=4, targets=("layers.2.mlp.up_proj", r".*\.1\..*q_proj")), seed=0
+    )[::-1]
+    assert (up.module, up.count, q_proj.module, q_proj.count) == ("mlp.up_proj", 1, "self_attn.q_proj", 1)
+    assert up.parameters == 4 * sum(up.shape)
+    graphdef, adapters, rest = nnx.split(model, nnx.LoRAParam, ...)
+
+    def loss(adapters):
+        hidden, _ = nnx.merge(graphdef, adapters, rest, copy=True).forward(jnp.asarray(IDS))
+        return jnp.sum(jnp.square(hidden))
+
+    tx = optax.adamw(0.1, weight_decay=0.1)
+    opt_state = tx.init(adapters)
+    for _ in range(2):
+        updates, opt_state = tx.update(jax.grad(loss)(adapters), opt_state, adapters)
+        adapters = optax.apply_updates(adapters, updates)
+    trained = nnx.merge(graphdef, adapters, rest)
+    for layer, chosen, other in (
+        (trained.layers[0].mlp.up_proj, 1, 0),
+        (trained.layers[1].self_attn.q_proj, 0, 1),
+    ):
+        assert jnp.all(layer.lora_b[chosen] != 0)
+        assert not layer.lora_a[other].any() and not layer.lora_b[other].any()
+    assert trained.layers[1].mlp.up_proj.lora_a is None
 
 
 def test_scale():
@@ -114,8 +167,9 @@ def test_shapes_without_arrays():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"targets": ("attention", "experts")}, "targets=.*choose at least one of attention, deltanet"),
-        ({"targets": ()}, "choose at least one"),
+        ({"targets": ("attention", "[")}, "lora.targets has '.', which is no regular expression"),
+        ({"exclude": ("*",)}, "lora.exclude has '.', which is no regular expression"),
+        ({"targets": ()}, "lora.targets is empty"),
         ({"rank": 0}, "rank=0; it must be at least 1"),
         ({"alpha": 0}, "alpha=0; it must be positive"),
         ({"dropout": 1.0}, "dropout=1.0; it must be at least 0 and below 1"),
@@ -130,7 +184,7 @@ def test_refusals():
     model = _model()
     model.mtp = nnx.data(None)
     with pytest.raises(
-        ValueError, match="'mtp' matches no layer of this model, which has attention, deltanet, mlp, em"
+        ValueError, match="'mtp', which matches no module of this model; it has the groups attention, deltanet, mlp, em"
     ):
         lora.add(model, lora.LoraConfig(targets=("mlp", "mtp")), seed=0)
     assert lora.count(model) == 0

@@ -18,7 +18,7 @@ from qwen35_jax.runs import STATE, find_damage, name_arrays, saved_steps, write_
 from train.retention import steps_to_keep
 from train.state import TrainState
 
-_DATA = "data"
+DATA = "data"
 _DELETED = ".deleted-"
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Checkpoints:
         self._saving: int | None = None
         self.directory.mkdir(parents=True, exist_ok=True)
         self._checkpointer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(STATE, _DATA),
+            ocp.CompositeCheckpointHandler(STATE, DATA),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
 
@@ -55,7 +55,7 @@ class Checkpoints:
         self._saving = int(state.step)
         if jax.process_index() == 0:
             self._make_room()
-        args = {STATE: ocp.args.StandardSave(name_arrays(state)), _DATA: ocp.args.JsonSave(data_state)}
+        args = {STATE: ocp.args.StandardSave(name_arrays(state)), DATA: ocp.args.JsonSave(data_state)}
         self._checkpointer.save(self.directory / str(self._saving), args=ocp.args.Composite(**args))
 
     def wait(self) -> None:
@@ -103,10 +103,10 @@ class Checkpoints:
             that of the saved state.
         """
         names = name_arrays(like)
-        args = {STATE: ocp.args.StandardRestore(names), _DATA: ocp.args.JsonRestore()}
+        args = {STATE: ocp.args.StandardRestore(names), DATA: ocp.args.JsonRestore()}
         restored = self._checkpointer.restore(self.directory / str(step), args=ocp.args.Composite(**args))
         leaves = [restored[STATE][name] for name in names]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), restored[_DATA]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), restored[DATA]
 
     def close(self) -> None:
         """Waits for the last save and removes the steps that it makes superfluous."""

@@ -1,5 +1,6 @@
 """What a run reads: base checkpoint, tokenizer and data, found and checked before anything large is loaded."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from train.data.epochs import batches_of_epochs
 from train.data.measure import check_lost, describe, measure
 from train.data.pipeline import BatchIterator, make_batches
 from train.data.validation import ValidationData, read_validation
+from train.observe.notes import find_notes
+from train.settle import settle
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,10 @@ logger = logging.getLogger(__name__)
 class Inputs(NamedTuple):
     """What a run reads, found and checked."""
 
+    config: TrainConfig
+    """The settings with all decided that does not depend on the number of steps."""
+    groups: set[str]
+    """What trains, by groups of ``qwen35_jax.targets``."""
     folder: Path
     """The base checkpoint."""
     model_config: ModelConfig
@@ -54,6 +61,7 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
         tokens=data.sequence_length,
     )
     recipe.objective.check_model(model_config.text, folder)
+    settled, groups = settle(config, model_config)
     tokenizer = Tokenizer.from_pretrained(folder)
     tokenizer.check_vocabulary(model_config.text.vocab_size)
     sequences = sequences_of_process(sequences=data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh)
@@ -63,7 +71,7 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     for line in describe(found, data, recipe.steps):
         logger.info("data: %s", line)
     validation = read_validation(data, tokenizer, sequences, batches.corpus)
-    return Inputs(folder, model_config, tokenizer, batches, sequences, validation)
+    return Inputs(settled, groups, folder, model_config, tokenizer, batches, sequences, validation)
 
 
 def settle_steps(config: TrainConfig, inputs: Inputs) -> TrainConfig:
@@ -75,14 +83,18 @@ def settle_steps(config: TrainConfig, inputs: Inputs) -> TrainConfig:
       ValueError: a document cannot be used, and the policy for its reason is ``error``.
     """
     recipe = config.recipe
-    if recipe.data.epochs is None:
-        return config
-    # One process counts; the data are the same for all.
-    counted = None
-    with raise_together():
-        if jax.process_index() == 0:
-            counted = batches_of_epochs(inputs.batches.corpus, inputs.tokenizer)
-    batches = gather(counted)[0]
-    steps = batches if recipe.steps is None else min(recipe.steps, batches)
-    logger.info("data: %d epochs fill %d steps; the run takes %d", recipe.data.epochs, batches, steps)
-    return config.replace(steps=steps)
+    if recipe.data.epochs is not None:
+        # One process counts; the data are the same for all.
+        counted = None
+        with raise_together():
+            if jax.process_index() == 0:
+                counted = batches_of_epochs(inputs.batches.corpus, inputs.tokenizer)
+        batches = gather(counted)[0]
+        steps = batches if recipe.steps is None else min(recipe.steps, batches)
+        logger.info("data: %d epochs fill %d steps; the run takes %d", recipe.data.epochs, batches, steps)
+        recipe = dataclasses.replace(recipe, steps=steps)
+    settled = dataclasses.replace(inputs.config.recipe, steps=recipe.steps).decide()
+    has_mtp_head = inputs.model_config.text.mtp.num_hidden_layers > 0
+    for note in find_notes(recipe, settled, inputs.groups, has_mtp_head=has_mtp_head):
+        logger.info(note)
+    return dataclasses.replace(config, recipe=settled)

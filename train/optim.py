@@ -12,22 +12,24 @@ from train.config import OptimConfig
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Returns the learning rate as a function of the number of updates done before.
 
-    It rises linearly over ``warmup_steps`` updates, of which the last uses the peak, and then follows
-    ``config.schedule``, which would reach ``final_fraction`` of the peak in the update after the last.
+    It rises linearly over the warmup, of which the last update uses the peak, and then follows ``config.schedule``,
+    which would reach ``final_fraction`` of the peak in the update after the last.
+
+    Args:
+      config: with a learning rate (``OptimConfig.decide``).
+      steps: updates of the run. A constant schedule does not depend on them.
     """
+    assert config.learning_rate is not None, "the learning rate is decided"
+    peak, warmup_steps = config.learning_rate, config.warmup_steps(steps)
 
     def schedule(count: ArrayLike) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)
-        warmup = jnp.minimum(1.0, (count + 1) / max(config.warmup_steps, 1))
-        progress = jnp.clip((count - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0.0, 1.0)
-        remaining = {
-            "constant": jnp.ones_like(progress),
-            "linear": 1.0 - progress,
-            "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
-        }[config.schedule]
-        if config.schedule != "constant":
-            remaining = config.final_fraction + (1.0 - config.final_fraction) * remaining
-        return config.learning_rate * warmup * remaining
+        rising = peak * jnp.minimum(1.0, (count + 1) / max(warmup_steps, 1))
+        if config.schedule == "constant":
+            return rising
+        progress = jnp.clip((count - warmup_steps) / max(steps - warmup_steps, 1), 0.0, 1.0)
+        remaining = 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        return rising * (config.final_fraction + (1.0 - config.final_fraction) * remaining)
 
     return schedule
 

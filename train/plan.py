@@ -31,6 +31,7 @@ from qwen35_jax.storage import write_atomically
 from qwen35_jax.wording import did_you_mean
 from train.config import TrainConfig
 from train.plan_report import Plan, run_report, to_text
+from train.settle import settle
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import abstract_state
 
@@ -73,7 +74,7 @@ def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Pla
     """
     if config.recipe.steps is None:
         # How many there are decides nothing about one of them.
-        config = config.replace(steps=config.recipe.optim.warmup_steps + 1)
+        config = config.replace(steps=1_000)
     devices = topology_devices(topology)
     model_config = find_config(config.recipe.model.path)
     sizes = asdict(config.layout.mesh)
@@ -84,6 +85,7 @@ def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Pla
             f"the mesh has {used} devices, but {topology} has {len(devices)}; make the product of --mesh.data, "
             f"--mesh.fsdp, --mesh.context and --mesh.tensor {len(devices)}."
         )
+    config, _ = settle(config, model_config)
     plan = _plan(config, model_config, topology, devices)
     if plan.fits or not search:
         return plan
@@ -159,7 +161,7 @@ def _plan(config: TrainConfig, model_config: ModelConfig, topology: str, devices
     compiled = compile_abstract(setup.step, setup.state, setup.frozen, setup.batch, mesh=mesh)
     device = find_device(topology)
     assert device is not None, topology
-    adapters = bytes_per_device(setup.state.params) if recipe.lora else 0
+    adapters = bytes_per_device(setup.state.params) if recipe.trains_adapters else 0
     hbm = {
         "weights": bytes_per_device(setup.frozen) + bytes_per_device(setup.state.params) - adapters,
         "adapters": adapters,
@@ -169,7 +171,7 @@ def _plan(config: TrainConfig, model_config: ModelConfig, topology: str, devices
     per_token = training_flops_per_token(
         model_config,
         sequence_length=recipe.data.sequence_length,
-        adapters=recipe.lora is not None,
+        adapters=recipe.trains_adapters,
         mtp_steps=recipe.objective.mtp_steps,
     )
     tokens = recipe.data.sequences_per_batch * recipe.data.sequence_length

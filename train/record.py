@@ -83,7 +83,7 @@ def check_resumable(workdir: Path, record: RunRecord) -> None:
     Raises:
       ValueError: something that affects the numbers differs, or the record cannot be read.
     """
-    recorded, new = _read(workdir / RECORD), record.to_json()
+    recorded, new = read_record(workdir), record.to_json()
     old_base, new_base = recorded["identity"], new["identity"]
     layout = sorted(_differences(record.config.layout, recorded["layout"], new["layout"]))
     if layout:
@@ -107,11 +107,27 @@ def check_resumable(workdir: Path, record: RunRecord) -> None:
     if binding:
         raise ValueError(
             f"{workdir} was started with other settings: {'; '.join(map(str, sorted(binding)))}. Give the old values "
-            "to resume, or another --workdir to start anew."
+            f"to resume, or another --workdir to start anew.{_how_to_lengthen(record, binding, workdir)}"
         )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _how_to_lengthen(record: RunRecord, binding: list[_Difference], workdir: Path) -> str:
+    schedule = record.config.recipe.optim.schedule
+    if "steps" not in {difference.name for difference in binding} or schedule == "constant":
+        return ""
+    return (
+        f" With optim.schedule={schedule} the rate of every step depends on their number, so that a longer run "
+        f"is another one; to train on from a step, give --branch-from {workdir}@STEP and another --workdir."
+    )
+
+
+def read_record(workdir: Path) -> dict[str, Any]:
+    """Reads the record of a run directory as JSON values.
+
+    Raises:
+      ValueError: it is absent, damaged or of an earlier version.
+    """
+    path = workdir / RECORD
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:

@@ -22,6 +22,7 @@ from qwen35_jax.runs import read_metrics
 from qwen35_jax.storage import replace_folder
 from train.batch import put_batch
 from train.best import Best, follow_best, make_outcome
+from train.branch import branch, find_origin
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.config.options import parse_steps
@@ -34,6 +35,7 @@ from train.observe.throughput import Throughput
 from train.observe.trace import Trace
 from train.preemption import watch_for_preemption
 from train.record import RunRecord, make_record, write_record
+from train.settle import load_start
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
 from train.workdir import check_workdir, open_workdir
@@ -72,6 +74,7 @@ def run(config: TrainConfig, workdir: Path) -> None:
         )
         if record.conversations:
             chat_files(inputs.folder)  # What the export will need: a fault in these files is found now, not then.
+        origin = find_origin(config.recipe, workdir, model=record.base.model)
         check_workdir(workdir)
     with raise_together():
         check_shared(workdir)
@@ -86,6 +89,8 @@ def run(config: TrainConfig, workdir: Path) -> None:
             setup = setup._replace(state=state)
             inputs.batches.set_state(data_state)
             logger.info("resumed after step %d of %s", done, workdir)
+        elif origin is not None:
+            setup = setup._replace(state=branch(origin, setup.state, inputs.batches))
         if jax.process_index() == 0:
             write_record(workdir, record)
         state = _train(config, workdir, setup, inputs, checkpoints, best, mesh)
@@ -104,17 +109,13 @@ def run(config: TrainConfig, workdir: Path) -> None:
 
 
 def build(config: TrainConfig, folder: Path, mesh: Mesh) -> TrainingSetup:
-    """Loads the model, adds the adapters, and makes state and step. Call it under the mesh.
-
-    Raises:
-      ValueError: a group of ``lora.targets`` matches nothing.
-    """
+    """Loads the model, adds the adapters, and makes state and step of settled settings. Call it under the mesh."""
     model, recipe = load(folder, mesh=mesh, **model_options(config)), config.recipe
     if recipe.lora is not None:
-        logger.info("adapters:\n%s", _table(lora.add(model, recipe.lora, recipe.seed)))
+        logger.info("adapters:\n%s", _table(load_start(model, recipe)))
     setup = make_setup(config, model, mesh, init_state)
-    trainable = count_parameters(setup.state.params)
-    logger.info("%s of %s parameters train", f"{trainable:,}", f"{trainable + count_parameters(setup.frozen.rest):,}")
+    whole = count_parameters((setup.state.params, setup.frozen.rest))
+    logger.info("%s of %s parameters train", f"{setup.num_trained:,}", f"{whole:,}")
     return setup
 
 

@@ -9,11 +9,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.stages import Wrapped
 
+from qwen35_jax import lora
 from qwen35_jax.model import Qwen35
 from train.batch import abstract_batch
 from train.config import TrainConfig
 from train.optim import make_optimizer, make_schedule
-from train.state import Frozen, TrainState, split_model
+from train.state import Frozen, TrainState, count_parameters, split_model, stack_masks
 from train.step import make_step, make_sums
 
 MakeState = Callable[[nnx.State, optax.GradientTransformation, Mesh], TrainState]
@@ -33,6 +34,8 @@ class TrainingSetup(NamedTuple):
     """The names of what is minimised; the main term comes first."""
     sums: Wrapped
     """The terms of a batch without training, for validation."""
+    num_trained: int
+    """How many numbers train."""
 
     def model(self, state: TrainState) -> Qwen35:
         """Returns the model with the parameters of a state."""
@@ -52,8 +55,10 @@ def make_setup(
     Raises:
       ValueError: nothing would train.
     """
-    recipe, layout = config.recipe, config.layout
-    graphdef, params, rest = split_model(model, adapters=recipe.lora is not None, train_mtp=recipe.objective.trains_mtp)
+    recipe, layout = config.recipe.decide(), config.layout
+    adapters, chosen = recipe.lora is not None, {"train": recipe.train, "train_mtp": recipe.objective.trains_mtp}
+    graphdef, params, rest = split_model(model, adapters=adapters, **chosen)
+    masks = None if adapters else stack_masks(model, params, **chosen)
     tx, schedule = make_optimizer(recipe.optim, recipe.num_steps), make_schedule(recipe.optim, recipe.num_steps)
     state = make_state(params, tx, mesh)
     objective = recipe.objective.make(loss_chunk=layout.loss_chunk, remat=layout.remat)
@@ -66,6 +71,7 @@ def make_setup(
         dropout=recipe.lora is not None and recipe.lora.dropout > 0,
         state=state,
         health=recipe.health,
+        masks=masks,
     )
     batch = abstract_batch(
         sequences=recipe.data.sequences_per_batch,
@@ -75,7 +81,9 @@ def make_setup(
         fields=recipe.objective.batch_fields,
     )
     sums = make_sums(graphdef, objective, state=state)
-    return TrainingSetup(graphdef, state, Frozen.of(rest, reference), step, batch, tuple(objective.weights), sums)
+    num_trained = sum(match.parameters for match in lora.table(model)) if adapters else count_parameters(params, masks)
+    frozen, terms = Frozen.of(rest, reference), tuple(objective.weights)
+    return TrainingSetup(graphdef, state, frozen, step, batch, terms, sums, num_trained)
 
 
 def model_options(config: TrainConfig) -> dict[str, Any]:

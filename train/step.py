@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.stages import Wrapped
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from train.batch import Batch
 from train.config.health import HealthConfig
 from train.objectives.terms import Objective, Terms, check_terms
 from train.observe.health import is_sound, next_health
+from train.rounding import apply_updates
 from train.state import Frozen, TrainState, to_float32
 
 Metrics = dict[str, Float[Array, ""]]
@@ -31,6 +32,7 @@ def make_step(
     dropout: bool,
     state: TrainState,
     health: HealthConfig,
+    masks: PyTree | None = None,
 ) -> Wrapped:
     """Returns ``step(state, frozen, batch) -> (state, metrics)``, which consumes the given state.
 
@@ -42,19 +44,22 @@ def make_step(
     Args:
       state: fixes where the results are placed.
       health: which steps are unsound.
+      masks: marks the part of each parameter that trains (``train.state.stack_masks``); None for all of it.
     """
     gradients = make_gradients(graphdef, objective, seed=seed, dropout=dropout)
     main_term = next(iter(objective.weights), None)
 
     def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, terms, counts = gradients(state.params, frozen, batch, state.step)
+        grads = _masked(grads, masks)
         metrics = {name: terms[name] / jnp.maximum(counts[name], 1.0) for name in terms}
         loss = _add_up(objective.weights[name] * metrics[name] for name in terms)
         grad_norm = optax.tree.norm(grads)
         sound = is_sound(state.health, loss, grad_norm, health)
         updates, opt_state = tx.update(grads, state.opt_state, to_float32(state.params))
         old = state.params, state.opt_state
-        new = optax.apply_updates(state.params, updates), opt_state
+        # Weight decay shrinks what has no gradient too.
+        new = apply_updates(state.params, _masked(updates, masks), seed=seed, step=state.step), opt_state
         params, opt_state = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, old)
         after = TrainState(state.step + 1, params, opt_state, next_health(state.health, sound, loss, grad_norm))
         metrics |= {
@@ -142,6 +147,10 @@ def _counts(objective: Objective, batch: Batch) -> Terms:
 
 def _zero_sums(counts: Terms) -> Terms:
     return {name: jnp.zeros((), jnp.float32) for name in counts}
+
+
+def _masked(tree: PyTree[Array], masks: PyTree | None) -> PyTree[Array]:
+    return tree if masks is None else jax.tree.map(lambda x, mask: jnp.where(mask, x, 0), tree, masks)
 
 
 def _add_up(values: Iterable[Float[Array, ""]]) -> Float[Array, ""]:

@@ -32,6 +32,11 @@ def open_workdir(workdir: Path, record: RunRecord, settings: CheckpointConfig) -
     done = checkpoints.latest_whole_step()
     if done is not None:
         check_resumable(workdir, record)
+        if done > record.config.recipe.num_steps:
+            raise ValueError(
+                f"{workdir} has done {done} steps already, more than steps={record.config.recipe.steps}; give as many, "
+                "or another --workdir."
+            )
     elif (workdir / "export").exists():
         raise ValueError(
             f"{workdir} holds an export but no checkpoint to resume from; choose another --workdir, or move it away."

@@ -146,9 +146,14 @@ def load_adapter(model: Qwen35, path: str | Path) -> None:
     layers = dict(lora.all_layers(model))
     found = _read_pairs(folder, model, layers, settings)
 
-    groups = tuple(group for group in lora.GROUPS if any(lora.group_of(path) == group for path in found))
-    rank = max(pair.rank for pairs in found.values() for pair in pairs.values())
-    config = LoraConfig(rank, settings.alpha, settings.rank_stabilized, settings.dropout, groups)
+    config = lora.settings_for(
+        model,
+        {(path, index) for path, pairs in found.items() for index in pairs},
+        rank=max(pair.rank for pairs in found.values() for pair in pairs.values()),
+        alpha=settings.alpha,
+        rank_stabilized=settings.rank_stabilized,
+        dropout=settings.dropout,
+    )
     for layer_path, pairs in found.items():
         layer = layers[layer_path]
         *stack, in_dim, out_dim = layer.weight.shape

@@ -96,7 +96,12 @@ def test_we_read_pefts(reference, tmp_path, text_only):
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load(reference[0], "float32", adapter=tmp_path / "theirs")
     assert_logits_agree(ours.logits(IDS), torch_logits(theirs))
-    assert ours.lora_config.targets == ("attention", "deltanet", "mlp", "embed")
+    assert ours.lora_config.targets == (
+        "embed", "out_proj", "model.layers.2.mlp.up_proj", "model.layers.3.self_attn.q_proj",
+    )  # fmt: skip
+    again = load(reference[0], "float32")
+    lora.add(again, ours.lora_config, seed=0)
+    assert lora.choose_layers(again, again.lora_config) == lora.choose_layers(ours, ours.lora_config)
 
     save_adapter(ours, tmp_path / "ours", reference[0])
     written = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())["target_modules"]

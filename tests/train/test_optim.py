@@ -18,7 +18,7 @@ from train.optim import decay_mask, make_optimizer, make_schedule
     ],
 )
 def test_schedule_rises_to_the_peak_and_falls(schedule, want):
-    rates = make_schedule(OptimConfig(learning_rate=2.0, warmup_steps=2, schedule=schedule), 6)
+    rates = make_schedule(OptimConfig(learning_rate=2.0, warmup=2, schedule=schedule), 6)
     got = [float(rates(count)) for count in range(6)]
     # float32 arithmetic on both sides of 1.
     np.testing.assert_allclose(got, 2 * np.asarray(want), rtol=1e-6)
@@ -63,7 +63,7 @@ def test_bfloat16_halves_the_first_moment_and_nothing_else():
     grads = {"weight": jnp.linspace(0.1, 1, 32).reshape(4, 8)}
     moments, updates = {}, {}
     for dtype in ("float32", "bfloat16"):
-        tx = make_optimizer(OptimConfig(first_moment_dtype=dtype), 10)
+        tx = make_optimizer(OptimConfig(1e-4, first_moment_dtype=dtype), 10)
         updates[dtype], state = tx.update(grads, tx.init(tree), tree)
         moments[dtype] = next(part for part in state[1] if hasattr(part, "mu"))
     exact, rounded = moments["float32"], moments["bfloat16"]
@@ -76,7 +76,7 @@ def test_bfloat16_halves_the_first_moment_and_nothing_else():
 
 
 def test_float32_moments_are_those_of_adamw_by_default():
-    config = OptimConfig(clip_norm=None, schedule="constant")
+    config = OptimConfig(1e-4, warmup=0, clip_norm=None, schedule="constant")
     tree, grads = {"weight": jnp.ones(4)}, {"weight": jnp.linspace(0.1, 1, 4)}
     ours, plain = (
         make_optimizer(config, 10),

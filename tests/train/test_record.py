@@ -1,5 +1,6 @@
 """Resuming with other settings: what is refused, what is warned about, what is free."""
 
+import dataclasses
 import json
 import logging
 
@@ -21,7 +22,7 @@ from train.config import (
 from train.record import check_resumable, make_record, write_record
 
 CONFIG = TrainConfig(
-    Recipe(ModelSource("base"), DataConfig("train.jsonl", sequence_length=64), steps=10, lora=LoraConfig()),
+    Recipe(ModelSource("base"), DataConfig("train.jsonl", sequence_length=64), steps=10, lora=LoraConfig()).decide(),
     options=Options(workdir="here"),
 )
 
@@ -109,6 +110,26 @@ def test_a_run_at_a_constant_rate_may_go_on_longer(tmp_path, check):
     write_record(tmp_path / "run", record)
     longer = CONFIG.replace(optim=constant, steps=20)
     check_resumable(tmp_path / "run", make_record(longer, model_folder=tmp_path / "base", data_identity={}))
+
+
+def test_a_run_whose_rate_depends_on_its_steps_names_the_way_to_go_on(check, tmp_path):
+    with pytest.raises(ValueError, match=r"steps was 10, now 20.*schedule=cosine.*give --branch-from .*run@STEP and"):
+        check(steps=20)
+    with pytest.raises(ValueError) as caught:
+        check(seed=1)
+    assert "branch" not in str(caught.value)
+
+
+def test_a_warmup_as_a_fraction_is_recorded_in_steps(tmp_path, check):
+    """A longer run has a longer warmup then, so it is another run."""
+    records = []
+    for steps in (100, 200):
+        config = CONFIG.replace(optim=OptimConfig(warmup=0.1, schedule="constant"), steps=steps)
+        decided = dataclasses.replace(config, recipe=config.recipe.decide())
+        records.append(make_record(decided, model_folder=tmp_path / "base", data_identity={}))
+    write_record(tmp_path / "run", records[0])
+    with pytest.raises(ValueError, match=r"settings: optim\.warmup was 10, now 20\. Give the old values"):
+        check_resumable(tmp_path / "run", records[1])
 
 
 def test_the_record_is_laid_out_by_class(tmp_path):

@@ -191,10 +191,26 @@ WRONG = {
         lambda i, t: [TINY, "--data.sequence-length", "24", "--data.long-rows", "error"],
         "--data.sequence-length 24",
     ),
-    "steps within the warmup": (lambda i, t: [TINY, "--steps", "9"], "warmup of 10 steps"),
+    "warmup that is neither steps nor a fraction": (lambda i, t: [TINY, "--optim.warmup", "1.5"], "--optim.warmup 1.5"),
     "rows that cannot be cut": (lambda i, t: [TINY, "--accumulation", "3"], "--data.sequences-per-batch 8"),
     "more devices than there are": (lambda i, t: [TINY, "--mesh.tensor", "64"], "64 devices"),
     "unknown LoRA target": (lambda i, t: [TINY, "--lora.targets", "attention", "vision"], "vision"),
+    "LoRA target with a slip": (lambda i, t: [TINY, "--lora.targets", "q_porj"], "did you mean 'q_proj'"),
+    "excluded module that is not there": (
+        lambda i, t: [TINY, "--lora.exclude", "lm_head"],
+        "lora.exclude has 'lm_head'",
+    ),
+    "MTP adapters without the MTP loss": (lambda i, t: [TINY, "--mtp.weight", "0"], "mtp.weight=0 never trains it"),
+    "whole weights beside adapters": (lambda i, t: [TINY, "--train", "mtp"], "--tune full"),
+    "weights that do not exist": (lambda i, t: [TINY, "--tune", "full", "--train", "mpt.*"], "train has 'mpt.*'"),
+    "weights that no loss reaches": (
+        lambda i, t: [TINY, "--tune", "full", "--train", "mlp", "--mtp.gradient", "head_only"],
+        "reaches nothing that train chooses",
+    ),
+    "no adapter to start from": (lambda i, t: [TINY, "--model.adapter", t / "absent"], "absent"),
+    "branch without a step": (lambda i, t: [TINY, "--branch-from", t / "foreign"], "give RUN@STEP"),
+    "branch from nothing": (lambda i, t: [TINY, "--branch-from", f"{t / 'absent'}@3"], "there is no directory"),
+    "branch from no run": (lambda i, t: [TINY, "--branch-from", f"{t / 'foreign'}@3"], "config.json cannot be read"),
     "a mesh that does not divide the tokens": (
         lambda i, t: [TINY, "--mesh.context", "8", "--data.sequence-length", "72"],
         "tokens in a sequence=72",
@@ -244,8 +260,7 @@ from configs.tiny_sft import config as tiny
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    def check_lora(self, lora):
-        pass
+    pass
 
 def config():
     return tiny().replace(objective=Distillation())

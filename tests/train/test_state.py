@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
 
 from train.config import OptimConfig
 from train.optim import make_optimizer
-from train.state import TrainState, abstract, count_parameters, init_state, split_model
+from train.state import TrainState, abstract, count_parameters, init_state, split_model, stack_masks
 
 
 def top_names(state):
@@ -25,6 +26,34 @@ def test_the_mtp_block_stays_as_it_is_without_its_loss(model):
     _, params, frozen = split_model(model, adapters=False, train_mtp=False)
     assert top_names(params) == {"embed_tokens", "layers", "norm"}
     assert top_names(frozen) == {"mtp"}
+
+
+def test_named_weights_train_alone(model):
+    _, params, frozen = split_model(model, adapters=False, train_mtp=True, train=("mtp",))
+    assert top_names(params) == {"mtp"} and "mtp" not in top_names(frozen)
+    _, params, _ = split_model(model, adapters=False, train_mtp=True, train=(r"model.*norm\.weight", "embed_tokens"))
+    names = {path[-2] for path, _ in nnx.to_flat_state(params)}
+    assert names == {"embed_tokens", "norm", "q_norm", "k_norm", "input_layernorm", "post_attention_layernorm"}
+    with pytest.raises(ValueError, match=r"train has 'mtp\.norms', which matches no module"):
+        split_model(model, adapters=False, train_mtp=True, train=("mtp.norms",))
+    with pytest.raises(ValueError, match=r"mtp\.weight=0 takes away all that train chooses"):
+        split_model(model, adapters=False, train_mtp=False, train=("mtp",))
+
+
+def test_masks_mark_the_layers_of_a_stack_that_train(model):
+    words = ("layers.2.mlp.up_proj", "mtp.fc")
+    _, params, _ = split_model(model, adapters=False, train_mtp=True, train=words)
+    masks = dict(nnx.to_flat_state(stack_masks(model, params, words, train_mtp=True)))
+    # Layers 0 and 2 are one stack.
+    assert {path: np.ravel(mask[...]).tolist() for path, mask in masks.items()} == {
+        ("layers", 0, "mlp", "up_proj", "weight"): [False, True],
+        ("mtp", "fc", "weight"): [True],
+    }
+    whole = count_parameters(params)
+    assert count_parameters(params, nnx.from_flat_state(list(masks.items()))) == whole - 32 * 48
+    assert stack_masks(model, params, ("mlp",), train_mtp=True) is not None
+    _, params, _ = split_model(model, adapters=False, train_mtp=True, train=("mlp",))
+    assert stack_masks(model, params, ("mlp",), train_mtp=True) is None
 
 
 def test_without_adapters_there_is_nothing_to_train(model):
@@ -48,6 +77,6 @@ def test_moments_are_float32_and_lie_where_their_parameters_lie(mesh):
 
 def test_the_first_moment_may_be_bfloat16_and_the_second_stays_float32(mesh):
     weight = nnx.Param(jax.device_put(jnp.ones((4, 6)), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())))
-    tx = make_optimizer(OptimConfig(first_moment_dtype="bfloat16"), 10)
+    tx = make_optimizer(OptimConfig(1e-4, first_moment_dtype="bfloat16"), 10)
     state = init_state(nnx.State({"weight": weight}), tx, mesh)
     assert sorted(str(x.dtype) for x in jax.tree.leaves(state.opt_state) if x.ndim) == ["bfloat16", "float32"]

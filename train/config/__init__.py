@@ -10,6 +10,7 @@ into one of three classes, which say what becomes of it when a run resumes with 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -21,8 +22,9 @@ from qwen35_jax.lora import LoraConfig
 from train.config.data import DataConfig, Source
 from train.config.health import HealthConfig
 from train.config.layout import Layout, MeshConfig
+from train.config.optim import OptimConfig
 from train.config.options import CheckpointConfig, EarlyStopConfig, Options, parse_steps
-from train.config.recipe import ModelSource, OptimConfig, Recipe
+from train.config.recipe import ModelSource, Recipe
 from train.objectives.sft import MtpLossConfig, Supervised
 
 __all__ = [
@@ -83,6 +85,17 @@ class TrainConfig:
                 f"checkpoint.best_by={best_by!r} is no figure of this run; "
                 + (f"choose one of {', '.join(known)}." if known else "give validation data, such as --data.eval-path.")
             )
+
+    def before_overrides(self, argv: Sequence[str]) -> "TrainConfig":
+        """Applies ``--tune``, which decides whether there are options of adapters, before other options are read.
+
+        Where it changes what trains, the learning rate of the run file is another kind's, and gives way to the default.
+        """
+        words = [word for argument in argv for word in argument.split("=", 1)]
+        given = words[words.index("--tune") + 1 :][:1] if "--tune" in words else []
+        if given == [self.recipe.kind] or given not in (["full"], ["lora"]):
+            return self
+        return self.replace(tune=given[0], optim=dataclasses.replace(self.recipe.optim, learning_rate=None))
 
     def replace(self, **changes: Any) -> "TrainConfig":
         """Returns these settings with other values for some fields of recipe, layout or options."""

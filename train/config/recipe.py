@@ -4,6 +4,8 @@ A field that is declared with ``compare=False`` is judged by what it leads to: t
 of its files, where data lies and how it is read by the identity of the data.
 """
 
+import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -11,50 +13,13 @@ import tyro
 
 from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.lora import LoraConfig
+from qwen35_jax.targets import ALL_LINEAR, check_words
 from train.config.data import DataConfig
 from train.config.health import HealthConfig
+from train.config.optim import OptimConfig, StorageDtype
 from train.objectives.sft import Supervised
 
-StorageDtype = Literal["bfloat16", "float32"]
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW with a warmup, a decay and clipping by the global norm."""
-
-    learning_rate: float = 1e-4
-    """Peak, reached at the end of the warmup."""
-    warmup_steps: int = 0
-    """Steps of linear increase from 0."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """What follows the warmup."""
-    final_fraction: float = 0.0
-    """Fraction of the peak that ``cosine`` and ``linear`` end at."""
-    weight_decay: float = 0.0
-    """Decoupled decay of matrices; norms, biases and decay rates have none."""
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    clip_norm: float | None = 1.0
-    """Largest global norm of the gradient; None switches clipping off."""
-    first_moment_dtype: StorageDtype = "float32"
-    """Dtype in which Adam's mean of gradients is held. With bfloat16 a trained parameter takes 2 bytes less, but the
-    fraction 1 - b1 of it that a step changes is rounded to 8 bits. The mean of squares is always float32: a step
-    changes it by a fraction 1 - b2, most of which bfloat16 would round away."""
-
-    def __post_init__(self):
-        if self.learning_rate <= 0:
-            raise ValueError(f"optim.learning_rate={self.learning_rate} must be positive.")
-        if self.warmup_steps < 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"optim.warmup_steps={self.warmup_steps} and optim.weight_decay={self.weight_decay} must be 0 or more."
-            )
-        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
-            raise ValueError(f"optim.b1={self.b1} and optim.b2={self.b2} must be in [0, 1).")
-        if not 0 <= self.final_fraction <= 1:
-            raise ValueError(f"optim.final_fraction={self.final_fraction} must be in [0, 1].")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"optim.clip_norm={self.clip_norm} must be positive; None switches clipping off.")
+EVERYTHING = "all"
 
 
 @dataclass(frozen=True)
@@ -66,9 +31,18 @@ class Recipe:
     data: DataConfig
     steps: int | None = None
     """Updates of the weights; None trains ``data.epochs``."""
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = field(default_factory=OptimConfig)
     lora: LoraConfig | None = None
-    """Adapters to train; None trains every weight of the text model."""
+    """Adapters to train; None trains the weights that ``train`` names, or the adapter of ``model.adapter``."""
+    train: tuple[str, ...] = (EVERYTHING,)
+    """Weights to train where there are no adapters: ``all``, or groups, names and regular expressions as for adapters,
+    such as ``mtp``, ``embed_tokens`` or ``model.*norm.weight``."""
+    tune: Literal["full", "lora"] | None = field(default=None, compare=False)
+    """Trains whole weights or adapters, whatever the run file says. The learning rate is then the default of that kind,
+    unless it is given too. With ``lora`` there are the options ``--lora.*``."""
+    branch_from: str | None = None
+    """``RUN@STEP``: begin with the trained weights of that step of another run, and with its optimizer and its place in
+    the data where they fit. Steps count from 1 again."""
     # A second kind of objective makes this a union; a run file's choice cannot be changed by a flag.
     objective: Annotated[Supervised, tyro.conf.arg(name="")] = field(default_factory=Supervised)
     """What is minimised."""
@@ -79,28 +53,41 @@ class Recipe:
     """Seeds new adapters and dropout. The order of the data has its own: ``data.seed``."""
 
     def __post_init__(self):
-        if self.model.adapter is not None:
-            raise ValueError(
-                f"model.adapter={self.model.adapter!r}: training does not go on from an adapter; merge it into its "
-                "base with `qwen35 merge` and give the merged checkpoint as model.path."
-            )
+        self._apply_tune()
         if self.steps is None and self.data.epochs is None:
             raise ValueError("neither steps nor data.epochs is given; say with --steps or --data.epochs when to end.")
         for name in ("steps", "accumulation"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
-        if self.steps is not None and self.optim.schedule != "constant" and self.steps <= self.optim.warmup_steps:
-            raise ValueError(
-                f"steps={self.steps} ends inside the warmup of {self.optim.warmup_steps} steps; "
-                "raise steps or lower optim.warmup_steps."
-            )
         if self.data.sequences_per_batch % self.accumulation:
             raise ValueError(
                 f"data.sequences_per_batch={self.data.sequences_per_batch} cannot be cut into "
                 f"accumulation={self.accumulation} micro-batches; make it a multiple of {self.accumulation}."
             )
-        self.objective.check_lora(self.lora)
+        check_words(self.train, "train")
+        if not self.train or ALL_LINEAR in self.train or (EVERYTHING in self.train and len(self.train) > 1):
+            raise ValueError(
+                f"train={list(self.train)} names no weights; give {EVERYTHING} alone, or groups, names and regular "
+                "expressions."
+            )
+        if self.trains_adapters and self.train != (EVERYTHING,):
+            raise ValueError(
+                f"train={list(self.train)} chooses among whole weights, but this run trains adapters; choose their "
+                "layers by --lora.targets, or train whole weights with --tune full."
+            )
+        if self.branch_from is not None and not re.fullmatch(r".+@\d+", self.branch_from):
+            raise ValueError(f"branch_from={self.branch_from!r} names no step; give RUN@STEP, such as runs/first@100.")
+
+    @property
+    def kind(self) -> Literal["full", "lora"]:
+        """What trains: whole weights or adapters."""
+        return "lora" if self.trains_adapters else "full"
+
+    @property
+    def trains_adapters(self) -> bool:
+        """Whether adapters train, rather than whole weights."""
+        return self.lora is not None or self.model.adapter is not None
 
     @property
     def num_steps(self) -> int:
@@ -111,4 +98,29 @@ class Recipe:
     @property
     def param_dtype(self) -> StorageDtype:
         """Dtype in which the weights of the model are held."""
-        return self.model.param_dtype or ("float32" if self.lora is None else self.model.dtype)
+        return self.model.param_dtype or (self.model.dtype if self.trains_adapters else "float32")
+
+    def decide(self) -> "Recipe":
+        """Returns these settings with what defaults leave open decided: adapters that would not train, rate and warmup.
+
+        The last two wait until the steps are known.
+        """
+        lora = self.lora
+        if lora is not None and not self.objective.trains_mtp and not {"mtp"} & {*lora.targets, *lora.exclude}:
+            lora = dataclasses.replace(lora, exclude=(*lora.exclude, "mtp"))
+        optim = self.optim
+        if self.steps is not None:
+            optim = optim.decide(self.steps, adapters=self.trains_adapters)
+        return dataclasses.replace(self, optim=optim, lora=lora)
+
+    def _apply_tune(self) -> None:
+        if self.tune == "full" and self.model.adapter is not None:
+            raise ValueError(
+                f"tune=full cannot go on from model.adapter={self.model.adapter!r}; merge it into its base with "
+                "`qwen35 merge` and give the merged checkpoint as --model.path."
+            )
+        if self.tune == "full":
+            object.__setattr__(self, "lora", None)
+        elif self.tune == "lora" and self.lora is None:
+            object.__setattr__(self, "lora", LoraConfig())
+        object.__setattr__(self, "tune", None)

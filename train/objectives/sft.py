@@ -3,6 +3,7 @@
 Letters: B batch, T tokens, D model width, V vocabulary.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +15,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from qwen35_jax.config import TextConfig
 from qwen35_jax.layers.recompute import Remat
-from qwen35_jax.lora import LoraConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops.linear_cross_entropy import linear_cross_entropy
 from train.batch import TOKEN_FIELDS, Batch, Fields
@@ -65,29 +65,26 @@ class Supervised:
 
     @property
     def trains_mtp(self) -> bool:
-        """Whether a full fine-tune trains the MTP head; without its loss, weight decay alone would change it."""
+        """Whether a run may train the MTP head; without its loss, weight decay alone would change it."""
         return self.mtp.weight > 0
 
-    def check_lora(self, lora: LoraConfig | None) -> None:
-        """Checks that with adapters no loss misses all adapters, and no adapter misses all losses.
+    def check_trained(self, groups: Collection[str], *, option: str) -> None:
+        """Checks that no loss misses all that trains, and nothing that trains misses all losses.
 
         Raises:
           ValueError: one does, so that it would be useless without a word.
         """
-        if lora is None:
-            return
-        targets = set(lora.targets)
         if self.mtp.weight == 0:
-            if "mtp" in targets:
+            if "mtp" in groups:
                 raise ValueError(
-                    "lora.targets has 'mtp', but mtp.weight=0 never trains it; remove it or raise mtp.weight."
+                    f"{option} has 'mtp', but mtp.weight=0 never trains it; remove it or raise mtp.weight."
                 )
             return
-        reach = {"joint": targets, "detach_trunk": targets & {"mtp", "embed"}, "head_only": targets & {"mtp"}}
-        if not reach[self.mtp.gradient]:
+        reach = {"joint": set(groups), "detach_trunk": {"mtp", "embed", "head"}, "head_only": {"mtp"}}
+        if not reach[self.mtp.gradient] & set(groups):
             raise ValueError(
-                f"mtp.gradient={self.mtp.gradient!r} reaches none of lora.targets={lora.targets}; "
-                "add 'mtp' to lora.targets, or use mtp.gradient='joint', or mtp.weight=0."
+                f"mtp.gradient={self.mtp.gradient!r} reaches nothing that {option} chooses; "
+                f"add 'mtp' to it, or use mtp.gradient='joint', or mtp.weight=0."
             )
 
     def check_model(self, text: TextConfig, folder: Path) -> None:

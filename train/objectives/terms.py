@@ -6,7 +6,7 @@ batch. So neither value nor gradient depends on how a batch is split.
 Letters: B batch, T tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from qwen35_jax.config import TextConfig
 from qwen35_jax.layers.recompute import Remat
-from qwen35_jax.lora import LoraConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops.positions import shift_left
 from train.batch import Batch, Fields
@@ -94,11 +93,15 @@ class ObjectiveSettings(Protocol):
 
     @property
     def trains_mtp(self) -> bool:
-        """Whether a full fine-tune trains the MTP head."""
+        """Whether a run may train the MTP head."""
         ...
 
-    def check_lora(self, lora: LoraConfig | None) -> None:
-        """Raises a ValueError if these adapters contradict the objective."""
+    def check_trained(self, groups: Collection[str], *, option: str) -> None:
+        """Raises a ValueError if what trains, by groups of ``qwen35_jax.targets``, contradicts the objective.
+
+        Args:
+          option: which option chose it, for the message.
+        """
         ...
 
     def check_model(self, text: TextConfig, folder: Path) -> None:

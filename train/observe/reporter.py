@@ -135,7 +135,7 @@ class Reporter:
         if self._health.policy == "stop":
             raise ValueError(
                 f"{reason}; training stopped and checkpoints are as before. {path} names the documents of that step; "
-                "lower optim.learning_rate, lengthen optim.warmup_steps, or skip such steps with health.policy=skip."
+                "lower optim.learning_rate, lengthen optim.warmup, or skip such steps with health.policy=skip."
             )
         if values["skipped"] > self._health.max_skips:
             raise ValueError(

@@ -32,7 +32,7 @@ class Throughput(NamedTuple):
         work = training_flops_per_token(
             model_config,
             sequence_length=recipe.data.sequence_length,
-            adapters=recipe.lora is not None,
+            adapters=recipe.trains_adapters,
             mtp_steps=recipe.objective.mtp_steps,
         )
         return cls(mesh.size, work, None if device is None else device.peak_flops)

@@ -66,7 +66,7 @@ OLD_FLAGS = {
     "--optim.first-moment-dtype": ("bfloat16", "recipe.optim.first_moment_dtype", "bfloat16"),
     "--optim.learning-rate": ("0.5", "recipe.optim.learning_rate", 0.5),
     "--optim.schedule": ("linear", "recipe.optim.schedule", "linear"),
-    "--optim.warmup-steps": ("3", "recipe.optim.warmup_steps", 3),
+    "--optim.warmup-steps": ("3", "recipe.optim.warmup", 3),
     "--optim.weight-decay": ("0.5", "recipe.optim.weight_decay", 0.5),
     "--plan": ("v5e:2x4", "options.plan", "v5e:2x4"),
     "--plan-json": ("None", "options.plan_json", None),
@@ -97,6 +97,9 @@ NEW_FLAGS = {
     "--data.sources.0.form": ("alpaca", "recipe.data.sources.0.form", "alpaca"),
     "--data.sources.0.split": ("dev", "recipe.data.sources.0.split", "dev"),
     "--data.sources.1.subset": ("de", "recipe.data.sources.1.subset", "de"),
+    "--branch-from": ("run@3", "recipe.branch_from", "run@3"),
+    "--lora.exclude": ("mtp", "recipe.lora.exclude", ("mtp",)),
+    "--optim.warmup": ("0.1", "recipe.optim.warmup", 0.1),
 }
 
 
@@ -127,3 +130,37 @@ def test_no_two_classes_have_a_field_of_one_name():
     assert len(names) == len(set(names))
     with pytest.raises(ValueError, match="remote: no such field"):
         DEFAULT.replace(remote="none")
+
+
+RATE = dataclasses.replace(DEFAULT.recipe.optim, learning_rate=0.5)
+
+
+def tuned(*argv, lora):
+    default = DEFAULT.replace(lora=LoraConfig(rank=4) if lora else None, optim=RATE)
+    return parse(argv, default.before_overrides(argv)).recipe
+
+
+def test_tune_adds_adapters_with_their_options():
+    recipe = tuned("--tune", "lora", "--lora.rank", "8", "--lora.targets", "q_proj", lora=False)
+    assert recipe.lora == LoraConfig(rank=8, targets=("q_proj",))
+    # The rate of the run file was chosen for whole weights.
+    assert recipe.optim.learning_rate is None
+    assert tuned("--tune=lora", "--optim.learning-rate", "0.2", lora=False).optim.learning_rate == 0.2
+
+
+def test_tune_takes_adapters_away():
+    recipe = tuned("--tune", "full", "--train", "mtp", "norm.*", lora=True)
+    assert recipe.lora is None and recipe.optim.learning_rate is None and recipe.train == ("mtp", "norm.*")
+
+
+def test_tune_as_the_run_file_changes_nothing():
+    assert tuned("--tune", "lora", lora=True) == tuned(lora=True)
+    assert tuned("--tune", "full", lora=False) == tuned(lora=False)
+    assert tuned(lora=True).optim.learning_rate == 0.5
+
+
+def test_adapters_need_tune_in_a_recipe_without():
+    with pytest.raises(ValueError, match=r"lora\.rank"):
+        tuned("--lora.rank", "8", lora=False)
+    with pytest.raises(ValueError, match="--tune"):
+        tuned("--tune", "half", lora=False)

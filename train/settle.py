@@ -1,0 +1,99 @@
+"""Settles what the settings of a run leave open, by the model that it trains, and checks what would train."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import NamedTuple
+
+from flax import nnx
+
+from qwen35_jax import lora
+from qwen35_jax.config import ModelConfig
+from qwen35_jax.hf.adapter import load_adapter
+from qwen35_jax.lora import LoraConfig, Place
+from qwen35_jax.model import Qwen35
+from train.config import Recipe, TrainConfig
+from train.state import choose_weights
+
+
+class Settled(NamedTuple):
+    """The settings of a run with every default decided."""
+
+    config: TrainConfig
+    groups: set[str]
+    """What trains, by groups of ``qwen35_jax.targets``."""
+
+
+def settle(config: TrainConfig, model_config: ModelConfig) -> Settled:
+    """Decides learning rate, warmup, and the layers of adapters. No array is made. A second call changes nothing.
+
+    Raises:
+      ValueError: a word of the settings chooses nothing, what trains contradicts the objective, or the adapter to start
+        from is of another kind than ``lora`` says.
+      FileNotFoundError: there is no such adapter.
+    """
+    recipe, adapter = config.recipe, config.recipe.model.adapter
+
+    def make() -> Qwen35:
+        model = Qwen35(model_config, rngs=nnx.Rngs(0))
+        if adapter is not None:
+            load_adapter(model, adapter)
+        return model
+
+    model = nnx.eval_shape(make)
+    if adapter is not None:
+        recipe = dataclasses.replace(recipe, lora=_as_adapter(recipe.lora, model, adapter))
+    recipe = recipe.decide()
+    if recipe.lora is None:
+        trained = choose_weights(model, recipe.train, train_mtp=recipe.objective.trains_mtp)
+        groups, option = {weight.group for weight in trained.values()}, "train"
+    else:
+        groups, option = _groups(model, lora.choose_layers(model, recipe.lora)), "lora.targets"
+    recipe.objective.check_trained(groups, option=option)
+    return Settled(dataclasses.replace(config, recipe=recipe), groups)
+
+
+def load_start(model: Qwen35, recipe: Recipe) -> list[lora.Match]:
+    """Adds the adapters of a settled recipe: new ones, or those of the adapter that it starts from.
+
+    Returns:
+      The table of what has adapters.
+    """
+    assert recipe.lora is not None
+    if recipe.model.adapter is None:
+        return lora.add(model, recipe.lora, recipe.seed)
+    load_adapter(model, recipe.model.adapter)
+    lora.set_dropout(model, recipe.lora.dropout)
+    return lora.table(model)
+
+
+def _groups(model: Qwen35, places: Collection[Place]) -> set[str]:
+    modules = dict(lora.all_modules(model))
+    return {modules[place].group for place in places}
+
+
+def _as_adapter(wanted: LoraConfig | None, model: Qwen35, adapter: str) -> LoraConfig:
+    """Returns the settings of the adapter that a model carries, with the dropout that the run wants.
+
+    Raises:
+      ValueError: the run wants other adapters than this one.
+    """
+    theirs = model.lora_config
+    if wanted is None:
+        return theirs
+    flags = {
+        "rank": f"--lora.rank {theirs.rank}",
+        "alpha": f"--lora.alpha {theirs.alpha:g}",
+        "rank_stabilized": f"--lora.{'' if theirs.rank_stabilized else 'no-'}rank-stabilized",
+    }
+    differs = [name for name in flags if getattr(wanted, name) != getattr(theirs, name)]
+    problems = [f"lora.{name} is {getattr(wanted, name)}, there {getattr(theirs, name)}" for name in differs]
+    remedy = [flags[name] for name in differs]
+    if set(lora.choose_layers(model, wanted)) != set(lora.choose_layers(model, theirs)):
+        problems.append(f"lora.targets={list(wanted.targets)} chooses other layers")
+        remedy.append(" ".join(["--lora.targets", *theirs.targets]))
+        if theirs.exclude or wanted.exclude:
+            remedy.append(" ".join(["--lora.exclude", *theirs.exclude]))
+    if problems:
+        raise ValueError(f"model.adapter={adapter!r} is another adapter than lora says: {', '.join(problems)}; "
+                         f"give {' '.join(remedy)}.")  # fmt: skip
+    return dataclasses.replace(theirs, dropout=wanted.dropout)
