@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from jax.sharding import Mesh
 
 from qwen35_jax.command import one_line_errors
+from qwen35_jax.compiled import keep_compiled_programs
 from qwen35_jax.hf.adapter import save_adapter
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown:
         nearest = "".join(did_you_mean_option(word, options.values()) for word in unknown if word.startswith("-"))
         raise ValueError(f"unknown options: {' '.join(unknown)}.{nearest} (--help lists them)")
+    keep_compiled_programs()
     with options_as_typed(lambda: options):
         args.run(args)
 
