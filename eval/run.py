@@ -33,6 +33,7 @@ from eval.stats import INTERVALS, clustered_counts
 from eval.tasks import get_task
 from eval.tasks.base import Document, Task
 from qwen35_jax.command import config_from_command_line, one_line_errors
+from qwen35_jax.compiled import keep_compiled_programs
 from qwen35_jax.distributed import leave_out_absent_tpu
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.inference.engine import Engine
@@ -207,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     config = config_from_command_line(arguments, EvalConfig, program="python -m eval.run")
     leave_out_absent_tpu()
+    keep_compiled_programs()
     print(table(run(config)))
     print(f"report: {Path(config.out) / 'report.html'}")
 

@@ -1,8 +1,9 @@
-"""The ``qwen35`` command: generate, chat, export, merge."""
+"""The ``qwen35`` command: generate, chat, export, merge, create."""
 
 import argparse
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,25 +12,31 @@ from typing import Any, NoReturn
 from jax.sharding import Mesh
 
 from qwen35_jax.command import one_line_errors
+from qwen35_jax.compiled import keep_compiled_programs
 from qwen35_jax.distributed import leave_out_absent_tpu
 from qwen35_jax.export import export_adapter, export_checkpoint
 from qwen35_jax.hf.adapter import AUTO_CLASSES
 from qwen35_jax.hf.chat_files import merged_files
+from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.hub import find_folder, public_name
 from qwen35_jax.hf.load import load
+from qwen35_jax.hf.names import tensor_table
 from qwen35_jax.hf.push import prepare_repository, upload
 from qwen35_jax.hf.save import save
+from qwen35_jax.hf.sizes import resize, size_types
 from qwen35_jax.hf.source import ModelSource, load_model, load_tokenizer
 from qwen35_jax.inference import chat as chat_module
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.generate import MODES, Request, generate_rows, read_requests
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.runs import load_run, read_metrics, read_record, stored_dtype
 from qwen35_jax.sharding import GENERATION_AXES, MeshConfig
 from qwen35_jax.wording import did_you_mean_choice, did_you_mean_option, options_as_typed, options_by_name
 
 DTYPES = ("bfloat16", "float32")
+DENSE = tuple(name for name, config in PRESETS.items() if config.text.moe is None)
 MODEL_HELP = "Hugging Face folder of a checkpoint, or hub id"
 
 
@@ -46,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         nearest = "".join(did_you_mean_option(word, options.values()) for word in unknown if word.startswith("-"))
         raise ValueError(f"unknown options: {' '.join(unknown)}.{nearest} (--help lists them)")
     leave_out_absent_tpu()
+    keep_compiled_programs()
     with options_as_typed(lambda: options):
         args.run(args)
 
@@ -66,7 +74,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="qwen35", description="Generate with Qwen3.5 checkpoints; export and merge what was trained.")
+    parser = _Parser(prog="qwen35", description="Make Qwen3.5 checkpoints, generate with them, export and merge.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
@@ -115,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--adapter", required=True, metavar="DIR", help="PEFT adapter for it")
     merge.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the merged checkpoint")
     _add_mesh_options(merge)
+
+    _add_creation_options(add("create", _create, "write a checkpoint of random weights, of any size"))
     return parser
 
 
@@ -129,6 +139,19 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter for it")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="type of weights and computation")
     _add_mesh_options(parser)
+
+
+def _add_creation_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", choices=DENSE, default="0.8b", help="the model whose sizes are changed")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR",
+                        help="folder whose tokenizer, chat template and vocabulary are taken")  # fmt: skip
+    parser.add_argument("--text-only", action="store_true", help="leave the vision tower out")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the weights")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="type of the weights in the file")
+    sizes = parser.add_argument_group("sizes", "By the names of config.json; what follows from a size follows it.")
+    for name, kind in size_types().items():
+        sizes.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, metavar="N" if kind is int else "X")
 
 
 def _add_mesh_options(parser: argparse.ArgumentParser) -> None:
@@ -294,6 +317,16 @@ def _merge(args: argparse.Namespace) -> None:
     model = load(folder, mesh=_mesh(args), adapter=adapter, param_dtype=stored_dtype(folder))
     save(model, args.out, source=folder, files=files)
     print(f"wrote {args.out}")
+
+
+def _create(args: argparse.Namespace) -> None:
+    _check_new_folder(args.out)
+    sizes = {name: value for name in size_types() if (value := getattr(args, name)) is not None}
+    tokenizer = None if args.tokenizer is None else Tokenizer.from_pretrained(args.tokenizer)
+    config = resize(PRESETS[args.preset], sizes, tokenizer=tokenizer, text_only=args.text_only)
+    create_checkpoint(config, args.out, seed=args.seed, dtype=args.dtype, tokenizer_from=args.tokenizer)
+    count = sum(math.prod(spec.shape) for spec in tensor_table(config).values())
+    print(f"wrote {count:,} random parameters to {args.out}")
 
 
 def _check_new_folder(path: Path) -> None:

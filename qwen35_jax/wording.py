@@ -17,7 +17,7 @@ _CHOICES = re.compile(r"invalid choice:? '([^']*)'.*(?:choose from|one of) \(?([
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns `` Did you mean X?`` for the known name that is most like ``name``, or nothing where none is."""
     by_lower = {each.lower(): each for each in known}
-    nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.55)
+    nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     return f" Did you mean {by_lower[nearest[0]]}?" if nearest else ""
 
 

@@ -13,7 +13,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # The import hook that checks shapes finds its checker (pyproject.toml) only in a package that has loaded it.
+import jax
+
 import tests.typechecker  # noqa: F401
+
+# Commands keep compiled programs in the user's cache; those that a test calls do so only where the environment says.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_enable_compilation_cache", False)
 
 REPO = Path(__file__).resolve().parents[1]
 PUBLISHED = REPO / "tests" / "published"

@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 
 from qwen35_jax.command import config_from_command_line, one_line_errors
+from qwen35_jax.compiled import keep_compiled_programs
 from qwen35_jax.distributed import join, leave_out_absent_tpu
 from qwen35_jax.wording import options_as_typed, options_of
 from train.config import Supervised, TrainConfig
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         leave_out_absent_tpu()
         join(config.options.processes)
         _set_up_logging()
+        keep_compiled_programs()
         run(config, Path(config.options.workdir or Path("runs", Path(argv[0]).stem)))
 
 

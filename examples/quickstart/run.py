@@ -27,8 +27,9 @@ from typing import Any
 from examples.quickstart import task
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.command import one_line_errors, parse
-from qwen35_jax.config import FULL, LINEAR, ModelConfig
+from qwen35_jax.config import ModelConfig
 from qwen35_jax.hf.create import create_checkpoint
+from qwen35_jax.hf.sizes import resize
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing.tokenizer import Tokenizer
 
@@ -166,27 +167,17 @@ def make_inputs(settings: Settings) -> Stage:
 
 def model_config(tokenizer: Tokenizer) -> ModelConfig:
     """Returns a tiny model that learns fast: half the layers are attention, and the weights begin larger than usual."""
-    tiny = PRESETS["tiny"]
-    text = dataclasses.replace(
-        tiny.text,
-        num_hidden_layers=4,
-        layer_types=(LINEAR, FULL) * 2,
-        intermediate_size=192,
-        linear_num_key_heads=1,
-        linear_num_value_heads=2,
-        linear_key_head_dim=32,
-        linear_value_head_dim=32,
-        initializer_range=0.1,
-        eos_token_id=tokenizer.token_id("<|endoftext|>"),
-    )
-    return dataclasses.replace(
-        tiny,
-        text=text,
-        image_token_id=tokenizer.token_id("<|image_pad|>"),
-        video_token_id=tokenizer.token_id("<|video_pad|>"),
-        vision_start_token_id=tokenizer.token_id("<|vision_start|>"),
-        vision_end_token_id=tokenizer.token_id("<|vision_end|>"),
-    )
+    sizes = {
+        "num_hidden_layers": 4,
+        "full_attention_interval": 2,
+        "intermediate_size": 192,
+        "linear_num_key_heads": 1,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "initializer_range": 0.1,
+    }
+    return resize(PRESETS["tiny"], sizes, tokenizer=tokenizer)
 
 
 def run(name: str, command: Sequence[Any], *, cache: Path) -> Stage:
