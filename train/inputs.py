@@ -15,8 +15,8 @@ from qwen35_jax.sharding import check_mesh
 from train.batch import sequences_of_process
 from train.config import TrainConfig
 from train.data.pipeline import BatchIterator, make_batches
-from train.observe.notes import find_notes
-from train.settle import settle
+from train.observe.warnings import many_epochs
+from train.settle import Settled, settle
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 class Inputs(NamedTuple):
     """What a run reads, found and checked."""
 
-    config: TrainConfig
-    """The settings with every default decided."""
+    settled: Settled
+    """The settings with the layers of adapters decided."""
     folder: Path
     """The base checkpoint."""
     model_config: ModelConfig
@@ -52,9 +52,7 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
         tokens=data.sequence_length,
     )
     recipe.objective.check_model(model_config.text, folder)
-    settled, groups = settle(config, model_config)
-    for note in find_notes(recipe, settled.recipe, groups, has_mtp_head=model_config.text.mtp.num_hidden_layers > 0):
-        logger.info(note)
+    settled = settle(config, model_config)
     tokenizer = Tokenizer.from_pretrained(folder)
     largest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
     if largest >= model_config.text.vocab_size:
@@ -67,5 +65,15 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     # The first batch shows whether rows can be tokenised and are short enough, before anything large is loaded.
     start = batches.get_state()
     next(batches)
+    for warning in many_epochs(_epochs_of_a_batch(batches) * recipe.steps, recipe.steps):
+        logger.warning(warning)
     batches.set_state(start)
     return Inputs(settled, folder, model_config, tokenizer, batches, sequences)
+
+
+def _epochs_of_a_batch(batches: BatchIterator) -> float:
+    """Estimates how much of an epoch a batch takes, after the first one. What the packer still holds does not count."""
+    shards = batches.get_state()["shards"].values()
+    held = [{place for sequence in (*shard["open"], *shard["ready"]) for place, _ in sequence} for shard in shards]
+    used = sum(shard["taken"] - len(places) for shard, places in zip(shards, held, strict=True))
+    return used / sum(shard["taken"] for shard in shards) * batches.report()["epochs"]

@@ -27,6 +27,9 @@ class Batches(Protocol):
 
     def documents_later(self) -> Callable[[], list[list[str]]]: ...
 
+    @property
+    def epoch(self) -> float: ...
+
 
 class Schedule(NamedTuple):
     """After which steps something happens."""
@@ -83,7 +86,7 @@ def run_steps(
             reporter.flush()
             trace.start()
         state, values = step(state, frozen, put(batch))
-        reporter.add(number, values, batches.documents_later())
+        reporter.add(number, values, batches.documents_later(), epoch=batches.epoch)
         if trace.ends_at(number):
             reporter.flush()
             trace.stop()

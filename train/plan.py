@@ -195,7 +195,7 @@ def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Pla
     if used != len(devices):
         raise ValueError(f"the mesh has {used} devices, but {topology} has {len(devices)}; "
                          f"make the product of the mesh's axes {len(devices)}.")  # fmt: skip
-    config, _ = settle(config, model_config)
+    config = settle(config, model_config).config
     plan = _plan(config, model_config, topology, devices)
     if plan.fits or not search:
         return plan

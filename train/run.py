@@ -33,7 +33,7 @@ from train.observe.throughput import Throughput
 from train.observe.trace import Trace
 from train.preemption import watch_for_preemption
 from train.record import make_record, write_record
-from train.settle import load_start
+from train.settle import announce, load_start, make_watch
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
 from train.workdir import check_workdir, open_workdir
@@ -61,7 +61,7 @@ def run(config: TrainConfig, workdir: Path) -> None:
         )
     with raise_together():
         inputs = check_inputs(config, mesh)
-        config = inputs.config
+        config = announce(config.recipe, inputs.settled)
         record = make_record(config, model_folder=inputs.folder, data_identity=inputs.batches.get_state()["identity"])
         origin = find_origin(config.recipe, workdir, model=record.model)
         check_workdir(workdir)
@@ -145,6 +145,7 @@ def _train(
             recipe.health,
             positions=sequences * tokens,
             first_sequence=inputs.sequences.start,
+            watch=make_watch(recipe, inputs.settled),
         )
         return run_steps(
             setup.state,

@@ -63,6 +63,8 @@ class MetricsWriter:
         shown = {
             name: f"{entry[name]:.4f}" for name in ("loss", "mtp_loss", "divergence") if entry.get(name) is not None
         }
+        if "epoch" in entry:
+            shown["epoch"] = f"{entry['epoch']:.2f}"
         shown["tokens/s"] = f"{entry['tokens_per_second']:,.0f}"
         if "fraction_of_peak_flops_per_second" in entry:
             shown["MFU"] = f"{entry['fraction_of_peak_flops_per_second']:.1%}"

@@ -17,6 +17,7 @@ from train.config.health import HealthConfig
 from train.observe.health import complaint
 from train.observe.metrics import Entry, MetricsWriter
 from train.observe.throughput import Throughput, memory_in_use
+from train.observe.warnings import LossWatch
 from train.step import Metrics
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ class _Pending(NamedTuple):
     number: int
     values: Metrics
     documents: Callable[[], list[list[str]]]
+    epoch: float
     seconds: dict[str, float]
 
 
@@ -35,6 +37,7 @@ class Reporter:
     Args:
       positions: tokens and padding in a batch.
       first_sequence: the first sequence of a batch that this process feeds.
+      watch: warns of losses.
     """
 
     def __init__(
@@ -46,10 +49,12 @@ class Reporter:
         *,
         positions: int,
         first_sequence: int = 0,
+        watch: LossWatch | None = None,
     ):
         self._folder = workdir / "unsound"
         self._metrics, self._throughput, self._health = metrics, throughput, health
         self._positions, self._first_sequence = positions, first_sequence
+        self._watch = watch
         self._pending: _Pending | None = None
         self._ended = time.perf_counter()
         self._seconds = {"data_seconds": 0.0, "checkpoint_seconds": 0.0}
@@ -61,14 +66,15 @@ class Reporter:
         yield
         self._seconds[name] += time.perf_counter() - began
 
-    def add(self, number: int, values: Metrics, documents: Callable[[], list[list[str]]]) -> None:
+    def add(self, number: int, values: Metrics, documents: Callable[[], list[list[str]]], *, epoch: float) -> None:
         """Takes the metrics of a step that was just dispatched, and writes those of the step before.
 
         Args:
           documents: says, for each sequence of the batch that this process feeds, where its documents come from.
+          epoch: epochs of the data that were read for this step and those before.
         """
         self.flush()
-        self._pending = _Pending(number, values, documents, self._seconds)
+        self._pending = _Pending(number, values, documents, epoch, self._seconds)
         self._seconds = dict.fromkeys(self._seconds, 0.0)
 
     def flush(self, evaluate: Callable[[], Mapping[str, float]] | None = None) -> None:
@@ -79,7 +85,7 @@ class Reporter:
         """
         if self._pending is None:
             return
-        number, values, documents, seconds = self._pending
+        number, values, documents, epoch, seconds = self._pending
         self._pending = None
         values = {name: value.item() for name, value in jax.device_get(values).items()}
         now = time.perf_counter()
@@ -87,8 +93,12 @@ class Reporter:
         if values["skipped"]:
             self._report_unsound(number, values, documents())
         entry: Entry = {"step": number} | {name: _finite(value) for name, value in values.items()}
+        entry["epoch"] = epoch
         entry["packing_efficiency"] = values["input_tokens"] / self._positions
         entry |= self._throughput.rates(values["input_tokens"], elapsed) | seconds
+        if self._watch is not None:
+            for warning in self._watch.add(number, values.get("loss")):
+                logger.warning(warning)
         memory = memory_in_use()
         if evaluate is not None:
             entry |= {f"eval_{name}": _finite(float(value)) for name, value in evaluate().items()}
