@@ -21,8 +21,8 @@ from train.data.epochs import batches_of_epochs
 from train.data.measure import check_lost, describe, measure
 from train.data.pipeline import BatchIterator, make_batches
 from train.data.validation import ValidationData, read_validation
-from train.observe.notes import find_notes
-from train.settle import settle
+from train.observe.warnings import many_epochs
+from train.settle import Settled, announce, settle
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +30,8 @@ logger = logging.getLogger(__name__)
 class Inputs(NamedTuple):
     """What a run reads, found and checked."""
 
-    config: TrainConfig
-    """The settings with all decided that does not depend on the number of steps."""
-    groups: set[str]
-    """What trains, by groups of ``qwen35_jax.targets``."""
+    settled: Settled
+    """The settings with the layers of adapters decided."""
     folder: Path
     """The base checkpoint."""
     model_config: ModelConfig
@@ -61,7 +59,7 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
         tokens=data.sequence_length,
     )
     recipe.objective.check_model(model_config.text, folder)
-    settled, groups = settle(config, model_config)
+    settled = settle(config, model_config)
     tokenizer = Tokenizer.from_pretrained(folder)
     tokenizer.check_vocabulary(model_config.text.vocab_size)
     sequences = sequences_of_process(sequences=data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh)
@@ -70,12 +68,15 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     check_lost(found, data)
     for line in describe(found, data, recipe.steps):
         logger.info("data: %s", line)
+    if recipe.steps is not None and data.epochs is None:
+        for warning in many_epochs(recipe.steps / found.steps_of_epoch(data), recipe.steps):
+            logger.warning(warning)
     validation = read_validation(data, tokenizer, sequences, batches.corpus)
-    return Inputs(settled, groups, folder, model_config, tokenizer, batches, sequences, validation)
+    return Inputs(settled, folder, model_config, tokenizer, batches, sequences, validation)
 
 
 def settle_steps(config: TrainConfig, inputs: Inputs) -> TrainConfig:
-    """Returns the settings with the number of steps that they lead to.
+    """Returns the settings with every default decided, and the number of steps that they lead to.
 
     These are the steps given or, if that is less or none are given, as many as the epochs fill.
 
@@ -93,8 +94,5 @@ def settle_steps(config: TrainConfig, inputs: Inputs) -> TrainConfig:
         steps = batches if recipe.steps is None else min(recipe.steps, batches)
         logger.info("data: %d epochs fill %d steps; the run takes %d", recipe.data.epochs, batches, steps)
         recipe = dataclasses.replace(recipe, steps=steps)
-    settled = dataclasses.replace(inputs.config.recipe, steps=recipe.steps).decide()
-    has_mtp_head = inputs.model_config.text.mtp.num_hidden_layers > 0
-    for note in find_notes(recipe, settled, inputs.groups, has_mtp_head=has_mtp_head):
-        logger.info(note)
-    return dataclasses.replace(config, recipe=settled)
+    settled = inputs.settled.config.replace(steps=recipe.steps)
+    return announce(recipe, inputs.settled._replace(config=settled))

@@ -29,6 +29,9 @@ class Batches(Protocol):
 
     def documents_later(self) -> Callable[[], list[list[str]]]: ...
 
+    @property
+    def epoch(self) -> float: ...
+
 
 class Schedule(NamedTuple):
     """After which steps something happens."""
@@ -84,7 +87,7 @@ def run_steps(
             break
         with trace.around(number, reporter.flush):
             state, values = step(state, frozen, put(batch))
-            reporter.add(number, values, batches.documents_later())
+            reporter.add(number, values, batches.documents_later(), epoch=batches.epoch)
         is_best = schedule.evaluates_after(number) and _evaluate(state, evaluate, best, reporter)
         if is_preempted(number):
             save(state)

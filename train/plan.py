@@ -85,7 +85,7 @@ def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Pla
             f"the mesh has {used} devices, but {topology} has {len(devices)}; make the product of --mesh.data, "
             f"--mesh.fsdp, --mesh.context and --mesh.tensor {len(devices)}."
         )
-    config, _ = settle(config, model_config)
+    config = settle(config, model_config).config
     plan = _plan(config, model_config, topology, devices)
     if plan.fits or not search:
         return plan

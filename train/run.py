@@ -35,7 +35,7 @@ from train.observe.throughput import Throughput
 from train.observe.trace import Trace
 from train.preemption import watch_for_preemption
 from train.record import RunRecord, make_record, write_record
-from train.settle import load_start
+from train.settle import load_start, make_watch
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
 from train.workdir import check_workdir, open_workdir
@@ -200,6 +200,7 @@ def _make_reporter(
         terms=setup.terms,
         positions=data.sequences_per_batch * data.sequence_length,
         first_sequence=inputs.sequences.start,
+        watch=make_watch(config.recipe, inputs.settled),
     )
 
 

@@ -1,30 +1,36 @@
 """Settles what the settings of a run leave open, by the model that it trains, and checks what would train."""
 
 import dataclasses
+import logging
 from collections.abc import Collection
 from typing import NamedTuple
 
 from flax import nnx
 
 from qwen35_jax import lora
-from qwen35_jax.config import ModelConfig
+from qwen35_jax.config import ModelConfig, TextConfig
 from qwen35_jax.hf.adapter import load_adapter
 from qwen35_jax.lora import LoraConfig, Place
 from qwen35_jax.model import Qwen35
 from train.config import Recipe, TrainConfig
+from train.observe.notes import find_notes
+from train.observe.warnings import LossWatch, high_rate
 from train.state import choose_weights
+
+logger = logging.getLogger(__name__)
 
 
 class Settled(NamedTuple):
-    """The settings of a run with every default decided."""
+    """The settings of a run once its model is known."""
 
     config: TrainConfig
+    model: TextConfig
     groups: set[str]
     """What trains, by groups of ``qwen35_jax.targets``."""
 
 
 def settle(config: TrainConfig, model_config: ModelConfig) -> Settled:
-    """Decides learning rate, warmup, and the layers of adapters. No array is made. A second call changes nothing.
+    """Decides which adapters train, and checks what trains. No array is made. A second call changes nothing.
 
     Raises:
       ValueError: a word of the settings chooses nothing, what trains contradicts the objective, or the adapter to start
@@ -42,14 +48,40 @@ def settle(config: TrainConfig, model_config: ModelConfig) -> Settled:
     model = nnx.eval_shape(make)
     if adapter is not None:
         recipe = dataclasses.replace(recipe, lora=_as_adapter(recipe.lora, model, adapter))
-    recipe = recipe.decide()
+    recipe = dataclasses.replace(recipe, lora=recipe.trained_lora)
     if recipe.lora is None:
         trained = choose_weights(model, recipe.train, train_mtp=recipe.objective.trains_mtp)
         groups, option = {weight.group for weight in trained.values()}, "train"
     else:
         groups, option = _groups(model, lora.choose_layers(model, recipe.lora)), "lora.targets"
     recipe.objective.check_trained(groups, option=option)
-    return Settled(dataclasses.replace(config, recipe=recipe), groups)
+    return Settled(dataclasses.replace(config, recipe=recipe), model_config.text, groups)
+
+
+def announce(given: Recipe, settled: Settled) -> TrainConfig:
+    """Logs how the run trains and what is to be warned of, and returns the settings with every default decided.
+
+    Args:
+      given: what the user set.
+    """
+    config = dataclasses.replace(settled.config, recipe=settled.config.recipe.decide())
+    has_head = settled.model.mtp.num_hidden_layers > 0
+    for note in find_notes(given, config.recipe, settled.groups, has_mtp_head=has_head):
+        logger.info(note)
+    for warning in high_rate(config.recipe, settled.model.hidden_size):
+        logger.warning(warning)
+    return config
+
+
+def make_watch(recipe: Recipe, settled: Settled) -> LossWatch:
+    """Makes what follows the loss of a run whose defaults are decided."""
+    optim = recipe.optim
+    assert optim.learning_rate is not None, "the learning rate is decided"
+    return LossWatch(
+        vocab_size=settled.model.vocab_size,
+        learning_rate=optim.learning_rate,
+        warmup=optim.warmup_steps(recipe.num_steps),
+    )
 
 
 def load_start(model: Qwen35, recipe: Recipe) -> list[lora.Match]:

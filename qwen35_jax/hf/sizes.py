@@ -82,7 +82,8 @@ def resize(
 
 
 def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer | None) -> None:
-    ids = {"<|endoftext|>": config.text.eos_token_id}
+    end = config.text.eos_token_id
+    ids = {END_OF_TEXT: max(end) if isinstance(end, tuple) else end}
     if tokenizer is not None:
         ids = tokenizer.backend.get_vocab(with_added_tokens=True)
     elif config.vision is not None:

@@ -20,6 +20,7 @@ from train.observe.metrics import METRICS, MetricsWriter, read_entries
 from train.observe.reporter import Reporter
 from train.observe.throughput import Throughput
 from train.observe.trace import Trace
+from train.observe.warnings import LossWatch
 from train.preemption import EXIT_CODE, Preempted, watch_for_preemption
 from train.state import Frozen, TrainState
 
@@ -38,6 +39,10 @@ class Counter:
 
     def get_state(self):
         return {"identity": {"shards": 1}, "batches": self.at, "shards": {"0": {}}}
+
+    @property
+    def epoch(self):
+        return self.at / 4
 
     def documents_later(self):
         at = self.at
@@ -75,8 +80,9 @@ def step_with(unsound=()):
 def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **schedule):
     saved, metrics = Saved(workdir), MetricsWriter(workdir, first_step=1, last_step=steps, terms=["loss"])
     health = HealthConfig() if health is None else health
+    watch = LossWatch(vocab_size=512, learning_rate=1e-3, warmup=0)
     reporter = Reporter(
-        workdir, metrics, Throughput(2, 1.0, 8.0), health, terms=["loss"], positions=8, first_sequence=5
+        workdir, metrics, Throughput(2, 1.0, 8.0), health, terms=["loss"], positions=8, first_sequence=5, watch=watch
     )
     evaluate, best = schedule.pop("evaluate", None), schedule.pop("best", None)
     profile = schedule.pop("profile", range(0))
@@ -101,6 +107,7 @@ def test_checkpoints_come_after_their_rows_and_at_the_end(tmp_path):
     rows = read_entries(tmp_path / METRICS)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["loss"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["epoch"] for row in rows] == [0.25, 0.5, 0.75, 1.0, 1.25]
     for row in rows:
         assert row["packing_efficiency"] == 0.5
         assert row["tokens_per_second"] == pytest.approx(4 / row["step_seconds"])
@@ -109,6 +116,12 @@ def test_checkpoints_come_after_their_rows_and_at_the_end(tmp_path):
         assert row["fraction_of_peak_flops_per_second"] == row["tokens_per_device_per_second"] / 8
         assert row["data_seconds"] > 0
     assert [row["checkpoint_seconds"] > 0 for row in rows] == [False, False, False, True, False]
+
+
+def test_a_loss_that_rises_is_warned_of_once(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path, steps=60)
+    assert caplog.text.count("the loss has risen to") == 1 and "step 26: " in caplog.text
 
 
 def test_a_last_step_on_the_beat_is_saved_once(tmp_path):

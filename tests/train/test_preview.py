@@ -7,13 +7,14 @@ import sys
 import pytest
 
 from qwen35_jax.command import config_from_command_line
+from qwen35_jax.config import ModelConfig
 from qwen35_jax.hf.source import load_tokenizer
-from qwen35_jax.presets import PRESETS
 from tests.train.launching import REPO, environment
 from train.config import TrainConfig
 from train.data.pipeline import make_batches
 from train.inputs import Inputs, settle_steps
 from train.preview import preview, render_marked
+from train.settle import settle
 
 
 def parsed(arguments):
@@ -80,6 +81,8 @@ def test_epochs_decide_the_steps_unless_fewer_are_given(arguments, inputs, steps
     config = config.replace(steps=steps)
     tokenizer = load_tokenizer(config.recipe.model)
     batches = make_batches(config.recipe.data, tokenizer)
-    found = Inputs(inputs / "base", PRESETS["tiny"], tokenizer, batches, range(8), None)
+    model_config = ModelConfig.from_hf(inputs / "base")
+    settled = settle(config, model_config)
+    found = Inputs(settled, inputs / "base", model_config, tokenizer, batches, range(8), None)
     settled = settle_steps(config, found).recipe.num_steps
     assert settled == (2 if share is None else len(list(make_batches(config.recipe.data, tokenizer))))

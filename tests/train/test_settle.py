@@ -39,6 +39,7 @@ def test_groups_that_train(changes, groups):
     settled = settle(config, small_config())
     assert settled.groups == groups
     assert settle(settled.config, small_config()) == settled
+    assert settled.config.recipe.decide().lora == settled.config.recipe.lora
 
 
 def test_a_model_without_the_head_needs_no_other_settings():
@@ -90,8 +91,9 @@ def adapter(inputs, tmp_path_factory):
 def test_an_adapter_to_start_from_says_what_trains(adapter, inputs):
     config = CONFIG.replace(model=ModelSource("base", adapter=str(adapter)))
     settled = settle(config, small_config()).config.recipe
+    decided = settled.decide()
     assert (settled.lora.rank, settled.lora.alpha, settled.lora.dropout) == (3, 5.0, 0.2)
-    assert settled.optim.learning_rate == 1e-4 and settled.param_dtype == "bfloat16"
+    assert decided.optim.learning_rate == 1e-4 and settled.param_dtype == "bfloat16"
     # The same words choose the layers, in settings of one's own too.
     assert settle(config.replace(lora=settled.lora), small_config()).config.recipe == settled
 
@@ -123,9 +125,9 @@ def test_another_adapter_than_the_settings_say_is_refused_with_the_flags_to_give
 def notes(model_config=None, **changes):
     config = CONFIG.replace(**changes)
     model_config = model_config or small_config()
-    settled, groups = settle(config, model_config)
+    settled = settle(config, model_config)
     has_head = model_config.text.mtp.num_hidden_layers > 0
-    return find_notes(config.recipe, settled.recipe, groups, has_mtp_head=has_head)
+    return find_notes(config.recipe, settled.config.recipe.decide(), settled.groups, has_mtp_head=has_head)
 
 
 def test_a_run_says_which_values_are_in_use():

@@ -63,7 +63,7 @@ class OptimConfig:
         return steps // 2 if wanted >= steps and self.schedule != "constant" else wanted
 
     def decide(self, steps: int, *, adapters: bool) -> "OptimConfig":
-        """Returns these settings with the rate and the steps of the warmup as numbers."""
+        """Returns these settings with the rate and the steps of the warmup decided."""
         default = ADAPTER_LEARNING_RATE if adapters else FULL_LEARNING_RATE
         rate = default if self.learning_rate is None else self.learning_rate
         return dataclasses.replace(self, learning_rate=rate, warmup=self.warmup_steps(steps))

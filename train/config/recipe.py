@@ -100,18 +100,21 @@ class Recipe:
         """Dtype in which the weights of the model are held."""
         return self.model.param_dtype or (self.model.dtype if self.trains_adapters else "float32")
 
-    def decide(self) -> "Recipe":
-        """Returns these settings with what defaults leave open decided: adapters that would not train, rate and warmup.
-
-        The last two wait until the steps are known.
-        """
+    @property
+    def trained_lora(self) -> LoraConfig | None:
+        """The adapters without those of an MTP head that no loss trains, unless they were asked for by name."""
         lora = self.lora
-        if lora is not None and not self.objective.trains_mtp and not {"mtp"} & {*lora.targets, *lora.exclude}:
-            lora = dataclasses.replace(lora, exclude=(*lora.exclude, "mtp"))
-        optim = self.optim
-        if self.steps is not None:
-            optim = optim.decide(self.steps, adapters=self.trains_adapters)
-        return dataclasses.replace(self, optim=optim, lora=lora)
+        if lora is None or self.objective.trains_mtp or "mtp" in (*lora.targets, *lora.exclude):
+            return lora
+        return dataclasses.replace(lora, exclude=(*lora.exclude, "mtp"))
+
+    def decide(self) -> "Recipe":
+        """Returns these settings with what defaults leave open decided: rate, warmup, adapters that would not train.
+
+        What is decided already stays as it is.
+        """
+        optim = self.optim.decide(self.num_steps, adapters=self.trains_adapters)
+        return dataclasses.replace(self, optim=optim, lora=self.trained_lora)
 
     def _apply_tune(self) -> None:
         if self.tune == "full" and self.model.adapter is not None:

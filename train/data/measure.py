@@ -54,6 +54,10 @@ class Measurement(NamedTuple):
         """Tokens of an epoch; an estimate unless all were read."""
         return round(int(self.lengths.sum()) * self.epoch_length / self.documents)
 
+    def steps_of_epoch(self, config: DataConfig) -> float:
+        """Returns how many batches the tokens of an epoch fill; padding makes them a little more."""
+        return self.epoch_tokens / (config.sequences_per_batch * config.sequence_length)
+
 
 def measure(documents: Documents, *, whole: bool) -> Measurement:
     """Reads and tokenises the documents of one epoch, or the first of them.
@@ -127,7 +131,7 @@ def describe(found: Measurement, config: DataConfig, steps: int | None) -> list[
         lines.append(f"{found.share_lost:.1%} of {found.documents:,} documents are left out: {reasons}")
     if not found.is_whole:
         lines.append(f"judged from {found.documents:,} documents")
-    fewest = tokens / (config.sequences_per_batch * config.sequence_length)
+    fewest = found.steps_of_epoch(config)
     lines.append(f"an epoch fills {fewest:,.1f} steps or a little more")
     if steps is not None:
         lines[-1] += f"; the run's {steps:,} steps are {steps / fewest:,.1f} epochs or a little less"

@@ -85,6 +85,12 @@ class BatchIterator:
         last = self._last
         return lambda: [[self._documents.where(position) for (position, _), _ in sequence] for sequence in last]
 
+    @property
+    def epoch(self) -> float:
+        """Epochs passed, judged by the first data shard that this process reads."""
+        first = next(iter(self._shards.values()))
+        return first.taken * self._config.shards / self._documents.epoch_length
+
     def get_state(self) -> dict[str, Any]:
         """Returns a JSON-able state from which `set_state` continues with exactly the batches that would follow.
 

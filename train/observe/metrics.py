@@ -102,6 +102,8 @@ class MetricsWriter:
                 self._events.add_scalar(name, value, _step(entry))
         self._curves.add(entry)
         self._shown |= {name: f"{entry[name]:.4f}" for name in self._shown_terms if entry.get(name) is not None}
+        if "epoch" in entry:
+            self._shown["epoch"] = f"{entry['epoch']:.2f}"
         if "tokens_per_second" in entry:
             self._shown["tokens/s"] = f"{entry['tokens_per_second']:,.0f}"
         if "fraction_of_peak_flops_per_second" in entry:

@@ -17,6 +17,7 @@ from train.config.health import HealthConfig
 from train.observe.health import complaint
 from train.observe.metrics import Entry, MetricsWriter
 from train.observe.throughput import Throughput, memory_in_use
+from train.observe.warnings import LossWatch
 from train.step import Metrics
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ class _Pending(NamedTuple):
     number: int
     values: Metrics
     documents: Callable[[], list[list[str]]]
+    epoch: float
     seconds: dict[str, float]
 
 
@@ -36,6 +38,7 @@ class Reporter:
       terms: the names of what is minimised.
       positions: tokens and padding in a batch.
       first_sequence: the first sequence of a batch that this process feeds.
+      watch: warns of losses.
     """
 
     def __init__(
@@ -48,10 +51,12 @@ class Reporter:
         terms: Sequence[str],
         positions: int,
         first_sequence: int = 0,
+        watch: LossWatch | None = None,
     ):
         self._folder = workdir / "unsound"
         self._metrics, self._throughput, self._health = metrics, throughput, health
         self._terms, self._positions, self._first_sequence = terms, positions, first_sequence
+        self._watch = watch
         self._pending: _Pending | None = None
         self._ended = time.perf_counter()
         self._seconds = {"data_seconds": 0.0, "checkpoint_seconds": 0.0}
@@ -63,14 +68,15 @@ class Reporter:
         yield
         self._seconds[name] += time.perf_counter() - began
 
-    def add(self, number: int, values: Metrics, documents: Callable[[], list[list[str]]]) -> None:
+    def add(self, number: int, values: Metrics, documents: Callable[[], list[list[str]]], *, epoch: float) -> None:
         """Takes the metrics of a step that was just dispatched, and writes those of the step before.
 
         Args:
           documents: says, for each sequence of the batch that this process feeds, where its documents come from.
+          epoch: epochs of the data that were read for this step and those before.
         """
         self.flush()
-        self._pending = _Pending(number, values, documents, self._seconds)
+        self._pending = _Pending(number, values, documents, epoch, self._seconds)
         self._seconds = dict.fromkeys(self._seconds, 0.0)
 
     def flush(self, evaluate: Callable[[], Mapping[str, float | int]] | None = None) -> Entry:
@@ -89,7 +95,7 @@ class Reporter:
             if figures:
                 self._metrics.amend(figures)
             return figures
-        number, values, documents, seconds = self._pending
+        number, values, documents, epoch, seconds = self._pending
         self._pending = None
         values = {name: value.item() for name, value in jax.device_get(values).items()}
         now = time.perf_counter()
@@ -97,8 +103,12 @@ class Reporter:
         if values["skipped"]:
             self._report_unsound(number, values, documents())
         entry: Entry = {"step": number} | {name: _finite(value) for name, value in values.items()}
+        entry["epoch"] = epoch
         entry["packing_efficiency"] = values["input_tokens"] / self._positions
         entry |= self._throughput.rates(values["input_tokens"], elapsed) | seconds
+        if self._watch is not None:
+            for warning in self._watch.add(number, values.get(self._terms[0])):
+                logger.warning(warning)
         memory = memory_in_use()
         figures = self._evaluated(evaluate)
         self._metrics.write(entry | figures, momentary=memory)
