@@ -37,6 +37,8 @@ class Checkpoints:
         """Of evaluated steps; the lowest is the best, which stays."""
         self._saving: int | None = None
         self.directory.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, so that it stays when the folder is emptied.
+        self._mark = self.directory.with_name(".checkpoint-was-written")
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(STATE, DATA),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
@@ -65,6 +67,13 @@ class Checkpoints:
           OSError: it could not be written.
         """
         self._checkpointer.wait_until_finished()
+        if self._saving is not None and jax.process_index() == 0:
+            self._mark.touch()
+
+    @property
+    def was_written(self) -> bool:
+        """Whether a save was ever finished here, even if its checkpoint is gone."""
+        return self._mark.exists()
 
     def whole_steps(self) -> list[int]:
         """Returns the steps that can be restored, in ascending order."""
@@ -122,9 +131,13 @@ class Checkpoints:
         write_manifest(folder)
 
     def _make_room(self) -> None:
-        """Removes what interrupted saves left, a damaged checkpoint of the step to save, and what need not stay."""
-        steps = saved_steps(self.directory)
-        stay = steps_to_keep(steps, keep=self.keep, keep_every=self.keep_every, scores=self.scores)
+        """Removes what interrupted saves left, a damaged checkpoint of the step to save, and what need not stay.
+
+        Only whole checkpoints count, and the newest of them always stays. Damaged ones go once a newer one is whole.
+        """
+        steps, whole = saved_steps(self.directory), self.whole_steps()
+        stay = steps_to_keep(whole, keep=self.keep, keep_every=self.keep_every, scores=self.scores)
+        stay |= {step for step in steps if not whole or step > whole[-1]}
         superfluous = {str(step) for step in ({*steps} - stay) | {self._saving}}
         for path in list(self.directory.iterdir()):
             if path.name in superfluous:

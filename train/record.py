@@ -172,6 +172,11 @@ def _validation_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> I
         yield from _leaf_differences(old["validation"], new["validation"], "validation_identity")
 
 
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Returns dotted name and both values of everything that differs between two records."""
+    return sorted(each for name in old for each in _leaf_differences(old[name], new[name], name))
+
+
 def _leaf_differences(old: Any, new: Any, name: str) -> Iterator[_Difference]:
     """Yields what differs between two JSON values, by dotted name."""
     before, after = dict(_flatten(old, name)), dict(_flatten(new, name))

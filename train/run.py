@@ -20,6 +20,7 @@ from qwen35_jax.hf.load import load
 from qwen35_jax.model import Qwen35
 from qwen35_jax.runs import read_metrics
 from qwen35_jax.storage import replace_folder
+from train.agreement import check_agreement
 from train.batch import put_batch
 from train.best import Best, follow_best, make_outcome
 from train.branch import branch, find_origin
@@ -65,29 +66,18 @@ def run(config: TrainConfig, workdir: Path) -> None:
         inputs = check_inputs(config, mesh)
     config = settle_steps(config, inputs)
     with raise_together():
-        record = make_record(
-            config,
-            model_folder=inputs.folder,
-            data_identity=inputs.batches.get_state()["identity"],
-            validation_identity=None if inputs.validation is None else inputs.validation.identity,
-            conversations=inputs.batches.corpus.has_conversations,
-        )
-        if record.conversations:
-            chat_files(inputs.folder)  # What the export will need: a fault in these files is found now, not then.
+        record = _make_record(config, inputs)
         origin = find_origin(config.recipe, workdir, model=record.base.model)
         check_workdir(workdir)
     with raise_together():
         check_shared(workdir)
         checkpoints, done = open_workdir(workdir, record, config.options.checkpoint)
+    check_agreement(record, done)
     best = follow_best(config.options, workdir, checkpoints, done)
     with jax.set_mesh(mesh):
         setup = build(config, inputs.folder, mesh)
         if done is not None:
-            # Shapes only, so that the initial state's memory is free before the restored one takes its place.
-            setup = setup._replace(state=abstract(setup.state))
-            state, data_state = checkpoints.restore(done, setup.state)
-            setup = setup._replace(state=state)
-            inputs.batches.set_state(data_state)
+            setup = _resume(setup, inputs, checkpoints, done)
             logger.info("resumed after step %d of %s", done, workdir)
         elif origin is not None:
             setup = setup._replace(state=branch(origin, setup.state, inputs.batches))
@@ -106,6 +96,28 @@ def run(config: TrainConfig, workdir: Path) -> None:
         checkpoints.close()
         if config.options.export:
             export(setup.model(state), workdir, record, source=inputs.folder, step=int(state.step))
+
+
+def _make_record(config: TrainConfig, inputs: Inputs) -> RunRecord:
+    record = make_record(
+        config,
+        model_folder=inputs.folder,
+        data_identity=inputs.batches.get_state()["identity"],
+        validation_identity=None if inputs.validation is None else inputs.validation.identity,
+        conversations=inputs.batches.corpus.has_conversations,
+    )
+    if record.conversations:
+        chat_files(inputs.folder)  # What the export will need: a fault in these files is found now, not then.
+    return record
+
+
+def _resume(setup: TrainingSetup, inputs: Inputs, checkpoints: Checkpoints, step: int) -> TrainingSetup:
+    """Restores the state of a step, and moves the data to its place."""
+    # Shapes only, so that the initial state's memory is free before the restored one takes its place.
+    setup = setup._replace(state=abstract(setup.state))
+    state, data_state = checkpoints.restore(step, setup.state)
+    inputs.batches.set_state(data_state)
+    return setup._replace(state=state)
 
 
 def build(config: TrainConfig, folder: Path, mesh: Mesh) -> TrainingSetup:

@@ -37,8 +37,9 @@ def open_workdir(workdir: Path, record: RunRecord, settings: CheckpointConfig) -
                 f"{workdir} has done {done} steps already, more than steps={record.config.recipe.steps}; give as many, "
                 "or another --workdir."
             )
-    elif (workdir / "export").exists():
+    elif checkpoints.was_written or (workdir / "export").exists():
         raise ValueError(
-            f"{workdir} holds an export but no checkpoint to resume from; choose another --workdir, or move it away."
+            f"{workdir} holds metrics or an export of a run whose checkpoints are gone, so that it cannot be resumed. "
+            "Nothing was changed: put a checkpoint back from a copy, or begin again with another --workdir."
         )
     return checkpoints, done

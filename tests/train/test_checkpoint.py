@@ -1,7 +1,9 @@
 """Checkpoints come back exactly, damaged ones are skipped, and nothing starts afresh in silence."""
 
+import itertools
 import json
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
-from qwen35_jax.runs import MANIFEST
+from qwen35_jax.runs import MANIFEST, write_manifest
 from qwen35_jax.sharding import make_mesh
 from train.checkpoint import Checkpoints
 from train.state import TrainState, abstract, init_state
@@ -120,6 +122,36 @@ def test_old_checkpoints_go_after_the_new_one_is_whole(tmp_path, state):
     checkpoints.close()
     assert [path.name for path in folder.iterdir()] == ["3"]
     assert json.loads((folder / "3" / MANIFEST).read_text())
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+@pytest.mark.parametrize("kinds", itertools.product(["absent", "whole", "damaged"], repeat=3))
+def test_whole_checkpoints_are_kept_whatever_is_damaged_beside_them(tmp_path, kinds, keep):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=keep)
+    by_step = dict(zip((2, 4, 6), kinds, strict=True))
+    for step, kind in by_step.items():
+        if kind != "absent":
+            (checkpoints.directory / str(step)).mkdir()
+            (checkpoints.directory / str(step) / "array").write_bytes(b"1234")
+            write_manifest(checkpoints.directory / str(step))
+        if kind == "damaged":
+            cut_short(checkpoints.directory / str(step))
+    whole = [step for step, kind in by_step.items() if kind == "whole"]
+    checkpoints._make_room()
+    assert checkpoints.whole_steps() == whole[-keep:]
+    left = {int(path.name) for path in checkpoints.directory.iterdir()}
+    newer = {step for step, kind in by_step.items() if kind == "damaged" and step > max(whole, default=0)}
+    assert left == {*whole[-keep:]} | newer
+
+
+def test_a_finished_save_is_remembered_when_its_checkpoint_is_gone(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    assert not checkpoints.was_written
+    checkpoints.save(state, {})
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "checkpoints")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    assert checkpoints.latest_whole_step() is None and checkpoints.was_written
 
 
 def test_the_best_stays_until_a_better_one_is_whole(tmp_path, state):
