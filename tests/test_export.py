@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -156,6 +157,24 @@ def test_metrics_of_the_exported_step_are_on_the_card(work):
     assert "## Metrics of step 7\n\n| metric | value |\n|---|---|\n| loss | 0.25 |" in card
     (work / "run" / "metrics.jsonl").unlink()
     assert "None were recorded." in (_export(work, out="again") / "README.md").read_text()
+
+
+def test_after_plain_text_an_adapter_changes_nothing_of_its_base(work):
+    _change_record(work, lambda record: record["identity"].update(conversations=False))
+    out = _export(work)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (out / name).read_bytes() == (work / "base" / name).read_bytes()
+    assert not (out / "generation_config.json").exists()
+    code = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), flags=re.DOTALL)
+    assert len(code) == 2
+    for block in code:
+        compile(block, "card", "exec")
+        assert "GenerationConfig" not in block and "Once upon a time" in block
+    # A merge of it is the base with other weights.
+    main(["merge", "--model", str(work / "base"), "--adapter", str(out), "--out", str(work / "merged")])
+    for path in (work / "base").iterdir():
+        assert path.suffix == ".safetensors" or (work / "merged" / path.name).read_bytes() == path.read_bytes()
+    assert {path.name for path in (work / "merged").iterdir()} == {path.name for path in (work / "base").iterdir()}
 
 
 class _Hub(BaseHTTPRequestHandler):

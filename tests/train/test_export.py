@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -120,6 +121,24 @@ def test_the_code_of_the_card_loads_an_adapter_that_stops(adapters, ours, name, 
     names: dict = {}
     exec(code[way], names)
     _assert_stops(names["model"].float(), names["tokenizer"], ours)
+
+
+def test_peft_goes_by_the_base_alone(work, adapters, ours, tmp_path):
+    """A base that names both ends, as that of the quickstart does, needs no argument; one that does not runs on."""
+    transformers = pytest.importorskip("transformers", reason="generates with transformers")
+    peft = pytest.importorskip("peft", reason="generates with peft")
+    base = shutil.copytree(work / "base", tmp_path / "base")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(adapters[CLASSES[0]])
+
+    def tuned():
+        model = transformers.AutoModelForImageTextToText.from_pretrained(base, dtype="float32")
+        return peft.PeftModel.from_pretrained(model, adapters[CLASSES[0]])
+
+    with pytest.raises(AssertionError):
+        _assert_stops(tuned(), tokenizer, ours)
+    ends = [tokenizer.convert_tokens_to_ids(token) for token in (END_OF_TURN, END_OF_TEXT)]
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": ends, "pad_token_id": ends[1]}))
+    _assert_stops(tuned(), tokenizer, ours)
 
 
 @pytest.mark.parametrize("kind", ["merged", "adapter"])

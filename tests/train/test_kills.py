@@ -15,7 +15,8 @@ KILLS = 10
 
 
 def export(workdir):
-    return (workdir / "export" / "adapter_model.safetensors").read_bytes()
+    names = ("adapter_model.safetensors", "mtp/adapter_model.safetensors")
+    return [(workdir / "export" / name).read_bytes() for name in names]
 
 
 def wait_for_row(processes, workdir, since):

@@ -21,11 +21,12 @@ def assert_equal_runs(ours, theirs):
         for name, value in one.items():
             # float32 sums over rows in another order.
             np.testing.assert_allclose(value, other[name], rtol=1e-5, err_msg=f"{name} of step {one['step']}")
-    ours_export, theirs_export = (load_file(run / "export" / "adapter_model.safetensors") for run in (ours, theirs))
-    assert ours_export.keys() == theirs_export.keys()
-    for name, value in ours_export.items():
-        # Nine steps of up to 7e-3 each.
-        np.testing.assert_allclose(value, theirs_export[name], atol=1e-5, err_msg=name)
+    for file in ("adapter_model.safetensors", "mtp/adapter_model.safetensors"):
+        ours_export, theirs_export = (load_file(run / "export" / file) for run in (ours, theirs))
+        assert ours_export.keys() == theirs_export.keys()
+        for name, value in ours_export.items():
+            # Nine steps of up to 7e-3 each.
+            np.testing.assert_allclose(value, theirs_export[name], atol=1e-5, err_msg=name)
 
 
 def test_two_processes_equal_one(command, whole_run, tmp_path):
