@@ -54,7 +54,7 @@ def test_a_checkpoint_cut_short_is_skipped(command, whole_run, tmp_path):
 def test_a_run_directory_holds_what_is_promised(whole_run):
     workdir, out = whole_run
     names = {path.name for path in workdir.iterdir()}
-    assert names == {"config.json", METRICS, "tensorboard", "checkpoints", "export", "plots"}
+    assert names == {"config.json", METRICS, "tensorboard", "checkpoints", "export", "plots", ".checkpoint-was-written"}
     config = json.loads((workdir / "config.json").read_text())
     assert config["recipe"]["lora"]["rank"] == 4 and config["recipe"]["steps"] == 9
     row = read_entries(workdir / METRICS)[0]
