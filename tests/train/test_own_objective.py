@@ -13,6 +13,7 @@ from tests.conftest import REPO
 from tests.train.launching import timeless
 from train.config import TrainConfig
 
+
 @pytest.fixture
 def run_file(tmp_path):
     page = (REPO / "docs" / "library.md").read_text(encoding="utf-8")
