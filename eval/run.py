@@ -36,6 +36,7 @@ from qwen35_jax.command import config_from_command_line, one_line_errors
 from qwen35_jax.compiled import keep_compiled_programs
 from qwen35_jax.distributed import leave_out_absent_tpu
 from qwen35_jax.hf.hub import find_folder
+from qwen35_jax.hf.source import load_tokenizer
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.storage import file_digest
 from qwen35_jax.wording import options_as_typed, options_of
@@ -76,7 +77,10 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     """
     started = time.monotonic()
     out = Path(config.out)
-    jobs = [_job(get_task(name), config, out) for name in config.tasks]
+    tasks = [get_task(name) for name in config.tasks]
+    if engine is None:
+        load_tokenizer(config.model)  # what is wrong with the model is said before anything about data
+    jobs = [_job(task, config, out) for task in tasks]
     settings = _settings(config, jobs)
     check_directory(out, settings)
     finished = {job.task.name: read_finished(job.path) for job in jobs}

@@ -1,6 +1,7 @@
 """README and docs: links lead somewhere, commands are accepted by their own parsers, and the Python examples run."""
 
 import re
+import tomllib
 
 import pytest
 
@@ -8,7 +9,11 @@ from examples.quickstart import run as quickstart
 from tests.commands import fenced_blocks, find_commands, parse_command
 from tests.conftest import REPO
 
-PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "examples" / "README.md", *sorted(REPO.glob("docs/*.md"))]
+PAGES = [
+    *map(REPO.joinpath, ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    REPO / "examples" / "README.md",
+    *sorted(REPO.glob("docs/*.md")),
+]
 PAGES += sorted((REPO / "qwen35_jax").rglob("README.md")) + sorted((REPO / "train").rglob("README.md"))
 TEXTS = {page.relative_to(REPO).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 ALL = [
@@ -35,6 +40,15 @@ def test_links_and_images_exist(name):
     ]
     missing = [target for target in local if not (REPO / name).parent.joinpath(target).exists()]
     assert not missing
+
+
+def test_install_lines_name_extras_that_exist():
+    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    sources = [path for folder in ("qwen35_jax", "train", "eval", "examples") for path in (REPO / folder).rglob("*.py")]
+    texts = [*TEXTS.values(), *(path.read_text(encoding="utf-8") for path in sources)]
+    lists = [found for text in texts for found in re.findall(rf"(?:\.|{project['name']})\[([a-z, ]+)\]", text)]
+    named = {extra.strip() for found in lists for extra in found.split(",")}
+    assert {"train", "eval", "plan", "tpu", "gpu", "all"} <= named <= project["optional-dependencies"].keys()
 
 
 @pytest.mark.parametrize(("file", "name"), STEP.findall(TEXTS["docs/design.md"].split("## From a file")[1]))

@@ -9,6 +9,7 @@ import pytest
 from eval import run as run_module
 from eval.config import EvalConfig
 from eval.run import main, run
+from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.config import MTPConfig
 from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.inference.sampling import SamplingParams
@@ -254,8 +255,10 @@ def test_the_run_files_take_the_documented_flags(name, monkeypatch, tmp_path, ca
         (["--tasks", "mmlu"], "task 'mmlu' does not exist"),
         (["--tasks"], "--tasks names no task"),
         (["--tasks", "qa", "qa"], "names a task twice"),
-        (["--data-dir", "nowhere"], "nowhere/qa is not a folder"),
-        ([], "give --data-dir"),
+        (["--data-dir", "nowhere"], "no model is named; give --model.path"),
+        (["--data-dir", "nowhere", "--model.path", "./absent"], "absent: no such folder"),
+        (["--data-dir", "nowhere", "--model.path", "MODEL"], "nowhere/qa is not a folder"),
+        (["--model.path", "MODEL"], "give --data-dir"),
         (["--limit", "0"], "--limit 0 must be at least 1"),
         (["--mode", "loud"], "loud"),
         (["--modes", "thinking"], "--modes"),
@@ -268,8 +271,8 @@ def test_the_run_files_take_the_documented_flags(name, monkeypatch, tmp_path, ca
     ],
 )
 def test_wrong_commands_end_in_one_line_and_write_nothing(config, tmp_path, capsys, flags, message):
-    out = tmp_path / "fresh"
-    flags = [config.data_dir if flag == "DATA" else flag for flag in flags]
+    out, model = tmp_path / "fresh", build_tiny_tokenizer(["a"], tmp_path / "model", vocab_size=300)
+    flags = [{"DATA": config.data_dir, "MODEL": str(model)}.get(flag, flag) for flag in flags]
     with pytest.raises(SystemExit) as stop:
         main([str(REPO / "configs" / "tiny_eval.py"), *flags, "--out", str(out)])
     assert stop.value.code == 2
