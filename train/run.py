@@ -60,6 +60,7 @@ def run(config: TrainConfig, workdir: Path) -> None:
             f"{jax.device_count()}; every device must be in it: raise mesh.data or mesh.fsdp."
         )
     with raise_together():
+        trackers = config.options.make_trackers()
         inputs = check_inputs(config, mesh)
         record = make_record(
             config,
@@ -83,7 +84,10 @@ def run(config: TrainConfig, workdir: Path) -> None:
             logger.info("resumed after step %d of %s", done, workdir)
         if jax.process_index() == 0:
             write_record(workdir, record)
-        state = _train(config, workdir, setup, inputs, checkpoints, best, mesh)
+        metrics = partial(
+            MetricsWriter, workdir, last_step=config.recipe.steps, trackers=trackers, record=record.to_json()
+        )
+        state = _train(config, workdir, setup, inputs, checkpoints, best, metrics, mesh)
         if jax.process_index() == 0:
             write_record(workdir, record, make_outcome(config, int(state.step), best))
         logger.info("data: %s", json.dumps(inputs.batches.report()))
@@ -130,16 +134,13 @@ def _train(
     inputs: Inputs,
     checkpoints: Checkpoints,
     best: Best | None,
+    open_metrics: Callable[..., MetricsWriter],
     mesh: Mesh,
 ) -> TrainState:
     """Compiles the step and runs the loop."""
     recipe, options = config.recipe, config.options
     done = int(setup.state.step)
-    if done >= recipe.steps:
-        logger.info("%s is complete: step %d of %d", workdir, done, recipe.steps)
-        return setup.state
-    if best is not None and best.is_exhausted:
-        logger.info("%s is complete: it stopped early after step %d; %s", workdir, done, best)
+    if _is_complete(config, workdir, done, best):
         return setup.state
     began = time.perf_counter()
     step = setup.step.lower(setup.state, setup.frozen, setup.batch).compile()
@@ -153,9 +154,7 @@ def _train(
         first_sequence=inputs.sequences.start,
     )
     with (
-        contextlib.closing(
-            MetricsWriter(workdir, first_step=done + 1, last_step=recipe.steps, terms=setup.terms)
-        ) as metrics,
+        contextlib.closing(open_metrics(first_step=done + 1, terms=setup.terms)) as metrics,
         watch_for_preemption() as is_preempted,
         Trace(workdir / "profile", parse_steps(options.profile) if options.profile else range(0)) as trace,
     ):
@@ -181,6 +180,17 @@ def _train(
             )
         logger.info("%s", best)
     return state
+
+
+def _is_complete(config: TrainConfig, workdir: Path, done: int, best: Best | None) -> bool:
+    """Says of a run that has nothing left to train that it is complete."""
+    if done >= config.recipe.steps:
+        logger.info("%s is complete: step %d of %d", workdir, done, config.recipe.steps)
+        return True
+    if best is not None and best.is_exhausted:
+        logger.info("%s is complete: it stopped early after step %d; %s", workdir, done, best)
+        return True
+    return False
 
 
 def _make_reporter(

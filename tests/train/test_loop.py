@@ -20,6 +20,7 @@ from train.observe.metrics import METRICS, MetricsWriter, read_entries
 from train.observe.reporter import Reporter
 from train.observe.throughput import Throughput
 from train.observe.trace import Trace
+from train.observe.trackers import Trackers
 from train.preemption import EXIT_CODE, Preempted, watch_for_preemption
 from train.state import Frozen, TrainState
 
@@ -73,7 +74,10 @@ def step_with(unsound=()):
 
 
 def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **schedule):
-    saved, metrics = Saved(workdir), MetricsWriter(workdir, first_step=1, last_step=steps, terms=["loss"])
+    saved, metrics = (
+        Saved(workdir),
+        MetricsWriter(workdir, first_step=1, last_step=steps, terms=["loss"], trackers=Trackers(()), record={}),
+    )
     health = HealthConfig() if health is None else health
     reporter = Reporter(
         workdir, metrics, Throughput(2, 1.0, 8.0), health, terms=["loss"], positions=8, first_sequence=5

@@ -81,6 +81,7 @@ OLD_FLAGS = {
     "--workdir": ("there", "options.workdir", "there"),
 }
 NEW_FLAGS = {
+    "--report-to": ("wandb", "options.report_to", ("wandb",)),
     "--checkpoint.best-by": ("None", "options.checkpoint.best_by", None),
     "--checkpoint.keep-every": ("200", "options.checkpoint.keep_every", 200),
     "--early-stop.min-delta": ("0.1", "options.early_stop.min_delta", 0.1),
