@@ -18,6 +18,7 @@ from qwen35_jax.distributed import check_shared, raise_together
 from qwen35_jax.hf.adapter import save_adapter
 from qwen35_jax.hf.load import load
 from qwen35_jax.hf.save import save
+from qwen35_jax.inference.generate import Request
 from qwen35_jax.model import Qwen35
 from qwen35_jax.storage import replace_folder
 from train.batch import put_batch
@@ -27,13 +28,14 @@ from train.config import TrainConfig
 from train.config.options import parse_steps
 from train.evaluation import make_evaluation
 from train.inputs import Inputs, check_inputs
-from train.loop import Schedule, run_steps
+from train.loop import Schedule, Watch, run_steps
 from train.observe.metrics import MetricsWriter
 from train.observe.reporter import Reporter
 from train.observe.throughput import Throughput
 from train.observe.trace import Trace
 from train.preemption import watch_for_preemption
 from train.record import make_record, write_record
+from train.samples import make_sample, read_prompts
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
 from train.workdir import check_workdir, open_workdir
@@ -54,14 +56,11 @@ def run(config: TrainConfig, workdir: Path) -> None:
       Preempted: SIGTERM came; the state is saved.
     """
     mesh = config.layout.mesh.mesh()
-    if jax.process_count() > 1 and mesh.size != jax.device_count():
-        raise ValueError(
-            f"the mesh has {mesh.size} devices, but the {jax.process_count()} processes of the run have "
-            f"{jax.device_count()}; every device must be in it: raise mesh.data or mesh.fsdp."
-        )
+    _check_takes_all_devices(mesh)
     with raise_together():
         trackers = config.options.make_trackers()
         inputs = check_inputs(config, mesh)
+        prompts = read_prompts(config, inputs)
         record = make_record(
             config,
             model_folder=inputs.folder,
@@ -87,7 +86,7 @@ def run(config: TrainConfig, workdir: Path) -> None:
         metrics = partial(
             MetricsWriter, workdir, last_step=config.recipe.steps, trackers=trackers, record=record.to_json()
         )
-        state = _train(config, workdir, setup, inputs, checkpoints, best, metrics, mesh)
+        state = _train(config, workdir, setup, inputs, checkpoints, best, metrics, prompts, mesh)
         if jax.process_index() == 0:
             write_record(workdir, record, make_outcome(config, int(state.step), best))
         logger.info("data: %s", json.dumps(inputs.batches.report()))
@@ -101,6 +100,14 @@ def run(config: TrainConfig, workdir: Path) -> None:
         if config.options.export:
             adapter = config.recipe.lora is not None
             export(setup.model(state), workdir / "export", source=inputs.folder, adapter=adapter)
+
+
+def _check_takes_all_devices(mesh: Mesh) -> None:
+    if jax.process_count() > 1 and mesh.size != jax.device_count():
+        raise ValueError(
+            f"the mesh has {mesh.size} devices, but the {jax.process_count()} processes of the run have "
+            f"{jax.device_count()}; every device must be in it: raise mesh.data or mesh.fsdp."
+        )
 
 
 def build(config: TrainConfig, folder: Path, mesh: Mesh) -> TrainingSetup:
@@ -135,6 +142,7 @@ def _train(
     checkpoints: Checkpoints,
     best: Best | None,
     open_metrics: Callable[..., MetricsWriter],
+    prompts: list[Request],
     mesh: Mesh,
 ) -> TrainState:
     """Compiles the step and runs the loop."""
@@ -165,13 +173,16 @@ def _train(
             step,
             inputs.batches,
             put,
-            Schedule(recipe.steps, options.checkpoint.every, options.evaluate_every),
+            Schedule(recipe.steps, options.checkpoint.every, options.evaluate_every, options.samples.every),
             checkpoints=checkpoints,
             reporter=reporter,
             trace=trace,
             is_preempted=is_preempted,
-            evaluate=make_evaluation(config, setup, inputs, put),
-            best=best,
+            watch=Watch(
+                make_evaluation(config, setup, inputs, put),
+                best,
+                make_sample(options.samples, setup, inputs, prompts, workdir),
+            ),
         )
     if best is not None:
         if best.is_exhausted:

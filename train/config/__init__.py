@@ -21,7 +21,7 @@ from qwen35_jax.lora import LoraConfig
 from train.config.data import DataConfig, Source
 from train.config.health import HealthConfig
 from train.config.layout import Layout, MeshConfig
-from train.config.options import CheckpointConfig, EarlyStopConfig, Options, parse_steps
+from train.config.options import CheckpointConfig, EarlyStopConfig, Options, SamplesConfig, parse_steps
 from train.config.recipe import ModelSource, OptimConfig, Recipe
 from train.objectives.sft import MtpLossConfig, Supervised
 
@@ -39,6 +39,7 @@ __all__ = [
     "Options",
     "ProcessConfig",
     "Recipe",
+    "SamplesConfig",
     "Source",
     "Supervised",
     "TrainConfig",

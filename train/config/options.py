@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -57,6 +57,31 @@ class EarlyStopConfig:
 
 
 @dataclass(frozen=True)
+class SamplesConfig:
+    """Answers that the model in training writes, for people to read. They take the most likely tokens."""
+
+    every: int | None = None
+    """Steps between samples; there are some after the last step too. None for no samples."""
+    path: str | None = None
+    """A JSONL file of conversations that end with the turn to be answered, as ``qwen35 generate`` takes it. By default
+    the first conversations of the validation data, without their last answers."""
+    count: int = 4
+    """How many of them are answered."""
+    max_new_tokens: int = 256
+    """Most tokens of one answer."""
+    mode: Literal["default", "thinking", "non_thinking"] = "default"
+    """Whether the model reasons first; ``default``: as its chat template decides."""
+
+    def __post_init__(self):
+        for name in ("every", "count", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"samples.{name}={value} must be at least 1.")
+        if self.every is None and self.path is not None:
+            raise ValueError(f"samples.path={self.path!r} is never used; say how often with --samples.every N.")
+
+
+@dataclass(frozen=True)
 class Options:
     """What changes no number of a run: a run may resume with any options."""
 
@@ -69,6 +94,7 @@ class Options:
     evaluate_every: Annotated[int | None, tyro.conf.arg(aliases=("--eval-every",))] = None
     """Steps between evaluations, which are the losses of the validation data (``data.eval_path`` and its like) and
     ``evaluate`` of the run file. By default as many as between checkpoints; there is always one after the last step."""
+    samples: SamplesConfig = SamplesConfig()
     report_to: tuple[str, ...] | None = None
     """Where metrics go besides ``metrics.jsonl``: ``tensorboard``, ``wandb``, ``trackio``, or ``none``. By default
     TensorBoard where it is installed."""

@@ -81,6 +81,17 @@ class Documents:
         source, row = self._locate(position)
         return self.sources[source].where(row)
 
+    def prompt(self, source: int, row: int) -> tuple[list[Any], list[Any] | None] | None:
+        """Returns the messages of a row before its last answer, and its tools; None for other rows."""
+        try:
+            content = self.sources[source][row]
+            check_row(content, self._forbidden)
+        except RowError:
+            return None
+        messages = content.get("messages") or []
+        last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+        return (messages[:last], content.get("tools")) if last else None
+
     def identity(self) -> dict[str, Any]:
         """Everything that decides the documents and their order."""
         names = ("sequence_length", "seed", "train_on", "train_on_thinking")

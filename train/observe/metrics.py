@@ -68,19 +68,24 @@ class MetricsWriter:
             total=last_step, initial=first_step - 1, desc="train", unit="step", dynamic_ncols=True, mininterval=pause
         )
 
-    def write(self, entry: Entry, *, momentary: Entry | None = None, texts: Sequence[Text] = ()) -> None:
+    def write(self, entry: Entry, *, momentary: Entry | None = None) -> None:
         """Records one step; ``entry["step"]`` counts from 1.
 
         Args:
-          momentary: goes to the trackers alone, and so do ``texts``.
+          momentary: goes to the trackers alone.
         """
         if not self._active:
             return
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
         self._spread(entry)
-        self._trackers.step(entry | (momentary or {}), texts)
+        self._trackers.step(entry | (momentary or {}))
         self._bar.update()
+
+    def show(self, step: int, texts: Sequence[Text]) -> None:
+        """Hands texts of a step to the trackers."""
+        if self._active:
+            self._trackers.step({"step": step}, texts)
 
     def amend(self, figures: Entry) -> None:
         """Adds figures to the entry that was written last."""
