@@ -14,6 +14,7 @@ from train.evaluation import Evaluate
 from train.observe.reporter import Reporter
 from train.observe.trace import Trace
 from train.preemption import Preempted
+from train.samples import Sample
 from train.state import Frozen, TrainState
 from train.step import Step
 
@@ -40,10 +41,26 @@ class Schedule(NamedTuple):
     checkpoint_every: int
     evaluate_every: int | None = None
     """By default as often as checkpoints are written."""
+    sample_every: int | None = None
 
     def evaluates_after(self, step: int) -> bool:
         """Whether there is an evaluation after a step; there always is one after the last."""
         return step == self.last_step or step % (self.evaluate_every or self.checkpoint_every) == 0
+
+    def samples_after(self, step: int) -> bool:
+        """Whether there are samples after a step, as there always are after the last."""
+        return self.sample_every is not None and (step == self.last_step or step % self.sample_every == 0)
+
+
+class Watch(NamedTuple):
+    """What is looked at between steps. None of it changes the state."""
+
+    evaluate: Evaluate | None = None
+    """Returns figures for the metrics of a step."""
+    best: Best | None = None
+    """Judges the figures."""
+    sample: Sample | None = None
+    """Returns texts for the trackers."""
 
 
 def run_steps(
@@ -58,8 +75,7 @@ def run_steps(
     reporter: Reporter,
     trace: Trace,
     is_preempted: Callable[[int], bool],
-    evaluate: Evaluate | None = None,
-    best: Best | None = None,
+    watch: Watch,
 ) -> TrainState:
     """Trains from the step after ``state.step`` through ``schedule.last_step`` and returns the final state.
 
@@ -70,8 +86,6 @@ def run_steps(
     Args:
       put: places a batch on the mesh.
       is_preempted: asked after every step.
-      evaluate: returns figures for the metrics of a step; must leave the state as it is.
-      best: judges them.
 
     Raises:
       ValueError: a step is unsound; checkpoints stay as they were.
@@ -88,18 +102,20 @@ def run_steps(
         with trace.around(number, reporter.flush):
             state, values = step(state, frozen, put(batch))
             reporter.add(number, values, batches.documents_later(), epoch=batches.epoch)
-        is_best = schedule.evaluates_after(number) and _evaluate(state, evaluate, best, reporter)
+        is_best = schedule.evaluates_after(number) and _evaluate(state, watch, reporter)
+        if watch.sample is not None and schedule.samples_after(number):
+            reporter.show(number, partial(watch.sample, state))
         if is_preempted(number):
             save(state)
             checkpoints.wait()
             raise Preempted(number)
         if is_best or number % schedule.checkpoint_every == 0:
             saved = save(state)
-        if best is not None and best.is_exhausted:
+        if watch.best is not None and watch.best.is_exhausted:
             break
     if not schedule.evaluates_after(int(state.step)):
         # The data ended before the last step.
-        _evaluate(state, evaluate, best, reporter)
+        _evaluate(state, watch, reporter)
         reporter.sync()
     if int(state.step) > saved:
         save(state)
@@ -108,12 +124,12 @@ def run_steps(
     return state
 
 
-def _evaluate(state: TrainState, evaluate: Evaluate | None, best: Best | None, reporter: Reporter) -> bool:
+def _evaluate(state: TrainState, watch: Watch, reporter: Reporter) -> bool:
     """Adds the figures of a state to its step's metrics, and returns whether it is the best so far."""
-    if evaluate is None:
+    if watch.evaluate is None:
         return False
-    figures = reporter.flush(partial(evaluate, state))
-    return best is not None and best.add(int(state.step), figures)
+    figures = reporter.flush(partial(watch.evaluate, state))
+    return watch.best is not None and watch.best.add(int(state.step), figures)
 
 
 def _save(state: TrainState, *, checkpoints: Checkpoints, batches: Batches, reporter: Reporter) -> int:

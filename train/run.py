@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from qwen35_jax.distributed import check_shared, raise_together
 from qwen35_jax.export import export_adapter, export_checkpoint
 from qwen35_jax.hf.chat_files import chat_files
 from qwen35_jax.hf.load import load
+from qwen35_jax.inference.generate import Request
 from qwen35_jax.model import Qwen35
 from qwen35_jax.runs import read_metrics
 from qwen35_jax.storage import replace_folder
@@ -29,13 +30,14 @@ from train.config import TrainConfig
 from train.config.options import parse_steps
 from train.evaluation import make_evaluation
 from train.inputs import Inputs, check_inputs, settle_steps
-from train.loop import Schedule, run_steps
+from train.loop import Schedule, Watch, run_steps
 from train.observe.metrics import MetricsWriter
 from train.observe.reporter import Reporter
 from train.observe.throughput import Throughput
 from train.observe.trace import Trace
 from train.preemption import watch_for_preemption
 from train.record import RunRecord, make_record, write_record
+from train.samples import make_sample, read_prompts
 from train.settle import load_start, make_watch
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
@@ -57,15 +59,13 @@ def run(config: TrainConfig, workdir: Path) -> None:
       Preempted: SIGTERM came; the state is saved.
     """
     mesh = config.layout.mesh.mesh()
-    if jax.process_count() > 1 and mesh.size != jax.device_count():
-        raise ValueError(
-            f"the mesh has {mesh.size} devices, but the {jax.process_count()} processes of the run have "
-            f"{jax.device_count()}; every device must be in it: raise mesh.data or mesh.fsdp."
-        )
+    _check_takes_all_devices(mesh)
     with raise_together():
+        trackers = config.options.make_trackers()
         inputs = check_inputs(config, mesh)
     config = settle_steps(config, inputs)
     with raise_together():
+        prompts = read_prompts(config, inputs)
         record = _make_record(config, inputs)
         origin = find_origin(config.recipe, workdir, model=record.base.model)
         check_workdir(workdir)
@@ -83,7 +83,10 @@ def run(config: TrainConfig, workdir: Path) -> None:
             setup = setup._replace(state=branch(origin, setup.state, inputs.batches))
         if jax.process_index() == 0:
             write_record(workdir, record)
-        state = _train(config, workdir, setup, inputs, checkpoints, best, mesh)
+        metrics = partial(
+            MetricsWriter, workdir, last_step=config.recipe.num_steps, trackers=trackers, record=record.to_json()
+        )
+        state = _train(config, workdir, setup, inputs, checkpoints, best, metrics, prompts, mesh)
         if jax.process_index() == 0:
             write_record(workdir, record, make_outcome(config, int(state.step), best))
         logger.info("data: %s", json.dumps(inputs.batches.report()))
@@ -120,6 +123,14 @@ def _resume(setup: TrainingSetup, inputs: Inputs, checkpoints: Checkpoints, step
     return setup._replace(state=state)
 
 
+def _check_takes_all_devices(mesh: Mesh) -> None:
+    if jax.process_count() > 1 and mesh.size != jax.device_count():
+        raise ValueError(
+            f"the mesh has {mesh.size} devices, but the {jax.process_count()} processes of the run have "
+            f"{jax.device_count()}; every device must be in it: raise mesh.data or mesh.fsdp."
+        )
+
+
 def build(config: TrainConfig, folder: Path, mesh: Mesh) -> TrainingSetup:
     """Loads the model, adds the adapters, and makes state and step of settled settings. Call it under the mesh."""
     model, recipe = load(folder, mesh=mesh, **model_options(config)), config.recipe
@@ -147,16 +158,14 @@ def _train(
     inputs: Inputs,
     checkpoints: Checkpoints,
     best: Best | None,
+    open_metrics: Callable[..., MetricsWriter],
+    prompts: list[Request],
     mesh: Mesh,
 ) -> TrainState:
     """Compiles the step and runs the loop."""
     recipe, options = config.recipe, config.options
     done = int(setup.state.step)
-    if done >= recipe.num_steps:
-        logger.info("%s is complete: step %d of %d", workdir, done, recipe.num_steps)
-        return setup.state
-    if best is not None and best.is_exhausted:
-        logger.info("%s is complete: it stopped early after step %d; %s", workdir, done, best)
+    if _is_complete(config, workdir, done, best):
         return setup.state
     began = time.perf_counter()
     step = setup.step.lower(setup.state, setup.frozen, setup.batch).compile()
@@ -170,9 +179,7 @@ def _train(
         first_sequence=inputs.sequences.start,
     )
     with (
-        contextlib.closing(
-            MetricsWriter(workdir, first_step=done + 1, last_step=recipe.num_steps, terms=setup.terms)
-        ) as metrics,
+        contextlib.closing(open_metrics(first_step=done + 1, terms=setup.terms)) as metrics,
         watch_for_preemption() as is_preempted,
         Trace(workdir / "profile", parse_steps(options.profile) if options.profile else range(0)) as trace,
     ):
@@ -183,13 +190,16 @@ def _train(
             step,
             inputs.batches,
             put,
-            Schedule(recipe.num_steps, options.checkpoint.every, options.evaluate_every),
+            Schedule(recipe.num_steps, options.checkpoint.every, options.evaluate_every, options.samples.every),
             checkpoints=checkpoints,
             reporter=reporter,
             trace=trace,
             is_preempted=is_preempted,
-            evaluate=make_evaluation(config, setup, inputs, put),
-            best=best,
+            watch=Watch(
+                make_evaluation(config, setup, inputs, put),
+                best,
+                make_sample(options.samples, setup, inputs, prompts, workdir),
+            ),
         )
     if best is not None:
         if best.is_exhausted:
@@ -198,6 +208,17 @@ def _train(
             )
         logger.info("%s", best)
     return state
+
+
+def _is_complete(config: TrainConfig, workdir: Path, done: int, best: Best | None) -> bool:
+    """Says of a run that has nothing left to train that it is complete."""
+    if done >= config.recipe.num_steps:
+        logger.info("%s is complete: step %d of %d", workdir, done, config.recipe.num_steps)
+        return True
+    if best is not None and best.is_exhausted:
+        logger.info("%s is complete: it stopped early after step %d; %s", workdir, done, best)
+        return True
+    return False
 
 
 def _make_reporter(

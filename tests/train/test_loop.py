@@ -14,12 +14,13 @@ from flax import nnx
 from qwen35_jax.best import Goal
 from train.best import Best
 from train.config import EarlyStopConfig, HealthConfig
-from train.loop import Schedule, run_steps
+from train.loop import Schedule, Watch, run_steps
 from train.observe.health import new_health
 from train.observe.metrics import METRICS, MetricsWriter, read_entries
 from train.observe.reporter import Reporter
 from train.observe.throughput import Throughput
 from train.observe.trace import Trace
+from train.observe.trackers import Trackers
 from train.observe.warnings import LossWatch
 from train.preemption import EXIT_CODE, Preempted, watch_for_preemption
 from train.state import Frozen, TrainState
@@ -78,13 +79,16 @@ def step_with(unsound=()):
 
 
 def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **schedule):
-    saved, metrics = Saved(workdir), MetricsWriter(workdir, first_step=1, last_step=steps, terms=["loss"])
+    saved, metrics = (
+        Saved(workdir),
+        MetricsWriter(workdir, first_step=1, last_step=steps, terms=["loss"], trackers=Trackers(()), record={}),
+    )
     health = HealthConfig() if health is None else health
     watch = LossWatch(vocab_size=512, learning_rate=1e-3, warmup=0)
     reporter = Reporter(
         workdir, metrics, Throughput(2, 1.0, 8.0), health, terms=["loss"], positions=8, first_sequence=5, watch=watch
     )
-    evaluate, best = schedule.pop("evaluate", None), schedule.pop("best", None)
+    evaluate, best, sample = (schedule.pop(name, None) for name in ("evaluate", "best", "sample"))
     profile = schedule.pop("profile", range(0))
     state = TrainState(jnp.int32(0), nnx.State({}), (), new_health())
     with contextlib.closing(metrics), Trace(workdir / "profile", profile) as trace:
@@ -92,8 +96,7 @@ def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **
             state = run_steps(
                 state, Frozen(nnx.State({})), step_with(unsound), Counter(batches), lambda batch: batch,
                 Schedule(steps, schedule.pop("every", 3), **schedule), checkpoints=saved, reporter=reporter,
-                trace=trace, is_preempted=stop or (lambda step: False), evaluate=evaluate,
-                best=best,
+                trace=trace, is_preempted=stop or (lambda step: False), watch=Watch(evaluate, best, sample),
             )  # fmt: skip
         finally:
             train.log, train.waited_after = saved.log, saved.waited_after
@@ -212,6 +215,12 @@ def test_the_best_evaluation_so_far_is_saved_and_patience_ends_the_run(tmp_path)
     # The entry of a step is on disk before its checkpoint.
     assert log == [(2, 2, 2), (4, 4, 4), (5, 5, 5), (8, 8, 8)] and int(state.step) == 8
     assert best.step == 4 and list(best.scores) == [2, 4, 6, 8]
+
+
+def test_samples_are_written_every_few_steps_and_after_the_last(tmp_path):
+    sampled = []
+    train(tmp_path, steps=5, sample=lambda state: sampled.append(int(state.step)) or [], sample_every=2)
+    assert sampled == [2, 4, 5]
 
 
 def test_a_trace_of_chosen_steps_is_written(tmp_path):

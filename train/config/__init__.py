@@ -23,7 +23,7 @@ from train.config.data import DataConfig, Source
 from train.config.health import HealthConfig
 from train.config.layout import Layout, MeshConfig
 from train.config.optim import OptimConfig
-from train.config.options import CheckpointConfig, EarlyStopConfig, Options, parse_steps
+from train.config.options import CheckpointConfig, EarlyStopConfig, Options, SamplesConfig, parse_steps
 from train.config.recipe import ModelSource, Recipe
 from train.objectives.sft import MtpLossConfig, Supervised
 
@@ -41,6 +41,7 @@ __all__ = [
     "Options",
     "ProcessConfig",
     "Recipe",
+    "SamplesConfig",
     "Source",
     "Supervised",
     "TrainConfig",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -11,6 +11,7 @@ from qwen35_jax.best import Goal
 from qwen35_jax.distributed import ProcessConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
+from train.observe.trackers import TRACKERS, Tracker, Trackers
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,31 @@ class EarlyStopConfig:
 
 
 @dataclass(frozen=True)
+class SamplesConfig:
+    """Answers that the model in training writes, for people to read. They take the most likely tokens."""
+
+    every: int | None = None
+    """Steps between samples; there are some after the last step too. None for no samples."""
+    path: str | None = None
+    """A JSONL file of conversations that end with the turn to be answered, as ``qwen35 generate`` takes it. By default
+    the first conversations of the validation data, without their last answers."""
+    count: int = 4
+    """How many of them are answered."""
+    max_new_tokens: int = 256
+    """Most tokens of one answer."""
+    mode: Literal["default", "thinking", "non_thinking"] = "default"
+    """Whether the model reasons first; ``default``: as its chat template decides."""
+
+    def __post_init__(self):
+        for name in ("every", "count", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"samples.{name}={value} must be at least 1.")
+        if self.every is None and self.path is not None:
+            raise ValueError(f"samples.path={self.path!r} is never used; say how often with --samples.every N.")
+
+
+@dataclass(frozen=True)
 class Options:
     """What changes no number of a run: a run may resume with any options."""
 
@@ -68,6 +94,12 @@ class Options:
     evaluate_every: Annotated[int | None, tyro.conf.arg(aliases=("--eval-every",))] = None
     """Steps between evaluations, which are the losses of the validation data (``data.eval_path`` and its like) and
     ``evaluate`` of the run file. By default as many as between checkpoints; there is always one after the last step."""
+    samples: SamplesConfig = SamplesConfig()
+    report_to: tuple[str, ...] | None = None
+    """Where metrics go besides ``metrics.jsonl``: ``tensorboard``, ``wandb``, ``trackio``, or ``none``. By default
+    TensorBoard where it is installed."""
+    trackers: Annotated[tuple[Callable[[], Tracker], ...], tyro.conf.Suppress] = ()
+    """Trackers of the run file: functions, or classes, that make an object with the methods of ``Tracker``."""
     profile: str | None = None
     """``FIRST:LAST``: writes a trace of these steps, both included, into ``profile/`` (for XProf or Perfetto)."""
     export: bool = True
@@ -95,6 +127,7 @@ class Options:
                 raise ValueError(
                     f"{name} needs to know what is best; give the figure, such as --checkpoint.best-by eval_loss."
                 )
+        self._check_report_to()
         if self.profile is not None:
             parse_steps(self.profile)
         if self.workdir is not None and "://" in self.workdir:
@@ -104,6 +137,21 @@ class Options:
             )
         if self.plan is None and (self.plan_json, self.plan_price) != (None, None):
             raise ValueError("plan_json and plan_price belong to a plan; name its TPUs with --plan, such as v5e:2x4.")
+
+    def _check_report_to(self) -> None:
+        names = self.report_to or ()
+        if unknown := [name for name in names if name not in (*TRACKERS, "none")]:
+            raise ValueError(f"report_to {unknown[0]!r} is unknown; choose from {', '.join(TRACKERS)}, or none.")
+        if "none" in names and len(names) > 1:
+            raise ValueError("report_to none stands alone; leave out either it or the others.")
+
+    def make_trackers(self) -> Trackers:
+        """Makes the trackers of these settings.
+
+        Raises:
+          ValueError: what one of them needs is not installed.
+        """
+        return Trackers(() if self.report_to == ("none",) else self.report_to, self.trackers)
 
 
 def parse_steps(steps: str) -> range:

@@ -95,6 +95,17 @@ class Documents:
         source, row = self.locate(position)
         return self.sources[source].where(row)
 
+    def prompt(self, source: int, row: int) -> tuple[list[Any], list[Any] | None] | None:
+        """Returns the messages of a row before its last answer, and its tools; None for other rows."""
+        try:
+            content = self._readers[source].read(self.sources[source][row])
+        except RowError:
+            return None
+        if isinstance(content, str):
+            return None
+        last = max((n for n, message in enumerate(content.messages) if message["role"] == "assistant"), default=0)
+        return (content.messages[:last], content.tools) if last else None
+
     def identity(self) -> dict[str, Any]:
         """Everything that decides the documents and their order."""
         names = ("sequence_length", "seed", "train_on", "train_on_thinking")

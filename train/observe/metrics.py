@@ -1,24 +1,25 @@
-"""What a run reports: ``metrics.jsonl``, TensorBoard events, the progress bar and the plots.
+"""What a run reports: ``metrics.jsonl``, the progress bar and the plots, and what trackers are handed.
 
 ``metrics.jsonl`` holds one entry, a line of JSON, for each step. Its fields that depend on the clock end in ``seconds``
 or ``per_second``; all others of two equal runs are equal. What is true of a moment only, such as the memory in use,
-goes to TensorBoard alone. What is not finite becomes null.
+goes to trackers alone. What is not finite becomes null.
 """
 
 import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from qwen35_jax.runs import METRICS
 from qwen35_jax.storage import write_atomically
 from train.observe.curves import Curves
+from train.observe.trackers import RunStart, Text, Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +33,20 @@ class MetricsWriter:
 
     Args:
       terms: the names of what is minimised, the main term first. The bar and the plots show them.
+      trackers: are handed every entry.
+      record: the run record, for the trackers.
     """
 
-    def __init__(self, workdir: Path, *, first_step: int, last_step: int, terms: Sequence[str]):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        first_step: int,
+        last_step: int,
+        terms: Sequence[str],
+        trackers: Trackers,
+        record: Mapping[str, Any],
+    ):
         self._active = jax.process_index() == 0
         if not self._active:
             return
@@ -43,7 +55,8 @@ class MetricsWriter:
         if [entry["step"] for entry in entries] != list(range(1, first_step)):
             logger.warning("%s lacks entries before step %d, where this run resumes", self._path, first_step)
         self._open(entries)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        self._trackers = trackers
+        trackers.start(RunStart(workdir, record, first_step))
         self._curves = Curves(terms)
         for entry in entries:
             self._curves.add(entry)
@@ -58,14 +71,20 @@ class MetricsWriter:
         """Records one step; ``entry["step"]`` counts from 1.
 
         Args:
-          momentary: goes to TensorBoard alone.
+          momentary: goes to the trackers alone.
         """
         if not self._active:
             return
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
-        self._spread(entry, entry | (momentary or {}))
+        self._spread(entry)
+        self._trackers.step(entry | (momentary or {}))
         self._bar.update()
+
+    def show(self, step: int, texts: Sequence[Text]) -> None:
+        """Hands texts of a step to the trackers."""
+        if self._active:
+            self._trackers.step({"step": step}, texts)
 
     def amend(self, figures: Entry) -> None:
         """Adds figures to the entry that was written last."""
@@ -75,19 +94,20 @@ class MetricsWriter:
         entries[-1] |= figures
         self._file.close()
         self._open(entries)
-        self._spread({"step": entries[-1]["step"]} | figures, figures)
+        new = {"step": entries[-1]["step"]} | figures
+        self._spread(new)
+        self._trackers.step(new)
 
     def sync(self) -> None:
         """Puts all entries on disk and draws them. A checkpoint, before which it is called, is never ahead of them."""
         if self._active:
             os.fsync(self._file.fileno())
-            self._events.flush()
             self._curves.draw(self._plot)
 
     def close(self) -> None:
         if self._active:
             self._bar.close()
-            self._events.close()
+            self._trackers.end()
             self._file.close()
 
     def _open(self, entries: Sequence[Entry]) -> None:
@@ -95,11 +115,8 @@ class MetricsWriter:
         write_atomically(self._path, "".join(json.dumps(entry) + "\n" for entry in entries))
         self._file = self._path.open("a", encoding="utf-8")
 
-    def _spread(self, entry: Entry, events: Entry) -> None:
-        """Shows what is new of a step in the events, the curves and the bar."""
-        for name, value in events.items():
-            if name != "step" and value is not None:
-                self._events.add_scalar(name, value, _step(entry))
+    def _spread(self, entry: Entry) -> None:
+        """Shows what is new of a step in the curves and the bar."""
         self._curves.add(entry)
         self._shown |= {name: f"{entry[name]:.4f}" for name in self._shown_terms if entry.get(name) is not None}
         if "epoch" in entry:

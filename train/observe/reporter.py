@@ -17,6 +17,7 @@ from train.config.health import HealthConfig
 from train.observe.health import complaint
 from train.observe.metrics import Entry, MetricsWriter
 from train.observe.throughput import Throughput, memory_in_use
+from train.observe.trackers import Text
 from train.observe.warnings import LossWatch
 from train.step import Metrics
 
@@ -121,6 +122,12 @@ class Reporter:
         figures: Entry = {f"eval_{name}": _number(value) for name, value in evaluate().items()}
         self.leave_out()
         return figures | {"evaluation_seconds": self._ended - began}
+
+    def show(self, number: int, sample: Callable[[], Sequence[Text]]) -> None:
+        """Hands texts of the step last added to the trackers, once its metrics are written."""
+        self.flush()
+        self._metrics.show(number, sample())
+        self.leave_out()
 
     def leave_out(self) -> None:
         """Does not count the time since the last step ended for the next one."""

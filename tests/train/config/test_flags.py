@@ -81,6 +81,12 @@ OLD_FLAGS = {
     "--workdir": ("there", "options.workdir", "there"),
 }
 NEW_FLAGS = {
+    "--samples.count": ("2", "options.samples.count", 2),
+    "--samples.every": ("5", "options.samples.every", 5),
+    "--samples.max-new-tokens": ("9", "options.samples.max_new_tokens", 9),
+    "--samples.mode": ("thinking", "options.samples.mode", "thinking"),
+    "--samples.path": ("None", "options.samples.path", None),
+    "--report-to": ("wandb", "options.report_to", ("wandb",)),
     "--checkpoint.best-by": ("None", "options.checkpoint.best_by", None),
     "--checkpoint.keep-every": ("200", "options.checkpoint.keep_every", 200),
     "--early-stop.min-delta": ("0.1", "options.early_stop.min_delta", 0.1),

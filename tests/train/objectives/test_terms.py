@@ -7,14 +7,17 @@ import pytest
 
 from tests.train.launching import LORA, timeless
 from train.objectives.terms import Objective, check_terms
+from train.observe.metrics import METRICS, read_entries
 
 FOCAL = '''
 import dataclasses
+import json
 
 import jax
 from configs.tiny_sft import config as tiny
 from qwen35_jax.ops.linear_cross_entropy import linear_cross_entropy
 from train.config import Supervised
+from train.observe.metrics import METRICS, read_entries
 from train.objectives.terms import Objective, count_targets, shifted_targets
 
 
@@ -37,16 +40,30 @@ class Focal(Supervised):
         return Objective({"surprise": 1.0, "size": self.size_weight}, counts, sums)
 
 
+class Notes:
+    """A tracker that writes what it is handed."""
+
+    def start(self, run):
+        self.file = open(run.workdir / "notes.jsonl", "w")
+        self.step({"steps": run.record["recipe"]["steps"], "first_step": run.first_step})
+
+    def step(self, entry, texts=()):
+        print(json.dumps(entry), file=self.file)
+
+    def end(self):
+        self.file.close()
+
+
 def config():
     run = tiny()
     mtp = dataclasses.replace(run.recipe.objective.mtp, weight=0.0)
     lora = dataclasses.replace(run.recipe.lora, targets=("attention", "deltanet", "mlp"))
-    return run.replace(objective=Focal(mtp=mtp), lora=lora)
+    return run.replace(objective=Focal(mtp=mtp), lora=lora, trackers=(Notes,))
 '''
 OPTIONS = (
     *LORA, "--steps", "4", "--checkpoint.every", "3", "--data.eval-fraction", "0.1", "--evaluate-every", "2",
     "--checkpoint.best-by", "eval_surprise", "--size-weight", "0.5", "--health.policy", "skip",
-    "--health.max-grad-norm", "1e9",
+    "--health.max-grad-norm", "1e9", "--report-to", "none",
 )  # fmt: skip
 
 
@@ -63,7 +80,11 @@ def test_a_run_whose_objective_has_no_term_named_loss(command, tmp_path):
     assert "surprise=" in err and "size=" in err and "eval_surprise=" in err
     assert (workdir / "plots" / "losses.png").is_file()
     assert "is the best, with eval_surprise" in out
+    assert not (workdir / "tensorboard").exists()
+    started, *noted = map(json.loads, (workdir / "notes.jsonl").read_text().splitlines())
+    assert started == {"steps": 4, "first_step": 1} and noted == read_entries(workdir / METRICS)
     record = json.loads((workdir / "config.json").read_text())
+    assert record["options"]["trackers"][0].endswith(".Notes")
     assert record["outcome"]["best"]["step"] == 4 and record["recipe"]["objective"]["size_weight"] == 0.5
 
 
