@@ -25,6 +25,8 @@ def check_agreement(record: RunRecord, done: int | None) -> None:
     for index, other in enumerate(others, start=1):
         if found := differences(first, other):
             name, here, there = found[0]
+            for part in ("recipe.", "layout.", "options."):
+                name = name.removeprefix(part)
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise ValueError(
                 f"the processes of the run disagree: {name} is {here!r} in process 0 and {there!r} in process "

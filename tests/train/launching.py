@@ -26,8 +26,12 @@ class Command:
     def __init__(self, inputs: Path, cache: Path):
         self._inputs, self._cache = inputs, cache
 
-    def start(self, workdir, *options, config=TINY, devices=1, processes=1):
-        """Starts the processes of one run, each with so many devices, and returns them."""
+    def start(self, workdir, *options, config=TINY, devices=1, processes=1, last=()):
+        """Starts the processes of one run, each with so many devices, and returns them.
+
+        Args:
+          last: options of the last process alone.
+        """
         env = environment(devices=devices) | {
             "JAX_COMPILATION_CACHE_DIR": str(self._cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -36,6 +40,7 @@ class Command:
         command = [sys.executable, "-m", "train.sft", config, *map(str, (*files, "--workdir", workdir)), *options]
         address = ("--processes.coordinator", f"127.0.0.1:{free_port()}", "--processes.count", str(processes))
         joined = [(*address, "--processes.index", str(index)) for index in range(processes)] if processes > 1 else [()]
+        joined[-1] = (*joined[-1], *last)
         return [
             subprocess.Popen(
                 [*command, *each], cwd=REPO, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

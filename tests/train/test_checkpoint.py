@@ -132,7 +132,7 @@ def test_whole_checkpoints_are_kept_whatever_is_damaged_beside_them(tmp_path, ki
     for step, kind in by_step.items():
         if kind != "absent":
             (checkpoints.directory / str(step)).mkdir()
-            (checkpoints.directory / str(step) / "array").write_bytes(b"1234")
+            (checkpoints.directory / str(step) / "array").write_bytes(bytes(1000))
             write_manifest(checkpoints.directory / str(step))
         if kind == "damaged":
             cut_short(checkpoints.directory / str(step))

@@ -87,6 +87,15 @@ def test_a_signal_to_one_process_saves_in_all_after_the_same_step(command, whole
 
 
 @pytest.mark.slow
+def test_processes_with_different_settings_end_in_one_line(command, tmp_path):
+    last = ("--optim.weight-decay", "0.5")
+    for process in command.start(tmp_path / "run", *LORA, "--mesh.data", "2", processes=2, last=last):
+        _, err = process.communicate(timeout=300)
+        [line] = [line for line in err.splitlines() if line.startswith("error:")]
+        assert process.returncode == 2 and "--optim.weight-decay is 0.0 in process 0 and 0.5 in process 1" in line
+
+
+@pytest.mark.slow
 def test_wrong_input_ends_every_process(command, tmp_path):
     processes = command.start(tmp_path / "run", *LORA, "--mesh.data", "2", "--data.path", "absent.jsonl", processes=2)
     for process in processes:
