@@ -110,7 +110,9 @@ def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None 
     source = find_folder(settings["path"])
     model = load(source, settings["dtype"], mesh, param_dtype=stored_dtype(source))
     if adapter is not None:
-        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in adapter.items()}
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in adapter.items()
+        }
         lora.add(model, lora.LoraConfig(**settings), seed=0)
     tree = {_PARAMS: nnx.state(model)}
     arrays = name_arrays(tree)
