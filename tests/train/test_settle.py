@@ -160,7 +160,8 @@ def test_a_run_says_that_its_warmup_is_cut():
         ({"objective": UNTRAINED}, "the MTP head stays as it is, because mtp.weight=0"),
         ({"objective": UNTRAINED, "lora": LoraConfig()}, "the MTP head stays as it is, because mtp.weight=0"),
         ({"lora": LoraConfig(targets=("mlp",))}, "lora.targets=['mlp'] leaves it out, but its loss trains the rest"),
-        ({"train": ("mlp",)}, "train=['mlp'] leaves it out, but its loss trains the rest; add 'mtp', or give"),
+        ({"train": ("mlp",)}, "train=['mlp'] leaves it out, but its loss trains the rest; train it too, or give"),
+        ({"lora": LoraConfig(exclude=("mtp",))}, "['all-linear'] without lora.exclude=['mtp'] leaves it out"),
     ],
 )
 def test_a_run_says_what_becomes_of_the_head(changes, line):

@@ -3,7 +3,6 @@
 from collections.abc import Collection
 
 from train.config import Recipe
-from train.config.recipe import EVERYTHING
 
 
 def find_notes(given: Recipe, settled: Recipe, groups: Collection[str], *, has_mtp_head: bool) -> list[str]:
@@ -59,10 +58,11 @@ def _mtp(settled: Recipe, groups: Collection[str], has_mtp_head: bool) -> list[s
         return []
     if not mtp.weight:
         return ["the MTP head stays as it is, because mtp.weight=0"]
-    option = "lora.targets" if settled.trains_adapters else "train"
-    chosen = settled.lora.targets if settled.lora is not None else settled.train
-    assert tuple(chosen) != (EVERYTHING,)
+    chosen = f"train={list(settled.train)}"
+    if settled.lora is not None:
+        chosen = f"lora.targets={list(settled.lora.targets)}"
+        chosen += f" without lora.exclude={list(settled.lora.exclude)}" if settled.lora.exclude else ""
     return [
-        f"the MTP head stays as it is, because {option}={list(chosen)} leaves it out, but its loss trains the rest; "
-        "add 'mtp', or give --mtp.weight 0"
+        f"the MTP head stays as it is, because {chosen} leaves it out, but its loss trains the rest; train it too, or "
+        "give --mtp.weight 0"
     ]

@@ -1,7 +1,11 @@
 """Settings that cannot work are refused when they are built."""
 
+import importlib
+
 import pytest
 
+from qwen35_jax.command import parse
+from tests.conftest import REPO
 from train.config import (
     CheckpointConfig,
     DataConfig,
@@ -82,6 +86,14 @@ def test_values_out_of_range(make, message):
 )
 def test_the_steps_of_the_warmup(optim, steps, want):
     assert GOOD.replace(optim=optim, steps=steps).recipe.decide().optim.warmup == want
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (REPO / "configs").glob("*.py")))
+def test_every_recipe_takes_three_steps(name):
+    module = importlib.import_module(f"configs.{name}")
+    if isinstance(config := getattr(module, "config", lambda: None)(), TrainConfig):
+        recipe = parse(["--steps", "3"], config).recipe.decide()
+        assert recipe.steps == 3 and recipe.optim.warmup < 3
 
 
 def test_the_rate_is_that_of_what_trains_unless_given():
