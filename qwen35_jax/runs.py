@@ -110,10 +110,10 @@ def load_run(run_dir: str | Path, *, step: int | None = None, mesh: Mesh | None 
     source = find_folder(settings["path"])
     model = load(source, settings["dtype"], mesh, param_dtype=stored_dtype(source))
     if adapter is not None:
-        settings: dict[str, Any] = {
+        fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in adapter.items()
         }
-        lora.add(model, lora.LoraConfig(**settings), seed=0)
+        lora.add(model, lora.LoraConfig(**fields), seed=0)
     tree = {_PARAMS: nnx.state(model)}
     arrays = name_arrays(tree)
     arrays |= _restore(run_dir / CHECKPOINTS / str(step) / STATE, arrays)
