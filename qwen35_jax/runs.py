@@ -139,10 +139,10 @@ def load_run(
     _check_base(source, record)
     model = load(source, settings["dtype"], mesh, param_dtype=stored_dtype(source))
     if adapter is not None:
-        settings: dict[str, Any] = {
+        fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in adapter.items()
         }
-        lora.add(model, lora.LoraConfig(**settings), seed=0)
+        lora.add(model, lora.LoraConfig(**fields), seed=0)
     tree = {_PARAMS: nnx.state(model)}
     arrays = name_arrays(tree)
     arrays |= _restore(run_dir / CHECKPOINTS / str(step) / STATE, arrays)

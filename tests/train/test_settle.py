@@ -1,6 +1,7 @@
 """What defaults decide, what is refused before a model is loaded, and what a run says of it at its start."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -103,6 +104,14 @@ def test_an_adapter_to_start_from_says_what_trains(adapter, inputs):
         ("self_attn.q_proj", 2), ("mlp.up_proj", 1), ("mtp.layers.0.self_attn.q_proj", 1),
     }  # fmt: skip
     assert model.layers[0].mlp.up_proj.lora_b[1].any() and not model.layers[0].mlp.up_proj.lora_b[0].any()
+
+
+def test_an_exported_adapter_names_the_layers_that_were_chosen(adapter):
+    content = json.loads((adapter / "adapter_config.json").read_text())
+    names = ("1.self_attn.q_proj", "2.mlp.up_proj", "3.self_attn.q_proj")
+    layers = [f"model.language_model.layers.{name}" for name in names]
+    assert sorted(content["target_modules"]) == [*layers, "mtp.layers.0.self_attn.q_proj"]
+    assert content["r"] == 3
 
 
 def test_dropout_is_that_of_the_run(adapter, inputs):
