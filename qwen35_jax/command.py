@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import importlib.util
 import io
 import itertools
@@ -20,6 +21,13 @@ from qwen35_jax.wording import did_you_mean, did_you_mean_choice, did_you_mean_o
 
 TRACEBACK_VARIABLE = "QWEN35_TRACEBACK"
 
+WRONG_INPUT, MACHINE_FAULT, INTERRUPTED = 2, 74, 130
+"""Exit codes. 74 is ``EX_IOERR`` of sysexits.h, 130 what shells say of Ctrl-C."""
+
+_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM}
+# How orbax, tensorstore and XLA say the same; they raise errors of their own.
+_FAULT_WORDS = re.compile("no space left on device|disk quota exceeded|resource_exhausted|out of memory", re.IGNORECASE)
+
 Config = TypeVar("Config")
 
 
@@ -27,26 +35,45 @@ Config = TypeVar("Config")
 def one_line_errors() -> Iterator[None]:
     """Turns the errors a user can act on into one line on stderr and a non-zero exit.
 
-    This project raises ``ValueError`` and ``OSError`` for wrong input; they end in exit code 2. Any other error is a
-    defect and keeps its traceback. Set ``QWEN35_TRACEBACK=1`` to see the traceback of every error. The function can be
-    used as a decorator too.
+    This project raises ``ValueError`` and ``OSError`` for wrong input; they end in exit code 2. A full disk, a lack of
+    memory and a failing device end in another code, so that what starts a run again can tell them apart. Any other
+    error is a defect and keeps its traceback. Set ``QWEN35_TRACEBACK=1`` to see the traceback of every error. The
+    function can be used as a decorator too.
 
     Raises:
-      SystemExit: code 2 for wrong input, 130 after Ctrl-C.
+      SystemExit: code 2 for wrong input, 74 where the machine failed (disk, memory, device), 130 after Ctrl-C.
     """
     try:
         yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError) as err:
-        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # Whoever read the output has enough. Python would complain when it closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(MACHINE_FAULT) from None
+    except (ValueError, OSError, RuntimeError, MemoryError) as err:
+        fault = _is_fault_of_machine(err)
+        if os.environ.get(TRACEBACK_VARIABLE) == "1" or not (fault or isinstance(err, ValueError | OSError)):
             raise
         message = str(err) or type(err).__name__
         if isinstance(err, OSError) and err.filename is not None and err.strerror:
             message = f"{err.filename}: {err.strerror}"
+        if fault:
+            message = f"{_one_line(message)[:500]} (disk, memory or device; the last whole checkpoint stays)"
         print(f"error: {_one_line(message)}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(MACHINE_FAULT if fault else WRONG_INPUT) from None
+
+
+def _is_fault_of_machine(err: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is a full disk, a lack of memory or a failing device."""
+    while err is not None:
+        if isinstance(err, MemoryError) or (isinstance(err, OSError) and err.errno in _FAULTS):
+            return True
+        if _FAULT_WORDS.search(str(err)):
+            return True
+        err = err.__cause__ or err.__context__
+    return False
 
 
 def load_config(path: str | Path) -> Any:

@@ -1,11 +1,15 @@
 """Run files, overrides and error lines, as every command handles them."""
 
 import dataclasses
+import errno
+import subprocess
+import sys
 from typing import Literal
 
 import pytest
 
 from qwen35_jax.command import config_from_command_line, load_config, one_line_errors, parse
+from tests.conftest import REPO
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,3 +169,35 @@ def test_interruption_ends_with_code_130(capsys):
         raise KeyboardInterrupt
     assert stop.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "a"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        ValueError("RESOURCE_EXHAUSTED: Error writing [OS error 28: ENOSPC No space left on device]"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 7 bytes"),
+        MemoryError(),
+    ],
+)
+def test_a_fault_of_the_machine_has_an_exit_code_of_its_own(fault, capsys):
+    with pytest.raises(SystemExit) as caught, one_line_errors():
+        try:
+            raise fault
+        except OSError as err:
+            raise ValueError("the file cannot be written") from err
+    assert caught.value.code == 74
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_another_runtime_error_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="a defect"), one_line_errors():
+        raise RuntimeError("a defect")
+
+
+def test_who_closes_the_pipe_hears_no_complaint():
+    command = [sys.executable, "-m", "train.sft", "--help"]
+    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""

@@ -1,14 +1,18 @@
-"""SIGTERM, by which a machine announces that it is taken away: save, and leave with a code of its own.
+"""SIGTERM, by which a machine announces that it is taken away, and Ctrl-C: save, and leave with a code of its own.
 
-The same command, started again, goes on after the last step.
+The same command, started again, goes on after the last step. A second Ctrl-C ends the run at once.
 """
 
 import contextlib
+import logging
+import os
 import signal
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
+
+logger = logging.getLogger(__name__)
 
 EXIT_CODE = 75
 """``EX_TEMPFAIL`` of sysexits.h: nothing is wrong, try again later."""
@@ -26,17 +30,31 @@ class Preempted(SystemExit):
 def watch_for_preemption() -> Iterator[Callable[[int], bool]]:
     """Yields ``is_due(step)``: whether to save and leave after this step.
 
-    One process is due at the first call after its signal. Several agree through JAX's coordination service: each must
+    One process is due at the first call after its signal. The first Ctrl-C counts as SIGTERM; the second raises
+    KeyboardInterrupt. Several processes agree through JAX's coordination service: each must
     ask after every step, and all are due after the same one, the next that none has reached when the first signal
     arrives.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
     received = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+
+    def receive(number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            # The next one goes to Python's own handler.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            logger.info("interrupted: saving after this step; Ctrl-C once more ends the run at once")
+        received.append(True)
+        if jax.process_count() > 1 and number == signal.SIGINT:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other processes
+
+    # With several processes SIGTERM is JAX's own.
+    watched = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+    previous = [(number, signal.signal(number, receive)) for number in watched]
     try:
-        yield lambda step: bool(received)
+        if jax.process_count() > 1:
+            yield multihost_utils.reached_preemption_sync_point
+        else:
+            yield lambda step: bool(received)
     finally:
-        # None: a handler that Python did not install and cannot put back.
-        signal.signal(signal.SIGTERM, previous if previous is not None else signal.SIG_DFL)
+        for number, handler in previous:
+            # None: a handler that Python did not install and cannot put back.
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

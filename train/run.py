@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,17 +24,19 @@ from qwen35_jax.storage import replace_folder
 from train.agreement import check_agreement
 from train.batch import put_batch
 from train.best import Best, follow_best, make_outcome
-from train.branch import branch, find_origin
+from train.branch import Origin, branch, find_origin
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.config.options import parse_steps
 from train.evaluation import make_evaluation
 from train.inputs import Inputs, check_inputs, settle_steps
+from train.lock import lock_directory
 from train.loop import Schedule, Watch, run_steps
 from train.observe.metrics import MetricsWriter
 from train.observe.reporter import Reporter
 from train.observe.throughput import Throughput
 from train.observe.trace import Trace
+from train.observe.trackers import Trackers
 from train.preemption import watch_for_preemption
 from train.record import RunRecord, make_record, write_record
 from train.samples import make_sample, read_prompts
@@ -69,6 +71,31 @@ def run(config: TrainConfig, workdir: Path) -> None:
         record = _make_record(config, inputs)
         origin = find_origin(config.recipe, workdir, model=record.base.model)
         check_workdir(workdir)
+    with _locked(workdir):
+        _run_in(workdir, config, mesh, inputs, record, origin, prompts, trackers)
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Keeps other runs out of the directory; process 0 does it for all."""
+    with contextlib.ExitStack() as held:
+        with raise_together():
+            if jax.process_index() == 0:
+                held.enter_context(lock_directory(workdir))
+        yield
+
+
+def _run_in(
+    workdir: Path,
+    config: TrainConfig,
+    mesh: Mesh,
+    inputs: Inputs,
+    record: RunRecord,
+    origin: Origin | None,
+    prompts: list[Request],
+    trackers: Trackers,
+) -> None:
+    """Trains and exports in a directory that this run has to itself."""
     with raise_together():
         check_shared(workdir)
         checkpoints, done = open_workdir(workdir, record, config.options.checkpoint)

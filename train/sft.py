@@ -4,8 +4,8 @@
     python -m train.sft CONFIG.py --plan v5e:2x4 [--plan-json FILE] [--plan-price DOLLARS]
 
 The same command, run again, resumes from the newest checkpoint of the run directory. Exit codes: 0 done, 2 wrong input
-(one line on stderr), 75 ended by SIGTERM after a checkpoint of the step: run it again. On several hosts the same
-command runs on each.
+(one line on stderr), 74 the machine failed (disk, memory, device), 75 ended by SIGTERM or Ctrl-C after a checkpoint of
+the step: run it again, 130 ended at once by a second Ctrl-C. On several hosts the same command runs on each.
 
 With ``--plan`` it trains nothing and prints what the run would need on TPUs of that kind.
 """

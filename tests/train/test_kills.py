@@ -68,12 +68,48 @@ def test_ten_kills_at_random_moments_change_nothing(command, tmp_path, processes
     assert export(tmp_path / "killed") == export(tmp_path / "whole")
 
 
-def test_a_signal_saves_the_step_and_the_same_command_goes_on(command, whole_run, tmp_path):
+@pytest.mark.slow
+def test_interrupts_at_random_moments_change_nothing(command, tmp_path):
+    seed = random.randrange(1000)
+    print(f"seed {seed}")
+    rng, workdir = random.Random(seed), tmp_path / "interrupted"
+    codes = []
+    for number in range(KILLS):
+        [process] = command.start(workdir, *SHORT)
+        if number % 2:
+            wait_for_row([process], workdir, time.time())
+        time.sleep(rng.uniform(0, 3 if number % 2 else 15))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=300)
+        codes.append(process.returncode)
+        assert process.returncode in (0, 75, 130) and "Traceback" not in err, err
+        if process.returncode == 0:
+            break
+    print(f"exit codes {codes}")
+    assert 75 in codes
+    command.run(workdir, *SHORT)
+    command.run(tmp_path / "whole", *SHORT)
+    assert timeless(workdir) == timeless(tmp_path / "whole")
+    assert export(workdir) == export(tmp_path / "whole")
+
+
+def test_a_second_run_in_a_directory_is_refused_by_name(command, tmp_path):
+    options = (*LORA, "--steps", "100")
+    first = command.start(tmp_path / "run", *options)
+    wait_for_step(first, tmp_path / "run", 1)
+    [second] = command.start(tmp_path / "run", *options)
+    _, err = second.communicate(timeout=300)
+    assert second.returncode == 2 and f"is in use by process {first[0].pid} on " in err
+    kill(first)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_the_same_command_goes_on(command, whole_run, tmp_path, number):
     workdir = tmp_path / "run"
     options = (*LORA, "--checkpoint.every", "100")
     processes = command.start(workdir, *options)
     wait_for_step(processes, workdir, 1)
-    processes[0].send_signal(signal.SIGTERM)
+    processes[0].send_signal(number)
     finish(processes, code=75)
     [step] = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
     # How soon the signal arrives depends on the machine; the loop's own test says that it is answered within the step.

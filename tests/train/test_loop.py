@@ -179,6 +179,16 @@ def test_a_signal_is_noticed_after_the_step_and_its_handler_is_put_back(tmp_path
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_the_first_interrupt_saves_and_the_second_ends(caplog):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), watch_for_preemption() as is_preempted:
+        assert not is_preempted(1)
+        signal.raise_signal(signal.SIGINT)
+        assert is_preempted(2)
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def accuracy(state):
     return {"accuracy": np.float32(int(state.step) / 10), "none": float("nan"), "count": 3}
 
