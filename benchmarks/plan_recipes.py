@@ -34,10 +34,27 @@ def recipes() -> Iterator[tuple[str, str, TrainConfig]]:
 
 
 def fingerprint(topology: str, config: TrainConfig) -> str:
-    """Identifies the settings that a plan was made for. How a run is operated changes no plan."""
-    settings = [topology, dataclasses.asdict(config.recipe), dataclasses.asdict(config.layout)]
-    text = json.dumps(settings, sort_keys=True)
+    """Identifies the settings that a plan was made for. How a run is operated changes no plan.
+
+    Settings that have their default do not count, so that a new one leaves the plans as they are.
+    """
+    text = json.dumps([topology, _changed(config.recipe), _changed(config.layout)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _changed(settings: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass that do not have their default, those of its parts included."""
+    changed = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if dataclasses.is_dataclass(value):
+            inside = _changed(value)
+            if inside or type(value) is not type(default):
+                changed[field.name] = inside
+        elif value != default:
+            changed[field.name] = value
+    return changed
 
 
 def stored_plan(name: str) -> dict[str, Any]:
