@@ -76,6 +76,7 @@ def meshes_of(num_devices: int) -> list[dict[str, int]]:
     return [dict(zip(AXES, sizes, strict=True)) for sizes in every if math.prod(sizes) == num_devices]
 
 
+@pytest.mark.slow  # The profiler, in a test of the same process, would crash on a libtpu without a TPU.
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, which knows the slices, is not there")
 @pytest.mark.parametrize("name", SLICES)
 def test_every_mesh_of_a_slice_can_be_made_and_lies_as_jax_lays_it(name):

@@ -44,8 +44,8 @@ def test_settings_are_shown_as_they_are_typed(message, typed):
 
 def test_every_option_is_one_of_the_command():
     config = load_config(REPO / "configs" / "lora_2b_v5e8.py")
-    # The objective is for the run record alone.
-    for option in {*OPTIONS.values(), "--data.no-train-on-thinking"} - {"--objective"}:
+    # The objective is for the run record alone, and trackers for run files.
+    for option in {*OPTIONS.values(), "--data.no-train-on-thinking"} - {"--objective", "--trackers"}:
         with pytest.raises(ValueError) as error:
             parse([option], config)
             raise ValueError("a switch, which needs no value")

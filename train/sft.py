@@ -54,6 +54,8 @@ def _set_up_logging() -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(levelname)s %(message)s", force=True)
     for name in ("qwen35_jax", "train"):
         logging.getLogger(name).setLevel(logging.INFO if jax.process_index() == 0 else logging.ERROR)
+    # Orbax logs the tracebacks of errors that it raises as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

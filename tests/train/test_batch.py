@@ -43,6 +43,7 @@ def test_a_batch_lies_the_same_whoever_feeds_it(axes):
         np.testing.assert_array_equal(placed[sequence % 3, sequence // 3], batch["input_ids"][sequence])
 
 
+@pytest.mark.slow  # The profiler, in a test of the same process, would crash on a libtpu without a TPU.
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, which knows the slices, is not there")
 @pytest.mark.parametrize("name", SLICES)
 def test_every_host_of_a_slice_feeds_its_share(name):

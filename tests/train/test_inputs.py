@@ -6,7 +6,8 @@ import pytest
 
 from configs.tiny_sft import config as tiny_config
 from train.config import DataConfig, ModelSource
-from train.inputs import _epochs_of_a_batch, check_inputs
+from train.data.measure import measure
+from train.inputs import check_inputs
 
 
 def settings(inputs, **changes):
@@ -33,11 +34,12 @@ def test_one_row_repeated_is_warned_of(inputs, mesh, caplog, tmp_path):
 
 
 def test_the_estimate_of_epochs_is_near_what_many_batches_take(inputs, mesh):
-    batches = check_inputs(settings(inputs), mesh).batches
-    next(batches)
-    estimate = _epochs_of_a_batch(batches)
-    for _ in range(49):
+    config = settings(inputs)
+    batches = check_inputs(config, mesh).batches
+    for _ in range(50):
         next(batches)
-    # After 50 batches the sequences that the packer holds open are a small part.
-    assert estimate == pytest.approx(batches.report()["epochs"] / 50, rel=0.2)
+    report = batches.report()
+    # The estimate knows of no padding. After 50 batches the sequences that the packer holds open are a small part.
+    estimate = report["packing_efficiency"] / measure(batches.corpus, whole=False).steps_of_epoch(config.recipe.data)
+    assert estimate == pytest.approx(report["epochs"] / 50, rel=0.2)
     assert batches.epoch == pytest.approx(batches.report()["epochs"])

@@ -12,10 +12,12 @@ from qwen35_jax.processing import Tokenizer
 from qwen35_jax.sharding import MeshConfig
 from tests.train.launching import LORA, timeless
 from train.config import DataConfig, ModelSource, SamplesConfig
+from train.data.documents import Documents
 from train.data.validation import read_validation
 from train.inputs import Inputs
 from train.run import build
 from train.samples import make_sample, read_prompts
+from train.settle import settle
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,11 @@ def settings(inputs):
 @pytest.fixture(scope="module")
 def found(settings, inputs):
     tokenizer = Tokenizer.from_pretrained(inputs / "base")
-    validation = read_validation(settings.recipe.data, tokenizer, range(8))
-    return Inputs(inputs / "base", ModelConfig.from_hf(inputs / "base"), tokenizer, None, range(8), validation)
+    model_config = ModelConfig.from_hf(inputs / "base")
+    data = settings.recipe.data
+    validation = read_validation(data, tokenizer, range(8), Documents(data, tokenizer))
+    settled = settle(settings, model_config)
+    return Inputs(settled, inputs / "base", model_config, tokenizer, None, range(8), validation)
 
 
 def texts(found, prompts):

@@ -201,7 +201,7 @@ WRONG = {
         lambda i, t: [TINY, "--lora.exclude", "lm_head"],
         "lora.exclude has 'lm_head'",
     ),
-    "MTP adapters without the MTP loss": (lambda i, t: [TINY, "--mtp.weight", "0"], "mtp.weight=0 never trains it"),
+    "MTP adapters without the MTP loss": (lambda i, t: [TINY, "--mtp.weight", "0"], "--mtp.weight 0 never trains it"),
     "whole weights beside adapters": (lambda i, t: [TINY, "--train", "mtp"], "--tune full"),
     "weights that do not exist": (lambda i, t: [TINY, "--tune", "full", "--train", "mpt.*"], "train has 'mpt.*'"),
     "weights that no loss reaches": (
@@ -232,7 +232,7 @@ WRONG = {
         "head_only",
     ),
     "workdir below a file": (lambda i, t: [TINY, "--workdir", t / "empty.jsonl" / "run"], "cannot be written"),
-    "workdir with an export only": (lambda i, t: [TINY, "--workdir", t / "exported"], "export but no checkpoint"),
+    "workdir with an export only": (lambda i, t: [TINY, "--workdir", t / "exported"], "checkpoints are gone"),
     "workdir with other files": (lambda i, t: [TINY, "--workdir", t / "foreign"], "holds no training run"),
 }
 

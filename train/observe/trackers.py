@@ -62,7 +62,7 @@ class TensorBoard:
     def start(self, run: RunStart) -> None:
         from tensorboardX import SummaryWriter
 
-        self._events = SummaryWriter(str(run.workdir / "tensorboard"), purge_step=run.first_step)
+        self._events = SummaryWriter(str(run.workdir / "tensorboard"), purge_step=run.first_step, flush_secs=1)
 
     def step(self, entry: Entry, texts: Sequence[Text]) -> None:
         step, values = _split(entry)
@@ -71,8 +71,6 @@ class TensorBoard:
         for each in texts:
             # TensorBoard shows Markdown; indented lines stay as they are.
             self._events.add_text(each.name, "".join(f"    {line}\n" for line in each.text.split("\n")), step)
-        # What a kill would lose could not be written again: a run that resumes begins after it.
-        self._events.flush()
 
     def end(self) -> None:
         self._events.close()

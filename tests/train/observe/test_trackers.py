@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import time
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -101,13 +102,16 @@ def test_tensorboard_holds_the_events_of_every_step_even_if_the_run_is_killed(tm
     tracker.start(RunStart(tmp_path, {}, 1))
     for entry in ENTRIES:
         tracker.step(entry, [Text("samples/0", "an answer")])
-    # Not ended: what was written is on disk.
-    found = [
-        (event.step, value.tag)
-        for path in (tmp_path / "tensorboard").iterdir()
-        for event in events(path.read_bytes())
-        for value in event.summary.value
-    ]
+    # Not ended: what was written is on disk after a moment.
+    deadline, found = time.monotonic() + 30, []
+    while len(found) < 4 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        found = [
+            (event.step, value.tag)
+            for path in (tmp_path / "tensorboard").iterdir()
+            for event in events(path.read_bytes())
+            for value in event.summary.value
+        ]
     assert {(1, "loss"), (2, "loss"), (2, "eval_loss"), (1, "samples/0/text_summary")} <= set(found)
     assert (1, "grad_norm") not in found
     tracker.end()
