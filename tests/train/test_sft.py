@@ -310,7 +310,7 @@ def test_a_run_scores_itself_and_traces_chosen_steps(command, whole_run, tmp_pat
     workdir = tmp_path / "run"
     command.run(workdir, *LORA, "--profile", "4:5", config=str(tmp_path / "scored.py"))
     rows = timeless(workdir)
-    assert [row["step"] for row in rows if "eval_qa_accuracy" in row] == [4, 8]
+    assert [row["step"] for row in rows if "eval_qa_accuracy" in row] == [4, 8, 9]
     assert [row | {"eval_qa_accuracy": 0} for row in rows] == [
         row | {"eval_qa_accuracy": 0} for row in timeless(whole_run[0])
     ]
