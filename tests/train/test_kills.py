@@ -68,31 +68,6 @@ def test_ten_kills_at_random_moments_change_nothing(command, tmp_path, processes
     assert export(tmp_path / "killed") == export(tmp_path / "whole")
 
 
-@pytest.mark.slow
-def test_interrupts_at_random_moments_change_nothing(command, tmp_path):
-    seed = random.randrange(1000)
-    print(f"seed {seed}")
-    rng, workdir = random.Random(seed), tmp_path / "interrupted"
-    codes = []
-    for number in range(KILLS):
-        [process] = command.start(workdir, *SHORT)
-        if number % 2:
-            wait_for_row([process], workdir, time.time())
-        time.sleep(rng.uniform(0, 3 if number % 2 else 15))
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=300)
-        codes.append(process.returncode)
-        assert process.returncode in (0, 75, 130) and "Traceback" not in err, err
-        if process.returncode == 0:
-            break
-    print(f"exit codes {codes}")
-    assert 75 in codes
-    command.run(workdir, *SHORT)
-    command.run(tmp_path / "whole", *SHORT)
-    assert timeless(workdir) == timeless(tmp_path / "whole")
-    assert export(workdir) == export(tmp_path / "whole")
-
-
 def test_a_second_run_in_a_directory_is_refused_by_name(command, tmp_path):
     options = (*LORA, "--steps", "100")
     first = command.start(tmp_path / "run", *options)
