@@ -1,8 +1,9 @@
 """Which step of a run is the best, by a figure of its evaluations."""
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,21 +60,21 @@ def best_step(run_dir: Path, record: Mapping[str, Any], steps: Iterable[int]) ->
             f"{run_dir} was trained without checkpoint.best_by, so none of its steps is the best; give --step N."
         )
     goal, path = Goal.parse(best_by), run_dir / METRICS
-    scores = read_scores(path, goal) if path.is_file() else {}
-    best = choose_best(scores, steps)
+    best = choose_best(read_scores(path, goal), steps)
     if best is None:
         raise ValueError(f"no checkpoint of {run_dir} has {goal.metric} in {path.name}; give --step N.")
     return best
 
 
 def read_scores(path: Path, goal: Goal) -> dict[int, float]:
-    """Returns the score of every step that was evaluated; unfinished lines are passed over."""
-    scores = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+    """Returns the score of every step that was evaluated."""
+    return {entry["step"]: goal.score(entry[goal.metric]) for entry in finished_entries(path) if goal.metric in entry}
+
+
+def finished_entries(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the entries of ``metrics.jsonl``; unfinished lines are passed over, an absent file has none."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if goal.metric in entry:
-            scores[entry["step"]] = goal.score(entry[goal.metric])
-    return scores
+            if isinstance(entry, dict):
+                yield entry

@@ -6,7 +6,6 @@ holds arrays by their dotted path in the training state. The paths of the traine
 step is whole if all files that its ``manifest.json`` lists are there in the sizes that it gives.
 """
 
-import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from qwen35_jax import lora
-from qwen35_jax.best import best_step
+from qwen35_jax.best import METRICS, best_step, finished_entries
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
 from qwen35_jax.hf.safetensors import read_checkpoint
@@ -27,7 +26,6 @@ from qwen35_jax.processing.tokenizer import TOKENIZER_FILES
 from qwen35_jax.storage import file_digest, fingerprint, write_json
 
 RECORD = "config.json"
-METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state"
@@ -44,6 +42,11 @@ def saved_steps(checkpoints: Path) -> list[int]:
     Folders of unfinished saves do not count. They have more than the number in their names.
     """
     return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit())
+
+
+def whole_steps(checkpoints: Path) -> list[int]:
+    """Lists the steps that can be restored, in ascending order."""
+    return [step for step in saved_steps(checkpoints) if find_damage(checkpoints / str(step)) is None]
 
 
 def write_manifest(step_folder: Path) -> None:
@@ -152,13 +155,8 @@ def load_run(
 
 def read_metrics(run_dir: Path, step: int) -> dict[str, Any]:
     """Returns the entry of a step in ``metrics.jsonl``; it is empty where there is none."""
-    path = run_dir / METRICS
-    for line in reversed(path.read_text(encoding="utf-8").splitlines() if path.is_file() else []):
-        with contextlib.suppress(ValueError):  # The last line may be cut short.
-            entry = json.loads(line)
-            if isinstance(entry, dict) and entry.get("step") == step:
-                return entry
-    return {}
+    entries = [entry for entry in finished_entries(run_dir / METRICS) if entry.get("step") == step]
+    return entries[-1] if entries else {}
 
 
 def _check_base(folder: Path, record: Mapping[str, Any]) -> None:
@@ -207,7 +205,7 @@ def read_record(run_dir: Path) -> dict[str, Any]:
 
 def _choose_step(run_dir: Path, record: dict[str, Any], step: Step | None) -> int:
     checkpoints = run_dir / CHECKPOINTS
-    whole = [saved for saved in saved_steps(checkpoints) if find_damage(checkpoints / str(saved)) is None]
+    whole = whole_steps(checkpoints)
     if not whole:
         raise ValueError(f"{checkpoints} holds no whole checkpoint.")
     if step == "best":

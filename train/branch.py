@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 
-from qwen35_jax.runs import CHECKPOINTS, STATE, find_damage, name_arrays, restore_arrays, saved_steps, stored_arrays
+from qwen35_jax.runs import CHECKPOINTS, STATE, name_arrays, restore_arrays, saved_steps, stored_arrays, whole_steps
 from train.checkpoint import DATA
 from train.config import Recipe
 from train.data.pipeline import BatchIterator
@@ -56,8 +56,7 @@ def find_origin(recipe: Recipe, workdir: Path, *, model: str) -> Origin | None:
             f"branch_from={branch_from!r}: that run started from another checkpoint, "
             f"{recorded['recipe']['model']['path']}; give it as --model.path."
         )
-    steps = saved_steps(origin.run / CHECKPOINTS)
-    whole = [each for each in steps if find_damage(origin.run.absolute() / CHECKPOINTS / str(each)) is None]
+    whole = whole_steps(origin.run / CHECKPOINTS)
     if origin.step not in whole:
         raise ValueError(
             f"branch_from={branch_from!r}: that run has no whole checkpoint of step {step}, but of "

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from qwen35_jax.runs import STATE, find_damage, name_arrays, saved_steps, write_manifest
+from qwen35_jax.runs import STATE, find_damage, name_arrays, saved_steps, whole_steps, write_manifest
 from train.retention import steps_to_keep
 from train.state import TrainState
 
@@ -77,8 +77,7 @@ class Checkpoints:
 
     def whole_steps(self) -> list[int]:
         """Returns the steps that can be restored, in ascending order."""
-        steps = saved_steps(self.directory)
-        return [step for step in steps if find_damage(self.directory / str(step)) is None]
+        return whole_steps(self.directory)
 
     def latest_whole_step(self) -> int | None:
         """Returns the newest step that can be restored, or None if no save was ever finished.

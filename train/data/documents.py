@@ -142,8 +142,9 @@ class Documents:
                 checked += 1
                 try:
                     content = survey.read(source[row], lambda source=source, row=row: source.where(row))
-                    self.has_conversations |= not isinstance(content, str)
-                    self._render(content)
+                    if isinstance(content, Conversation):
+                        self.has_conversations = True
+                        self._render(content)
                 except RowError as err:
                     if is_refused(err, self.config):
                         raise refusal(source.where(row), err) from err
@@ -167,14 +168,12 @@ class Documents:
         except RowError as err:
             return [err]
 
-    def _render(self, content: Conversation | str) -> list[Rendered]:
+    def _render(self, content: Conversation) -> list[Rendered]:
         """Renders a conversation.
 
         Raises:
           RowError: the template refuses it, or nothing of it trains.
         """
-        if isinstance(content, str):
-            return []
         try:
             rendered = render_conversation(
                 self._tokenizer.chat_template,
