@@ -18,7 +18,7 @@ from qwen35_jax.sharding import check_mesh
 from train.batch import sequences_of_process
 from train.config import TrainConfig
 from train.data.epochs import batches_of_epochs
-from train.data.measure import check_lost, describe, measure
+from train.data.measure import Measurement, check_lost, describe, measure
 from train.data.pipeline import BatchIterator, make_batches
 from train.data.validation import ValidationData, read_validation
 from train.observe.warnings import many_epochs
@@ -37,6 +37,8 @@ class Inputs(NamedTuple):
     model_config: ModelConfig
     tokenizer: Tokenizer
     batches: BatchIterator
+    found: Measurement
+    """What the start found in the data."""
     sequences: range
     """The sequences of every batch that this process feeds."""
     validation: ValidationData | None
@@ -72,7 +74,7 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
         for warning in many_epochs(recipe.steps / found.steps_of_epoch(data), recipe.steps):
             logger.warning(warning)
     validation = read_validation(data, tokenizer, sequences, batches.corpus)
-    return Inputs(settled, folder, model_config, tokenizer, batches, sequences, validation)
+    return Inputs(settled, folder, model_config, tokenizer, batches, found, sequences, validation)
 
 
 def settle_steps(config: TrainConfig, inputs: Inputs) -> TrainConfig:
@@ -89,7 +91,7 @@ def settle_steps(config: TrainConfig, inputs: Inputs) -> TrainConfig:
         counted = None
         with raise_together():
             if jax.process_index() == 0:
-                counted = batches_of_epochs(inputs.batches.corpus, inputs.tokenizer)
+                counted = batches_of_epochs(inputs.batches.corpus, inputs.tokenizer, inputs.found)
         batches = gather(counted)[0]
         steps = batches if recipe.steps is None else min(recipe.steps, batches)
         logger.info("data: %d epochs fill %d steps; the run takes %d", recipe.data.epochs, batches, steps)

@@ -11,6 +11,7 @@ from qwen35_jax.config import ModelConfig
 from qwen35_jax.hf.source import load_tokenizer
 from tests.train.launching import REPO, environment
 from train.config import TrainConfig
+from train.data.measure import measure
 from train.data.pipeline import make_batches
 from train.inputs import Inputs, settle_steps
 from train.preview import preview, render_marked
@@ -83,6 +84,8 @@ def test_epochs_decide_the_steps_unless_fewer_are_given(arguments, inputs, steps
     batches = make_batches(config.recipe.data, tokenizer)
     model_config = ModelConfig.from_hf(inputs / "base")
     settled = settle(config, model_config)
-    found = Inputs(settled, inputs / "base", model_config, tokenizer, batches, range(8), None)
+    found = Inputs(
+        settled, inputs / "base", model_config, tokenizer, batches, measure(batches.corpus, whole=False), range(8), None
+    )
     settled = settle_steps(config, found).recipe.num_steps
     assert settled == (2 if share is None else len(list(make_batches(config.recipe.data, tokenizer))))

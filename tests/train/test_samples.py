@@ -34,7 +34,7 @@ def found(settings, inputs):
     data = settings.recipe.data
     validation = read_validation(data, tokenizer, range(8), Documents(data, tokenizer))
     settled = settle(settings, model_config)
-    return Inputs(settled, inputs / "base", model_config, tokenizer, None, range(8), validation)
+    return Inputs(settled, inputs / "base", model_config, tokenizer, None, None, range(8), validation)
 
 
 def texts(found, prompts):

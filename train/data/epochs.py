@@ -16,22 +16,25 @@ from qwen35_jax.processing import Tokenizer
 from qwen35_jax.storage import user_cache, write_json
 from train.data.documents import Document, Documents
 from train.data.masking import Example
-from train.data.measure import SAMPLE_DOCUMENTS, Measurement, measure
+from train.data.measure import Measurement, measure
 from train.data.shards import Shard
 
 logger = logging.getLogger(__name__)
 
 
-def batches_of_epochs(documents: Documents, tokenizer: Tokenizer) -> int:
+def batches_of_epochs(documents: Documents, tokenizer: Tokenizer, found: Measurement) -> int:
     """Returns exactly how many batches the epochs of the settings fill, from the cache if it was counted before.
+
+    Args:
+      found: what was measured of these documents already. If that is all of them, nothing is read again.
 
     Raises:
       ValueError: a document cannot be used, and the policy for its reason is ``error``.
     """
     config = documents.config
     assert config.epochs is not None, "endless data fill any number of batches"
-    if documents.epoch_length <= SAMPLE_DOCUMENTS:
-        return count_batches(documents, measure(documents, whole=True))
+    if found.is_whole:
+        return count_batches(documents, found)
     decides = [documents.identity(), config.sequences_per_batch, config.shards, config.open_sequences, config.epochs]
     text = json.dumps([decides, tokenizer.backend.to_str(), tokenizer.chat_template.source])
     kept = user_cache("epochs") / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"

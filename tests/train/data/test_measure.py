@@ -80,16 +80,21 @@ def test_too_many_lost_documents_are_an_error_that_says_what_to_raise(config, to
 
 def test_batches_of_large_data_are_counted_once(config, tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("train.data.epochs.SAMPLE_DOCUMENTS", 10)
+    monkeypatch.setattr("train.data.measure.SAMPLE_DOCUMENTS", 10)
     documents = Documents(replace(config, epochs=2), tokenizer)
-    counted = batches_of_epochs(documents, tokenizer)
+    found = measure(documents, whole=False)
+    counted = batches_of_epochs(documents, tokenizer, found)
     [kept] = (tmp_path / "cache" / "qwen35-jax" / "epochs").iterdir()
     monkeypatch.setattr("train.data.epochs.measure", None)
-    assert batches_of_epochs(documents, tokenizer) == counted == len(list(make_batches(documents.config, tokenizer)))
+    assert (
+        batches_of_epochs(documents, tokenizer, found)
+        == counted
+        == len(list(make_batches(documents.config, tokenizer)))
+    )
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     kept.write_text("{")  # cut off by a full disk
-    assert batches_of_epochs(documents, tokenizer) == counted
+    assert batches_of_epochs(documents, tokenizer, found) == counted
 
 
 def test_a_process_with_some_of_the_shards_goes_on_when_they_end(config, tokenizer):
