@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 
+from qwen35_jax.storage import user_cache
+
 _MOST_BYTES = 5 * 2**30
 
 logger = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ def keep_compiled_programs() -> Path | None:
     settings = jax.config
     if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:  # pyrefly: ignore
         return None
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "qwen35-jax" / "compiled"
+    folder = user_cache("compiled")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:

@@ -17,7 +17,7 @@ from qwen35_jax.runs import CHECKPOINTS, STATE, name_arrays, restore_arrays, sav
 from train.checkpoint import DATA
 from train.config import Recipe
 from train.data.pipeline import BatchIterator
-from train.record import read_record
+from train.record import read_whole_record
 from train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def find_origin(recipe: Recipe, workdir: Path, *, model: str) -> Origin | None:
     origin = Origin(Path(run), int(step))
     if not origin.run.is_dir():
         raise ValueError(f"branch_from={branch_from!r}: there is no directory {run}; give RUN@STEP of a training run.")
-    recorded = read_record(origin.run)
+    recorded = read_whole_record(origin.run)
     if recorded["identity"]["model"] != model:
         raise ValueError(
             f"branch_from={branch_from!r}: that run started from another checkpoint, "

@@ -70,9 +70,8 @@ def _take_over(path: Path) -> None:
     """
     taking = path.with_name(f"{path.name}.takeover")
     if not _make(taking, {}):
-        with contextlib.suppress(FileNotFoundError):
-            if _age(taking) > _EMPTY_SECONDS:  # left by a kill in between
-                taking.unlink()
+        if _age(taking) > _EMPTY_SECONDS:  # left by a kill in between
+            taking.unlink(missing_ok=True)
         time.sleep(0.05)
         return
     try:
@@ -127,7 +126,11 @@ def _began(pid: int) -> str | None:
 
 
 def _age(path: Path) -> float:
-    return time.time() - path.stat().st_mtime
+    """Returns the seconds since a file was touched; 0 if it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _touch_until(path: Path, stop: threading.Event) -> None:

@@ -83,7 +83,7 @@ def check_resumable(workdir: Path, record: RunRecord) -> None:
     Raises:
       ValueError: something that affects the numbers differs, or the record cannot be read.
     """
-    recorded, new = read_record(workdir), record.to_json()
+    recorded, new = read_whole_record(workdir), record.to_json()
     old_base, new_base = recorded["identity"], new["identity"]
     layout = sorted(_differences(record.config.layout, recorded["layout"], new["layout"]))
     if layout:
@@ -121,8 +121,8 @@ def _how_to_lengthen(record: RunRecord, binding: list[_Difference], workdir: Pat
     )
 
 
-def read_record(workdir: Path) -> dict[str, Any]:
-    """Reads the record of a run directory as JSON values.
+def read_whole_record(workdir: Path) -> dict[str, Any]:
+    """Reads a record as JSON values, with the parts that resuming and branching compare.
 
     Raises:
       ValueError: it is absent, damaged or of an earlier version.

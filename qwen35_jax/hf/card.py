@@ -110,7 +110,7 @@ def _settings(card: Card) -> Iterator[tuple[str, Any]]:
     yield "tokens in a sequence", data.get("sequence_length")
     yield from ((f"data.{key}", data.get(key)) for key in ("train_on", "train_on_thinking", "seed"))
     yield from ((f"lora.{key}", value) for key, value in (card.recipe.get("lora") or {}).items())
-    names = ("learning_rate", "schedule", "warmup_steps", "weight_decay")
+    names = ("learning_rate", "schedule", "warmup", "weight_decay")
     yield from ((f"optim.{key}", optim.get(key)) for key in names)
     yield "MTP weight", ((card.recipe.get("objective") or {}).get("mtp") or {}).get("weight")
     yield "seed", card.recipe.get("seed")

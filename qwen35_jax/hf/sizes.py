@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from qwen35_jax.config import FULL, LINEAR, ModelConfig
+from qwen35_jax.config import ModelConfig
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -62,7 +62,7 @@ def resize(
             f"num_hidden_layers={layers} is not a multiple of full_attention_interval={interval}: each period of "
             "layers ends with one of attention."
         )
-    text["layer_types"] = [LINEAR if (layer + 1) % interval else FULL for layer in range(layers)]
+    text["layer_types"] = None
     frequencies = int(text["head_dim"] * rope["partial_rotary_factor"]) // 2
     if not frequencies:
         raise ValueError(f"head_dim={text['head_dim']} leaves no frequency to rotate by; give 8 or more.")

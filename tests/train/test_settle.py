@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from safetensors.numpy import load_file
 
 from qwen35_jax import lora
 from qwen35_jax.config import MTPConfig
@@ -110,8 +111,9 @@ def test_an_exported_adapter_names_the_layers_that_were_chosen(adapter):
     content = json.loads((adapter / "adapter_config.json").read_text())
     names = ("1.self_attn.q_proj", "2.mlp.up_proj", "3.self_attn.q_proj")
     layers = [f"model.language_model.layers.{name}" for name in names]
-    assert sorted(content["target_modules"]) == [*layers, "mtp.layers.0.self_attn.q_proj"]
-    assert content["r"] == 3
+    assert sorted(content["target_modules"]) == layers and content["r"] == 3
+    head = {name.partition(".lora_")[0] for name in load_file(adapter / "mtp" / "adapter_model.safetensors")}
+    assert head == {"base_model.model.mtp.layers.0.self_attn.q_proj"}
 
 
 def test_dropout_is_that_of_the_run(adapter, inputs):

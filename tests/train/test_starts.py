@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from qwen35_jax.hf.safetensors import read_checkpoint
 from qwen35_jax.runs import STATE, stored_arrays
 from tests.train.launching import LORA, finish, timeless
-from train.record import read_record
+from train.record import read_whole_record
 
 
 def test_a_run_goes_on_from_an_adapter(command, whole_run, tmp_path):
@@ -23,7 +23,7 @@ def test_a_run_goes_on_from_an_adapter(command, whole_run, tmp_path):
     assert old.keys() == new.keys()
     for name, factor in old.items():
         np.testing.assert_allclose(new[name], factor, atol=2e-5)
-    assert read_record(tmp_path / "run")["recipe"]["model"]["adapter"] == str(before)
+    assert read_whole_record(tmp_path / "run")["recipe"]["model"]["adapter"] == str(before)
 
 
 def test_a_run_branches_from_a_step(command, whole_run, tmp_path):
@@ -36,7 +36,7 @@ def test_a_run_branches_from_a_step(command, whole_run, tmp_path):
     assert ours[0]["loss"] == pytest.approx(theirs[6]["loss"], rel=0.05)
     assert [row["step"] for row in ours] == list(range(1, 10))
     assert [row["learning_rate"] for row in ours] == [row["learning_rate"] for row in theirs]
-    assert read_record(tmp_path / "run")["recipe"]["branch_from"] == origin
+    assert read_whole_record(tmp_path / "run")["recipe"]["branch_from"] == origin
 
     # The same command goes on with the branch; the other run is not needed any more.
     assert "is complete" in command.run(tmp_path / "run", *LORA, "--branch-from", origin)
