@@ -57,11 +57,11 @@ class LoraConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
             check_words(getattr(self, name), f"lora.{name}")
         if self.rank < 1:
-            raise ValueError(f"LoRA rank={self.rank}; it must be at least 1.")
+            raise ValueError(f"lora.rank={self.rank} must be at least 1.")
         if self.alpha <= 0:
-            raise ValueError(f"LoRA alpha={self.alpha}; it must be positive.")
+            raise ValueError(f"lora.alpha={self.alpha} must be positive.")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRA dropout={self.dropout}; it must be at least 0 and below 1.")
+            raise ValueError(f"lora.dropout={self.dropout} must be at least 0 and below 1.")
         if not self.targets:
             raise ValueError(f"lora.targets is empty; name modules, or one of {', '.join((*GROUPS, ALL_LINEAR))}.")
 

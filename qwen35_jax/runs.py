@@ -196,11 +196,15 @@ def read_record(run_dir: Path) -> dict[str, Any]:
         raise ValueError(f"{path} was written by an earlier version; export the run with that version.")
     try:
         path_of_base = record["recipe"]["model"]["path"]
-        if isinstance(path_of_base, str):
-            return record
     except (TypeError, KeyError) as err:
-        raise ValueError(f"{path} is not that of a training run ({err!r}).") from err
-    raise ValueError(f"{path} is not that of a training run: model.path is {path_of_base!r}.")
+        is_model = isinstance(record, dict) and "architectures" in record
+        what = "the configuration of a model" if is_model else "no record of a run"
+        raise ValueError(
+            f"{run_dir} is not the directory of a training run: its config.json is {what}; give what --workdir was."
+        ) from err
+    if not isinstance(path_of_base, str):
+        raise ValueError(f"{path} is not that of a training run: model.path is {path_of_base!r}.")
+    return record
 
 
 def _choose_step(run_dir: Path, record: dict[str, Any], step: Step | None) -> int:

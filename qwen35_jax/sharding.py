@@ -78,11 +78,15 @@ def make_mesh(
       ValueError: the sizes ask for more devices than there are, or the devices belong to several TPU slices.
     """
     sizes = (data, fsdp, context, tensor)
+    if min(sizes) < 1:
+        raise ValueError(f"the mesh {_named(sizes)} has a size below 1; each size counts devices along one axis.")
     devices = jax.devices() if devices is None else devices
     wanted, present = math.prod(sizes), len(devices)
-    if min(sizes) < 1 or wanted > present:
-        raise ValueError(f"the mesh {_named(sizes)} needs {wanted} devices, but there are {present}; choose "
-                         f"sizes of at least 1 whose product is at most {present}.")  # fmt: skip
+    if wanted > present:
+        raise ValueError(
+            f"the mesh {_named(sizes)} needs {wanted} devices, but there are {present}; choose sizes whose product is "
+            f"at most {present}."
+        )
     return Mesh(_arrange(devices[:wanted], sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.xla import flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of a test's time is compilation; unoptimised machine code computes the same sums and halves it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", flags(devices=8))
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -165,7 +165,7 @@ def test_help(command, capsys):
         (["generate", "--model", "MODEL", "hi", "--max-new-tokens", "4090"], "4096 positions"),
         (["generate", "--model", "MODEL", "hi", "--mesh.tensor", "99"], "99 devices"),
         (["merge", "--model", "MODEL", "--out", "merged"], "--adapter"),
-        (["export", "MODEL", "--out", "out"], "not that of a training run"),
+        (["export", "MODEL", "--out", "out"], "is the configuration of a model"),
         (["export", "nowhere", "--out", "out"], "nowhere is not the directory"),
         (["export", "nowhere", "--out", "MODEL"], "not an empty folder"),
         (["merge", "--model", "MODEL", "--adapter", "nowhere", "--out", "MODEL"], "not an empty folder"),

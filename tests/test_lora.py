@@ -170,9 +170,9 @@ def test_shapes_without_arrays():
         ({"targets": ("attention", "[")}, "lora.targets has '.', which is no regular expression"),
         ({"exclude": ("*",)}, "lora.exclude has '.', which is no regular expression"),
         ({"targets": ()}, "lora.targets is empty"),
-        ({"rank": 0}, "rank=0; it must be at least 1"),
-        ({"alpha": 0}, "alpha=0; it must be positive"),
-        ({"dropout": 1.0}, "dropout=1.0; it must be at least 0 and below 1"),
+        ({"rank": 0}, "lora.rank=0 must be at least 1"),
+        ({"alpha": 0}, "lora.alpha=0 must be positive"),
+        ({"dropout": 1.0}, "lora.dropout=1.0 must be at least 0 and below 1"),
     ],
 )
 def test_wrong_settings(settings, message):

@@ -15,6 +15,7 @@ def get_task(name: str) -> Task:
       ValueError: there is none of that name.
     """
     if name not in TASKS:
-        raise ValueError(f"task {name!r} does not exist; choose from {sorted(TASKS)}.{did_you_mean(name, TASKS)}")
+        listed = " Put spaces between the names." if "," in name else did_you_mean(name, TASKS)
+        raise ValueError(f"task {name!r} does not exist; choose from {', '.join(TASKS)}.{listed}")
     # Imported when asked for, so that a task's file can also be run as a command.
     return importlib.import_module(f"eval.tasks.{name}").TASK

@@ -13,7 +13,7 @@ from typing import Any
 
 import huggingface_hub
 import yaml
-from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from qwen35_jax.hf.splits import ENDINGS, choose_files
 
@@ -200,6 +200,11 @@ def _download(fetch: Callable[..., str], *arguments: str, **options: Any) -> Pat
 
 
 def reason_of(err: Exception) -> str:
-    """Returns the first line of an error as a sentence."""
+    """Returns why the hub cannot be reached, or else the first line of an error, as a sentence."""
     reason = (str(err).strip() or type(err).__name__).splitlines()[0]
+    cause: BaseException | None = err
+    while cause is not None:
+        if isinstance(cause, HTTPError) and not isinstance(cause, HfHubHTTPError):
+            reason = f"the hub cannot be reached ({str(cause) or type(cause).__name__})"
+        cause = cause.__cause__ or cause.__context__
     return reason if reason.endswith(".") else f"{reason}."

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 
 import jax
@@ -80,9 +81,18 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def command(inputs, tmp_path_factory):
+def compiled(tmp_path_factory):
+    """Where commands keep compiled programs; the workers of pytest-xdist share it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "compiled"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def command(inputs, compiled):
     """The training command in processes of its own."""
-    return Command(inputs, tmp_path_factory.mktemp("cache"))
+    return Command(inputs, compiled)
 
 
 @pytest.fixture(scope="session")

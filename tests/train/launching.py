@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from tests.xla import flags
 from train.observe.metrics import METRICS, read_entries
 
 REPO = Path(__file__).resolve().parents[2]
@@ -55,8 +56,7 @@ class Command:
 
 def environment(*, devices):
     """Returns the variables of a process that sees so many devices and imports from the checkout."""
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(REPO)}
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(devices), "PYTHONPATH": str(REPO)}
 
 
 def free_port():

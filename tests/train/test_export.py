@@ -27,7 +27,7 @@ CLASSES = ("AutoModelForImageTextToText", "AutoModelForCausalLM")
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
+def work(compiled, tmp_path_factory):
     """A folder with a Base-like checkpoint, ``base``, and a LoRA run on it, ``run``, that has learnt two answers."""
     folder = tmp_path_factory.mktemp("work")
     build_tiny_tokenizer([*QUESTIONS.values(), *ANSWERS.values()] * 4, folder / "tokenizer", vocab_size=400)
@@ -48,7 +48,7 @@ def work(tmp_path_factory):
     ]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 8))
     options = ("--steps", "120", "--data.sequence-length", "64", "--optim.learning-rate", "1e-2")
-    Command(folder, tmp_path_factory.mktemp("cache")).run(folder / "run", *options)
+    Command(folder, compiled).run(folder / "run", *options)
     return folder
 
 

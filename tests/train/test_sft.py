@@ -226,7 +226,7 @@ WRONG = {
         "processes.coordinator",
     ),
     "bucket as a workdir": (lambda i, t: [TINY, "--workdir", "gs://bucket/run"], "mount the bucket"),
-    "LoRA rank 0": (lambda i, t: [TINY, "--lora.rank", "0"], "rank=0"),
+    "LoRA rank 0": (lambda i, t: [TINY, "--lora.rank", "0"], "--lora.rank 0 must"),
     "MTP gradient that reaches nothing": (
         lambda i, t: [TINY, "--lora.targets", "mlp", "--mtp.gradient", "head_only"],
         "head_only",
