@@ -242,7 +242,9 @@ class ModelConfig:
         path = Path(source)
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; expected a Hugging Face folder with a config.json.")
+            is_adapter = (path.parent / "adapter_config.json").is_file()
+            hint = " An adapter lies there; give its base model here, and the adapter apart." if is_adapter else ""
+            raise FileNotFoundError(f"{path} does not exist; expected a Hugging Face folder with a config.json.{hint}")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as err:

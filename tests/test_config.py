@@ -96,3 +96,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
         ModelConfig.from_hf(tmp_path)
+
+
+def test_an_adapter_given_as_a_model_points_to_its_base(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="An adapter lies there; give its base model here"):
+        ModelConfig.from_hf(tmp_path)

@@ -11,6 +11,7 @@ from qwen35_jax.best import Goal
 from qwen35_jax.distributed import ProcessConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
+from qwen35_jax.wording import did_you_mean
 from train.observe.trackers import TRACKERS, Tracker, Trackers
 
 
@@ -141,9 +142,12 @@ class Options:
     def _check_report_to(self) -> None:
         names = self.report_to or ()
         if unknown := [name for name in names if name not in (*TRACKERS, "none")]:
-            raise ValueError(f"report_to {unknown[0]!r} is unknown; choose from {', '.join(TRACKERS)}, or none.")
+            raise ValueError(
+                f"--report-to {unknown[0]} is unknown; choose from {', '.join(TRACKERS)}, or none."
+                f"{did_you_mean(unknown[0], TRACKERS)}"
+            )
         if "none" in names and len(names) > 1:
-            raise ValueError("report_to none stands alone; leave out either it or the others.")
+            raise ValueError("--report-to none stands alone; leave out either it or the others.")
 
     def make_trackers(self) -> Trackers:
         """Makes the trackers of these settings.

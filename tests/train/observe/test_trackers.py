@@ -176,7 +176,13 @@ def test_none_reports_to_trackers_of_the_run_file_alone(tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(("wandbb",), "report_to 'wandbb' is unknown; choose from tensorboard, wandb"), (("none", "wandb"), "alone")],
+    [
+        (
+            ("wandbb",),
+            "--report-to wandbb is unknown; choose from tensorboard, wandb, trackio, or none. Did you mean wandb?",
+        ),
+        (("none", "wandb"), "alone"),
+    ],
 )
 def test_wrong_names(names, message):
     with pytest.raises(ValueError, match=message):
