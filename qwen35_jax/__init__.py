@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from qwen35_jax.interrupts import end_quietly_while_importing
+
 if TYPE_CHECKING:
     from qwen35_jax.config import ModelConfig
     from qwen35_jax.hf.load import load
@@ -10,6 +12,8 @@ if TYPE_CHECKING:
     from qwen35_jax.inference.engine import Engine
     from qwen35_jax.model import Qwen35
     from qwen35_jax.presets import PRESETS
+
+end_quietly_while_importing()
 
 _HOMES = {
     "Engine": "inference.engine",

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from qwen35_jax.interrupts import every_interrupt_counts
 from qwen35_jax.wording import did_you_mean, did_you_mean_choice, did_you_mean_option, options_of
 
 TRACEBACK_VARIABLE = "QWEN35_TRACEBACK"
@@ -44,7 +45,8 @@ def one_line_errors() -> Iterator[None]:
       SystemExit: code 2 for wrong input, 74 where the machine failed (disk, memory, device), 130 after Ctrl-C.
     """
     try:
-        yield
+        with every_interrupt_counts():
+            yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
