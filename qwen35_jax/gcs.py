@@ -16,8 +16,9 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "BucketError",
     "ObjectNotFoundError",
     "bucket_errors",
+    "check_is_path",
     "check_scheme",
     "file_sizes",
     "filesystem",
@@ -71,6 +73,19 @@ def check_scheme(path: Address) -> None:
         raise ValueError(
             f"{path}: addresses of the kind {scheme[0]} are not supported; give gs://BUCKET/NAME, a path (other "
             "storage can be mounted), or a name on the hub where one is allowed."
+        )
+
+
+def check_is_path(path: Address) -> None:
+    """Refuses addresses where something is written that only a path can take.
+
+    Raises:
+      ValueError: it is an address.
+    """
+    if _ANY_SCHEME.match(str(path)):
+        raise ValueError(
+            f"{path} is an address, and a path on this machine is needed here; write there, and copy the result with "
+            "`gcloud storage cp`."
         )
 
 
@@ -118,7 +133,7 @@ def file_sizes(address: Address) -> dict[str, int]:
     return {name: int(info["size"]) for name, info in list_files(address).items()}
 
 
-def local_copy(address: Address, names: Iterable[str] | None = None) -> Path:
+def local_copy(address: Address, names: Collection[str] | None = None) -> Path:
     """Copies an object, or those below an address, into the user's cache, unless their present content is there.
 
     Changed objects become another copy, so nobody reads a mixture of two versions.
@@ -139,7 +154,8 @@ def local_copy(address: Address, names: Iterable[str] | None = None) -> Path:
     else:
         files = {name: files[name] for name in set(names) & files.keys()}
     if not files:
-        raise ObjectNotFoundError(f"{address}: there is no such object in the bucket, and none below it.")
+        wanted = f"{address}/{' or '.join(names)}" if names is not None else f"{address}, and nothing below it"
+        raise ObjectNotFoundError(f"there is no object {wanted}.")
     _check_names(address, files)
     identity = json.dumps([root, sorted((name, info["generation"]) for name, info in files.items())])
     folder = user_cache("gs") / hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -207,6 +223,8 @@ def _fetch(name: str, target: Path, info: Mapping[str, Any]) -> None:
             raise BucketError(
                 f"{address} was cut off or changed while it was copied; run the same command again.", fault=True
             )
+        changed = datetime.fromisoformat(info["updated"]).timestamp()
+        os.utime(partial, (changed, changed))  # So that a copy made anew has not changed.
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial, target)
     finally:

@@ -1,10 +1,13 @@
 """Brings local files into a bucket so that a reader never takes half of them for the whole."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from qwen35_jax import gcs
+from qwen35_jax.storage import user_cache
 
 # What others look for first in a folder of weights or an adapter: without these nothing is loaded.
 _VALIDATING = ("model.safetensors.index.json", "adapter_config.json", "config.json")
@@ -71,6 +74,37 @@ def publish_folder(folder: Path, address: str) -> None:
     for name in last:
         gcs.upload(new[name], f"{address}/{name}")
     check_written(address, {name: path.stat().st_size for name, path in new.items()})
+
+
+def check_new(out: str) -> None:
+    """Refuses a place for a new folder that is taken, before anything large is loaded for it.
+
+    Raises:
+      ValueError: there are files, or it is an address that nothing can be written to.
+      BucketError: the bucket cannot be listed.
+    """
+    gcs.check_scheme(out)
+    if gcs.is_address(out):
+        taken = bool(gcs.list_files(out))
+    else:
+        path = Path(out)
+        taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if taken:
+        raise ValueError(f"{out} exists and is not an empty folder; choose another --out or remove it.")
+
+
+@contextlib.contextmanager
+def folder_for(out: str) -> Iterator[Path]:
+    """Yields where to write a folder: its own path, or a local folder that is published at the end."""
+    if not gcs.is_address(out):
+        yield Path(out)
+        return
+    scratch = user_cache("gs") / "outgoing"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as parent:
+        folder = Path(parent) / PurePosixPath(out).name
+        yield folder
+        publish_folder(folder, out.rstrip("/"))
 
 
 def check_written(address: str, sizes: Mapping[str, int]) -> None:
