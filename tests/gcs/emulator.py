@@ -203,14 +203,14 @@ def _server_binary() -> Path:
 
 
 @contextlib.contextmanager
-def run_emulator(folder: Path) -> Iterator[Emulator]:
-    """Runs the server, which keeps its objects in the folder, with an empty bucket ``BUCKET``."""
+def run_emulator() -> Iterator[Emulator]:
+    """Runs the server, which keeps its objects in memory, with an empty bucket ``BUCKET``."""
     emulator = Emulator(_free_port(), _free_port())
     methods = {f"do_{method}": _Proxy.handle_any for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")}
     proxy = type("Proxy", (_Proxy,), {"emulator": emulator} | methods)
     # Resumable uploads go to the address that the server believes to be its own.
     command = [_server_binary(), "-scheme", "http", "-host", "127.0.0.1", "-port", str(emulator.upstream)]
-    command += ["-external-url", emulator.url, "-backend", "filesystem", "-filesystem-root", folder]
+    command += ["-external-url", emulator.url, "-backend", "memory"]
     with (
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server,
         _Front(("127.0.0.1", int(emulator.url.rpartition(":")[2])), proxy) as front,
