@@ -167,7 +167,7 @@ def local_copy(address: Address, names: Collection[str] | None = None) -> Path:
     if missing:
         size = sum(int(info["size"]) for info in missing.values())
         _check_room(address, folder, size)
-        logger.info("copying %s (%.2f GB) to %s", address, size / 1e9, target)
+        logger.info("copying %s (%s MB) to %s", address, f"{size / 1e6:,.1f}", target)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda name: _fetch(f"{root}/{name}".rstrip("/"), target / name, missing[name]), missing))
     return target

@@ -8,6 +8,7 @@ import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from etils import epath
 
 from qwen35_jax import gcs
 from tests.gcs.emulator import Fault
@@ -38,17 +39,18 @@ def test_a_large_file_is_uploaded_in_parts_and_read(place, tmp_path):
 
 
 def test_a_listing_is_never_an_old_one(place):
-    """Orbax lists by gcsfs what tensorstore writes."""
-    assert gcs.file_sizes(place.address) == {}
-    place.put("behind the back", b"1")
-    assert gcs.file_sizes(place.address) == {"behind the back": 1}
-    place.delete("behind the back")
-    assert gcs.file_sizes(place.address) == {}
+    """Orbax looks by epath for what tensorstore writes."""
+    gcs.filesystem()
+    folder = epath.Path(place.address)
+    place.put("first", b"1")
+    assert [path.name for path in folder.iterdir()] == ["first"]
+    place.put("second", b"1")
+    assert sorted(path.name for path in folder.iterdir()) == ["first", "second"] and (folder / "second").exists()
+    place.delete("second")
+    assert [path.name for path in folder.iterdir()] == ["first"] and not (folder / "second").exists()
 
 
 def test_epath_uses_the_same_file_system(emulator, place):
-    from etils import epath
-
     place.put("seen", b"1")
     path = epath.Path(place.address)
     assert gcs.is_address(path) and gcs.file_sizes(path) == {"seen": 1}

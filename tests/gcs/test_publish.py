@@ -123,13 +123,13 @@ def test_a_file_that_grows_while_it_is_pushed_is_pushed_again(place, tmp_path, m
     path, upload = tmp_path / "events", gcs.upload
     path.write_bytes(b"1")
 
-    def upload_and_grow(file, address):
-        upload(file, address)
+    def grow_and_upload(file, address):
         path.write_bytes(path.read_bytes() + b"2")
+        upload(file, address)
 
     mirror = Mirror(tmp_path, place.address)
     with monkeypatch.context() as patch:
-        patch.setattr(gcs, "upload", upload_and_grow)
+        patch.setattr(gcs, "upload", grow_and_upload)
         mirror.push()
     assert pushed(place, mirror) == {"events"} and place.get("events") == b"12"
 

@@ -13,10 +13,15 @@ from eval.score import main as score
 from eval.tasks import ifeval
 from eval.tasks.data import find_file as find_task_file
 from examples.quickstart.tokenizer import build_tiny_tokenizer
-from qwen35_jax import gcs
+from qwen35_jax import gcs, lora
 from qwen35_jax.cli import main
+from qwen35_jax.hf.adapter import save_adapter
+from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.hub import find_file, find_files, find_folder, public_name
+from qwen35_jax.hf.load import load
+from qwen35_jax.hf.sizes import resize
 from qwen35_jax.inference.generate import read_requests
+from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing import Tokenizer
 from train.config.data import DataConfig, Source
 from train.data.documents import Documents
@@ -93,6 +98,23 @@ def test_a_checkpoint_is_made_in_a_bucket_as_on_disk(place, put_folder, tokenize
     main(["create", *sizes, "--tokenizer", tokenizer, "--out", there])
     assert {name: place.get(f"base/{name}") for name in contents(here)} == contents(here)
     assert find_config(there) == find_config(str(here))
+
+
+def test_an_adapter_is_merged_in_a_bucket_as_on_disk(place, put_folder, tmp_path):
+    config = resize(PRESETS["tiny"], {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48})
+    base = create_checkpoint(config, tmp_path / "base", seed=0, dtype="float32")
+    model = load(base, "float32")
+    lora.add(model, lora.LoraConfig(rank=2, targets=("q_proj",)), seed=0)
+    for _, layer in lora.adapted_layers(model):
+        layer.lora_b[...] = layer.lora_b[...] + 0.3
+    adapter = save_adapter(model, tmp_path / "adapter", base)
+    there = put_folder(base, "base"), put_folder(adapter, "adapter"), f"{place.address}/merged"
+    for folders in ((base, adapter, tmp_path / "merged"), there):
+        model, factors, out = map(str, folders)
+        main(["merge", "--model", model, "--adapter", factors, "--out", out])
+    merged = contents(tmp_path / "merged")
+    assert {name: place.get(f"merged/{name}") for name in merged} == merged
+    assert merged["model.safetensors"] != contents(base)["model.safetensors"]
 
 
 # Data
