@@ -32,7 +32,7 @@ from qwen35_jax.inference.generate import MODES, Request, generate_rows, read_re
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing.tokenizer import Tokenizer
-from qwen35_jax.publish import check_new, folder_for
+from qwen35_jax.publish import check_new, deliver, folder_for
 from qwen35_jax.runs import load_run, read_metrics, read_record, stored_dtype
 from qwen35_jax.sharding import GENERATION_AXES, MeshConfig
 from qwen35_jax.wording import did_you_mean_choice, did_you_mean_option, options_as_typed, options_by_name
@@ -181,13 +181,8 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top-k", type=int, default=defaults.top_k, metavar="N", help="most likely tokens to choose from; 0 keeps all"
     )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=defaults.top_p,
-        metavar="P",
-        help="keep the most likely tokens whose probabilities sum to P; 1 keeps all",
-    )
+    parser.add_argument("--top-p", type=float, default=defaults.top_p, metavar="P",
+                        help="keep the most likely tokens whose probabilities sum to P; 1 keeps all")  # fmt: skip
     parser.add_argument("--presence-penalty", type=float, default=defaults.presence_penalty, metavar="X",
                         help="subtracted from the logits of tokens generated before")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random choices")
@@ -303,9 +298,10 @@ def _export(args: argparse.Namespace) -> None:
                 auto_class=args.auto_class,
                 base=args.base,
             )
+        deliver(out, args.out)
+        print(f"wrote step {trained.step} to {args.out}")
         if args.push:
-            print(f"uploaded step {trained.step} to {upload(out, args.push, message=f'Step {trained.step}')}")
-    print(f"wrote step {trained.step} to {args.out}")
+            print(f"uploaded it to {upload(out, args.push, message=f'Step {trained.step}')}")
 
 
 def _check_push(args: argparse.Namespace) -> None:
@@ -329,6 +325,7 @@ def _merge(args: argparse.Namespace) -> None:
     model = load(folder, mesh=_mesh(args), adapter=adapter, param_dtype=stored_dtype(folder))
     with folder_for(args.out) as out:
         save(model, out, source=folder, files=files)
+        deliver(out, args.out)
     print(f"wrote {args.out}")
 
 
@@ -340,6 +337,7 @@ def _create(args: argparse.Namespace) -> None:
     config = resize(PRESETS[args.preset], sizes, tokenizer=tokenizer, text_only=args.text_only)
     with folder_for(args.out) as out:
         create_checkpoint(config, out, seed=args.seed, dtype=args.dtype, tokenizer_from=folder)
+        deliver(out, args.out)
     count = sum(math.prod(spec.shape) for spec in tensor_table(config).values())
     print(f"wrote {count:,} random parameters to {args.out}")
 

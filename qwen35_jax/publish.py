@@ -95,15 +95,23 @@ def check_new(out: str) -> None:
 
 @contextlib.contextmanager
 def folder_for(out: str) -> Iterator[Path]:
-    """Yields where to write a folder: its own path, or a local folder that is published at the end."""
+    """Yields where to write a folder: its own path, or a local folder that ``deliver`` publishes."""
     if not gcs.is_address(out):
         yield Path(out)
         return
     scratch = user_cache("gs") / "outgoing"
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as parent:
-        folder = Path(parent) / PurePosixPath(out).name
-        yield folder
+        yield Path(parent) / PurePosixPath(out).name
+
+
+def deliver(folder: Path, out: str) -> None:
+    """Publishes what was written for ``out``, where that is an address.
+
+    Raises:
+      BucketError: the bucket refuses or loses a file.
+    """
+    if gcs.is_address(out):
         publish_folder(folder, out.rstrip("/"))
 
 

@@ -1,12 +1,11 @@
 """What is published is whole or cannot be loaded; a mirror holds what it was given; losses are noticed."""
 
-import json
 import os
 
 import pytest
 
 from qwen35_jax import gcs
-from qwen35_jax.publish import Mirror, check_new, check_written, folder_for, publish_folder
+from qwen35_jax.publish import Mirror, check_new, check_written, deliver, folder_for, publish_folder
 from tests.gcs.emulator import Fault
 
 MARKS = ("model.safetensors.index.json", "adapter_config.json", "config.json")
@@ -143,22 +142,19 @@ def test_a_new_folder_in_a_bucket(place, tmp_path):
     with folder_for(out) as folder:
         make_folder(folder, NEW)
         assert folder.name == "merged" and place.sizes() == {}
+        deliver(folder, out)
     assert place.sizes() == {f"merged/{name}": len(content) for name, content in NEW.items()}
     assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
     with pytest.raises(ValueError, match=f"^{out} exists and is not an empty folder; choose another --out"):
         check_new(out)
 
 
-def test_nothing_is_published_of_what_failed(place):
-    with pytest.raises(json.JSONDecodeError), folder_for(f"{place.address}/merged") as folder:
-        make_folder(folder, NEW)
-        json.loads("{")
-    assert place.sizes() == {}
-
-
 def test_a_new_folder_on_disk(tmp_path):
     with folder_for(str(tmp_path / "out")) as folder:
         assert folder == tmp_path / "out"
-    check_new(str(tmp_path))
+        deliver(make_folder(folder, OLD), str(folder))
+    check_new(str(tmp_path / "new"))
+    with pytest.raises(ValueError, match="out exists and is not an empty folder"):
+        check_new(str(tmp_path / "out"))
     with pytest.raises(ValueError, match="addresses of the kind s3:// are not supported; give gs://BUCKET/NAME"):
         check_new("s3://bucket/x")
