@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from qwen35_jax import gcs
 from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.presets import CARD_SAMPLING
@@ -31,7 +32,8 @@ class EvalConfig:
     limit: int | None = None
     """Only the first so many documents of each task."""
     data_dir: str | None = None
-    """Folder with TASK/SPLIT.jsonl or .parquet; without it the task's data comes from the hub at a pinned revision."""
+    """Folder, also of a bucket (``gs://``), with TASK/SPLIT.jsonl or .parquet; without it the task's data comes from
+    the hub at a pinned revision."""
     out: str = "runs/eval"
     """Evaluation directory; a rerun with the same settings continues it."""
     max_new_tokens: int | None = None
@@ -46,6 +48,7 @@ class EvalConfig:
     """Also measure which share of the MTP head's drafts greedy decoding would accept, on all samples."""
 
     def __post_init__(self):
+        gcs.check_is_path(self.out)
         if not self.tasks:
             raise ValueError(f"tasks={self.tasks} names no task; name at least one.")
         if len(set(self.tasks)) != len(self.tasks):

@@ -32,7 +32,9 @@ from eval.samples import (
 from eval.stats import INTERVALS
 from eval.tasks import get_task
 from eval.tasks.data import Row, read_rows
+from qwen35_jax import gcs
 from qwen35_jax.command import one_line_errors, parse
+from qwen35_jax.hf.hub import find_file
 from qwen35_jax.processing.thinking import CLOSE, split_text
 from qwen35_jax.storage import file_digest
 from qwen35_jax.wording import options_as_typed, options_of
@@ -47,15 +49,20 @@ class ScoreConfig:
     task: str
     """Whose rules apply."""
     responses: str
-    """JSONL or Parquet file with id and response."""
+    """JSONL or Parquet file, also of a bucket (``gs://``), with id and response."""
     protocol: Protocol = "official"
     """Whose rules of extraction apply, where a task has several."""
     opened: bool = False
     """Whether the prompts had opened the think block, so that the responses begin inside it."""
     data_dir: str | None = None
-    """Folder with TASK/SPLIT.jsonl or .parquet; without it the task's data comes from the hub at a pinned revision."""
+    """Folder, also of a bucket (``gs://``), with TASK/SPLIT.jsonl or .parquet; without it the task's data comes from
+    the hub at a pinned revision."""
     out: str | None = None
     """Evaluation directory to write; by default only the table is printed."""
+
+    def __post_init__(self):
+        if self.out is not None:
+            gcs.check_is_path(self.out)
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
@@ -66,7 +73,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     data_file, documents = get_task(config.task).load(config.protocol, config.data_dir)
-    replies = _read_replies(Path(config.responses), config.opened)
+    replies = _read_replies(find_file(config.responses), config.opened)
     by_document: dict[str, dict[int, Reply]] = {}
     for (key, repeat), reply in sorted(replies.items(), key=lambda item: item[0]):
         by_document.setdefault(key, {})[repeat] = reply
@@ -131,7 +138,7 @@ def _write(
 ) -> None:
     settings: dict[str, Any] = dataclasses.asdict(config)
     del settings["out"]
-    settings |= {"data_sha256": file_digest(data_file), "responses_sha256": file_digest(Path(config.responses))}
+    settings |= {"data_sha256": file_digest(data_file), "responses_sha256": file_digest(find_file(config.responses))}
     check_directory(out, settings)
     open_directory(out, settings)
     path = samples_path(out, config.task)

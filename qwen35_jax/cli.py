@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from jax.sharding import Mesh
 
+from qwen35_jax import gcs
 from qwen35_jax.command import one_line_errors
 from qwen35_jax.compiled import keep_compiled_programs
 from qwen35_jax.distributed import leave_out_absent_tpu
@@ -31,13 +32,15 @@ from qwen35_jax.inference.generate import MODES, Request, generate_rows, read_re
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing.tokenizer import Tokenizer
+from qwen35_jax.publish import check_new, deliver, folder_for
 from qwen35_jax.runs import load_run, read_metrics, read_record, stored_dtype
 from qwen35_jax.sharding import GENERATION_AXES, MeshConfig
 from qwen35_jax.wording import did_you_mean_choice, did_you_mean_option, options_as_typed, options_by_name
 
 DTYPES = ("bfloat16", "float32")
 DENSE = tuple(name for name, config in PRESETS.items() if config.text.moe is None)
-MODEL_HELP = "Hugging Face folder of a checkpoint, or hub id"
+MODEL_HELP = "Hugging Face folder of a checkpoint, also of a bucket (gs://), or hub id"
+OUT_HELP = "new folder, also of a bucket (gs://)"
 
 
 @one_line_errors()
@@ -91,10 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(generate)
     _add_generation_options(generate)
     generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="user turns, each a conversation of its own")
-    generate.add_argument("--input", type=Path, metavar="FILE.jsonl",
-                          help='conversations, one {"messages": [...], "tools"?: [...], "id"?: ...} a line; '
-                               'or {"text": ...}, continued without the chat template')  # fmt: skip
-    generate.add_argument("--output", type=Path, metavar="FILE.jsonl",
+    generate.add_argument("--input", metavar="FILE.jsonl",
+                          help='conversations, also of a bucket: one {"messages": [...], "tools"?: [...], "id"?: ...} '
+                               'a line; or {"text": ...}, continued without the chat template')  # fmt: skip
+    generate.add_argument("--output", type=_local_path, metavar="FILE.jsonl",
                           help="where to write JSONL rows; without it, text goes to standard output")  # fmt: skip
     generate.add_argument("--max-batch", type=int, default=8, metavar="N", help="most prompts at once")
 
@@ -103,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_generation_options(chat)
 
     export = add("export", _export, "write what a training run has learnt as a PEFT adapter or a checkpoint")
-    export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="--workdir of the training run")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
+    export.add_argument("run_dir", metavar="RUN_DIR", help="--workdir of the training run")
+    export.add_argument("--out", required=True, metavar="DIR", help=OUT_HELP)
     export.add_argument("--step", type=_step, metavar="N|best", help="which checkpoint, by default the newest; best: "
                         "that with the best evaluation, where the run had checkpoint.best_by")  # fmt: skip
     export.add_argument("--merged", action="store_true", help="write a whole checkpoint, with adapters added in")
@@ -120,12 +123,20 @@ def _parser() -> argparse.ArgumentParser:
 
     merge = add("merge", _merge, "write a checkpoint with an adapter's weights added in")
     merge.add_argument("--model", required=True, metavar="DIR", help=MODEL_HELP)
-    merge.add_argument("--adapter", required=True, metavar="DIR", help="PEFT adapter for it")
-    merge.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the merged checkpoint")
+    merge.add_argument("--adapter", required=True, metavar="DIR", help="PEFT adapter for it, given likewise")
+    merge.add_argument("--out", required=True, metavar="DIR", help=OUT_HELP)
     _add_mesh_options(merge)
 
     _add_creation_options(add("create", _create, "write a checkpoint of random weights, of any size"))
     return parser
+
+
+def _local_path(text: str) -> Path:
+    try:
+        gcs.check_is_path(text)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(str(err).rstrip(".")) from err
+    return Path(text)
 
 
 def _step(text: str) -> int | str:
@@ -136,16 +147,16 @@ def _step(text: str) -> int | str:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help=MODEL_HELP)
-    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter for it")
+    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter for it, given likewise")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="type of weights and computation")
     _add_mesh_options(parser)
 
 
 def _add_creation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=DENSE, default="0.8b", help="the model whose sizes are changed")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR",
-                        help="folder whose tokenizer, chat template and vocabulary are taken")  # fmt: skip
+    parser.add_argument("--out", required=True, metavar="DIR", help=OUT_HELP)
+    parser.add_argument("--tokenizer", metavar="DIR",
+                        help="folder (also gs://) whose tokenizer, chat template and vocabulary are taken")  # fmt: skip
     parser.add_argument("--text-only", action="store_true", help="leave the vision tower out")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the weights")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="type of the weights in the file")
@@ -170,13 +181,8 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top-k", type=int, default=defaults.top_k, metavar="N", help="most likely tokens to choose from; 0 keeps all"
     )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=defaults.top_p,
-        metavar="P",
-        help="keep the most likely tokens whose probabilities sum to P; 1 keeps all",
-    )
+    parser.add_argument("--top-p", type=float, default=defaults.top_p, metavar="P",
+                        help="keep the most likely tokens whose probabilities sum to P; 1 keeps all")  # fmt: skip
     parser.add_argument("--presence-penalty", type=float, default=defaults.presence_penalty, metavar="X",
                         help="subtracted from the logits of tokens generated before")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random choices")
@@ -272,28 +278,30 @@ def _typed_lines() -> Iterator[str]:
 
 
 def _export(args: argparse.Namespace) -> None:
-    _check_new_folder(args.out)
+    check_new(args.out)
     if args.public and not args.push:
         raise ValueError("--public belongs to --push ORG/NAME.")
     if args.push:
         _check_push(args)
     trained = load_run(args.run_dir, step=args.step, mesh=_mesh(args))
-    if args.merged or not trained.adapter:
-        export_checkpoint(trained.model, args.out, trained.record, trained.source)
-    else:
-        export_adapter(
-            trained.model,
-            args.out,
-            trained.record,
-            trained.source,
-            step=trained.step,
-            metrics=read_metrics(args.run_dir, trained.step),
-            auto_class=args.auto_class,
-            base=args.base,
-        )
-    print(f"wrote step {trained.step} to {args.out}")
-    if args.push:
-        print(f"uploaded it to {upload(args.out, args.push, message=f'Step {trained.step}')}")
+    with folder_for(args.out) as out:
+        if args.merged or not trained.adapter:
+            export_checkpoint(trained.model, out, trained.record, trained.source)
+        else:
+            export_adapter(
+                trained.model,
+                out,
+                trained.record,
+                trained.source,
+                step=trained.step,
+                metrics=read_metrics(args.run_dir, trained.step),
+                auto_class=args.auto_class,
+                base=args.base,
+            )
+        deliver(out, args.out)
+        print(f"wrote step {trained.step} to {args.out}")
+        if args.push:
+            print(f"uploaded it to {upload(out, args.push, message=f'Step {trained.step}')}")
 
 
 def _check_push(args: argparse.Namespace) -> None:
@@ -302,37 +310,36 @@ def _check_push(args: argparse.Namespace) -> None:
     if recipe.get("lora") is not None and not args.merged:
         named = args.base or recipe["model"]["path"]
         name, _ = public_name(named, None if args.base else find_folder(named))
-        if Path(name).exists():
+        if gcs.is_address(name) or Path(name).exists():
             raise ValueError(
-                f"the adapter's base {name} is a folder of this machine; give --base ORG/NAME of the same checkpoint "
+                f"the adapter's base {name} is a folder of yours; give --base ORG/NAME of the same checkpoint "
                 "on the hub, or --merged."
             )
     prepare_repository(args.push, public=args.public)
 
 
 def _merge(args: argparse.Namespace) -> None:
-    _check_new_folder(args.out)
+    check_new(args.out)
     folder, adapter = find_folder(args.model), find_folder(args.adapter)
     files = merged_files(adapter, folder)
     model = load(folder, mesh=_mesh(args), adapter=adapter, param_dtype=stored_dtype(folder))
-    save(model, args.out, source=folder, files=files)
+    with folder_for(args.out) as out:
+        save(model, out, source=folder, files=files)
+        deliver(out, args.out)
     print(f"wrote {args.out}")
 
 
 def _create(args: argparse.Namespace) -> None:
-    _check_new_folder(args.out)
+    check_new(args.out)
     sizes = {name: value for name in size_types() if (value := getattr(args, name)) is not None}
-    tokenizer = None if args.tokenizer is None else Tokenizer.from_pretrained(args.tokenizer)
+    folder = None if args.tokenizer is None else find_folder(args.tokenizer)
+    tokenizer = None if folder is None else Tokenizer.from_pretrained(folder)
     config = resize(PRESETS[args.preset], sizes, tokenizer=tokenizer, text_only=args.text_only)
-    create_checkpoint(config, args.out, seed=args.seed, dtype=args.dtype, tokenizer_from=args.tokenizer)
+    with folder_for(args.out) as out:
+        create_checkpoint(config, out, seed=args.seed, dtype=args.dtype, tokenizer_from=folder)
+        deliver(out, args.out)
     count = sum(math.prod(spec.shape) for spec in tensor_table(config).values())
     print(f"wrote {count:,} random parameters to {args.out}")
-
-
-def _check_new_folder(path: Path) -> None:
-    """Refuses an output folder before anything large is loaded for it."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path} exists and is not an empty folder; choose another --out or remove it.")
 
 
 if __name__ == "__main__":

@@ -37,12 +37,12 @@ def one_line_errors() -> Iterator[None]:
     """Turns the errors a user can act on into one line on stderr and a non-zero exit.
 
     This project raises ``ValueError`` and ``OSError`` for wrong input; they end in exit code 2. A full disk, a lack of
-    memory and a failing device end in another code, so that what starts a run again can tell them apart. Any other
-    error is a defect and keeps its traceback. Set ``QWEN35_TRACEBACK=1`` to see the traceback of every error. The
-    function can be used as a decorator too.
+    memory, a failing device and a failing network end in another code, so that what starts a run again can tell them
+    apart. Any other error is a defect and keeps its traceback. Set ``QWEN35_TRACEBACK=1`` to see the traceback of every
+    error. The function can be used as a decorator too.
 
     Raises:
-      SystemExit: code 2 for wrong input, 74 where the machine failed (disk, memory, device), 130 after Ctrl-C.
+      SystemExit: code 2 for wrong input, 74 where the machine failed (disk, memory, device, network), 130 after Ctrl-C.
     """
     try:
         with every_interrupt_counts():
@@ -62,13 +62,13 @@ def one_line_errors() -> Iterator[None]:
         if isinstance(err, OSError) and err.filename is not None and err.strerror:
             message = f"{err.filename}: {err.strerror}"
         if fault:
-            message = f"{_one_line(message)[:500]} (disk, memory or device; the last whole checkpoint stays)"
+            message = f"{_one_line(message)[:500]} (disk, memory, device or network; the last whole checkpoint stays)"
         print(f"error: {_one_line(message)}", file=sys.stderr)
         raise SystemExit(MACHINE_FAULT if fault else WRONG_INPUT) from None
 
 
 def _is_fault_of_machine(err: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, is a full disk, a lack of memory or a failing device."""
+    """Whether an error, or one that it came from, is a full disk, a lack of memory, or a failing device or network."""
     while err is not None:
         if isinstance(err, MemoryError) or (isinstance(err, OSError) and err.errno in _FAULTS):
             return True

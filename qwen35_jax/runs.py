@@ -153,9 +153,9 @@ def load_run(
     return TrainedModel(model, source, step, adapter is not None, record)
 
 
-def read_metrics(run_dir: Path, step: int) -> dict[str, Any]:
+def read_metrics(run_dir: str | Path, step: int) -> dict[str, Any]:
     """Returns the entry of a step in ``metrics.jsonl``; it is empty where there is none."""
-    entries = [entry for entry in finished_entries(run_dir / METRICS) if entry.get("step") == step]
+    entries = [entry for entry in finished_entries(Path(run_dir) / METRICS) if entry.get("step") == step]
     return entries[-1] if entries else {}
 
 
@@ -178,12 +178,13 @@ def stored_dtype(folder: Path) -> str:
     return {"BF16": "bfloat16", "F16": "float16"}.get(dtypes.pop(), "float32") if len(dtypes) == 1 else "float32"
 
 
-def read_record(run_dir: Path) -> dict[str, Any]:
+def read_record(run_dir: str | Path) -> dict[str, Any]:
     """Returns the run record, of whose recipe ``model`` and ``lora`` are read here.
 
     Raises:
       ValueError: the folder holds no run record, or one of an earlier version.
     """
+    run_dir = Path(run_dir)
     path = run_dir / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -271,7 +271,7 @@ def test_push_is_refused_before_anything_is_written(hub, work):
 
 def test_push_without_a_hub_or_of_what_nobody_can_load(work, capsys):
     error = _refused(capsys, work, "--push", "org/tuned")
-    assert f"base {work / 'base'} is a folder of this machine; give --base ORG/NAME" in error
+    assert f"base {work / 'base'} is a folder of yours; give --base ORG/NAME" in error
     # Tests run offline.
     assert "cannot push to org/tuned: " in _refused(capsys, work, "--push", "org/tuned", "--merged")
     assert "--public belongs to --push" in _refused(capsys, work, "--public")

@@ -17,7 +17,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from qwen35_jax import lora
+from qwen35_jax import gcs, lora
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops import gated_delta
@@ -51,6 +51,8 @@ def print_plan(config: TrainConfig, topology: str) -> None:
       ValueError: see ``make_plan``; or the file exists.
     """
     options = config.options
+    if options.plan_json is not None:
+        gcs.check_is_path(options.plan_json)
     target = None if options.plan_json is None else Path(options.plan_json)
     if target is not None and target.exists():
         raise ValueError(f"plan_json={options.plan_json!r} exists; name a new file or remove it.")
@@ -100,11 +102,14 @@ def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Pla
 
 
 def find_config(path: str) -> ModelConfig:
-    """Returns the configuration of a local checkpoint, or of a published one by its hub id, without a download.
+    """Returns the configuration of a checkpoint, or of a published one by its hub id; weights are not downloaded.
 
     Raises:
       ValueError: neither.
     """
+    gcs.check_scheme(path)
+    if gcs.is_address(path):
+        return ModelConfig.from_hf(gcs.local_copy(path, ["config.json"]))
     if Path(path).is_dir():
         return ModelConfig.from_hf(path)
     for size, config in PRESETS.items():

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from qwen35_jax import gcs
 from qwen35_jax.hf.hub import HubFile, find_hub_file
 
 
@@ -63,10 +64,11 @@ def find_file(task: str, splits: tuple[str, ...], hub: HubFile | None, data_dir:
         if hub is None:
             raise ValueError(f"task {task} has no public data set; {remedy}")
         return find_hub_file(hub, remedy=f"Check the network, or {remedy}")
-    folder = Path(data_dir) / task
-    wanted = f"{folder}/{splits[0]}.jsonl (or .parquet)"
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; put the data of {task} at {wanted}.")
+    place = f"{data_dir.rstrip('/')}/{task}"
+    wanted = f"{place}/{splits[0]}.jsonl (or .parquet)"
+    folder = folder_of_data(data_dir, task)
+    if folder is None:
+        raise ValueError(f"{place} is not a folder; put the data of {task} at {wanted}.")
     for split in splits:
         for suffix in (".jsonl", ".parquet"):
             if (folder / f"{split}{suffix}").is_file():
@@ -74,8 +76,18 @@ def find_file(task: str, splits: tuple[str, ...], hub: HubFile | None, data_dir:
     files = sorted(path for path in folder.iterdir() if path.suffix in (".jsonl", ".parquet"))
     if len(files) != 1:
         names = [path.name for path in files] or "no data file"
-        raise ValueError(f"{folder} holds {names}; put the data of {task} at {wanted}.")
+        raise ValueError(f"{place} holds {names}; put the data of {task} at {wanted}.")
     return files[0]
+
+
+def folder_of_data(data_dir: str, name: str) -> Path | None:
+    """Returns ``DATA_DIR/NAME`` where it is a folder, or the local copy of such a folder of a bucket."""
+    gcs.check_scheme(data_dir)
+    if gcs.is_address(data_dir):
+        address = f"{data_dir.rstrip('/')}/{name}"
+        return gcs.local_copy(address) if gcs.list_files(address) else None
+    folder = Path(data_dir) / name
+    return folder if folder.is_dir() else None
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -12,15 +12,16 @@ are those of lm-evaluation-harness. Three things there depend on chance or on th
 import importlib
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from typing import Protocol as Interface
 
 from eval.config import Protocol
 from eval.tasks.base import Document, Task, Verdict, user_turn
-from eval.tasks.data import HubFile, Row
+from eval.tasks.data import HubFile, Row, folder_of_data
+from qwen35_jax import gcs
 
 PUNKT = "tokenizers/punkt_tab/english/"
+_NLTK_DATA = "nltk_data"
 
 
 class Instruction(Interface):
@@ -37,16 +38,17 @@ def prepare(data_dir: str | None) -> None:
       ValueError: the packages or the data are not there; says how to get them.
     """
     nltk = _import("nltk")
-    folders = [] if data_dir is None else [str(Path(data_dir) / "nltk_data")]
-    nltk.data.path[:0] = [folder for folder in folders if folder not in nltk.data.path]
+    copied = None if data_dir is None else folder_of_data(data_dir, _NLTK_DATA)
+    if copied is not None and str(copied) not in nltk.data.path:
+        nltk.data.path.insert(0, str(copied))
     try:
         nltk.data.find(PUNKT)
     except LookupError as err:
-        target = folders[0] if folders else "~/nltk_data"
+        parent = "~" if data_dir is None or gcs.is_address(data_dir) else data_dir.rstrip("/")
         raise ValueError(
             "IFEval needs NLTK's sentence splitter data punkt_tab (English), which is in none of "
-            f"{nltk.data.path}; run `python -m nltk.downloader -d {target} punkt_tab` where there is a network, "
-            f"or copy that folder there, or set NLTK_DATA to a folder that holds {PUNKT}."
+            f"{nltk.data.path}; run `python -m nltk.downloader -d {parent}/{_NLTK_DATA} punkt_tab` where there is a "
+            f"network, or copy that folder there, or set NLTK_DATA to a folder that holds {PUNKT}."
         ) from err
     _import("langdetect").DetectorFactory.seed = 0
     _verifiers()

@@ -1,6 +1,7 @@
-"""Finds the folders and files that a user names, on disk or on the Hugging Face hub.
+"""Finds the folders and files that a user names, on disk, in a bucket (``gs://``) or on the Hugging Face hub.
 
-This serves models, training data and the data of benchmarks. What the hub's cache holds needs no network.
+This serves models, training data and the data of benchmarks. What the hub's cache holds needs no network. Objects of a
+bucket are copied to this machine; the copy is used again until the bucket holds something else.
 """
 
 import glob
@@ -15,6 +16,7 @@ import huggingface_hub
 import yaml
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
+from qwen35_jax import gcs
 from qwen35_jax.hf.splits import ENDINGS, choose_files
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,9 @@ HUB_FAILURES = (OSError, HFValidationError, HTTPError)
 """What the hub's functions raise: for a wrong name, no network, no access, a full disk."""
 # Weights in formats that are not read.
 _IGNORED = ["*.bin", "*.pt", "*.pth", "*.gguf"]
+_CARD = "README.md"
+# A folder of a model, an adapter or a tokenizer has one of these.
+_MARKS = ("config.json", "adapter_config.json", "tokenizer.json")
 
 
 class HubError(OSError):
@@ -41,14 +46,19 @@ class HubFile:
 
 
 def find_folder(path: str | Path) -> Path:
-    """Returns a local folder, or the local copy of a hub repository, downloading it if need be.
+    """Returns the local folder of a model or an adapter; one of a bucket or the hub is downloaded if need be.
 
     Args:
-      path: a folder, ``org/name`` or ``org/name@revision``.
+      path: a folder, ``gs://bucket/folder``, ``org/name`` or ``org/name@revision``.
 
     Raises:
       FileNotFoundError: there is no such folder, and no such repository can be reached.
+      BucketError: the bucket cannot be read.
+      ValueError: it is an address of another kind.
     """
+    gcs.check_scheme(path)
+    if gcs.is_address(path):
+        return _folder_of_bucket(str(path).rstrip("/"))
     folder = Path(path)
     if folder.is_dir():
         return folder
@@ -64,6 +74,30 @@ def find_folder(path: str | Path) -> Path:
         ) from err
 
 
+def _folder_of_bucket(address: str) -> Path:
+    names = gcs.list_files(address)
+    if not any(name in names for name in _MARKS):
+        raise gcs.ObjectNotFoundError(f"{address} holds none of {', '.join(_MARKS)}; give the folder of a checkpoint.")
+    if any(name.startswith("checkpoints/") for name in names):
+        raise ValueError(f"{address} is the --workdir of a run; give what it exported, {address}/export.")
+    return gcs.local_copy(address)
+
+
+def find_file(path: str | Path) -> Path:
+    """Returns a file's path, or that of the local copy of an object. Whether there is a local file is not checked.
+
+    Raises:
+      BucketError: there is no such object, or it cannot be read.
+      ValueError: it is an address of another kind.
+    """
+    gcs.check_scheme(path)
+    if not gcs.is_address(path):
+        return Path(path)
+    if "" not in gcs.list_files(path):
+        raise gcs.ObjectNotFoundError(f"{path}: there is no such object in the bucket.")
+    return gcs.local_copy(path)
+
+
 def public_name(path: str | Path, folder: Path | None = None) -> tuple[str, str | None]:
     """Returns how others find a model: hub id and revision, or the path as it was given, without a revision.
 
@@ -75,7 +109,7 @@ def public_name(path: str | Path, folder: Path | None = None) -> tuple[str, str 
     if cached is not None:
         return f"{cached['org']}/{cached['name']}", cached["revision"]
     name, _, revision = str(path).partition("@")
-    return (str(path), None) if Path(path).exists() else (name, revision or None)
+    return (str(path), None) if gcs.is_address(path) or Path(path).exists() else (name, revision or None)
 
 
 def find_files(
@@ -84,14 +118,22 @@ def find_files(
     """Finds the files that a file name, a glob, a folder or a hub dataset id means, sorted by name.
 
     Args:
-      path: ``file``, ``glob``, ``folder`` or ``org/name[@revision]``. What exists on disk goes before the hub.
+      path: ``file``, ``glob``, ``folder`` (the three also in a bucket, after ``gs://``), or ``org/name[@revision]``.
+        What exists on disk goes before the hub.
       split, subset, hub_files: which files of a folder or dataset (`qwen35_jax.hf.splits`).
 
     Raises:
       ValueError: there is no such file, the hub does not give it, or it is not clear which files are meant.
+      BucketError: the bucket cannot be read.
     """
-    local = Path(path).expanduser()
+    gcs.check_scheme(path)
     choice = {"split": split, "subset": subset, "pattern": hub_files}
+    local = Path(path).expanduser()
+    if gcs.is_address(path):
+        objects = gcs.list_files(path)
+        if objects and "" not in objects:
+            return _data_of_bucket(path, list(objects), choice)
+        local = _copied_files(path)
     if local.is_dir():
         return _files_of_folder(path, local, choice)
     if local.is_file() or glob.has_magic(path):
@@ -132,8 +174,27 @@ def find_hub_file(file: HubFile, *, remedy: str) -> Path:
 
 def _files_of_folder(path: str, folder: Path, choice: dict[str, str | None]) -> list[Path]:
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    return [folder / name for name in _choose(path, names, _configs(folder), choice)]
+
+
+def _data_of_bucket(path: str, names: list[str], choice: dict[str, str | None]) -> list[Path]:
+    configs = _configs(gcs.local_copy(path, [_CARD])) if _CARD in names else []
+    chosen = _choose(path, names, configs, choice)
+    folder = gcs.local_copy(path, chosen)
+    return [folder / name for name in chosen]
+
+
+def _copied_files(path: str) -> Path:
+    """Returns the copy of an object, or a pattern for the copies of those that a pattern of the bucket means."""
     try:
-        return [folder / name for name in choose_files(names, _configs(folder), **choice)]
+        return Path(gcs.local_data(path))
+    except gcs.ObjectNotFoundError as err:
+        raise ValueError(f"data.path={path!r} does not exist: {err}") from err
+
+
+def _choose(path: str, names: list[str], configs: list[dict[str, Any]], choice: dict[str, str | None]) -> list[str]:
+    try:
+        return choose_files(names, configs, **choice)
     except ValueError as err:
         saved = any(name.endswith(".arrow") for name in names)
         remedy = "; it was made by save_to_disk: write it anew with to_parquet" if saved else ""
@@ -148,7 +209,7 @@ def _files_of_dataset(path: str, name: str, revision: str | None, choice: dict[s
         return _download(snapshot, name, repo_type="dataset", revision=revision, allow_patterns=patterns)
 
     try:
-        card = fetch(["README.md"])
+        card = fetch([_CARD])
         chosen = choose_files(_list_files(name, revision, card), _configs(card), **choice)
         # Names are patterns there; brackets in them are meant as they are.
         folder = fetch([glob.escape(each) for each in chosen])
@@ -176,7 +237,7 @@ def _list_files(name: str, revision: str | None, snapshot: Path) -> list[str]:
 
 def _configs(folder: Path) -> list[dict[str, Any]]:
     """Reads the configurations that the card of a dataset lists; none where there is no card that can be read."""
-    card = folder / "README.md"
+    card = folder / _CARD
     if not card.is_file():
         return []
     try:

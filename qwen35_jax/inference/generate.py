@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen35_jax.hf.hub import find_file
 from qwen35_jax.inference.engine import Completion, Engine
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.tokenizer import Tokenizer
@@ -28,12 +29,15 @@ def read_requests(path: str | Path, tokenizer: Tokenizer, *, enable_thinking: bo
     Rows are ``{"messages": [...], "tools"?: [...], "id"?: ...}``, or ``{"text": ...}`` for text to be
     continued without a template. A row without an id gets its place in the file, from 0.
 
+    Args:
+      path: a file, or an object of a bucket (``gs://``).
+
     Raises:
       ValueError: no rows, or a row that is not such an object; the message names file and line.
       OSError: the file cannot be read.
     """
     requests = []
-    with open(path, encoding="utf-8") as file:
+    with find_file(path).open(encoding="utf-8") as file:
         for line_number, line in enumerate(file, 1):
             if not line.strip():
                 continue

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwen35_jax import gcs
 from qwen35_jax.processing import Tokenizer
 from train.batch import HostBatch
 from train.config.data import DataConfig
@@ -62,8 +63,9 @@ def read_validation(
 
 def _open(config: DataConfig, tokenizer: Tokenizer) -> Documents:
     """Opens and checks data of their own to validate on. They are read as the training data are."""
-    is_hub_id = config.eval_path is not None and not (
-        glob.has_magic(config.eval_path) or Path(config.eval_path).expanduser().exists()
+    path = config.eval_path
+    is_hub_id = path is not None and not (
+        gcs.is_address(path) or glob.has_magic(path) or Path(path).expanduser().exists()
     )
     settings = dataclasses.replace(
         config,
