@@ -34,17 +34,18 @@ class Origin(NamedTuple):
         return self.run.absolute() / CHECKPOINTS / str(self.step)
 
 
-def find_origin(recipe: Recipe, workdir: Path, *, model: str) -> Origin | None:
+def find_origin(recipe: Recipe, checkpoints: Path, *, model: str) -> Origin | None:
     """Finds the step that ``branch_from`` names, unless the run has checkpoints of its own to go on from.
 
     Args:
+      checkpoints: the run's own folder of them, which may be absent.
       model: the fingerprint of the base checkpoint.
 
     Raises:
       ValueError: there is no such run or whole step, or it started from another base checkpoint.
     """
     branch_from = recipe.branch_from
-    if branch_from is None or saved_steps(workdir / CHECKPOINTS):
+    if branch_from is None or saved_steps(checkpoints):
         return None
     run, _, step = branch_from.rpartition("@")
     origin = Origin(Path(run), int(step))
