@@ -20,7 +20,7 @@ from qwen35_jax.hf.chat_files import chat_files
 from qwen35_jax.hf.load import load
 from qwen35_jax.inference.generate import Request
 from qwen35_jax.model import Qwen35
-from qwen35_jax.runs import read_metrics
+from qwen35_jax.runs import EXPORT, read_metrics
 from qwen35_jax.storage import replace_folder
 from train.agreement import check_agreement
 from train.batch import put_batch
@@ -43,7 +43,7 @@ from train.samples import make_sample, read_prompts
 from train.settle import load_start, make_watch
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
-from train.workdir import EXPORT, LocalWorkdir, Workdir, open_workdir
+from train.workdir import Workdir, open_workdir, workdir_at
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Job(NamedTuple):
     trackers: Trackers
 
 
-def run(config: TrainConfig, place: Path) -> None:
+def run(config: TrainConfig, place: str | Path) -> None:
     """Trains into the run directory ``place``, from its newest checkpoint if it has one, and exports the result.
 
     Everything that can be wrong with the settings and the files is found before the model is loaded. Under several
@@ -77,7 +77,7 @@ def run(config: TrainConfig, place: Path) -> None:
     mesh = config.layout.mesh.mesh()
     _check_takes_all_devices(mesh)
     with raise_together():
-        workdir = LocalWorkdir(place)
+        workdir = workdir_at(place)
         trackers = config.options.make_trackers()
         inputs = check_inputs(config, mesh)
     config = settle_steps(config, inputs)
@@ -106,9 +106,11 @@ def _run_locked(job: Job, origin: Origin | None) -> None:
             setup = setup._replace(state=branch(origin, setup.state, inputs.batches))
         if jax.process_index() == 0:
             write_record(workdir.local, record)
+            workdir.push()
         state = _train(job, setup, checkpoints, best)
         if jax.process_index() == 0:
             write_record(workdir.local, record, make_outcome(job.config, int(state.step), best))
+            workdir.push()
         logger.info("data: %s", json.dumps(inputs.batches.report()))
         if options.export_best and best is not None and best.step is not None:
             like = abstract(state)
@@ -240,6 +242,7 @@ def _open_metrics(job: Job, setup: TrainingSetup) -> MetricsWriter:
         terms=setup.terms,
         trackers=job.trackers,
         record=job.record.to_json(),
+        publish=job.workdir.push,
     )
 
 
@@ -269,4 +272,6 @@ def export(model: Qwen35, workdir: Workdir, record: RunRecord, *, source: Path, 
         export_adapter(model, new, record.to_json(), source, step=step, metrics=read_metrics(workdir.local, step))
     if first:
         replace_folder(out, new)
+    workdir.publish_export()
+    if first:
         logger.info("exported to %s/%s", workdir, EXPORT)

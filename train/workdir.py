@@ -1,4 +1,4 @@
-"""The run directory: whether a run may use it, and from which step it goes on."""
+"""The run directory: where it lies, whether a run may use it, and from which step it goes on."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,29 +8,29 @@ from typing import Protocol
 
 import jax
 
+from qwen35_jax import gcs
 from qwen35_jax.distributed import check_shared, raise_together
-from qwen35_jax.runs import CHECKPOINTS
+from qwen35_jax.runs import CHECKPOINTS, EXPORT, Folder
 from qwen35_jax.storage import make_writable_folder
+from train.bucket_workdir import BucketWorkdir
 from train.checkpoint import Checkpoints
 from train.config import CheckpointConfig
 from train.lock import lock_directory
 from train.record import RunRecord, check_resumable
-
-EXPORT = "export"
 
 
 class Workdir(Protocol):
     """Where a run is written. Its text is the name that the user gave it."""
 
     local: Path
-    """The folder in which its files are written, but for the checkpoints."""
-    checkpoints: Path
+    """The folder on a disk in which everything but the checkpoints is written."""
+    checkpoints: Folder
 
     def check(self) -> None:
         """Makes it if it is absent.
 
         Raises:
-          ValueError: it cannot be written, or holds something else.
+          ValueError, OSError: it cannot be used, or holds something else.
         """
         ...
 
@@ -42,7 +42,23 @@ class Workdir(Protocol):
         """Keeps other runs out of it. All processes call this together.
 
         Raises:
-          ValueError: another run works there, or the processes do not see the same directory.
+          ValueError, OSError: another run works there, or not all processes can use it.
+        """
+        ...
+
+    def push(self) -> None:
+        """Brings what is new in ``local`` to where the run lies.
+
+        Raises:
+          BucketError: it cannot be brought there, or another run took the directory over.
+        """
+        ...
+
+    def publish_export(self) -> None:
+        """Brings a new export to where the run lies. All processes call this together.
+
+        Raises:
+          BucketError: as for ``push``.
         """
         ...
 
@@ -51,7 +67,8 @@ class LocalWorkdir:
     """A run directory on a disk."""
 
     def __init__(self, path: Path):
-        self.local, self.checkpoints = path, path / CHECKPOINTS
+        self.local = path
+        self.checkpoints: Folder = path / CHECKPOINTS
 
     def __str__(self) -> str:
         return str(self.local)
@@ -77,6 +94,21 @@ class LocalWorkdir:
                 check_shared(self.local)
             yield
 
+    def push(self) -> None:
+        """Does nothing: it is there."""
+
+    def publish_export(self) -> None:
+        """Does nothing: it is there."""
+
+
+def workdir_at(place: str | Path) -> Workdir:
+    """Returns the run directory of a path or an address ``gs://bucket/name``.
+
+    Raises:
+      ValueError: what gs:// needs is not installed, or the address names no bucket.
+    """
+    return BucketWorkdir(str(place)) if gcs.is_address(place) else LocalWorkdir(Path(place))
+
 
 def open_workdir(workdir: Workdir, record: RunRecord, settings: CheckpointConfig) -> tuple[Checkpoints, int | None]:
     """Opens the checkpoints of a run directory and returns the step to resume from, if there is one.
@@ -87,7 +119,7 @@ def open_workdir(workdir: Workdir, record: RunRecord, settings: CheckpointConfig
     checkpoints = Checkpoints(workdir.checkpoints, keep=settings.keep, keep_every=settings.keep_every)
     done = checkpoints.latest_whole_step()
     if done is not None:
-        check_resumable(workdir.local, record)
+        check_resumable(workdir.local, record, str(workdir))
         if done > record.config.recipe.num_steps:
             raise ValueError(
                 f"{workdir} has done {done} steps already, more than steps={record.config.recipe.steps}; give as many, "

@@ -9,6 +9,7 @@ import tyro
 
 from qwen35_jax.best import Goal
 from qwen35_jax.distributed import ProcessConfig
+from qwen35_jax.gcs import is_address
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
 from train.observe.trackers import TRACKERS, Tracker, Trackers
@@ -130,10 +131,10 @@ class Options:
         self._check_report_to()
         if self.profile is not None:
             parse_steps(self.profile)
-        if self.workdir is not None and "://" in self.workdir:
+        if self.workdir is not None and "://" in self.workdir and not is_address(self.workdir):
             raise ValueError(
-                f"workdir={self.workdir!r} is an address, but a path is needed; mount the bucket (Cloud Storage FUSE) "
-                "and give the path of the mount."
+                f"workdir={self.workdir!r} is neither a path nor gs://BUCKET/NAME; mount storage of another kind and "
+                "give the path of the mount."
             )
         if self.plan is None and (self.plan_json, self.plan_price) != (None, None):
             raise ValueError("plan_json and plan_price belong to a plan; name its TPUs with --plan, such as v5e:2x4.")

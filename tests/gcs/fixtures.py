@@ -5,7 +5,6 @@ import types
 import uuid
 from dataclasses import dataclass
 
-import gcsfs
 import pytest
 
 from qwen35_jax import gcs
@@ -19,8 +18,8 @@ def emulator(tmp_path_factory):
         for name, value in running.environment.items():
             patch.setenv(name, value)
         # A file system that an earlier test may have made leads elsewhere.
+        type(gcs.filesystem()).clear_instance_cache()
         gcs.filesystem.cache_clear()
-        gcsfs.GCSFileSystem.clear_instance_cache()
         yield running
 
 
