@@ -95,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_generation_options(generate)
     generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="user turns, each a conversation of its own")
     generate.add_argument("--input", metavar="FILE.jsonl",
-                          help='conversations, one {"messages": [...], "tools"?: [...], "id"?: ...} a line; '
-                               'or {"text": ...}, continued without the chat template')  # fmt: skip
+                          help='conversations, also of a bucket: one {"messages": [...], "tools"?: [...], "id"?: ...} '
+                               'a line; or {"text": ...}, continued without the chat template')  # fmt: skip
     generate.add_argument("--output", type=_local_path, metavar="FILE.jsonl",
                           help="where to write JSONL rows; without it, text goes to standard output")  # fmt: skip
     generate.add_argument("--max-batch", type=int, default=8, metavar="N", help="most prompts at once")
@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
     merge = add("merge", _merge, "write a checkpoint with an adapter's weights added in")
     merge.add_argument("--model", required=True, metavar="DIR", help=MODEL_HELP)
-    merge.add_argument("--adapter", required=True, metavar="DIR", help="PEFT adapter for it")
+    merge.add_argument("--adapter", required=True, metavar="DIR", help="PEFT adapter for it, given likewise")
     merge.add_argument("--out", required=True, metavar="DIR", help=OUT_HELP)
     _add_mesh_options(merge)
 
@@ -147,7 +147,7 @@ def _step(text: str) -> int | str:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help=MODEL_HELP)
-    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter for it")
+    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter for it, given likewise")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="type of weights and computation")
     _add_mesh_options(parser)
 
@@ -156,7 +156,7 @@ def _add_creation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=DENSE, default="0.8b", help="the model whose sizes are changed")
     parser.add_argument("--out", required=True, metavar="DIR", help=OUT_HELP)
     parser.add_argument("--tokenizer", metavar="DIR",
-                        help="folder whose tokenizer, chat template and vocabulary are taken")  # fmt: skip
+                        help="where tokenizer, chat template and vocabulary are taken from; given as a model is")  # fmt: skip
     parser.add_argument("--text-only", action="store_true", help="leave the vision tower out")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the weights")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="type of the weights in the file")

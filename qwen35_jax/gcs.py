@@ -91,20 +91,21 @@ def check_is_path(path: Address) -> None:
 
 @functools.cache
 def filesystem() -> Any:
-    """Returns the file system of all buckets: gcsfs, in the one instance that ``etils.epath``, and so orbax, uses too.
+    """Returns the file system of all buckets: gcsfs, as ``etils.epath``, and so orbax, will find it from then on.
 
     Raises:
       ValueError: gcsfs is not installed.
     """
-    # gcsfs would ask another service for the kind of every bucket, and a TensorFlow that happens to be installed
-    # would take the place of gcsfs in epath.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # A TensorFlow that happens to be installed would take the place of gcsfs in epath.
     os.environ.setdefault("EPATH_USE_TF", "false")
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         import fsspec
-        import gcsfs  # noqa: F401
+        from gcsfs.core import GCSFileSystem
     except ImportError as err:
         raise ValueError("gs:// addresses need the package gcsfs: pip install 'qwen35-jax[gcs]'.") from err
+    # Its other class asks one more service, with more rights, for the kind of every bucket.
+    fsspec.register_implementation("gcs", GCSFileSystem, clobber=True)
     # tensorstore writes and deletes without the knowledge of a cache of listings.
     fsspec.config.conf.setdefault("gcs", {}).update(use_listings_cache=False, requests_timeout=_REQUEST_SECONDS)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # It logs the tracebacks of what it raises.
@@ -235,7 +236,7 @@ def _remove_stale(scratch: Path) -> None:
     """Removes what killed processes left unfinished."""
     for path in scratch.iterdir():
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < time.time() - _STALE_SECONDS:
+            if path.lstat().st_mtime < time.time() - _STALE_SECONDS:
                 path.unlink()
 
 

@@ -17,10 +17,10 @@ class ModelSource:
     """A checkpoint, with an adapter if there is one, and the precision it is used in."""
 
     path: str = dataclasses.field(default="", compare=False)
-    """Hugging Face folder or hub id with weights, tokenizer and chat template. It is not compared: a resumed run may
-    find its checkpoint elsewhere, and must find the same files."""
+    """Hugging Face folder, also of a bucket (``gs://``), or hub id with weights, tokenizer and chat template. It is
+    not compared: a resumed run may find its checkpoint elsewhere, and must find the same files."""
     adapter: str | None = None
-    """PEFT adapter folder, applied on top of the model."""
+    """PEFT adapter, given likewise, applied on top of the model."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of the matrix products."""
     param_dtype: Literal["bfloat16", "float32"] | None = None

@@ -30,8 +30,10 @@ _HOP = {"connection", "transfer-encoding", "content-length", "accept-encoding", 
 class Fault:
     """What happens to requests of a method for objects whose name, and whose path and query, match (``re.search``)."""
 
-    action: Literal["refuse", "lose", "break off", "damage", "delay"]
-    """``lose`` acknowledges a write that it then removes; ``damage`` changes the last byte of an answer."""
+    action: Literal["refuse", "lose", "garble", "break off", "damage", "delay"]
+    """``lose`` acknowledges a write that it then removes. ``garble`` spells the word content otherwise in what is
+    written; ``damage`` changes the last byte of what is read,
+    and ``break off`` sends half of it."""
     method: str = "GET|POST|PUT|PATCH|DELETE"
     name: str = ""
     path: str = ""
@@ -116,6 +118,8 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
                 error = {"error": {"code": fault.status, "message": fault.message}}
                 self._answer(fault.status, {"Content-Type": "application/json"}, json.dumps(error).encode())
                 return
+            if fault.action == "garble":
+                body = body.replace(b"content", b"CONTENT")
             status, headers, content = self._forward(bucket, name, body)
             if fault.action == "lose" and status < 300:
                 self.emulator.delete(name, bucket)
@@ -203,14 +207,14 @@ def _server_binary() -> Path:
 
 
 @contextlib.contextmanager
-def run_emulator(folder: Path) -> Iterator[Emulator]:
-    """Runs the server, which keeps its objects in the folder, with an empty bucket ``BUCKET``."""
+def run_emulator() -> Iterator[Emulator]:
+    """Runs the server, which keeps its objects in memory, with an empty bucket ``BUCKET``."""
     emulator = Emulator(_free_port(), _free_port())
     methods = {f"do_{method}": _Proxy.handle_any for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")}
     proxy = type("Proxy", (_Proxy,), {"emulator": emulator} | methods)
     # Resumable uploads go to the address that the server believes to be its own.
     command = [_server_binary(), "-scheme", "http", "-host", "127.0.0.1", "-port", str(emulator.upstream)]
-    command += ["-external-url", emulator.url, "-backend", "filesystem", "-filesystem-root", folder]
+    command += ["-external-url", emulator.url, "-backend", "memory"]
     with (
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server,
         _Front(("127.0.0.1", int(emulator.url.rpartition(":")[2])), proxy) as front,

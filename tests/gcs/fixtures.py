@@ -12,9 +12,9 @@ from tests.gcs.emulator import BUCKET, Emulator, Fault, run_emulator
 
 
 @pytest.fixture(scope="session")
-def emulator(tmp_path_factory):
+def emulator():
     """The running emulator. The variables that lead there are set in this process; started ones inherit them."""
-    with pytest.MonkeyPatch.context() as patch, run_emulator(tmp_path_factory.mktemp("emulator")) as running:
+    with pytest.MonkeyPatch.context() as patch, run_emulator() as running:
         for name, value in running.environment.items():
             patch.setenv(name, value)
         # A file system that an earlier test may have made leads elsewhere.

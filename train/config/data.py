@@ -61,7 +61,8 @@ class Source(Reading):
     """One source of a mixture."""
 
     path: str
-    """A file, a glob (``data/*.jsonl``), a folder, or a dataset on the hub: ``org/name`` or ``org/name@revision``."""
+    """A file, a glob (``data/*.jsonl``), a folder, each also in a bucket (``gs://``), or a dataset on the hub:
+    ``org/name`` or ``org/name@revision``."""
 
     weight: float = 1.0
     """How many documents (not tokens) are drawn from here, relative to the weights of the other sources."""
@@ -85,8 +86,9 @@ class DataConfig(Reading):
     """
 
     path: str | None = field(default=None, compare=False)
-    """A file, a glob (``data/*.jsonl``), a folder, or a dataset on the hub: ``org/name`` or ``org/name@revision``. It
-    takes the place of ``sources``, so that ``--data.path`` works with every run file."""
+    """A file, a glob (``data/*.jsonl``), a folder, each also in a bucket (``gs://``), or a dataset on the hub:
+    ``org/name`` or ``org/name@revision``. It takes the place of ``sources``, so that ``--data.path`` works with every
+    run file."""
 
     sequence_length: int = 4096
     """Tokens in one packed sequence."""

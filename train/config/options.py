@@ -64,8 +64,8 @@ class SamplesConfig:
     every: int | None = None
     """Steps between samples; there are some after the last step too. None for no samples."""
     path: str | None = None
-    """A JSONL file of conversations that end with the turn to be answered, as ``qwen35 generate`` takes it. By default
-    the first conversations of the validation data, without their last answers."""
+    """A JSONL file, also of a bucket (``gs://``), of conversations that end with the turn to be answered, as ``qwen35
+    generate`` takes it. By default the first conversations of the validation data, without their last answers."""
     count: int = 4
     """How many of them are answered."""
     max_new_tokens: int = 256
