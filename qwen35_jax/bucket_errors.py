@@ -16,6 +16,7 @@ _ADDRESS = re.compile(r"gs://[^\s\"',]+[^\s\"',.:]")
 _TRANSPORTS = ("aiohttp", "requests", "urllib3")
 _PASSING = (408, 429)  # Time-out and too many requests; what the service itself fails in begins with a 5.
 _LOG_IN = "run `gcloud auth application-default login`, or give the machine a service account."
+_PAYS = "the bucket is requester pays; to read it, let FSSPEC_GCS_REQUESTER_PAYS name the project that pays."
 _ROLE = "give the account the role Storage Object User on the bucket (to read only: Storage Object Viewer)."
 
 
@@ -71,6 +72,8 @@ def _bucket_error(address: str, err: Exception) -> BucketError | None:
         return _of_status(address, None if code is None else int(code), _line(text))
     if isinstance(err, OSError) and text.startswith("Forbidden: "):
         return _of_status(address, 403, _after_url(text))
+    if isinstance(err, ValueError) and text.startswith("Bucket is requester pays"):
+        return BucketError(f"{address}: {_PAYS}")
     if isinstance(err, ValueError) and text.startswith("Bad Request: "):
         return _of_status(address, 400, _after_url(text))
     if isinstance(err, ValueError) and (status := _STATUS.match(text)):

@@ -156,7 +156,7 @@ def _add_creation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=DENSE, default="0.8b", help="the model whose sizes are changed")
     parser.add_argument("--out", required=True, metavar="DIR", help=OUT_HELP)
     parser.add_argument("--tokenizer", metavar="DIR",
-                        help="where tokenizer, chat template and vocabulary are taken from; given as a model is")  # fmt: skip
+                        help="folder (also gs://) whose tokenizer, chat template and vocabulary are taken")  # fmt: skip
     parser.add_argument("--text-only", action="store_true", help="leave the vision tower out")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the weights")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="type of the weights in the file")

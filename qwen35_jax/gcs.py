@@ -108,7 +108,9 @@ def filesystem() -> Any:
     fsspec.register_implementation("gcs", GCSFileSystem, clobber=True)
     # tensorstore writes and deletes without the knowledge of a cache of listings.
     fsspec.config.conf.setdefault("gcs", {}).update(use_listings_cache=False, requests_timeout=_REQUEST_SECONDS)
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # It logs the tracebacks of what it raises.
+    # They log what they raise too, with tracebacks.
+    for name in ("gcsfs", "google.auth"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return fsspec.filesystem("gcs", finalize_on_close=True)
 
 
