@@ -23,10 +23,17 @@ BEAT_SECONDS, LEASE_SECONDS = 5.0, 20.0
 logger = logging.getLogger(__name__)
 
 
+class _Version(NamedTuple):
+    """What a renewal changes."""
+
+    generation: str
+    metageneration: str
+    beat: str | None
+
+
 class _Found(NamedTuple):
     owner: dict[str, Any]
-    version: tuple[str, str]
-    """Generation and metageneration; a renewal changes one of them."""
+    version: _Version
 
 
 class BucketLock:
@@ -80,7 +87,7 @@ class BucketLock:
             if found is None:
                 continue
             if found.owner.get("token") == self._token:
-                self._generation = found.version[0]
+                self._generation = found.version.generation
                 return
             here = runs_here(found.owner)
             renewed = seen is not None and seen != found.version
@@ -110,14 +117,15 @@ class BucketLock:
             return None
         except ValueError as err:
             raise ValueError(f"{self._address} is not the lock of a run ({err}); remove it.") from err
-        return _Found(owner, (str(info["generation"]), str(info["metageneration"])))
+        beat = (info.get("metadata") or {}).get("beat")
+        return _Found(owner, _Version(str(info["generation"]), str(info["metageneration"]), beat))
 
     def _remove(self, found: _Found) -> None:
         """Removes the lock of a run that is gone, unless it was renewed or another start was quicker."""
-        owner, (generation, metageneration) = found.owner, found.version
+        owner, version = found
         logger.info("%s: process %s on %s is gone, so this one takes over", self._workdir, owner["pid"], owner["host"])
         with contextlib.suppress(FileExistsError, FileNotFoundError):
-            self._ask("DELETE", ifGenerationMatch=generation, ifMetagenerationMatch=metageneration)
+            self._ask("DELETE", ifGenerationMatch=version.generation, ifMetagenerationMatch=version.metageneration)
 
     def _renew_until(self, stop: threading.Event) -> None:
         beats = 0
@@ -144,7 +152,7 @@ class BucketLock:
             found = self._find()
             if found is None or found.owner.get("token") != self._token:
                 return False
-            self._generation = found.version[0]
+            self._generation = found.version.generation
         return True  # If the bucket cannot say, the next renewal asks again.
 
     def _ask(self, method: str, **conditions: Any) -> Any:

@@ -62,7 +62,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._make_room()
         args = {STATE: ocp.args.StandardSave(name_arrays(state)), DATA: ocp.args.JsonSave(data_state)}
-        with storage_errors(self.directory):
+        with self._folder.saving():
             self._checkpointer.save(self.directory / str(self._saving), args=ocp.args.Composite(**args))
 
     def wait(self) -> None:
@@ -71,7 +71,7 @@ class Checkpoints:
         Raises:
           OSError: it could not be written.
         """
-        with storage_errors(self.directory):
+        with self._folder.saving():
             self._checkpointer.wait_until_finished()
         if self._saving is not None and jax.process_index() == 0:
             self._folder.confirm(self._saving)

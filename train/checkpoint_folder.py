@@ -1,7 +1,9 @@
 """Where checkpoints are kept: how a save becomes valid there, what is left of one that was killed, and how one goes."""
 
+import contextlib
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +24,10 @@ class CheckpointFolder(Protocol):
 
     def being_written(self, step: int) -> Folder:
         """Returns where the files of a step are that orbax is about to declare finished."""
+        ...
+
+    def saving(self) -> AbstractContextManager[None]:
+        """Turns what orbax raises while it writes into an ``OSError``."""
         ...
 
     def confirm(self, step: int) -> None:
@@ -54,6 +60,9 @@ class OnDisk:
         [folder] = self.directory.glob(f"{step}.*")
         return folder
 
+    def saving(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()  # It is an OSError already.
+
     def confirm(self, step: int) -> None:
         self._mark.touch()
 
@@ -84,6 +93,18 @@ class InBucket:
 
     def being_written(self, step: int) -> Folder:
         return self.directory / str(step)
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        try:
+            with gcs.bucket_errors(self.directory):
+                yield
+        except ValueError as err:
+            # Orbax reads some of what it has just written, and says in many ways that it is not there.
+            reason = str(err).strip().splitlines()[0][:200]
+            raise gcs.BucketError(
+                f"{self.directory}: a checkpoint could not be written ({reason}).", fault=True
+            ) from err
 
     def confirm(self, step: int) -> None:
         if step == self._confirmed:

@@ -45,7 +45,12 @@ def line_and_code(capsys, action, *arguments):
     [
         (400, "the billing account is closed", "the bucket refuses (the billing account is closed", WRONG_INPUT),
         (400, "invalid name", "the bucket refuses (invalid name", WRONG_INPUT),
-        (400, "requester pays bucket", "the bucket is requester pays; to read it, let FSSPEC_GCS_REQUESTER", WRONG_INPUT),
+        (
+            400,
+            "requester pays bucket",
+            "the bucket is requester pays; to read it, let FSSPEC_GCS_REQUESTER",
+            WRONG_INPUT,
+        ),
         (401, "expired", "no access (expired, 401); run `gcloud auth application-default login`", WRONG_INPUT),
         (403, NOT_ALLOWED, f"the bucket refuses ({NOT_ALLOWED}); give the account the role Storage", WRONG_INPUT),
         (403, "Anonymous caller does not have access", "no access (Anonymous caller does not", WRONG_INPUT),
