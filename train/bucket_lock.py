@@ -71,19 +71,23 @@ class BucketLock:
         """Call it before anything is written.
 
         Raises:
-          BucketError: another run took over, as it may after this process was stopped for long.
+          BucketError: another run took the directory over, as it may after this process was stopped for long.
         """
         if self._is_lost:
             raise gcs.BucketError(
-                f"{self._workdir} was taken over by another run while this one did not renew {self._address}, so this "
-                "one stops; nothing that the other one writes was changed."
+                f"{self._workdir} belongs to another run now, or {self._address} was removed, while this run did not "
+                "renew it; so this run stops before it writes again."
             )
 
     def _take(self) -> None:
         seen, since = None, time.monotonic()
         while True:
-            self._make()
+            made = self._make()
             found = self._find()
+            if found is None and made:
+                raise gcs.BucketError(
+                    f"{self._address} is missing right after it was written: the bucket loses writes.", fault=True
+                )
             if found is None:
                 continue
             if found.owner.get("token") == self._token:
@@ -93,7 +97,7 @@ class BucketLock:
             renewed = seen is not None and seen != found.version
             if here or (here is None and renewed):
                 raise ValueError(
-                    f"{self._workdir} is in use by process {found.owner.get('pid')} on {found.owner.get('host')} since "
+                    f"{self._workdir} is in use by process {found.owner['pid']} on {found.owner['host']} since "
                     f"{found.owner.get('since')}; wait for its end or stop it, or give another --workdir."
                 )
             if here is False or time.monotonic() - since > LEASE_SECONDS:
@@ -102,10 +106,15 @@ class BucketLock:
             seen = found.version
             time.sleep(min(1.0, LEASE_SECONDS / 10))
 
-    def _make(self) -> None:
+    def _make(self) -> bool:
+        """Makes the object; returns False if there is one."""
         content = json.dumps(describe_self() | {"token": self._token}).encode()
-        with contextlib.suppress(FileExistsError), gcs.bucket_errors(self._address):
-            gcs.filesystem().pipe_file(f"{self._bucket}/{self._key}", content, mode="create")
+        try:
+            with gcs.bucket_errors(self._address):
+                gcs.filesystem().pipe_file(f"{self._bucket}/{self._key}", content, mode="create")
+        except FileExistsError:
+            return False
+        return True
 
     def _find(self) -> _Found | None:
         """Returns whose it is; None if it is gone. Should it change in between, the version is the older one."""
@@ -113,6 +122,8 @@ class BucketLock:
             with gcs.bucket_errors(self._address):
                 info = gcs.filesystem().info(f"{self._bucket}/{self._key}")
             owner = json.loads(gcs.read_bytes(self._address))
+            if not isinstance(owner, dict) or not {"host", "pid"} <= owner.keys():
+                raise ValueError("it names no process")
         except gcs.ObjectNotFoundError:
             return None
         except ValueError as err:

@@ -121,7 +121,7 @@ def runs_here(owner: Mapping[str, Any]) -> bool | None:
     except PermissionError:
         return True
     # Another process may have got the number since.
-    return owner["began"] == _began(owner["pid"])
+    return owner.get("began") == _began(owner["pid"])
 
 
 def _began(pid: int) -> str | None:

@@ -106,7 +106,7 @@ def test_a_run_that_lost_its_lock_is_told_and_leaves_the_other_alone(place):
     with lock.held():
         owned_by(place, host="far")
         wait_until(lambda: is_lost(lock))
-        with pytest.raises(BucketError, match=rf"{place.address} was taken over by another run") as caught:
+        with pytest.raises(BucketError, match=rf"{place.address} belongs to another run now") as caught:
             lock.check()
         assert caught.value.errno is None  # exit code 2
     assert owner_of(place)["host"] == "far"
@@ -139,11 +139,18 @@ def test_a_bucket_that_refuses_is_named(place):
         BucketLock(place.address).held().__enter__()
 
 
-def test_an_object_that_is_no_lock_is_not_removed(place):
-    place.put(LOCK, b"notes")
+def test_a_bucket_that_loses_the_lock_is_named(place):
+    place.fail(Fault("lose", "POST", name=LOCK))
+    with pytest.raises(BucketError, match=rf"{place.address}/{LOCK} is missing right after .*loses writes"):
+        BucketLock(place.address).held().__enter__()
+
+
+@pytest.mark.parametrize("content", [b"notes", b"[]", b"{}"])
+def test_an_object_that_is_no_lock_is_not_removed(place, content):
+    place.put(LOCK, content)
     with pytest.raises(ValueError, match=r"is not the lock of a run .*remove it"):
         BucketLock(place.address).held().__enter__()
-    assert place.get(LOCK) == b"notes"
+    assert place.get(LOCK) == content
 
 
 def wait_until(condition):
