@@ -179,6 +179,7 @@ def load_run(
     The optimizer's state is not read.
 
     Args:
+      run_dir: the ``--workdir`` of the run, on a disk or in a bucket.
       step: which checkpoint; by default the newest whole one. ``best`` is that with the best evaluation.
       mesh: where parameters are placed; by default one device.
 

@@ -45,7 +45,8 @@ class BucketLock:
         # Whether the object is ours, even where the answer to its making was lost and it was made again.
         self._token = uuid.uuid4().hex
         self._generation = "0"
-        self._is_lost = False
+        self.is_lost = False
+        """Whether the run must stop, since the lock is not its own any more."""
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -73,7 +74,7 @@ class BucketLock:
         Raises:
           BucketError: another run took the directory over, as it may after this process was stopped for long.
         """
-        if self._is_lost:
+        if self.is_lost:
             raise gcs.BucketError(
                 f"{self._workdir} belongs to another run now, or {self._address} was removed, while this run did not "
                 "renew it; so this run stops before it writes again."
@@ -151,8 +152,8 @@ class BucketLock:
                 )
                 self._generation = answer["generation"]
             except (FileNotFoundError, FileExistsError):
-                self._is_lost = not self._is_ours()
-                if self._is_lost:
+                self.is_lost = not self._is_ours()
+                if self.is_lost:
                     return
             except OSError as err:
                 logger.warning("%s was not renewed: %s", self._address, err)

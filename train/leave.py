@@ -30,9 +30,8 @@ def leave_hanging_saves() -> Iterator[None]:
 def _are_saving() -> bool:
     """Whether threads of a save are still there after a moment in which they may end."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    for thread in threading.enumerate():
-        if type(thread).__module__.startswith("orbax.") and not thread.daemon:
-            thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                return True
+    while any(type(thread).__module__.startswith("orbax.") for thread in threading.enumerate() if not thread.daemon):
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.1)
     return False

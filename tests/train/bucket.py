@@ -51,3 +51,10 @@ def local_export(workdir, inputs, address):
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     naming = ("README.md", "adapter_config.json")
     return files | {name: files[name].replace(str(inputs).encode(), address.encode()) for name in naming}
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

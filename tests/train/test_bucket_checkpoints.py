@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 
 from qwen35_jax.gcs import BucketError
 from qwen35_jax.runs import COMMIT, MANIFEST, bucket_folder, find_damage
+from tests.conftest import REPO
 from tests.gcs.emulator import BUCKET, Fault
+from tests.train.launching import environment
 from tests.train.saving import at, make_small_state
 from train.checkpoint import Checkpoints
 from train.state import abstract
@@ -152,3 +156,32 @@ def test_a_refused_write_names_the_role_that_is_needed(place, save, name):
 def test_a_service_that_fails_a_few_times_costs_nothing(place, save, state):
     place.fail(Fault("refuse", "POST|PUT", name="checkpoints", status=503, times=3))
     check_restores(save(3), state, 3)
+
+
+SAVE = """
+import sys
+from functools import partial
+import orbax.checkpoint as ocp
+from qwen35_jax.command import one_line_errors
+from qwen35_jax.runs import bucket_folder
+from qwen35_jax.sharding import make_mesh
+from tests.train.saving import make_small_state
+from train.checkpoint import Checkpoints
+from train.leave import leave_hanging_saves
+
+ocp.options.AsyncOptions = partial(ocp.options.AsyncOptions, timeout_secs=3)
+with leave_hanging_saves(), one_line_errors():
+    checkpoints = Checkpoints(bucket_folder(sys.argv[1]) / "checkpoints", keep=1)
+    checkpoints.save(make_small_state(make_mesh()), {})
+    checkpoints.wait()
+"""
+
+
+def test_a_service_that_fails_for_ever_ends_the_process(place):
+    """Orbax gives up after its time limit, but its threads would keep the process."""
+    place.fail(Fault("refuse", "POST|PUT", name="/d/", status=503))
+    command = [sys.executable, "-c", SAVE, place.address]
+    ended = subprocess.run(command, cwd=REPO, env=environment(devices=1), text=True, capture_output=True, timeout=120)
+    assert ended.returncode == 74, ended.stderr
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "the storage service did not do it in time" in errors[0]

@@ -11,6 +11,7 @@ import pytest
 
 from qwen35_jax.gcs import BucketError
 from tests.gcs.emulator import Fault
+from tests.train.bucket import wait_until
 from train.bucket_lock import BucketLock
 from train.lock import LOCK, describe_self
 
@@ -105,7 +106,7 @@ def test_a_run_that_lost_its_lock_is_told_and_leaves_the_other_alone(place):
     lock = BucketLock(place.address)
     with lock.held():
         owned_by(place, host="far")
-        wait_until(lambda: is_lost(lock))
+        wait_until(lambda: lock.is_lost)
         with pytest.raises(BucketError, match=rf"{place.address} belongs to another run now") as caught:
             lock.check()
         assert caught.value.errno is None  # exit code 2
@@ -151,18 +152,3 @@ def test_an_object_that_is_no_lock_is_not_removed(place, content):
     with pytest.raises(ValueError, match=r"is not the lock of a run .*remove it"):
         BucketLock(place.address).held().__enter__()
     assert place.get(LOCK) == content
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def is_lost(lock):
-    try:
-        lock.check()
-    except BucketError:
-        return True
-    return False

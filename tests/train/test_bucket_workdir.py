@@ -8,6 +8,7 @@ from qwen35_jax.cli import main
 from qwen35_jax.gcs import BucketError
 from qwen35_jax.runs import bucket_folder, read_metrics
 from tests.gcs.emulator import Fault
+from tests.train.bucket import wait_until
 from tests.train.saving import at, make_small_state
 from train.bucket_workdir import BucketWorkdir
 from train.checkpoint import Checkpoints
@@ -81,8 +82,7 @@ def test_a_run_that_lost_its_place_writes_nothing_more(place, workdir, monkeypat
     monkeypatch.setattr("train.bucket_lock.BEAT_SECONDS", 0.05)
     with workdir.locked():
         place.put(f"first/{LOCK}", json.dumps({"token": "other", "host": "far", "pid": 1}).encode())
-        while not workdir._lock._is_lost:
-            pass
+        wait_until(lambda: workdir._lock.is_lost)
         (workdir.local / "metrics.jsonl").write_text("a")
         for write in (workdir.push, workdir.publish_export):
             with pytest.raises(BucketError, match="belongs to another run now"):
