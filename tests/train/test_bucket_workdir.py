@@ -1,15 +1,18 @@
 """The directory of a run in a bucket: who may use it, what is taken up from it, and what reaches it when."""
 
+import dataclasses
 import json
 
 import pytest
 
+from configs import tiny_sft
 from qwen35_jax.cli import main
 from qwen35_jax.gcs import BucketError
-from qwen35_jax.runs import bucket_folder, read_metrics
+from qwen35_jax.runs import STATE, bucket_folder, read_data_state, read_metrics, read_record, stored_arrays
 from tests.gcs.emulator import Fault
 from tests.train.bucket import wait_until
 from tests.train.saving import at, make_small_state
+from train.branch import find_origin
 from train.bucket_workdir import BucketWorkdir
 from train.checkpoint import Checkpoints
 from train.lock import LOCK
@@ -135,6 +138,18 @@ def test_a_run_in_a_bucket_is_exported_as_one_on_a_disk(place, whole_run, tmp_pa
     for path in (tmp_path / "new").rglob("*.safetensors"):
         assert path.read_bytes() == (whole_run[0] / "export" / path.relative_to(tmp_path / "new")).read_bytes()
     assert read_metrics(run, 9) == read_metrics(whole_run[0], 9) != {}
+
+
+def test_a_run_may_begin_at_a_step_of_one_in_a_bucket(place, whole_run, workdir):
+    run = put_run(place, whole_run[0])
+    recipe = dataclasses.replace(tiny_sft.config().recipe, branch_from=f"{run}@6")
+    model = read_record(run)["identity"]["model"]
+    origin = find_origin(recipe, workdir.checkpoints, model=model)
+    on_disk = whole_run[0] / "checkpoints" / "6"
+    assert stored_arrays(origin.folder / STATE).keys() == stored_arrays(on_disk / STATE).keys()
+    assert read_data_state(origin.folder) == read_data_state(on_disk)
+    with pytest.raises(ValueError, match=r"no whole checkpoint of step 5, but of 6, 9"):
+        find_origin(dataclasses.replace(recipe, branch_from=f"{run}@5"), workdir.checkpoints, model=model)
 
 
 def test_what_is_no_run_is_refused_by_name(place, capsys):
