@@ -45,24 +45,27 @@ def choose_best(scores: Mapping[int, float], steps: Iterable[int]) -> int | None
     return min((step for step in steps if step in scores), key=lambda step: (scores[step], step), default=None)
 
 
-def best_step(run_dir: Path, record: Mapping[str, Any], steps: Iterable[int]) -> int:
+def best_step(run_dir: Path, record: Mapping[str, Any], steps: Iterable[int], *, name: str | None = None) -> int:
     """Returns the best of the saved steps of a run.
 
     Args:
+      run_dir: holds its metrics.
       record: the run record, whose options say what is best.
+      name: what errors call the run, if not by its directory.
 
     Raises:
       ValueError: the run did not look for the best step, or none of these steps was evaluated.
     """
+    name = name or str(run_dir)
     best_by = record.get("options", {}).get("checkpoint", {}).get("best_by")
     if best_by is None:
         raise ValueError(
-            f"{run_dir} was trained without checkpoint.best_by, so none of its steps is the best; give --step N."
+            f"{name} was trained without checkpoint.best_by, so none of its steps is the best; give --step N."
         )
     goal, path = Goal.parse(best_by), run_dir / METRICS
     best = choose_best(read_scores(path, goal), steps)
     if best is None:
-        raise ValueError(f"no checkpoint of {run_dir} has {goal.metric} in {path.name}; give --step N.")
+        raise ValueError(f"no checkpoint of {name} has {goal.metric} in {path.name}; give --step N.")
     return best
 
 

@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 
 import tests.typechecker  # noqa: F401
+from tests.gcs.fixtures import emulator, place  # noqa: F401
 
 # Commands keep compiled programs in the user's cache; those that a test calls do so only where the environment says.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -5,16 +5,24 @@ optimizer that have the same shapes and dtypes, and the place in the data, if bo
 """
 
 import logging
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-import orbax.checkpoint as ocp
 
-from qwen35_jax.runs import CHECKPOINTS, STATE, name_arrays, restore_arrays, saved_steps, stored_arrays, whole_steps
-from train.checkpoint import DATA
+from qwen35_jax.runs import (
+    STATE,
+    Folder,
+    RunFolder,
+    name_arrays,
+    open_run,
+    read_data_state,
+    restore_arrays,
+    saved_steps,
+    stored_arrays,
+    whole_steps,
+)
 from train.config import Recipe
 from train.data.pipeline import BatchIterator
 from train.record import read_whole_record
@@ -26,37 +34,38 @@ logger = logging.getLogger(__name__)
 class Origin(NamedTuple):
     """A step of a run to begin with."""
 
-    run: Path
+    run: RunFolder
     step: int
 
     @property
-    def folder(self) -> Path:
-        return self.run.absolute() / CHECKPOINTS / str(self.step)
+    def folder(self) -> Folder:
+        return self.run.checkpoints / str(self.step)
 
 
-def find_origin(recipe: Recipe, workdir: Path, *, model: str) -> Origin | None:
+def find_origin(recipe: Recipe, checkpoints: Folder, *, model: str) -> Origin | None:
     """Finds the step that ``branch_from`` names, unless the run has checkpoints of its own to go on from.
 
     Args:
+      checkpoints: the run's own folder of them, which may be absent.
       model: the fingerprint of the base checkpoint.
 
     Raises:
       ValueError: there is no such run or whole step, or it started from another base checkpoint.
     """
     branch_from = recipe.branch_from
-    if branch_from is None or saved_steps(workdir / CHECKPOINTS):
+    if branch_from is None or saved_steps(checkpoints):
         return None
     run, _, step = branch_from.rpartition("@")
-    origin = Origin(Path(run), int(step))
-    if not origin.run.is_dir():
+    origin = Origin(open_run(run), int(step))
+    if not origin.run.files.is_dir():
         raise ValueError(f"branch_from={branch_from!r}: there is no directory {run}; give RUN@STEP of a training run.")
-    recorded = read_whole_record(origin.run)
+    recorded = read_whole_record(origin.run.files, run)
     if recorded["identity"]["model"] != model:
         raise ValueError(
             f"branch_from={branch_from!r}: that run started from another checkpoint, "
             f"{recorded['recipe']['model']['path']}; give it as --model.path."
         )
-    whole = whole_steps(origin.run / CHECKPOINTS)
+    whole = whole_steps(origin.run.checkpoints)
     if origin.step not in whole:
         raise ValueError(
             f"branch_from={branch_from!r}: that run has no whole checkpoint of step {step}, but of "
@@ -85,7 +94,7 @@ def branch(origin: Origin, state: TrainState, batches: BatchIterator) -> TrainSt
     )
     if unlike:
         raise ValueError(
-            f"branch_from={origin.run}@{origin.step}: that run trained other parameters than this one, such as "
+            f"branch_from={origin.run.name}@{origin.step}: that run trained other parameters than this one, such as "
             f"{unlike[0].removeprefix('params.')}; keep lora and train as they were, or export that step and start "
             "from it by --model.path."
         )
@@ -97,7 +106,7 @@ def branch(origin: Origin, state: TrainState, batches: BatchIterator) -> TrainSt
     tree = jax.tree.unflatten(jax.tree.structure(tree), leaves.values())
     lost = len(params) + len(moments) - len(wanted)
     anew = f"; {lost} arrays of its optimizer do not fit and begin anew" if lost else ""
-    logger.info("begins with what step %d of %s had trained%s", origin.step, origin.run, anew)
+    logger.info("begins with what step %d of %s had trained%s", origin.step, origin.run.name, anew)
     _go_on_in_data(origin, batches)
     return state._replace(params=tree["params"], opt_state=_restart_schedule(tree["opt_state"]))
 
@@ -119,7 +128,7 @@ def _is_alike(stored: Any, leaf: jax.Array) -> bool:
 
 
 def _go_on_in_data(origin: Origin, batches: BatchIterator) -> None:
-    theirs: dict[str, Any] = ocp.JsonCheckpointHandler().restore(origin.folder / DATA)  # pyrefly: ignore[bad-argument-type, bad-assignment]
+    theirs = read_data_state(origin.folder)
     if theirs["identity"] == batches.get_state()["identity"]:
         batches.set_state(theirs)
         logger.info("the data go on after batch %d of that run", theirs["batches"])

@@ -1,44 +1,48 @@
 """Checkpoints that are either whole or skipped: orbax files with a manifest, and the position in the data.
 
-A step is written to a temporary folder while training goes on. At the end the folder gets its manifest, then its name
-(``qwen35_jax.runs`` has the format). So a kill at any moment leaves whole steps and temporary folders. A step that does
-not match its manifest was damaged later, or renamed by a file system that renames file by file.
+A step is written while training goes on. At the end it gets its manifest (``qwen35_jax.runs`` has the format), then it
+becomes valid at once. So a kill at any moment leaves whole steps and unfinished ones, which do not count. A step that
+does not match its manifest was damaged later, or renamed by a file system that renames file by file.
 """
 
 import logging
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from qwen35_jax.runs import STATE, find_damage, name_arrays, saved_steps, whole_steps, write_manifest
+from qwen35_jax.runs import (
+    DATA,
+    STATE,
+    Folder,
+    find_damage,
+    name_arrays,
+    saved_steps,
+    storage_errors,
+    whole_steps,
+    write_manifest,
+)
+from train.checkpoint_folder import folder_of_checkpoints
 from train.retention import steps_to_keep
 from train.state import TrainState
-
-DATA = "data"
-_DELETED = ".deleted-"
 
 logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Saves and restores the state and the data position of one run in ``directory``, which is made if absent.
+    """Saves and restores the state and the data position of one run in ``directory``, on a disk or in a bucket.
 
     Under several processes all of them make the same calls; each writes and reads its own part of the arrays.
     """
 
-    def __init__(self, directory: Path, *, keep: int, keep_every: int | None = None):
-        self.directory = directory.absolute()
+    def __init__(self, directory: Folder, *, keep: int, keep_every: int | None = None):
+        self._folder = folder_of_checkpoints(directory)
+        self.directory = self._folder.directory
         self.keep, self.keep_every = keep, keep_every
         self.scores: Mapping[int, float] = {}
         """Of evaluated steps; the lowest is the best, which stays."""
         self._saving: int | None = None
-        self.directory.mkdir(parents=True, exist_ok=True)
-        # Beside the folder, so that it stays when the folder is emptied.
-        self._mark = self.directory.with_name(".checkpoint-was-written")
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(STATE, DATA),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
@@ -58,22 +62,24 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._make_room()
         args = {STATE: ocp.args.StandardSave(name_arrays(state)), DATA: ocp.args.JsonSave(data_state)}
-        self._checkpointer.save(self.directory / str(self._saving), args=ocp.args.Composite(**args))
+        with self._folder.saving():
+            self._checkpointer.save(self.directory / str(self._saving), args=ocp.args.Composite(**args))
 
     def wait(self) -> None:
-        """Returns when the last save is on disk and whole.
+        """Returns when the last save is written and whole.
 
         Raises:
           OSError: it could not be written.
         """
-        self._checkpointer.wait_until_finished()
+        with self._folder.saving():
+            self._checkpointer.wait_until_finished()
         if self._saving is not None and jax.process_index() == 0:
-            self._mark.touch()
+            self._folder.confirm(self._saving)
 
     @property
     def was_written(self) -> bool:
         """Whether a save was ever finished here, even if its checkpoint is gone."""
-        return self._mark.exists()
+        return self._folder.was_written
 
     def whole_steps(self) -> list[int]:
         """Returns the steps that can be restored, in ascending order."""
@@ -112,7 +118,8 @@ class Checkpoints:
         """
         names = name_arrays(like)
         args = {STATE: ocp.args.StandardRestore(names), DATA: ocp.args.JsonRestore()}
-        restored = self._checkpointer.restore(self.directory / str(step), args=ocp.args.Composite(**args))
+        with storage_errors(self.directory):
+            restored = self._checkpointer.restore(self.directory / str(step), args=ocp.args.Composite(**args))
         leaves = [restored[STATE][name] for name in names]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), restored[DATA]
 
@@ -125,9 +132,9 @@ class Checkpoints:
         self._checkpointer.close()
 
     def _write_manifest(self) -> None:
-        """Completes the temporary folder of the step being saved; orbax calls it in process 0, before renaming."""
-        [folder] = self.directory.glob(f"{self._saving}.*")
-        write_manifest(folder)
+        """Completes the step being saved; orbax calls it in process 0, before it makes the step valid."""
+        assert self._saving is not None
+        write_manifest(self._folder.being_written(self._saving))
 
     def _make_room(self) -> None:
         """Removes what interrupted saves left, a damaged checkpoint of the step to save, and what need not stay.
@@ -137,9 +144,5 @@ class Checkpoints:
         steps, whole = saved_steps(self.directory), self.whole_steps()
         stay = steps_to_keep(whole, keep=self.keep, keep_every=self.keep_every, scores=self.scores)
         stay |= {step for step in steps if not whole or step > whole[-1]}
-        superfluous = {str(step) for step in ({*steps} - stay) | {self._saving}}
-        for path in list(self.directory.iterdir()):
-            if path.name in superfluous:
-                path = path.rename(path.with_name(_DELETED + path.name))
-            if path.name.startswith(_DELETED) or ocp.utils.TMP_DIR_SUFFIX in path.name:
-                shutil.rmtree(path)
+        again = set() if self._saving is None else {self._saving}
+        self._folder.clear(({*steps} - stay) | again)

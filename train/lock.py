@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def lock_directory(folder: Path) -> Iterator[None]:
       ValueError: another run works there; the message says which.
     """
     path = folder / LOCK
-    own = _describe_self()
+    own = describe_self()
     while not _make(path, own):
         _take_over(path)
     stop = threading.Event()
@@ -46,7 +46,8 @@ def lock_directory(folder: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _describe_self() -> dict[str, Any]:
+def describe_self() -> dict[str, Any]:
+    """Returns what names this process in a lock."""
     pid = os.getpid()
     return {"host": socket.gethostname(), "pid": pid, "began": _began(pid), "since": time.strftime("%F %T %z")}
 
@@ -105,16 +106,22 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _is_gone(owner: dict[str, Any], path: Path) -> bool:
     if owner["host"] is None:
         return True
+    here = runs_here(owner)
+    return _age(path) > STALE_SECONDS if here is None else not here
+
+
+def runs_here(owner: Mapping[str, Any]) -> bool | None:
+    """Whether the process that a lock names runs on this host; None if it belongs to another host."""
     if owner["host"] != socket.gethostname():
-        return _age(path) > STALE_SECONDS
+        return None
     try:
         os.kill(owner["pid"], 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:
         return False
+    except PermissionError:
+        return True
     # Another process may have got the number since.
-    return owner["began"] != _began(owner["pid"])
+    return owner.get("began") == _began(owner["pid"])
 
 
 def _began(pid: int) -> str | None:

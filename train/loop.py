@@ -134,6 +134,9 @@ def _evaluate(state: TrainState, watch: Watch, reporter: Reporter) -> bool:
 
 def _save(state: TrainState, *, checkpoints: Checkpoints, batches: Batches, reporter: Reporter) -> int:
     """Saves the state once its metrics are on disk, and returns its step."""
+    with reporter.timed("checkpoint_seconds"):
+        checkpoints.wait()
+    # Last, since it also makes sure that the directory still belongs to this run.
     reporter.sync()
     with reporter.timed("checkpoint_seconds"):
         checkpoints.save(state, merge_states(gather(batches.get_state())))

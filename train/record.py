@@ -73,17 +73,22 @@ def write_record(workdir: Path, record: RunRecord, outcome: Mapping[str, Any] | 
     write_atomically(workdir / RECORD, json.dumps(content, indent=2) + "\n")
 
 
-def check_resumable(workdir: Path, record: RunRecord) -> None:
+def check_resumable(workdir: Path, record: RunRecord, name: str | None = None) -> None:
     """Compares a run that is about to resume with what it was started with.
 
     Another recipe, base checkpoint or data is refused. Another layout is allowed with a warning, since it changes
     rounding only. More steps under a constant learning rate are allowed too, since they change no earlier step. A run
     may begin or cease to validate, but not go on with other validation data, whose losses could not be compared.
 
+    Args:
+      workdir: holds the record of the start.
+      name: what errors call the run, if not by its directory.
+
     Raises:
       ValueError: something that affects the numbers differs, or the record cannot be read.
     """
-    recorded, new = read_whole_record(workdir), record.to_json()
+    name = name or str(workdir)
+    recorded, new = read_whole_record(workdir, name), record.to_json()
     old_base, new_base = recorded["identity"], new["identity"]
     layout = sorted(_differences(record.config.layout, recorded["layout"], new["layout"]))
     if layout:
@@ -106,30 +111,33 @@ def check_resumable(workdir: Path, record: RunRecord) -> None:
     ]
     if binding:
         raise ValueError(
-            f"{workdir} was started with other settings: {'; '.join(map(str, sorted(binding)))}. Give the old values "
-            f"to resume, or another --workdir to start anew.{_how_to_lengthen(record, binding, workdir)}"
+            f"{name} was started with other settings: {'; '.join(map(str, sorted(binding)))}. Give the old values "
+            f"to resume, or another --workdir to start anew.{_how_to_lengthen(record, binding, name)}"
         )
 
 
-def _how_to_lengthen(record: RunRecord, binding: list[_Difference], workdir: Path) -> str:
+def _how_to_lengthen(record: RunRecord, binding: list[_Difference], name: str) -> str:
     schedule = record.config.recipe.optim.schedule
     if "steps" not in {difference.name for difference in binding} or schedule == "constant":
         return ""
     return (
         f" With optim.schedule={schedule} the rate of every step depends on their number, so that a longer run "
-        f"is another one; to train on from a step, give --branch-from {workdir}@STEP and another --workdir."
+        f"is another one; to train on from a step, give --branch-from {name}@STEP and another --workdir."
     )
 
 
-def read_whole_record(workdir: Path) -> dict[str, Any]:
+def read_whole_record(workdir: Path, name: str | None = None) -> dict[str, Any]:
     """Reads a record as JSON values, with the parts that resuming and branching compare.
+
+    Args:
+      name: what errors call the run, if not by its directory.
 
     Raises:
       ValueError: it is absent, damaged or of an earlier version.
     """
-    path = workdir / RECORD
+    path = f"{name or workdir}/{RECORD}"
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+        recorded = json.loads((workdir / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise ValueError(
             f"{path} cannot be read ({err}), so the checkpoints beside it cannot be resumed safely; restore the "

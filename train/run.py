@@ -5,21 +5,22 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from qwen35_jax import lora
-from qwen35_jax.distributed import check_shared, raise_together
+from qwen35_jax.distributed import raise_together
 from qwen35_jax.export import export_adapter, export_checkpoint
 from qwen35_jax.hf.chat_files import chat_files
 from qwen35_jax.hf.load import load
 from qwen35_jax.inference.generate import Request
 from qwen35_jax.model import Qwen35
-from qwen35_jax.runs import read_metrics
+from qwen35_jax.runs import EXPORT, read_metrics
 from qwen35_jax.storage import replace_folder
 from train.agreement import check_agreement
 from train.batch import put_batch
@@ -30,7 +31,6 @@ from train.config import TrainConfig
 from train.config.options import parse_steps
 from train.evaluation import make_evaluation
 from train.inputs import Inputs, check_inputs, settle_steps
-from train.lock import lock_directory
 from train.loop import Schedule, Watch, run_steps
 from train.observe.metrics import MetricsWriter
 from train.observe.reporter import Reporter
@@ -43,13 +43,27 @@ from train.samples import make_sample, read_prompts
 from train.settle import load_start, make_watch
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
-from train.workdir import check_workdir, open_workdir
+from train.workdir import Workdir, open_workdir, workdir_at
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: TrainConfig, workdir: Path) -> None:
-    """Trains into ``workdir``, from its newest checkpoint if it has one, and exports the result.
+class Job(NamedTuple):
+    """What a run works on, found and checked before the model is loaded."""
+
+    config: TrainConfig
+    """With every default decided."""
+    workdir: Workdir
+    mesh: Mesh
+    inputs: Inputs
+    record: RunRecord
+    prompts: list[Request]
+    """Of the samples."""
+    trackers: Trackers
+
+
+def run(config: TrainConfig, place: str | Path) -> None:
+    """Trains into the run directory ``place``, from its newest checkpoint if it has one, and exports the result.
 
     Everything that can be wrong with the settings and the files is found before the model is loaded. Under several
     processes all of them call this. Each reads its share of the weights and the data, and the first one writes what is
@@ -63,68 +77,49 @@ def run(config: TrainConfig, workdir: Path) -> None:
     mesh = config.layout.mesh.mesh()
     _check_takes_all_devices(mesh)
     with raise_together():
+        workdir = workdir_at(place)
         trackers = config.options.make_trackers()
         inputs = check_inputs(config, mesh)
     config = settle_steps(config, inputs)
     with raise_together():
         prompts = read_prompts(config, inputs)
         record = _make_record(config, inputs)
-        origin = find_origin(config.recipe, workdir, model=record.base.model)
-        check_workdir(workdir)
-    with _locked(workdir):
-        _run_in(workdir, config, mesh, inputs, record, origin, prompts, trackers)
+        origin = find_origin(config.recipe, workdir.checkpoints, model=record.base.model)
+        workdir.check()
+    with workdir.locked():
+        _run_locked(Job(config, workdir, mesh, inputs, record, prompts, trackers), origin)
 
 
-@contextlib.contextmanager
-def _locked(workdir: Path) -> Iterator[None]:
-    """Keeps other runs out of the directory; process 0 does it for all."""
-    with contextlib.ExitStack() as held:
-        with raise_together():
-            if jax.process_index() == 0:
-                held.enter_context(lock_directory(workdir))
-        yield
-
-
-def _run_in(
-    workdir: Path,
-    config: TrainConfig,
-    mesh: Mesh,
-    inputs: Inputs,
-    record: RunRecord,
-    origin: Origin | None,
-    prompts: list[Request],
-    trackers: Trackers,
-) -> None:
+def _run_locked(job: Job, origin: Origin | None) -> None:
     """Trains and exports in a directory that this run has to itself."""
+    options, workdir, inputs, record = job.config.options, job.workdir, job.inputs, job.record
     with raise_together():
-        check_shared(workdir)
-        checkpoints, done = open_workdir(workdir, record, config.options.checkpoint)
+        checkpoints, done = open_workdir(workdir, record, options.checkpoint)
     check_agreement(record, done)
-    best = follow_best(config.options, workdir, checkpoints, done)
-    with jax.set_mesh(mesh):
-        setup = build(config, inputs.folder, mesh)
+    best = follow_best(options, workdir.local, checkpoints, done)
+    with jax.set_mesh(job.mesh):
+        setup = build(job.config, inputs.folder, job.mesh)
         if done is not None:
             setup = _resume(setup, inputs, checkpoints, done)
             logger.info("resumed after step %d of %s", done, workdir)
         elif origin is not None:
             setup = setup._replace(state=branch(origin, setup.state, inputs.batches))
         if jax.process_index() == 0:
-            write_record(workdir, record)
-        metrics = partial(
-            MetricsWriter, workdir, last_step=config.recipe.num_steps, trackers=trackers, record=record.to_json()
-        )
-        state = _train(config, workdir, setup, inputs, checkpoints, best, metrics, prompts, mesh)
+            write_record(workdir.local, record)
+            workdir.push()
+        state = _train(job, setup, checkpoints, best)
         if jax.process_index() == 0:
-            write_record(workdir, record, make_outcome(config, int(state.step), best))
+            write_record(workdir.local, record, make_outcome(job.config, int(state.step), best))
+            workdir.push()
         logger.info("data: %s", json.dumps(inputs.batches.report()))
-        if config.options.export_best and best is not None and best.step is not None:
+        if options.export_best and best is not None and best.step is not None:
             like = abstract(state)
             # The memory of the last state is free before the best one takes its place.
             state, setup = None, setup._replace(state=like)
             state, _ = checkpoints.restore(best.step, like)
             logger.info("the export is of the best step: %s", best)
         checkpoints.close()
-        if config.options.export:
+        if options.export:
             export(setup.model(state), workdir, record, source=inputs.folder, step=int(state.step))
 
 
@@ -178,21 +173,12 @@ def _table(matches: Sequence[lora.Match]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _train(
-    config: TrainConfig,
-    workdir: Path,
-    setup: TrainingSetup,
-    inputs: Inputs,
-    checkpoints: Checkpoints,
-    best: Best | None,
-    open_metrics: Callable[..., MetricsWriter],
-    prompts: list[Request],
-    mesh: Mesh,
-) -> TrainState:
+def _train(job: Job, setup: TrainingSetup, checkpoints: Checkpoints, best: Best | None) -> TrainState:
     """Compiles the step and runs the loop."""
+    config, inputs, folder = job.config, job.inputs, job.workdir.local
     recipe, options = config.recipe, config.options
     done = int(setup.state.step)
-    if _is_complete(config, workdir, done, best):
+    if _is_complete(job, done, best):
         return setup.state
     began = time.perf_counter()
     step = setup.step.lower(setup.state, setup.frozen, setup.batch).compile()
@@ -200,17 +186,16 @@ def _train(
     put = partial(
         put_batch,
         accumulation=recipe.accumulation,
-        mesh=mesh,
+        mesh=job.mesh,
         fields=recipe.objective.batch_fields,
         num_sequences=recipe.data.sequences_per_batch,
         first_sequence=inputs.sequences.start,
     )
     with (
-        contextlib.closing(open_metrics(first_step=done + 1, terms=setup.terms)) as metrics,
+        contextlib.closing(_open_metrics(job, setup)) as metrics,
         watch_for_preemption() as is_preempted,
-        Trace(workdir / "profile", parse_steps(options.profile) if options.profile else range(0)) as trace,
+        Trace(folder / "profile", parse_steps(options.profile) if options.profile else range(0)) as trace,
     ):
-        reporter = _make_reporter(config, workdir, setup, inputs, metrics, mesh)
         state = run_steps(
             setup.state,
             setup.frozen,
@@ -219,13 +204,13 @@ def _train(
             put,
             Schedule(recipe.num_steps, options.checkpoint.every, options.evaluate_every, options.samples.every),
             checkpoints=checkpoints,
-            reporter=reporter,
+            reporter=_make_reporter(job, setup, metrics),
             trace=trace,
             is_preempted=is_preempted,
             watch=Watch(
                 make_evaluation(config, setup, inputs, put),
                 best,
-                make_sample(options.samples, setup, inputs, prompts, workdir),
+                make_sample(options.samples, setup, inputs, job.prompts, folder),
             ),
         )
     if best is not None:
@@ -237,43 +222,56 @@ def _train(
     return state
 
 
-def _is_complete(config: TrainConfig, workdir: Path, done: int, best: Best | None) -> bool:
+def _is_complete(job: Job, done: int, best: Best | None) -> bool:
     """Says of a run that has nothing left to train that it is complete."""
-    if done >= config.recipe.num_steps:
-        logger.info("%s is complete: step %d of %d", workdir, done, config.recipe.num_steps)
+    steps = job.config.recipe.num_steps
+    if done >= steps:
+        logger.info("%s is complete: step %d of %d", job.workdir, done, steps)
         return True
     if best is not None and best.is_exhausted:
-        logger.info("%s is complete: it stopped early after step %d; %s", workdir, done, best)
+        logger.info("%s is complete: it stopped early after step %d; %s", job.workdir, done, best)
         return True
     return False
 
 
-def _make_reporter(
-    config: TrainConfig, workdir: Path, setup: TrainingSetup, inputs: Inputs, metrics: MetricsWriter, mesh: Mesh
-) -> Reporter:
-    data = config.recipe.data
-    return Reporter(
-        workdir,
-        metrics,
-        Throughput.of(config, inputs.model_config, mesh),
-        config.recipe.health,
+def _open_metrics(job: Job, setup: TrainingSetup) -> MetricsWriter:
+    return MetricsWriter(
+        job.workdir.local,
+        first_step=int(setup.state.step) + 1,
+        last_step=job.config.recipe.num_steps,
         terms=setup.terms,
-        positions=data.sequences_per_batch * data.sequence_length,
-        first_sequence=inputs.sequences.start,
-        watch=make_watch(config.recipe, inputs.settled),
+        trackers=job.trackers,
+        record=job.record.to_json(),
+        publish=job.workdir.push,
     )
 
 
-def export(model: Qwen35, workdir: Path, record: RunRecord, *, source: Path, step: int) -> None:
+def _make_reporter(job: Job, setup: TrainingSetup, metrics: MetricsWriter) -> Reporter:
+    recipe, inputs = job.config.recipe, job.inputs
+    return Reporter(
+        job.workdir.local,
+        metrics,
+        Throughput.of(job.config, inputs.model_config, job.mesh),
+        recipe.health,
+        terms=setup.terms,
+        positions=recipe.data.sequences_per_batch * recipe.data.sequence_length,
+        first_sequence=inputs.sequences.start,
+        watch=make_watch(recipe, inputs.settled),
+    )
+
+
+def export(model: Qwen35, workdir: Workdir, record: RunRecord, *, source: Path, step: int) -> None:
     """Writes a PEFT adapter or a whole Hugging Face folder; an earlier export gives way once the new one is whole."""
-    first, out = jax.process_index() == 0, workdir / "export"
+    first, out = jax.process_index() == 0, workdir.local / EXPORT
     new = out.with_name(out.name + ".new")
     if first:
         shutil.rmtree(new, ignore_errors=True)
     if record.config.recipe.lora is None:
         export_checkpoint(model, new, record.to_json(), source)
     else:
-        export_adapter(model, new, record.to_json(), source, step=step, metrics=read_metrics(workdir, step))
+        export_adapter(model, new, record.to_json(), source, step=step, metrics=read_metrics(workdir.local, step))
     if first:
         replace_folder(out, new)
-        logger.info("exported to %s", out)
+    workdir.publish_export()
+    if first:
+        logger.info("exported to %s/%s", workdir, EXPORT)

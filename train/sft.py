@@ -22,6 +22,7 @@ from qwen35_jax.compiled import keep_compiled_programs
 from qwen35_jax.distributed import join, leave_out_absent_tpu
 from qwen35_jax.wording import options_as_typed, options_of
 from train.config import Supervised, TrainConfig
+from train.leave import leave_hanging_saves
 from train.plan import print_plan
 from train.run import run
 
@@ -31,7 +32,7 @@ _PROGRAM = "python -m train.sft"
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends in one line on stderr and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    with one_line_errors(), options_as_typed(lambda: options_of(TrainConfig)):
+    with leave_hanging_saves(), one_line_errors(), options_as_typed(lambda: options_of(TrainConfig)):
         config = config_from_command_line(argv, TrainConfig, program=_PROGRAM)
         if not isinstance(config.recipe.objective, Supervised):
             raise ValueError(
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         join(config.options.processes)
         _set_up_logging()
         keep_compiled_programs()
-        run(config, Path(config.options.workdir or Path("runs", Path(argv[0]).stem)))
+        run(config, config.options.workdir or Path("runs", Path(argv[0]).stem))
 
 
 def _set_up_logging() -> None:
@@ -54,8 +55,9 @@ def _set_up_logging() -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(levelname)s %(message)s", force=True)
     for name in ("qwen35_jax", "train"):
         logging.getLogger(name).setLevel(logging.INFO if jax.process_index() == 0 else logging.ERROR)
-    # Orbax logs the tracebacks of errors that it raises as well.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax logs the tracebacks of errors that it raises as well, and leaves some of its tasks' errors to asyncio.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def save_adapter(
                     (folder / file).parent.mkdir(exist_ok=True)
                     # Not `save_file`, which hides the file from everybody else whatever the umask says.
                     (folder / file).write_bytes(save(factors, metadata={"format": "pt"}))
-    wait(f"saved {out_dir}")
+    wait("saved")
     return Path(out_dir)
 
 

@@ -54,7 +54,7 @@ def save(model: Qwen35, out_dir: str | Path, source: str | Path, *, files: Mappi
     else:
         for _ in tensors:
             pass
-    wait(f"saved {out_dir}")
+    wait("saved")  # The processes of a run may each have a folder of their own.
     return Path(out_dir)
 
 

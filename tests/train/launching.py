@@ -27,18 +27,20 @@ class Command:
     def __init__(self, inputs: Path, cache: Path):
         self._inputs, self._cache = inputs, cache
 
-    def start(self, workdir, *options, config=TINY, devices=1, processes=1, last=()):
+    def start(self, workdir, *options, config=TINY, devices=1, processes=1, last=(), code=None):
         """Starts the processes of one run, each with so many devices, and returns them.
 
         Args:
           last: options of the last process alone.
+          code: Python to run in place of the command, which gets its arguments.
         """
         env = environment(devices=devices) | {
             "JAX_COMPILATION_CACHE_DIR": str(self._cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         files = ("--model.path", self._inputs / "base", "--data.path", self._inputs / "train.jsonl")
-        command = [sys.executable, "-m", "train.sft", config, *map(str, (*files, "--workdir", workdir)), *options]
+        program = ("-m", "train.sft") if code is None else ("-c", code)
+        command = [sys.executable, *program, config, *map(str, (*files, "--workdir", workdir)), *options]
         address = ("--processes.coordinator", f"127.0.0.1:{free_port()}", "--processes.count", str(processes))
         joined = [(*address, "--processes.index", str(index)) for index in range(processes)] if processes > 1 else [()]
         joined[-1] = (*joined[-1], *last)

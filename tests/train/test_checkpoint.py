@@ -14,21 +14,14 @@ from flax import nnx
 
 from qwen35_jax.runs import MANIFEST, write_manifest
 from qwen35_jax.sharding import make_mesh
+from tests.train.saving import at, make_small_state
 from train.checkpoint import Checkpoints
-from train.state import TrainState, abstract, init_state
+from train.state import abstract, init_state
 
 
 @pytest.fixture(scope="module")
 def state(mesh):
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    weight = nnx.Param(jax.device_put(jnp.arange(12.0).reshape(3, 4), sharding))
-    half = nnx.Param(jax.device_put(jnp.arange(4.0, dtype=jnp.bfloat16), sharding))
-    return init_state(nnx.State({"a": {0: {"weight": weight}}, "half": half}), optax.adam(1e-3), mesh)
-
-
-def at(state: TrainState, step: int) -> TrainState:
-    """Returns the state with every number moved by the step."""
-    return jax.tree.map(lambda x: x + jnp.asarray(step, x.dtype), state._replace(step=jnp.int32(0)))
+    return make_small_state(mesh)
 
 
 @pytest.fixture

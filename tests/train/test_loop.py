@@ -60,7 +60,7 @@ class Saved:
         self.log.append((int(state.step), data_state["batches"], len(read_entries(self.workdir / METRICS))))
 
     def wait(self):
-        self.waited_after.append(self.log[-1][0])
+        self.waited_after.append(self.log[-1][0] if self.log else 0)
 
 
 def step_with(unsound=()):
@@ -106,7 +106,7 @@ def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **
 def test_checkpoints_come_after_their_rows_and_at_the_end(tmp_path):
     state, log = train(tmp_path, steps=5)
     assert int(state.step) == 5
-    assert log == [(3, 3, 3), (5, 5, 5)] and train.waited_after == [5]
+    assert log == [(3, 3, 3), (5, 5, 5)] and train.waited_after == [0, 3, 5]
     rows = read_entries(tmp_path / METRICS)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["loss"] for row in rows] == [1, 2, 3, 4, 5]
@@ -167,7 +167,7 @@ def test_preemption_saves_the_step_waits_for_it_and_leaves_with_its_code(tmp_pat
     with pytest.raises(Preempted) as stop:
         train(tmp_path, steps=9, every=9, stop=lambda step: step == 4)
     assert stop.value.code == EXIT_CODE == 75
-    assert train.log == [(4, 4, 4)] and train.waited_after == [4]
+    assert train.log == [(4, 4, 4)] and train.waited_after == [0, 4]
 
 
 def test_a_signal_is_noticed_after_the_step_and_its_handler_is_put_back(tmp_path):

@@ -225,7 +225,10 @@ WRONG = {
         lambda i, t: [TINY, "--processes.count", "2", "--processes.index", "0"],
         "processes.coordinator",
     ),
-    "bucket as a workdir": (lambda i, t: [TINY, "--workdir", "gs://bucket/run"], "mount the bucket"),
+    "an address of another kind as a workdir": (
+        lambda i, t: [TINY, "--workdir", "s3://bucket/run"],
+        "s3:// are not supported; give gs://BUCKET/NAME",
+    ),
     "LoRA rank 0": (lambda i, t: [TINY, "--lora.rank", "0"], "--lora.rank 0 must"),
     "MTP gradient that reaches nothing": (
         lambda i, t: [TINY, "--lora.targets", "mlp", "--mtp.gradient", "head_only"],

@@ -9,6 +9,7 @@ import tyro
 
 from qwen35_jax.best import Goal
 from qwen35_jax.distributed import ProcessConfig
+from qwen35_jax.gcs import check_scheme
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.wording import did_you_mean
@@ -109,7 +110,7 @@ class Options:
     """Export the best step by ``checkpoint.best_by`` rather than the last."""
     workdir: str | None = None
     """Where everything of the run is written; by default ``runs/`` and the name of the run file. On several hosts it
-    lies on a disk, or a mounted bucket, that all of them see under this path."""
+    lies in a bucket (``gs://bucket/name``), or on a disk or a mounted bucket that all of them see under this path."""
     plan: str | None = None
     """Train nothing; print what the run needs on these TPUs, such as ``v5e:2x4``."""
     plan_json: str | None = None
@@ -131,11 +132,8 @@ class Options:
         self._check_report_to()
         if self.profile is not None:
             parse_steps(self.profile)
-        if self.workdir is not None and "://" in self.workdir:
-            raise ValueError(
-                f"workdir={self.workdir!r} is an address, but a path is needed; mount the bucket (Cloud Storage FUSE) "
-                "and give the path of the mount."
-            )
+        if self.workdir is not None:
+            check_scheme(self.workdir)
         if self.plan is None and (self.plan_json, self.plan_price) != (None, None):
             raise ValueError("plan_json and plan_price belong to a plan; name its TPUs with --plan, such as v5e:2x4.")
 

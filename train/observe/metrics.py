@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class MetricsWriter:
       terms: the names of what is minimised, the main term first. The bar and the plots show them.
       trackers: are handed every entry.
       record: the run record, for the trackers.
+      publish: is called when the files of the run directory have reached the disk.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class MetricsWriter:
         terms: Sequence[str],
         trackers: Trackers,
         record: Mapping[str, Any],
+        publish: Callable[[], None] = lambda: None,
     ):
         self._active = jax.process_index() == 0
         if not self._active:
             return
+        self._publish = publish
         self._path, self._plot = workdir / METRICS, workdir / "plots" / "losses.png"
         entries = [entry for entry in read_entries(self._path) if _step(entry) < first_step]
         if [entry["step"] for entry in entries] != list(range(1, first_step)):
@@ -103,12 +106,14 @@ class MetricsWriter:
         if self._active:
             os.fsync(self._file.fileno())
             self._curves.draw(self._plot)
+            self._publish()
 
     def close(self) -> None:
         if self._active:
             self._bar.close()
             self._trackers.end()
             self._file.close()
+            self._publish()
 
     def _open(self, entries: Sequence[Entry]) -> None:
         """Opens the file so that it holds these entries."""

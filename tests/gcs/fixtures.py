@@ -6,7 +6,6 @@ import uuid
 from dataclasses import dataclass
 
 import pytest
-from gcsfs.core import GCSFileSystem
 
 from qwen35_jax import gcs
 from tests.gcs.emulator import BUCKET, Emulator, Fault, run_emulator
@@ -19,8 +18,8 @@ def emulator():
         for name, value in running.environment.items():
             patch.setenv(name, value)
         # A file system that an earlier test may have made leads elsewhere.
+        type(gcs.filesystem()).clear_instance_cache()
         gcs.filesystem.cache_clear()
-        GCSFileSystem.clear_instance_cache()
         yield running
 
 

@@ -1,0 +1,37 @@
+"""Ends a command after an error although a save hangs: orbax's threads would keep the process for ever."""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+_PATIENCE_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def leave_hanging_saves() -> Iterator[None]:
+    """Ends the process at once where it is about to exit with an error and a save still waits for its storage.
+
+    A bucket may neither take what is written nor refuse it. Then the save is given up after orbax's time limit, but its
+    threads go on waiting, and Python waits for them.
+    """
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.code, int) and stop.code and _are_saving():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(stop.code)
+        raise
+
+
+def _are_saving() -> bool:
+    """Whether threads of a save are still there after a moment in which they may end."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while any(type(thread).__module__.startswith("orbax.") for thread in threading.enumerate() if not thread.daemon):
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.1)
+    return False
