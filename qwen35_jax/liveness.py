@@ -45,12 +45,14 @@ def call_at_end(callback: AtEnd) -> Callable[[], None]:
     """Has a function called before another process's end, or a failure of this one, ends this process.
 
     The last one registered is called first, each in a thread of its own that is left behind if it takes too long. The
-    text it returns is added to the line about a process or machine that failed.
+    text it returns is added to the line about a process or machine that failed. In a run of one process nothing is
+    registered.
 
     Returns:
       What takes it back.
     """
-    _endings.append(callback)
+    if _line is not None:
+        _endings.append(callback)
 
     def forget() -> None:
         with contextlib.suppress(ValueError):

@@ -13,8 +13,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from qwen35_jax.liveness import call_at_end
 
 LOCK = ".lock"
 HEARTBEAT_SECONDS, STALE_SECONDS = 30.0, 600.0
@@ -38,9 +41,11 @@ def lock_directory(folder: Path) -> Iterator[None]:
     stop = threading.Event()
     beat = threading.Thread(target=_touch_until, args=(path, stop), daemon=True)
     beat.start()
+    forget = call_at_end(partial(path.unlink, missing_ok=True))
     try:
         yield
     finally:
+        forget()
         stop.set()
         beat.join()
         path.unlink(missing_ok=True)

@@ -18,10 +18,11 @@ from qwen35_jax.export import export_adapter, export_checkpoint
 from qwen35_jax.hf.chat_files import chat_files
 from qwen35_jax.hf.load import load
 from qwen35_jax.inference.generate import Request
+from qwen35_jax.liveness import call_at_end
 from qwen35_jax.model import Qwen35
 from qwen35_jax.runs import read_metrics
 from qwen35_jax.storage import replace_folder
-from train.agreement import check_agreement
+from train.agreement import AgreedBatches, check_agreement
 from train.batch import put_batch
 from train.best import Best, follow_best, make_outcome
 from train.branch import Origin, branch, find_origin
@@ -99,6 +100,8 @@ def _run_in(
     with raise_together():
         check_shared(workdir)
         checkpoints, done = open_workdir(workdir, record, config.options.checkpoint)
+    call_at_end(checkpoints.where_to_go_on)
+    call_at_end(checkpoints.wait)
     check_agreement(record, done)
     best = follow_best(config.options, workdir, checkpoints, done)
     with jax.set_mesh(mesh):
@@ -215,7 +218,7 @@ def _train(
             setup.state,
             setup.frozen,
             step,
-            inputs.batches,
+            AgreedBatches(inputs.batches),
             put,
             Schedule(recipe.num_steps, options.checkpoint.every, options.evaluate_every, options.samples.every),
             checkpoints=checkpoints,
