@@ -123,9 +123,13 @@ def _is_gone(owner: dict[str, Any], path: Path) -> bool:
 
 
 def _began(pid: int) -> str | None:
-    """Returns when a process began, in the kernel's own ticks; None where that cannot be known."""
+    """Returns when a process began, in the kernel's own ticks; None where that cannot be known.
+
+    It is None too for a process that has ended and whose parent did not ask for its exit code.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else others[18]
     except (OSError, IndexError):
         return None
 

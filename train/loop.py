@@ -69,16 +69,15 @@ def run_steps(
 
     The host stays one step ahead of the device. A checkpoint is written every ``checkpoint_every`` steps, after the
     last one, after the best evaluation so far, on preemption, and if the next batch cannot be read, once the metrics of
-    its step are known to be sound and are on disk. If the data end early, training stops there with a warning, and so
-    it does when patience ends.
+    its step are known to be sound and are on disk. Training stops early with a warning where the data end, and when
+    patience ends.
 
     Args:
       put: places a batch on the mesh.
       is_preempted: asked after every step.
 
     Raises:
-      ValueError: a step is unsound; checkpoints stay as they were.
-      ValueError, OSError: the data cannot be read; the state before them is saved.
+      ValueError, OSError: a step is unsound and not saved, or the next batch cannot be read.
       Preempted: the machine is taken away; the state is saved.
     """
     saved = int(state.step)

@@ -1,5 +1,6 @@
 """Whatever ends one process of a run ends all, in one line and in time; nothing sound is lost."""
 
+import shutil
 import signal
 import time
 
@@ -41,6 +42,17 @@ def lines_of(processes, code, within=IN_TIME):
     return lines
 
 
+# Process 1 sees the folder of checkpoints as it was some steps ago.
+STALE = """
+import sys
+from configs.tiny_sft import config
+from train.checkpoint import Checkpoints
+
+if sys.argv[-1] == "1":
+    Checkpoints.latest_whole_step = lambda self: {seen}
+"""
+
+
 def saved(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
 
@@ -72,7 +84,7 @@ def test_a_bad_row_of_one_process_ends_both_after_the_state_before_it_is_saved(c
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        ("OSError(28, 'No space left on device', '/data')", 74, "process 1: [Errno 28]"),
+        ("OSError(28, 'No space left on device', '/data')", 74, "process 1: /data: No space left on device"),
         ("KeyError('messages')", 1, "process 1: KeyError: 'messages' (its own output has the traceback)"),
     ],
 )
@@ -99,3 +111,23 @@ def test_a_killed_process_ends_the_others(command, whole_run, tmp_path, who, cou
         assert line.endswith("run the same command again to go on after step 4")
     finish(command.start(workdir, *options, processes=count))
     assert timeless(workdir)[-1]["loss"] == pytest.approx(timeless(whole_run[0])[-1]["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seen", "line"),
+    [
+        (6, "the processes of the run disagree: newest whole checkpoint is 9 in process 0 and 6 in process 1"),
+        (None, "process 1: {} holds metrics or an export of a run whose checkpoints are gone"),
+    ],
+)
+def test_a_stale_view_of_the_checkpoints_ends_both(command, whole_run, tmp_path, seen, line):
+    workdir, config = tmp_path / "run", tmp_path / "stale.py"
+    shutil.copytree(whole_run[0], workdir)
+    config.write_text(STALE.format(seen=seen))
+    processes = command.start(workdir, *LORA, "--mesh.data", "2", config=str(config), processes=2)
+    while "data: an epoch" not in processes[0].stdout.readline():  # Python and JAX are up
+        assert processes[0].poll() is None
+    for each in lines_of(processes, 2):
+        assert line.format(workdir) in each
+    assert saved(workdir) == saved(whole_run[0])
