@@ -18,12 +18,13 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from qwen35_jax.interrupts import every_interrupt_counts
+from qwen35_jax.liveness import MACHINE_FAULT, end_all
 from qwen35_jax.wording import did_you_mean, did_you_mean_choice, did_you_mean_option, options_of
 
 TRACEBACK_VARIABLE = "QWEN35_TRACEBACK"
 
-WRONG_INPUT, MACHINE_FAULT, INTERRUPTED = 2, 74, 130
-"""Exit codes. 74 is ``EX_IOERR`` of sysexits.h, 130 what shells say of Ctrl-C."""
+WRONG_INPUT, INTERRUPTED = 2, 130
+"""Exit codes, beside ``MACHINE_FAULT``. 130 is what shells say of Ctrl-C."""
 
 _FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM}
 # How orbax, tensorstore and XLA say the same; they raise errors of their own.
@@ -38,8 +39,8 @@ def one_line_errors() -> Iterator[None]:
 
     This project raises ``ValueError`` and ``OSError`` for wrong input; they end in exit code 2. A full disk, a lack of
     memory, a failing device and a failing network end in another code, so that what starts a run again can tell them
-    apart. Any other error is a defect and keeps its traceback. Set ``QWEN35_TRACEBACK=1`` to see the traceback of every
-    error. The function can be used as a decorator too.
+    apart. Any other error is a defect and keeps its traceback. Of several processes all end with the error of one. Set
+    ``QWEN35_TRACEBACK=1`` to see the traceback of every error. The function can be used as a decorator too.
 
     Raises:
       SystemExit: code 2 for wrong input, 74 where the machine failed (disk, memory, device, network), 130 after Ctrl-C.
@@ -48,6 +49,7 @@ def one_line_errors() -> Iterator[None]:
         with every_interrupt_counts():
             yield
     except KeyboardInterrupt:
+        end_all("interrupted", INTERRUPTED)
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
@@ -63,8 +65,10 @@ def one_line_errors() -> Iterator[None]:
             message = f"{err.filename}: {err.strerror}"
         if fault:
             message = f"{_one_line(message)[:500]} (disk, memory, device or network; the last whole checkpoint stays)"
-        print(f"error: {_one_line(message)}", file=sys.stderr)
-        raise SystemExit(MACHINE_FAULT if fault else WRONG_INPUT) from None
+        message, code = _one_line(message), MACHINE_FAULT if fault else WRONG_INPUT
+        end_all(message, code)
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(code) from None
 
 
 def _is_fault_of_machine(err: BaseException | None) -> bool:

@@ -19,12 +19,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
+
+from qwen35_jax.liveness import connect
 
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 NUM_PROCESSES = "JAX_NUM_PROCESSES"
 PROCESS_ID = "JAX_PROCESS_ID"
 
+# How long the cluster may take to tell the address of process 0; JAX's own limit.
+_CLUSTER_SECONDS = 300
 _TPU_FILES = ("/dev/accel0", "/dev/vfio/0")
 _GPU_FILE = "/dev/nvidia0"
 
@@ -44,16 +49,20 @@ class ProcessConfig:
 
 
 def join(config: ProcessConfig) -> None:
-    """Joins the processes of a run.
+    """Joins the processes of a run. From then on they end together (`qwen35_jax.liveness`).
 
     Raises:
       ValueError: the settings are incomplete or contradict each other, or the others cannot be reached.
     """
     coordinator, count, index = resolve(config, os.environ)
-    detect = _is_on_tpu() if config.detect is None else config.detect
-    if coordinator is None and not detect:
-        return
+    if coordinator is None:
+        if not (_is_on_tpu() if config.detect is None else config.detect):
+            return
+        ask = ClusterEnv.auto_detect_unset_distributed_params
+        coordinator, count, index, _ = ask(None, None, None, None, None, _CLUSTER_SECONDS)
     try:
+        if coordinator is not None and count is not None and index is not None and count > 1:
+            connect(coordinator, count, index)
         jax.distributed.initialize(coordinator, count, index)
     except (RuntimeError, ValueError) as err:
         raise ValueError(

@@ -288,7 +288,7 @@ def _record_of(run: RunFolder) -> dict[str, Any]:
         is_model = isinstance(record, dict) and "architectures" in record
         what = "the configuration of a model" if is_model else "no record of a run"
         raise ValueError(
-            f"{run_dir} is not the directory of a training run: its config.json is {what}; give what --workdir was."
+            f"{run.name} is not the directory of a training run: its config.json is {what}; give what --workdir was."
         ) from err
     if not isinstance(path_of_base, str):
         raise ValueError(f"{path} is not that of a training run: model.path is {path_of_base!r}.")

@@ -1,12 +1,17 @@
-"""Whether the processes of a run agree, before they begin to work together."""
+"""What the processes of a run agree on: before they begin to work together, and before every step."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
 import qwen35_jax
 from qwen35_jax.distributed import gather
+from qwen35_jax.liveness import exchange
+from train.batch import HostBatch
+from train.data.pipeline import Batches
 from train.record import RunRecord, differences
 
 
@@ -41,3 +46,48 @@ def _code_digest() -> str:
         for path in sorted(folder.rglob("*.py")):
             digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+class AgreedBatches:
+    """Batches that every process has, or none has: an error of one is raised by all, and none begins the step.
+
+    After an error the position is that before the batch, so that the state of the last step can be saved with it.
+    """
+
+    def __init__(self, batches: Batches):
+        self._batches = batches
+        self._before: dict[str, Any] | None = None
+
+    def __next__(self) -> HostBatch:
+        """Returns the next batch.
+
+        Raises:
+          ValueError, OSError: the process's own error.
+          ValueError: that of another process.
+        """
+        before, batch, own = self._batches.get_state(), None, None
+        try:
+            batch = next(self._batches, None)
+        except (ValueError, OSError) as err:
+            own = err
+        problems = exchange(None if own is None else str(own))
+        if any(problem is not None for problem in problems):
+            self._before = before
+        if own is not None:
+            raise own
+        for index, problem in enumerate(problems):
+            if problem is not None:
+                raise ValueError(f"process {index}: {problem}")
+        if batch is None:
+            raise StopIteration
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return self._batches.get_state() if self._before is None else self._before
+
+    def documents_later(self) -> Callable[[], list[list[str]]]:
+        return self._batches.documents_later()
+
+    @property
+    def epoch(self) -> float:
+        return self._batches.epoch

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from qwen35_jax import gcs
+from qwen35_jax.liveness import call_at_end
 from train.lock import LOCK, describe_self, runs_here
 
 BEAT_SECONDS, LEASE_SECONDS = 5.0, 20.0
@@ -60,13 +61,18 @@ class BucketLock:
         stop = threading.Event()
         beat = threading.Thread(target=self._renew_until, args=(stop,), daemon=True)
         beat.start()
+        forget = call_at_end(self._release)
         try:
             yield
         finally:
+            forget()
             stop.set()
             beat.join()
-            with contextlib.suppress(OSError):  # It may be another's by now; if not, it is soon nobody's.
-                self._ask("DELETE", ifGenerationMatch=self._generation)
+            self._release()
+
+    def _release(self) -> None:
+        with contextlib.suppress(OSError):  # It may be another's by now; if not, it is soon nobody's.
+            self._ask("DELETE", ifGenerationMatch=self._generation)
 
     def check(self) -> None:
         """Call it before anything is written.

@@ -76,6 +76,12 @@ class Checkpoints:
         if self._saving is not None and jax.process_index() == 0:
             self._folder.confirm(self._saving)
 
+    def where_to_go_on(self) -> str:
+        """Says from where the run goes on, for a line about what ended it."""
+        steps = saved_steps(self.directory)
+        where = f"go on after step {max(steps)}" if steps else "begin again, as no checkpoint was finished yet"
+        return f"run the same command again to {where}"
+
     @property
     def was_written(self) -> bool:
         """Whether a save was ever finished here, even if its checkpoint is gone."""

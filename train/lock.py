@@ -13,8 +13,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from qwen35_jax.liveness import call_at_end
 
 LOCK = ".lock"
 HEARTBEAT_SECONDS, STALE_SECONDS = 30.0, 600.0
@@ -38,9 +41,11 @@ def lock_directory(folder: Path) -> Iterator[None]:
     stop = threading.Event()
     beat = threading.Thread(target=_touch_until, args=(path, stop), daemon=True)
     beat.start()
+    forget = call_at_end(partial(path.unlink, missing_ok=True))
     try:
         yield
     finally:
+        forget()
         stop.set()
         beat.join()
         path.unlink(missing_ok=True)
@@ -125,9 +130,13 @@ def runs_here(owner: Mapping[str, Any]) -> bool | None:
 
 
 def _began(pid: int) -> str | None:
-    """Returns when a process began, in the kernel's own ticks; None where that cannot be known."""
+    """Returns when a process began, in the kernel's own ticks; None where that cannot be known.
+
+    It is None too for a process that has ended and whose parent did not ask for its exit code.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else others[18]
     except (OSError, IndexError):
         return None
 

@@ -1,15 +1,16 @@
 """The training loop: batches in, metrics and checkpoints out, whatever the step computes."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from qwen35_jax.distributed import gather
 from train.batch import Batch, HostBatch
 from train.best import Best
 from train.checkpoint import Checkpoints
-from train.data.pipeline import merge_states
+from train.data.pipeline import Batches, merge_states
 from train.evaluation import Evaluate
 from train.observe.reporter import Reporter
 from train.observe.trace import Trace
@@ -19,19 +20,6 @@ from train.state import Frozen, TrainState
 from train.step import Step
 
 logger = logging.getLogger(__name__)
-
-
-class Batches(Protocol):
-    """An iterator over batches whose position can be stored and restored exactly."""
-
-    def __next__(self) -> HostBatch: ...
-
-    def get_state(self) -> dict[str, Any]: ...
-
-    def documents_later(self) -> Callable[[], list[list[str]]]: ...
-
-    @property
-    def epoch(self) -> float: ...
 
 
 class Schedule(NamedTuple):
@@ -80,21 +68,22 @@ def run_steps(
     """Trains from the step after ``state.step`` through ``schedule.last_step`` and returns the final state.
 
     The host stays one step ahead of the device. A checkpoint is written every ``checkpoint_every`` steps, after the
-    last one, after the best evaluation so far and on preemption, once the metrics of its step are known to be sound and
-    are on disk. If the data end early, training stops there with a warning, and so it does when patience ends.
+    last one, after the best evaluation so far, on preemption, and if the next batch cannot be read, once the metrics of
+    its step are known to be sound and are on disk. Training stops early with a warning where the data end, and when
+    patience ends.
 
     Args:
       put: places a batch on the mesh.
       is_preempted: asked after every step.
 
     Raises:
-      ValueError: a step is unsound; checkpoints stay as they were.
+      ValueError, OSError: a step is unsound and not saved, or the next batch cannot be read.
       Preempted: the machine is taken away; the state is saved.
     """
     saved = int(state.step)
     save = partial(_save, checkpoints=checkpoints, batches=batches, reporter=reporter)
     for number in range(saved + 1, schedule.last_step + 1):
-        with reporter.timed("data_seconds"):
+        with reporter.timed("data_seconds"), _saving(state, saved, save, checkpoints):
             batch = next(batches, None)
         if batch is None:
             logger.warning("the data ended after step %d; raise --data.epochs to train on", number - 1)
@@ -122,6 +111,21 @@ def run_steps(
     # While this waits, SIGTERM does not end the process yet.
     checkpoints.wait()
     return state
+
+
+@contextlib.contextmanager
+def _saving(
+    state: TrainState, saved: int, save: Callable[[TrainState], int], checkpoints: Checkpoints
+) -> Iterator[None]:
+    """Saves a state that is not saved yet if the batch after it cannot be read."""
+    try:
+        yield
+    except (ValueError, OSError):
+        if int(state.step) > saved:
+            save(state)
+            checkpoints.wait()
+            logger.info("the next batch cannot be read; the state after step %d is saved", int(state.step))
+        raise
 
 
 def _evaluate(state: TrainState, watch: Watch, reporter: Reporter) -> bool:

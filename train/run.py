@@ -19,10 +19,11 @@ from qwen35_jax.export import export_adapter, export_checkpoint
 from qwen35_jax.hf.chat_files import chat_files
 from qwen35_jax.hf.load import load
 from qwen35_jax.inference.generate import Request
+from qwen35_jax.liveness import call_at_end
 from qwen35_jax.model import Qwen35
 from qwen35_jax.runs import EXPORT, read_metrics
 from qwen35_jax.storage import replace_folder
-from train.agreement import check_agreement
+from train.agreement import AgreedBatches, check_agreement
 from train.batch import put_batch
 from train.best import Best, follow_best, make_outcome
 from train.branch import Origin, branch, find_origin
@@ -95,6 +96,8 @@ def _run_locked(job: Job, origin: Origin | None) -> None:
     options, workdir, inputs, record = job.config.options, job.workdir, job.inputs, job.record
     with raise_together():
         checkpoints, done = open_workdir(workdir, record, options.checkpoint)
+    call_at_end(checkpoints.where_to_go_on)
+    call_at_end(checkpoints.wait)
     check_agreement(record, done)
     best = follow_best(options, workdir.local, checkpoints, done)
     with jax.set_mesh(job.mesh):
@@ -200,7 +203,7 @@ def _train(job: Job, setup: TrainingSetup, checkpoints: Checkpoints, best: Best 
             setup.state,
             setup.frozen,
             step,
-            inputs.batches,
+            AgreedBatches(inputs.batches),
             put,
             Schedule(recipe.num_steps, options.checkpoint.every, options.evaluate_every, options.samples.every),
             checkpoints=checkpoints,

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from qwen35_jax.distributed import to_host
 from qwen35_jax.inference.programs import STEPS_PER_CALL, Prompts, decode, grow, prefill
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.model import Qwen35
@@ -64,6 +65,8 @@ class Completion:
 
 class Engine:
     """Generates completions for tokenised prompts.
+
+    Under several processes all of them make the same calls, and each gets all completions.
 
     Every prompt draws from its own random stream, given by the seed and its place in the list, so its
     sample depends on neither its batch nor the order of work, up to the rounding of differently
@@ -196,7 +199,7 @@ class Engine:
             slots = batch.input_ids.shape[1]
             capacity = _round_up(slots + min(max_new_tokens, _FIRST_SLOTS))
             sequences = prefill(*split, batch, capacity, sampling)
-            first, done = jax.device_get((sequences.token, sequences.done))
+            first, done = to_host(sequences.token), to_host(sequences.done)
         yield first[:, None]
         written = 1
         while written < max_new_tokens and not done.all():
@@ -207,7 +210,7 @@ class Engine:
                 # The state holds all but the newest token.
                 steps = min(steps_per_call, max_new_tokens - written, capacity - (slots + written - 1))
                 sequences, new_tokens, taken = decode(*split, sequences, written, steps, sampling)
-                new_tokens, taken, done = jax.device_get((new_tokens, taken, sequences.done))
+                new_tokens, done = to_host(new_tokens), to_host(sequences.done)
             written += int(taken)
             yield new_tokens[:, :taken]
 

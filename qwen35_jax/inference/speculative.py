@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from qwen35_jax.distributed import to_host
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops.positions import shift_left
 from qwen35_jax.sharding import mesh_of, num_shards
@@ -118,7 +119,8 @@ def _count_drafts(
         counts = _count(
             graph, weights, jnp.asarray(token_ids), jnp.asarray(segment_ids), jnp.asarray(completion_mask, bool)
         )
-    return jax.device_get(counts)
+    accepted, proposed = counts
+    return to_host(accepted), to_host(proposed)
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -38,13 +38,16 @@ def test_of_several_starts_at_once_one_goes_on(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_killed_owner_gives_way_at_once_and_to_one_start_alone(tmp_path):
+@pytest.mark.parametrize("asked", [True, False], ids=["asked for its exit code", "not asked"])
+def test_a_killed_owner_gives_way_at_once_and_to_one_start_alone(tmp_path, asked):
     owner = start(tmp_path, 60)
     assert owner.stdout.readline() == "mine\n"
     owner.kill()
-    owner.wait()
+    if asked:
+        owner.wait()
     outs = [process.communicate()[0] for process in [start(tmp_path, 3) for _ in range(4)]]
     assert sum(out.startswith("mine") for out in outs) == 1
+    owner.communicate()
 
 
 def owned_by(folder, *, age=0.0, **owner):

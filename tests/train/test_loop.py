@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from qwen35_jax.best import Goal
+from train.agreement import AgreedBatches
 from train.best import Best
 from train.config import EarlyStopConfig, HealthConfig
 from train.loop import Schedule, Watch, run_steps
@@ -27,15 +28,17 @@ from train.state import Frozen, TrainState
 
 
 class Counter:
-    """Batches 1, 2, ... up to a last one."""
+    """Batches 1, 2, ... up to a last one. One may be bad."""
 
-    def __init__(self, last):
-        self.at, self.last = 0, last
+    def __init__(self, last, bad=None):
+        self.at, self.last, self.bad = 0, last, bad
 
     def __next__(self):
         if self.at == self.last:
             raise StopIteration
         self.at += 1
+        if self.at == self.bad:
+            raise ValueError("a.jsonl, line 7: bad")
         return {"number": self.at}
 
     def get_state(self):
@@ -78,7 +81,7 @@ def step_with(unsound=()):
     return step
 
 
-def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **schedule):
+def train(workdir, *, steps, batches=100, bad=None, unsound=(), health=None, stop=None, **schedule):
     saved, metrics = (
         Saved(workdir),
         MetricsWriter(workdir, first_step=1, last_step=steps, terms=["loss"], trackers=Trackers(()), record={}),
@@ -94,13 +97,20 @@ def train(workdir, *, steps, batches=100, unsound=(), health=None, stop=None, **
     with contextlib.closing(metrics), Trace(workdir / "profile", profile) as trace:
         try:
             state = run_steps(
-                state, Frozen(nnx.State({})), step_with(unsound), Counter(batches), lambda batch: batch,
+                state, Frozen(nnx.State({})), step_with(unsound), AgreedBatches(Counter(batches, bad)), dict,
                 Schedule(steps, schedule.pop("every", 3), **schedule), checkpoints=saved, reporter=reporter,
                 trace=trace, is_preempted=stop or (lambda step: False), watch=Watch(evaluate, best, sample),
             )  # fmt: skip
         finally:
             train.log, train.waited_after = saved.log, saved.waited_after
     return state, saved.log
+
+
+@pytest.mark.parametrize(("bad", "log"), [(1, []), (3, [(2, 2, 2)]), (4, [(3, 3, 3)]), (5, [(3, 3, 3), (4, 4, 4)])])
+def test_what_came_before_a_bad_batch_is_saved_with_the_position_before_it(tmp_path, bad, log):
+    with pytest.raises(ValueError, match="line 7"):
+        train(tmp_path, steps=9, bad=bad)
+    assert train.log == log
 
 
 def test_checkpoints_come_after_their_rows_and_at_the_end(tmp_path):

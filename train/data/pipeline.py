@@ -9,7 +9,7 @@ processes can be joined, and any number of processes can go on from the whole.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from qwen35_jax.processing import Tokenizer
 from train.batch import HostBatch
@@ -17,6 +17,19 @@ from train.config.data import DataConfig
 from train.data.documents import Documents
 from train.data.packing import PackedSequence, make_batch
 from train.data.shards import Shard
+
+
+class Batches(Protocol):
+    """An iterator over batches whose position can be stored and restored exactly."""
+
+    def __next__(self) -> HostBatch: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def documents_later(self) -> Callable[[], list[list[str]]]: ...
+
+    @property
+    def epoch(self) -> float: ...
 
 
 def make_batches(config: DataConfig, tokenizer: Tokenizer, sequences: range | None = None) -> "BatchIterator":

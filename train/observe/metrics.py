@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from qwen35_jax.liveness import call_at_end
 from qwen35_jax.runs import METRICS
 from qwen35_jax.storage import write_atomically
 from train.observe.curves import Curves
@@ -69,6 +70,8 @@ class MetricsWriter:
         self._bar = tqdm(
             total=last_step, initial=first_step - 1, desc="train", unit="step", dynamic_ncols=True, mininterval=pause
         )
+        # So that the line about another process's end is a line of its own.
+        self._forget_bar = call_at_end(self._bar.close)
 
     def write(self, entry: Entry, *, momentary: Entry | None = None) -> None:
         """Records one step; ``entry["step"]`` counts from 1.
@@ -110,6 +113,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         if self._active:
+            self._forget_bar()
             self._bar.close()
             self._trackers.end()
             self._file.close()
