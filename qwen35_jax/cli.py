@@ -17,7 +17,7 @@ from qwen35_jax.compiled import keep_compiled_programs
 from qwen35_jax.distributed import leave_out_absent_tpu
 from qwen35_jax.export import export_adapter, export_checkpoint
 from qwen35_jax.hf.adapter import AUTO_CLASSES
-from qwen35_jax.hf.chat_files import merged_files
+from qwen35_jax.hf.chat_files import merged_files, sampling_note
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.hub import find_folder, public_name
 from qwen35_jax.hf.load import load
@@ -299,7 +299,7 @@ def _export(args: argparse.Namespace) -> None:
                 base=args.base,
             )
         deliver(out, args.out)
-        print(f"wrote step {trained.step} to {args.out}")
+        print(f"wrote step {trained.step} to {args.out}{sampling_note(out)}")
         if args.push:
             print(f"uploaded it to {upload(out, args.push, message=f'Step {trained.step}')}")
 
@@ -326,7 +326,7 @@ def _merge(args: argparse.Namespace) -> None:
     with folder_for(args.out) as out:
         save(model, out, source=folder, files=files)
         deliver(out, args.out)
-    print(f"wrote {args.out}")
+        print(f"wrote {args.out}{sampling_note(out)}")
 
 
 def _create(args: argparse.Namespace) -> None:

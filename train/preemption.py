@@ -23,6 +23,7 @@ class Preempted(SystemExit):
 
     def __init__(self, step: int):
         super().__init__(EXIT_CODE)
+        logger.info("step %d is saved; run the same command again to go on", step)
         self.step = step
 
 

@@ -7,6 +7,7 @@ are, how many documents are left out and why, and how many tokens and steps an e
 ``python -m train.sft`` and reads all documents, which takes a CPU second for some 400,000 tokens.
 """
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from qwen35_jax.hf.source import load_tokenizer
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.wording import options_as_typed, options_of
 from train.config import TrainConfig
-from train.data.documents import Documents
+from train.data.documents import Documents, is_refused
 from train.data.epochs import count_batches
 from train.data.masking import Example
 from train.data.measure import describe, histogram, measure
@@ -46,11 +47,12 @@ def preview(config: TrainConfig, *, marks: tuple[str, str] = _BRACKETS) -> Itera
       marks: what stands before and after a trained stretch.
 
     Raises:
-      ValueError: the data cannot be read, or a document cannot be used and its policy is ``error``.
+      ValueError: the data cannot be read, or no document of them can be used.
     """
     recipe = config.recipe
     tokenizer = load_tokenizer(recipe.model)
-    documents = Documents(recipe.data, tokenizer)
+    # All that cannot be used is shown, where a run would stop at the first of it.
+    documents = Documents(dataclasses.replace(recipe.data, bad_rows="drop", long_rows="drop"), tokenizer)
     documents.check()
     yield from _examples(documents, tokenizer, marks)
     found = measure(documents, whole=True)
@@ -59,6 +61,9 @@ def preview(config: TrainConfig, *, marks: tuple[str, str] = _BRACKETS) -> Itera
     yield "== documents"
     yield from describe(found, recipe.data, recipe.steps)
     yield from (f"  {reason}, first: {place}" for reason, place in found.places.items())
+    if refused := [reason for reason in found.lost if is_refused(reason, recipe.data)]:
+        option = "--data.long-rows" if refused == ["too_long"] else "--data.bad-rows"
+        yield f"  the run would stop at the first {' or '.join(refused)}; mend these rows, or give {option} drop"
     if found.share_lost > recipe.data.max_lost:
         yield f"  more than data.max_lost={recipe.data.max_lost:.0%}: the run would not start"
     if recipe.data.epochs is not None:

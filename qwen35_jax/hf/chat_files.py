@@ -80,6 +80,16 @@ def merged_files(adapter: Path, base: Path) -> dict[str, bytes]:
     return changed
 
 
+def sampling_note(folder: Path) -> str:
+    """Returns how other programs sample from the model in a folder, to follow its name; empty if they do not."""
+    file = folder / GENERATION_CONFIG
+    content = _parse(file, file.read_bytes()) if file.is_file() else {}
+    if not content.get("do_sample"):
+        return ""
+    chosen = ", ".join(f"{key} {content[key]}" for key in _SAMPLING if key in content)
+    return f"; by default transformers and servers sample from it ({chosen}), and qwen35 chat takes the likeliest token"
+
+
 def _default_mode(tokenizer: Tokenizer) -> str:
     """Says whether the chat template, left to itself, lets the model think first."""
     prompt = tokenizer.encode_chat([{"role": "user", "content": "?"}])

@@ -7,7 +7,7 @@ import pytest
 
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.export import export_checkpoint
-from qwen35_jax.hf.chat_files import chat_files, companion_files, merged_files
+from qwen35_jax.hf.chat_files import chat_files, companion_files, merged_files, sampling_note
 from qwen35_jax.hf.load import load
 from qwen35_jax.processing import Tokenizer
 from tests.conftest import shared_dir
@@ -148,3 +148,11 @@ def test_a_merge_refuses_a_tokenizer_with_more_tokens_than_the_model(base, tmp_p
     _edit(base / "config.json", text_config=text | {"vocab_size": 290})
     with pytest.raises(ValueError, match=r"ids up to 299, but the model's vocab_size is 290"):
         merged_files(adapter, base)
+
+
+def test_the_note_says_how_others_sample(tmp_path):
+    assert sampling_note(tmp_path) == ""
+    _edit(tmp_path / "generation_config.json", temperature=0.6, top_k=20)
+    assert sampling_note(tmp_path) == ""
+    _edit(tmp_path / "generation_config.json", do_sample=True)
+    assert "sample from it (temperature 0.6, top_k 20)" in sampling_note(tmp_path)

@@ -59,6 +59,12 @@ def test_too_many_lost_rows_are_announced(arguments):
     assert "  more than data.max_lost=0%: the run would not start" in lines
 
 
+def test_what_would_stop_a_run_is_shown_with_all_the_rest(arguments):
+    lines = list(preview(parsed([*arguments, "--data.epochs", "1", "--data.bad-rows", "error"])))
+    wanted = "  the run would stop at the first wrong_type; mend these rows, or give --data.bad-rows drop"
+    assert wanted in lines and lines[-1].startswith("1 epochs fill ")
+
+
 def test_what_is_trained_stands_between_the_marks(arguments):
     recipe = parsed([*arguments, "--data.epochs", "2"]).recipe
     tokenizer = load_tokenizer(recipe.model)

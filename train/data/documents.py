@@ -146,7 +146,7 @@ class Documents:
                         self.has_conversations = True
                         self._render(content)
                 except RowError as err:
-                    if is_refused(err, self.config):
+                    if is_refused(err.reason, self.config):
                         raise refusal(source.where(row), err) from err
                     if err.reason not in unusable:
                         logger.warning("%s is left out, as are all rows like it: %s", source.where(row), err)
@@ -199,11 +199,11 @@ class Documents:
         return source, self._rows[source][draw]
 
 
-def is_refused(err: RowError, config: DataConfig) -> bool:
-    """Tells whether a row that cannot be used stops the run. One that the user's function left out never does."""
-    if err.reason == "left_out":
+def is_refused(reason: str, config: DataConfig) -> bool:
+    """Tells whether rows that are unusable for a reason stop the run. What the user's function left out never does."""
+    if reason == "left_out":
         return False
-    return (config.long_rows if err.reason == "too_long" else config.bad_rows) == "error"
+    return (config.long_rows if reason == "too_long" else config.bad_rows) == "error"
 
 
 def refusal(where: str, err: RowError) -> ValueError:

@@ -28,8 +28,10 @@ class Measurement(NamedTuple):
     """Trained tokens of every example."""
     ends: Int32[np.ndarray, " D"]
     """For each document, the number of examples up to its last one."""
+    num_held_out: int
+    """Documents that are held out for validation."""
     num_lost: int
-    """Documents of which something cannot be used."""
+    """Other documents of which something cannot be used."""
     lost: Counter[str]
     """What is left out, by reason."""
     places: dict[str, str]
@@ -47,7 +49,8 @@ class Measurement(NamedTuple):
 
     @property
     def share_lost(self) -> float:
-        return self.num_lost / self.documents
+        """The share of the documents for training of which something cannot be used."""
+        return self.num_lost / max(1, self.documents - self.num_held_out)
 
     @property
     def epoch_tokens(self) -> int:
@@ -81,12 +84,13 @@ def measure(documents: Documents, *, whole: bool) -> Measurement:
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     stream = grain.MapDataset.range(-(-count // _RUN)).map(read).to_iter_dataset(options)
     lengths, trained, ends, tokens = array("i"), array("i"), array("i"), 0
-    num_lost, lost, places = 0, Counter(), {}
+    num_held_out, num_lost, lost, places = 0, 0, Counter(), {}
     for document in (document for run in stream for document in run):
+        num_held_out += not document
         errors = [each for each in document if isinstance(each, RowError)]
         for err in errors:
             where = documents.where(len(ends))
-            if is_refused(err, documents.config):
+            if is_refused(err.reason, documents.config):
                 raise refusal(where, err)
             lost[err.reason] += 1
             places.setdefault(err.reason, f"{where}: {err}")
@@ -99,7 +103,7 @@ def measure(documents: Documents, *, whole: bool) -> Measurement:
         if not whole and tokens > SAMPLE_TOKENS:
             break
     measured = [np.asarray(each, np.int32) for each in (lengths, trained, ends)]
-    return Measurement(documents.epoch_length, measured[0], measured[1], measured[2], num_lost, lost, places)
+    return Measurement(documents.epoch_length, *measured, num_held_out, num_lost, lost, places)
 
 
 def check_lost(found: Measurement, config: DataConfig) -> None:
@@ -122,13 +126,17 @@ def describe(found: Measurement, config: DataConfig, steps: int | None) -> list[
     """Returns lines that say what the data are like, and how far the steps of a run go through them."""
     about = "" if found.is_whole else "about "
     tokens, length = found.epoch_tokens, found.lengths
+    held_out = round(found.num_held_out * found.epoch_length / found.documents)
+    documents = f"{about if held_out else ''}{found.epoch_length - held_out:,} documents an epoch"
+    beside = f" beside {about}{held_out:,} held out for validation" if held_out else ""
     lines = [
-        f"{found.epoch_length:,} documents an epoch, {about}{tokens:,} tokens, {_share(found.trained, length)} of them "
-        f"trained; examples of {int(np.median(length))} tokens by the median, {int(length.max())} at most"
+        f"{documents}{beside}, {about}{tokens:,} tokens, {_share(found.trained, length)} of them trained; "
+        f"examples of {int(np.median(length))} tokens by the median, {int(length.max())} at most"
     ]
     if found.lost:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in found.lost.most_common())
-        lines.append(f"{found.share_lost:.1%} of {found.documents:,} documents are left out: {reasons}")
+        trained = found.documents - found.num_held_out
+        lines.append(f"{found.share_lost:.1%} of {trained:,} documents are left out: {reasons}")
     if not found.is_whole:
         lines.append(f"judged from {found.documents:,} documents")
     fewest = found.steps_of_epoch(config)

@@ -160,7 +160,7 @@ class Shard:
           ValueError: the policy is to stop.
         """
         where = self._documents.where(position)
-        if is_refused(err, self._documents.config):
+        if is_refused(err.reason, self._documents.config):
             raise refusal(where, err)
         if err.reason not in self.dropped:
             logger.warning("%s is left out, as will be all rows like it: %s", where, err)

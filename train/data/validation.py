@@ -130,7 +130,7 @@ def _pack(documents: Documents, rows: list[tuple[int, int]]) -> Iterator[PackedS
                     yield from packer.add((row, piece), example)
                     continue
                 where = documents.sources[source].where(row)
-                if is_refused(example, config):
+                if is_refused(example.reason, config):
                     raise refusal(where, example)
                 if example.reason not in dropped:
                     logger.warning("validation: %s is left out, as are all rows like it: %s", where, example)

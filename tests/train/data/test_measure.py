@@ -78,6 +78,14 @@ def test_too_many_lost_documents_are_an_error_that_says_what_to_raise(config, to
         replace(config, max_lost=5)
 
 
+def test_held_out_documents_are_counted_apart(config, tokenizer):
+    found = measure(Documents(replace(config, eval_fraction=0.5), tokenizer), whole=True)
+    assert found.documents == 61 and 20 < found.num_held_out < 40
+    assert found.share_lost == found.num_lost / (61 - found.num_held_out)
+    first = describe(found, config, None)[0]
+    assert f"{61 - found.num_held_out} documents an epoch beside {found.num_held_out} held out for validation" in first
+
+
 def test_batches_of_large_data_are_counted_once(config, tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("train.data.measure.SAMPLE_DOCUMENTS", 10)
