@@ -1,13 +1,26 @@
-"""Ends a command after an error although a save hangs: orbax's threads would keep the process for ever."""
+"""Ends a command in one line and at once, although a save failed whose threads go on: orbax's and tensorstore's."""
 
 import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 _PATIENCE_SECONDS = 5.0
+
+
+class _WithoutEchoes:
+    """Reports what nobody can catch, but for what tensorstore's threads say of a save that orbax has given up."""
+
+    def __init__(self, report: Callable[[Any], object]):
+        self._report = report
+
+    def __call__(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            self._report(unraisable)
 
 
 @contextlib.contextmanager
@@ -17,6 +30,9 @@ def leave_hanging_saves() -> Iterator[None]:
     A bucket may neither take what is written nor refuse it. Then the save is given up after orbax's time limit, but its
     threads go on waiting, and Python waits for them.
     """
+    # It stays, since the echoes may come while the interpreter ends.
+    if not isinstance(sys.unraisablehook, _WithoutEchoes):
+        sys.unraisablehook = _WithoutEchoes(sys.unraisablehook)
     try:
         yield
     except SystemExit as stop:

