@@ -1,12 +1,13 @@
 """Processes that would train different things refuse to begin, in one line that names the difference."""
 
 import copy
+import itertools
 
 import pytest
 
 from qwen35_jax.runs import BaseIdentity
 from train import agreement
-from train.agreement import check_agreement
+from train.agreement import AgreedBatches, check_agreement
 from train.config import DataConfig, ModelSource, Options, ProcessConfig, Recipe, TrainConfig
 from train.record import RunRecord
 
@@ -53,3 +54,37 @@ def test_a_difference_is_named(others, change, message):
 def test_equal_processes_pass_whichever_they_are(others):
     others(lambda other: None)
     check_agreement(record(processes=ProcessConfig("host:1", 2, 1)), None)
+
+
+class Numbers:
+    """Batches that are numbers; the position is how many were taken."""
+
+    def __init__(self, bad=None):
+        self.taken, self.bad = 0, bad
+
+    def __next__(self):
+        self.taken += 1
+        if self.taken == self.bad:
+            raise OSError(5, "no answer", "/data")
+        return self.taken
+
+    def get_state(self):
+        return self.taken
+
+
+@pytest.mark.parametrize(
+    ("bad", "theirs", "kind", "message"),
+    [
+        (None, "line 7: bad", ValueError, "process 1: line 7: bad"),
+        (3, None, OSError, "no answer"),
+        (3, "line 7: bad", OSError, "no answer"),
+    ],
+)
+def test_no_process_has_a_batch_that_another_lacks(monkeypatch, bad, theirs, kind, message):
+    rounds = itertools.count(1)
+    monkeypatch.setattr(agreement, "exchange", lambda own: [own, theirs if next(rounds) == 3 else None])
+    batches = AgreedBatches(Numbers(bad))
+    assert [next(batches), next(batches), batches.get_state()] == [1, 2, 2]
+    with pytest.raises(kind, match=message):
+        next(batches)
+    assert batches.get_state() == 2

@@ -67,6 +67,7 @@ def bad_data(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_a_bad_row_of_one_process_ends_both_after_the_state_before_it_is_saved(command, whole_run, bad_data, tmp_path):
     workdir = tmp_path / "run"
     config = bad_data("ValueError('train.jsonl, line 7: no messages')")

@@ -103,6 +103,38 @@ def test_wrong_input_ends_every_process(command, tmp_path):
         assert process.returncode == 2 and "absent.jsonl" in err
 
 
+SCORED = """
+from configs.tiny_sft import config as tiny
+from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.sampling import SamplingParams
+
+def score(model, tokenizer):
+    prompts = [tokenizer.encode(text) for text in ("What is 3 plus 4?", "What is", "It")]
+    done = Engine(model, tokenizer, max_batch=2).generate(
+        prompts, sampling=SamplingParams(temperature=0.0), max_new_tokens=6
+    )
+    return {"sum": sum(sum(completion.token_ids) for completion in done)}
+
+def config():
+    return tiny().replace(evaluate=score, evaluate_every=9)
+"""
+
+
+@pytest.mark.slow
+def test_evaluation_and_samples_of_two_processes_equal_those_of_one(command, inputs, tmp_path):
+    config = tmp_path / "scored.py"
+    config.write_text(SCORED)
+    (tmp_path / "prompts.jsonl").write_text('{"text": "What is 3"}\n{"text": "It is"}\n{"text": "What"}\n')
+    samples = ("--samples.every", "9", "--samples.path", str(tmp_path / "prompts.jsonl"))
+    samples += ("--samples.max-new-tokens", "6")
+    for name, count in (("one", 1), ("two", 2)):
+        mesh = ("--mesh.data", str(count))
+        finish(command.start(tmp_path / name, *LORA, *mesh, *samples, config=str(config), processes=count))
+    scores = [timeless(tmp_path / name)[-1]["eval_sum"] for name in ("one", "two")]
+    answers = [(tmp_path / name / "samples" / "step_00000009.jsonl").read_text() for name in ("one", "two")]
+    assert scores[0] == scores[1] and answers[0] == answers[1] and len(answers[0].splitlines()) == 3
+
+
 PARTS = """
 import json, sys
 import jax, numpy as np
