@@ -102,8 +102,8 @@ def measure(documents: Documents, *, whole: bool) -> Measurement:
         ends.append(len(lengths))
         if not whole and tokens > SAMPLE_TOKENS:
             break
-    measured = [np.asarray(each, np.int32) for each in (lengths, trained, ends)]
-    return Measurement(documents.epoch_length, *measured, num_held_out, num_lost, lost, places)
+    counts = np.asarray(lengths, np.int32), np.asarray(trained, np.int32), np.asarray(ends, np.int32)
+    return Measurement(documents.epoch_length, *counts, num_held_out, num_lost, lost, places)
 
 
 def check_lost(found: Measurement, config: DataConfig) -> None:
