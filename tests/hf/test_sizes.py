@@ -90,7 +90,7 @@ def test_the_command_writes_a_model_that_loads(folder, tmp_path, capsys):
         (["--head-dim", "4"], "--head-dim 4 leaves no frequency"),
         (["--vocab-size", "300"], "no place for '<|video_pad|>', whose id is 492; give --tokenizer DIR"),
         (["--vocab-size", "299", "--tokenizer", "TOKENIZER"], "whose id is 299; raise --vocab-size to 300"),
-        (["--tokenizer", "nowhere"], "nowhere holds no tokenizer.json"),
+        (["--tokenizer", "nowhere"], "nowhere: no such folder"),
         (["--out", "TOKENIZER"], "not an empty folder"),
         (["--mtp-num-hidden-layers", "2"], "Qwen3.5 has 0 or 1 MTP layers"),
     ],

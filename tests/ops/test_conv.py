@@ -137,7 +137,8 @@ def test_left_padding_lies_before_the_window(inputs):
     segment_ids = np.repeat([[0, 5]], [4, 10], axis=1).repeat(B, axis=0).astype(np.int32)
     want, want_window = conv(x[:, 4:], weight, window)
     y, new_window = conv(x, weight, window, segment_ids, np.full(B, 5, np.int32))
-    np.testing.assert_array_equal(y[:, 4:], want)
+    # Not bit for bit: programs of other shapes may fuse products and sums in other ways.
+    np.testing.assert_allclose(y[:, 4:], want, **CLOSE)
     np.testing.assert_array_equal(new_window, want_window)
 
 
