@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TYPE_CHECKER := pyrefly check
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test test-fast test-slow benchmark lint lint-check types clean
+.PHONY: quickstart test test-fast test-slow test-soak benchmark lint lint-check types clean
 
 quickstart: $(VENV)/.core          ## from nothing to a fine-tuned, scored, exported model, on a CPU
 	$(BIN)/python -m examples.quickstart.run
@@ -17,6 +17,9 @@ test-fast: $(VENV)/.dev            ## all fast tests
 
 test-slow: $(VENV)/.dev            ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -m slow
+
+test-soak: $(VENV)/.dev            ## runs that are killed or fail again and again, on disks and in buckets
+	$(BIN)/python -m pytest -m soak
 
 benchmark: $(VENV)/.dev            ## forward and backward against transformers
 	$(BIN)/python -m benchmarks.against_transformers

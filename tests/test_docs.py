@@ -84,7 +84,7 @@ def after_the_quickstart(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/library.md"])
+@pytest.mark.parametrize("name", ["README.md", pytest.param("docs/library.md", marks=pytest.mark.slow)])
 def test_python_examples_run(name, after_the_quickstart, monkeypatch, capsys):
     monkeypatch.chdir(after_the_quickstart)
     examples = fenced_blocks(TEXTS[name], "python")

@@ -62,6 +62,7 @@ def evaluate(checkpoint, tmp_path, name, *flags):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.slow
 def test_a_mesh_of_eight_devices_changes_no_sample(checkpoint, tmp_path):
     alone, samples = evaluate(checkpoint, tmp_path, "alone", "--mtp-acceptance")
     mesh = ["--mesh.fsdp", "4", "--mesh.tensor", "2"]

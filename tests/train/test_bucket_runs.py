@@ -50,7 +50,7 @@ def test_kills_after_steps_change_nothing(command, whole_run, bucket, inputs):
     check_equals(bucket, whole_run[0], inputs)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_kills_in_saves_change_nothing(command, bucket, inputs, tmp_path):
     short = (*LORA, "--steps", "60", "--checkpoint.every", "2")
     random = Random(seed := randrange(1000))
@@ -69,7 +69,7 @@ def test_kills_in_saves_change_nothing(command, bucket, inputs, tmp_path):
     check_equals(bucket, tmp_path / "whole", inputs)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_keep_others_out_and_one_goes_on_for_both(command, bucket, inputs, tmp_path):
     options = (*LORA, "--mesh.data", "2", *bucket.inputs)
     processes = command.start(bucket.workdir, *options, processes=2)
@@ -99,7 +99,7 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_bucket_that_takes_no_arrays_ends_the_run_in_one_line(command, bucket):
     """Orbax's threads would keep the process for ever."""
     bucket.place.fail(Fault("refuse", "POST|PUT", name="/state/.*d/", status=503))
@@ -109,7 +109,7 @@ def test_a_bucket_that_takes_no_arrays_ends_the_run_in_one_line(command, bucket)
     assert "exported to" in command.run(bucket.workdir, *LORA, *bucket.inputs)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("fault", "code", "said"),
     [

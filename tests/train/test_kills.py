@@ -51,8 +51,9 @@ def kill_at_random(command, workdir, rng, number, **where):
     print(f"killed {moment:.3f} s after the second row; a save was under way: {saving}; steps saved: {saved}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    "processes", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.soak)]
+)
 def test_ten_kills_at_random_moments_change_nothing(command, tmp_path, processes):
     seed = random.randrange(1000)
     print(f"seed {seed}, {processes} processes")
@@ -68,6 +69,7 @@ def test_ten_kills_at_random_moments_change_nothing(command, tmp_path, processes
     assert export(tmp_path / "killed") == export(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_directory_is_refused_by_name(command, tmp_path):
     options = (*LORA, "--steps", "100")
     first = command.start(tmp_path / "run", *options)
@@ -78,7 +80,7 @@ def test_a_second_run_in_a_directory_is_refused_by_name(command, tmp_path):
     kill(first)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_signal_saves_the_step_and_the_same_command_goes_on(command, whole_run, tmp_path, number):
     workdir = tmp_path / "run"
     options = (*LORA, "--checkpoint.every", "100")

@@ -96,7 +96,11 @@ def single(numbers, short_rows):
     return numbers(short_rows)
 
 
-@pytest.mark.parametrize("axes", MESHES.values(), ids=MESHES)
+# What splits one axis alone is split by the mixed meshes too.
+@pytest.mark.parametrize(
+    "axes",
+    [pytest.param(axes, id=name, marks=[pytest.mark.slow] * (len(axes) == 1)) for name, axes in MESHES.items()],
+)
 def test_a_mesh_changes_no_number(numbers, short_rows, single, axes):
     check(numbers(short_rows, **axes), single)
 

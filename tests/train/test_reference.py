@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -80,8 +81,9 @@ def test_no_gradient_reaches_the_reference(mesh, model, host_batch):
     with jax.set_mesh(mesh):
         same = grads_of(params, rest, nnx.split(model))
         other = grads_of(params, rest, nnx.split(placed(1, mesh)))
-    # A student that equals its reference is where it should be; the reference's own weights are no variables.
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(same))
+    # A student that equals its reference is where it should be, but for what is rounded: the program computes the same
+    # logits twice and may fuse them in two ways. The reference's own weights are no variables.
+    assert optax.global_norm(same) < 1e-5 * optax.global_norm(other)
     moved = {path[0] for path, leaf in nnx.to_flat_state(other) if np.any(leaf[...])}
     assert moved == {"embed_tokens", "layers", "norm"}
     assert jax.tree.structure(other) == jax.tree.structure(params)

@@ -114,6 +114,7 @@ def test_a_mesh_answers_as_one_device_does(settings, found, tmp_path):
     assert isinstance(read_prompts(settings, found)[0], Request)
 
 
+@pytest.mark.slow
 def test_samples_change_no_number_of_a_run(command, whole_run, inputs, tmp_path):
     workdir = tmp_path / "run"
     (tmp_path / "prompts.jsonl").write_text('{"messages": [{"role": "user", "content": "What is 1 plus 1"}]}\n')

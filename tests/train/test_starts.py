@@ -12,6 +12,7 @@ from tests.train.launching import LORA, finish, timeless
 from train.record import read_whole_record
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_an_adapter(command, whole_run, tmp_path):
     before = whole_run[0] / "export"
     out = command.run(tmp_path / "run", *LORA, "--model.adapter", str(before), "--optim.learning-rate", "1e-6")
@@ -26,6 +27,7 @@ def test_a_run_goes_on_from_an_adapter(command, whole_run, tmp_path):
     assert read_whole_record(tmp_path / "run")["recipe"]["model"]["adapter"] == str(before)
 
 
+@pytest.mark.slow
 def test_a_run_branches_from_a_step(command, whole_run, tmp_path):
     origin = f"{whole_run[0]}@6"
     out = command.run(tmp_path / "run", *LORA, "--branch-from", origin)

@@ -18,6 +18,7 @@ def validations(workdir):
     return {row["step"]: [row[name] for name in figures] for row in timeless(workdir) if "eval_loss" in row}
 
 
+@pytest.mark.slow
 def test_two_processes_validate_as_one_does(command, validated_run, tmp_path):
     workdir, out = validated_run
     alone = validations(workdir)

@@ -67,6 +67,7 @@ OPTIONS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_whose_objective_has_no_term_named_loss(command, tmp_path):
     (tmp_path / "focal.py").write_text(FOCAL)
     workdir = tmp_path / "run"
