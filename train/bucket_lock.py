@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from qwen35_jax import gcs
-from qwen35_jax.liveness import call_at_end
-from train.lock import LOCK, describe_self, runs_here
+from train.lock import LOCK, describe_self, keep, runs_here
 
 BEAT_SECONDS, LEASE_SECONDS = 5.0, 20.0
 """How often a lock is renewed, and after how long without it the lock is nobody's."""
@@ -58,17 +57,8 @@ class BucketLock:
           BucketError: the bucket does not allow it.
         """
         self._take()
-        stop = threading.Event()
-        beat = threading.Thread(target=self._renew_until, args=(stop,), daemon=True)
-        beat.start()
-        forget = call_at_end(self._release)
-        try:
+        with keep(self._renew_until, self._release):
             yield
-        finally:
-            forget()
-            stop.set()
-            beat.join()
-            self._release()
 
     def _release(self) -> None:
         with contextlib.suppress(OSError):  # It may be another's by now; if not, it is soon nobody's.

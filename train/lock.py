@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,24 @@ def lock_directory(folder: Path) -> Iterator[None]:
     own = describe_self()
     while not _make(path, own):
         _take_over(path)
+    with keep(partial(_touch_until, path), partial(path.unlink, missing_ok=True)):
+        yield
+
+
+@contextlib.contextmanager
+def keep(renew_until: Callable[[threading.Event], None], release: Callable[[], None]) -> Iterator[None]:
+    """Renews a lock during the block, in a thread, and releases it after, or where another process ends this one."""
     stop = threading.Event()
-    beat = threading.Thread(target=_touch_until, args=(path, stop), daemon=True)
+    beat = threading.Thread(target=renew_until, args=(stop,), daemon=True)
     beat.start()
-    forget = call_at_end(partial(path.unlink, missing_ok=True))
+    forget = call_at_end(release)
     try:
         yield
     finally:
         forget()
         stop.set()
         beat.join()
-        path.unlink(missing_ok=True)
+        release()
 
 
 def describe_self() -> dict[str, Any]:
