@@ -12,7 +12,7 @@ import contextlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,10 +164,13 @@ def to_host(array: jax.Array) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def raise_together() -> Iterator[None]:
+def raise_together(ask: Callable[[Any], list[Any]] = gather) -> Iterator[None]:
     """Raises an error about wrong input in every process if any process meets one in the block.
 
     So no process waits for one that has stopped.
+
+    Args:
+      ask: returns the values of all processes, as `gather` does.
 
     Raises:
       ValueError, OSError: the process's own error.
@@ -178,7 +181,7 @@ def raise_together() -> Iterator[None]:
         yield
     except (ValueError, OSError) as err:
         own = err
-    problems = gather(None if own is None else str(own))
+    problems = ask(None if own is None else str(own))
     if own is not None:
         raise own
     for index, problem in enumerate(problems):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 import qwen35_jax
-from qwen35_jax.distributed import gather
+from qwen35_jax.distributed import gather, raise_together
 from qwen35_jax.liveness import exchange
 from train.batch import HostBatch
 from train.data.pipeline import Batches
@@ -65,19 +65,13 @@ class AgreedBatches:
           ValueError, OSError: the process's own error.
           ValueError: that of another process.
         """
-        before, batch, own = self._batches.get_state(), None, None
+        before = self._batches.get_state()
         try:
-            batch = next(self._batches, None)
-        except (ValueError, OSError) as err:
-            own = err
-        problems = exchange(None if own is None else str(own))
-        if any(problem is not None for problem in problems):
+            with raise_together(exchange):
+                batch = next(self._batches, None)
+        except (ValueError, OSError):
             self._before = before
-        if own is not None:
-            raise own
-        for index, problem in enumerate(problems):
-            if problem is not None:
-                raise ValueError(f"process {index}: {problem}")
+            raise
         if batch is None:
             raise StopIteration
         return batch
