@@ -18,7 +18,7 @@ from qwen35_jax.hf.source import load_tokenizer
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.wording import options_as_typed, options_of
 from train.config import TrainConfig
-from train.data.documents import Documents, is_refused
+from train.data.documents import Documents, is_refused, policy_of
 from train.data.epochs import count_batches
 from train.data.masking import Example
 from train.data.measure import describe, histogram, measure
@@ -62,8 +62,8 @@ def preview(config: TrainConfig, *, marks: tuple[str, str] = _BRACKETS) -> Itera
     yield from describe(found, recipe.data, recipe.steps)
     yield from (f"  {reason}, first: {place}" for reason, place in found.places.items())
     if refused := [reason for reason in found.lost if is_refused(reason, recipe.data)]:
-        option = "--data.long-rows" if refused == ["too_long"] else "--data.bad-rows"
-        yield f"  the run would stop at the first {' or '.join(refused)}; mend these rows, or give {option} drop"
+        options = sorted({f"--data.{policy_of(reason).replace('_', '-')} drop" for reason in refused})
+        yield f"  the run would stop at the first {' or '.join(refused)}; mend these rows, or give {' '.join(options)}"
     if found.share_lost > recipe.data.max_lost:
         yield f"  more than data.max_lost={recipe.data.max_lost:.0%}: the run would not start"
     if recipe.data.epochs is not None:

@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qwen35_jax.hf.hub import find_files
 from qwen35_jax.processing import ChatTemplateError, Tokenizer
@@ -201,16 +201,19 @@ class Documents:
 
 def is_refused(reason: str, config: DataConfig) -> bool:
     """Tells whether rows that are unusable for a reason stop the run. What the user's function left out never does."""
-    if reason == "left_out":
-        return False
-    return (config.long_rows if reason == "too_long" else config.bad_rows) == "error"
+    return reason != "left_out" and getattr(config, policy_of(reason)) == "error"
+
+
+def policy_of(reason: str) -> Literal["long_rows", "bad_rows"]:
+    """Names the setting that says what becomes of rows that are unusable for a reason."""
+    return "long_rows" if reason == "too_long" else "bad_rows"
 
 
 def refusal(where: str, err: RowError) -> ValueError:
     """Makes the error that stops a run at a row; it names the ways out."""
-    long = err.reason == "too_long"
-    policy, other = ("long-rows", "raise --data.sequence-length") if long else ("bad-rows", "mend the row")
-    return ValueError(f"{where}: {err}; {other}, or leave such rows out with --data.{policy} drop.")
+    policy = policy_of(err.reason)
+    other = "raise --data.sequence-length" if policy == "long_rows" else "mend the row"
+    return ValueError(f"{where}: {err}; {other}, or leave such rows out with --data.{policy.replace('_', '-')} drop.")
 
 
 def _open(source: Source) -> RowSource:
