@@ -73,7 +73,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     data_file, documents = get_task(config.task).load(config.protocol, config.data_dir)
-    replies = _read_replies(find_file(config.responses), config.opened)
+    responses = find_file(config.responses)
+    replies = _read_replies(responses, config.opened)
     by_document: dict[str, dict[int, Reply]] = {}
     for (key, repeat), reply in sorted(replies.items(), key=lambda item: item[0]):
         by_document.setdefault(key, {})[repeat] = reply
@@ -100,7 +101,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         "total_seconds": time.monotonic() - started,
     }
     if config.out is not None:
-        _write(config, Path(config.out), data_file, samples, results)
+        _write(config, Path(config.out), (data_file, responses), samples, results)
     return results
 
 
@@ -134,11 +135,16 @@ def _reply(row: Row, opened: bool) -> Reply:
 
 
 def _write(
-    config: ScoreConfig, out: Path, data_file: Path, samples: list[dict[str, Any]], results: dict[str, Any]
+    config: ScoreConfig,
+    out: Path,
+    files: tuple[Path, Path],
+    samples: list[dict[str, Any]],
+    results: dict[str, Any],
 ) -> None:
+    data, responses = map(file_digest, files)
     settings: dict[str, Any] = dataclasses.asdict(config)
     del settings["out"]
-    settings |= {"data_sha256": file_digest(data_file), "responses_sha256": file_digest(find_file(config.responses))}
+    settings |= {"data_sha256": data, "responses_sha256": responses}
     check_directory(out, settings)
     open_directory(out, settings)
     path = samples_path(out, config.task)
