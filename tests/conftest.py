@@ -9,9 +9,7 @@ import pytest
 from tests.xla import common_flags, flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-own_flags = "XLA_FLAGS" not in os.environ
-if own_flags:
-    os.environ["XLA_FLAGS"] = flags(devices=8)
+os.environ["XLA_FLAGS"] = flags(devices=8)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -21,9 +19,9 @@ import jax
 import tests.typechecker  # noqa: F401
 from tests.gcs.fixtures import emulator, place  # noqa: F401
 
-if own_flags:
-    jax.devices()  # XLA has read its flags; the TPU compiler reads them when a test first loads it.
-    os.environ["XLA_FLAGS"] = common_flags(devices=8)
+# XLA reads its flags now. The TPU compiler reads them when a test first loads it.
+jax.devices()
+os.environ["XLA_FLAGS"] = common_flags(devices=8)
 
 # Commands keep compiled programs in the user's cache; those that a test calls do so only where the environment says.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
