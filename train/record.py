@@ -118,7 +118,8 @@ def check_resumable(workdir: Path, record: RunRecord, name: str | None = None) -
 
 def _how_to_lengthen(record: RunRecord, binding: list[_Difference], name: str) -> str:
     schedule = record.config.recipe.optim.schedule
-    if "steps" not in {difference.name for difference in binding} or schedule == "constant":
+    old, new = next(((each.old, each.new) for each in binding if each.name == "steps"), (0, 0))
+    if schedule == "constant" or (None not in (old, new) and new <= old):
         return ""
     return (
         f" With optim.schedule={schedule} the rate of every step depends on their number, so that a longer run "

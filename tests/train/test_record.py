@@ -115,9 +115,10 @@ def test_a_run_at_a_constant_rate_may_go_on_longer(tmp_path, check):
 def test_a_run_whose_rate_depends_on_its_steps_names_the_way_to_go_on(check, tmp_path):
     with pytest.raises(ValueError, match=r"steps was 10, now 20.*schedule=cosine.*give --branch-from .*run@STEP and"):
         check(steps=20)
-    with pytest.raises(ValueError) as caught:
-        check(seed=1)
-    assert "branch" not in str(caught.value)
+    for other in ({"seed": 1}, {"steps": 5}):
+        with pytest.raises(ValueError) as caught:
+            check(**other)
+        assert "branch" not in str(caught.value)
 
 
 def test_a_warmup_as_a_fraction_is_recorded_in_steps(tmp_path, check):

@@ -53,7 +53,7 @@ _UNNAMED = tyro.conf.arg(name="")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run."""
+    """The settings of a training run."""
 
     recipe: Annotated[Recipe, _UNNAMED]
     layout: Annotated[Layout, _UNNAMED] = field(default_factory=Layout)
