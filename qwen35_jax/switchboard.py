@@ -114,11 +114,12 @@ class Switchboard(threading.Thread):
             self._serve(waiting)
 
     def _call_roll(self, waiting: selectors.BaseSelector) -> str | None:
-        """Waits until all have come; returns what stands against it."""
+        """Waits until all have come, or process 0 and one that does not fit; returns what stands against the run."""
         waiting.register(self._listener, selectors.EVENT_READ)
         began = time.monotonic()
         noticed = began
-        while len(self._calls) < self._count:
+        problem = None
+        while len(self._calls) < self._count and not (problem and 0 in self._calls):
             now = time.monotonic()
             absent = ", ".join(str(index) for index in range(self._count) if index not in self._calls)
             if now - began > self._limit:
@@ -132,11 +133,11 @@ class Switchboard(threading.Thread):
                     with contextlib.suppress(OSError):
                         sock, _ = self._listener.accept()
                         waiting.register(Connection(sock), selectors.EVENT_READ)
-                elif problem := self._hear_caller(call, waiting):
+                elif against := self._hear_caller(call, waiting):
+                    problem = problem or against
                     call.send({"refused": problem})
-                    return problem
         waiting.unregister(self._listener)
-        return None
+        return problem
 
     def _hear_caller(self, call: Connection, waiting: selectors.BaseSelector) -> str | None:
         """Takes the name of a caller, or notes that it is gone again."""

@@ -1,16 +1,18 @@
 """Processes end together, in one line and within seconds, whichever fails and however. No JAX: only the lines."""
 
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
+from qwen35_jax.switchboard import GREETING, Connection, Switchboard
 from tests.train.launching import REPO, free_port
 
-# Long before the 30 seconds that are promised, and long enough for a busy machine.
-SOON = 15
+# Long before the 60 seconds and more that the processes would wait for each other.
+SOON = 30
 PROCESS = """
 import os, sys, threading, time
 from qwen35_jax.command import one_line_errors
@@ -148,6 +150,17 @@ def test_processes_that_do_not_fit_are_refused():
     run.processes.append(run.start(1, WAIT))
     for _, err in run.ends():
         assert "two processes say that they are process 1: " in err
+
+
+def test_process_0_hears_of_one_that_does_not_fit_and_came_before_it():
+    port = free_port()
+    Switchboard(port, 3, 60).start()
+    for index, count in [(1, 2), (0, 3)]:
+        call = Connection(socket.create_connection(("127.0.0.1", port)))
+        call.send({"greeting": GREETING, "index": index, "count": count, "who": "a host"})
+        call.socket.settimeout(SOON)
+        [answer] = call.receive()
+        assert "process 1 (a host) is one of 2 processes, process 0 one of 3" in answer["refused"]
 
 
 def test_a_process_may_go_and_come_again_before_all_are_there():
