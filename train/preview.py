@@ -21,7 +21,7 @@ from train.config import TrainConfig
 from train.data.documents import Documents, is_refused, policy_of
 from train.data.epochs import count_batches
 from train.data.masking import Example
-from train.data.measure import describe, histogram, measure
+from train.data.measure import describe, enough, histogram, measure
 
 _NUM_EXAMPLES = 3
 _MOST_CHARACTERS = 3000
@@ -60,12 +60,13 @@ def preview(config: TrainConfig, *, marks: tuple[str, str] = _BRACKETS) -> Itera
     yield from histogram(found)
     yield "== documents"
     yield from describe(found, recipe.data, recipe.steps)
-    yield from (f"  {reason}, first: {place}" for reason, place in found.places.items())
+    yield from (f"  {reason}, for example {place}" for reason, place in found.places.items())
     if refused := [reason for reason in found.lost if is_refused(reason, recipe.data)]:
         options = sorted({f"--data.{policy_of(reason).replace('_', '-')} drop" for reason in refused})
         yield f"  the run would stop at the first {' or '.join(refused)}; mend these rows, or give {' '.join(options)}"
     if found.share_lost > recipe.data.max_lost:
-        yield f"  more than data.max_lost={recipe.data.max_lost:.0%}: the run would not start"
+        limit = f"data.max_lost={recipe.data.max_lost:g}"
+        yield f"  more than {limit}: the run would not start; to train on the rest give {enough(found)}"
     if recipe.data.epochs is not None:
         yield f"{recipe.data.epochs} epochs fill {count_batches(documents, found):,} steps"
 

@@ -114,7 +114,7 @@ def _run_locked(job: Job, origin: Origin | None) -> None:
         if jax.process_index() == 0:
             write_record(workdir.local, record, make_outcome(job.config, int(state.step), best))
             workdir.push()
-        logger.info("data: %s", json.dumps(inputs.batches.report()))
+        logger.info("data, counted over all epochs: %s", json.dumps(inputs.batches.report()))
         if options.export_best and best is not None and best.step is not None:
             like = abstract(state)
             # The memory of the last state is free before the best one takes its place.

@@ -57,6 +57,7 @@ class Documents:
         ]
         weights = [source.weight for source in config.mixture]
         self._mixture = Mixture([len(source) for source in self.sources], weights, config.seed)
+        self._told: dict[str, str] = {}
         self.has_conversations = False
         """Whether a row that ``check`` accepted is a conversation, not plain text."""
 
@@ -148,15 +149,21 @@ class Documents:
                 except RowError as err:
                     if is_refused(err.reason, self.config):
                         raise refusal(source.where(row), err) from err
-                    if err.reason not in unusable:
-                        logger.warning("%s is left out, as are all rows like it: %s", source.where(row), err)
+                    self.tell_left_out(source.where(row), err)
                     unusable[err.reason] += 1
             survey.finish(source.columns_not_read)
         if unusable.total() == checked:
-            raise ValueError(f"no row of {self.names} can be used: {dict(unusable)}; mend the rows.")
+            first = next(iter(self._told.values()))
+            raise ValueError(f"no row of {self.names} can be used: {dict(unusable)}; mend the rows, such as {first}.")
         if unusable:
             logger.warning("%d of %d rows are left out: %s", unusable.total(), checked, dict(unusable))
         return checked, unusable
+
+    def tell_left_out(self, where: str, err: RowError) -> None:
+        """Logs that a document is left out, once for each reason."""
+        if err.reason not in self._told:
+            self._told[err.reason] = f"{where}: {err}"
+            logger.warning("%s is left out, as are all rows like it: %s", where, err)
 
     def _prepare(self, source: int, row: int) -> Sequence[Rendered | Example | RowError]:
         """Reads and checks a row; renders a conversation, tokenises a text."""

@@ -57,6 +57,7 @@ class _StandIns:
     def __init__(self, documents: Documents, found: Measurement):
         self.config = documents.config
         self.epoch_length, self.names, self.where = documents.epoch_length, documents.names, documents.where
+        self.tell_left_out = documents.tell_left_out
         self._locate, self._found = documents.locate, found
         self._measured_at = [np.zeros(len(source), np.int32) for source in documents.sources]
         for position in range(found.documents):

@@ -1,5 +1,6 @@
 """What the documents of a run are like: how long they are, and how many are left out and why."""
 
+import math
 from array import array
 from collections import Counter
 from typing import NamedTuple
@@ -115,11 +116,16 @@ def check_lost(found: Measurement, config: DataConfig) -> None:
     if found.share_lost <= config.max_lost:
         return
     reasons = "; ".join(f"{reason} {count:,} ({found.places[reason]})" for reason, count in found.lost.most_common())
-    longest = "raise --data.sequence-length" if "too_long" in found.lost else "mend the rows"
+    longer = " (too_long: raise --data.sequence-length)" if "too_long" in found.lost else ""
     raise ValueError(
-        f"{found.share_lost:.1%} of the documents would be left out, more than data.max_lost={config.max_lost:.0%}: "
-        f"{reasons}; {longest}, or raise --data.max-lost to train on the rest."
+        f"{found.share_lost:.1%} of the documents would be left out, more than data.max_lost={config.max_lost:g}: "
+        f"{reasons}; mend the rows{longer}, or give {enough(found)} to train on the rest."
     )
+
+
+def enough(found: Measurement) -> str:
+    """Returns the option that lets a run leave out what it found unusable."""
+    return f"--data.max-lost {math.ceil(found.share_lost * 100) / 100:g}"
 
 
 def describe(found: Measurement, config: DataConfig, steps: int | None) -> list[str]:

@@ -139,7 +139,8 @@ class Survey:
             "by data.convert" if self._source.convert else "as data.form says" if self._source.form else "by their keys"
         )
         forms = ", ".join(f"{name} ({count:,} rows)" for name, count in counts.most_common())
-        logger.info("%s: read as %s, %s", self._source.path, forms or "nothing", how)
+        if forms:
+            logger.info("%s: read as %s, %s", self._source.path, forms, how)
         self._columns.update(columns_not_read)
         for what, keys in (("keys of rows", self._columns), ("keys of messages", self._message_keys)):
             if keys:

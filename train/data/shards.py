@@ -1,6 +1,5 @@
 """One data shard: the documents dealt to it, packed into sequences, from any position."""
 
-import logging
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -12,8 +11,6 @@ from train.data.documents import Document, is_refused, refusal
 from train.data.masking import Example
 from train.data.packing import PackedSequence, Packer, used
 from train.data.rows import RowError
-
-logger = logging.getLogger(__name__)
 
 _ENDLESS = 1 << 62
 _MAX_UNUSED = 100_000
@@ -46,6 +43,10 @@ class Corpus(Protocol):
 
     def where(self, position: int) -> str:
         """Names the file and the line of a document."""
+        ...
+
+    def tell_left_out(self, where: str, err: RowError) -> None:
+        """Logs that a document is left out, once for each reason."""
         ...
 
 
@@ -162,8 +163,7 @@ class Shard:
         where = self._documents.where(position)
         if is_refused(err.reason, self._documents.config):
             raise refusal(where, err)
-        if err.reason not in self.dropped:
-            logger.warning("%s is left out, as will be all rows like it: %s", where, err)
+        self._documents.tell_left_out(where, err)
         self.dropped[err.reason] += 1
 
 

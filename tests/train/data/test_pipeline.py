@@ -79,7 +79,7 @@ def test_one_epoch_holds_every_usable_document_once(config, tokenizer, caplog):
     assert report["tokens"] == sum(len(ids) * count for ids, count in expected.items())
     assert report["trained_tokens"] == sum(int(batch["trained"].sum()) for batch in batches)
     assert 0.8 < report["packing_efficiency"] <= 1
-    [warning] = [record.getMessage() for record in caplog.records if record.name == "train.data.shards"]
+    [warning] = [record.getMessage() for record in caplog.records if record.name == "train.data.documents"]
     assert "data.jsonl line 21 is left out" in warning
     assert f"more than data.sequence_length={LENGTH}" in warning
 
