@@ -80,7 +80,8 @@ def test_two_processes_keep_others_out_and_one_goes_on_for_both(command, bucket,
     bucket.wait_for_row(processes, 4)
     kill(processes)
     out = command.run(bucket.workdir, *options, devices=2)
-    assert "resumed after step 3" in out
+    # They may have come to the next save while the third process started.
+    assert "resumed after step 3" in out or "resumed after step 6" in out
     command.run(tmp_path / "whole", *LORA, "--mesh.data", "2", devices=2)
     ours, theirs = bucket.rows(), timeless(tmp_path / "whole")
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
