@@ -17,6 +17,7 @@ def interrupt_once(phase, info):
     os.kill(os.getpid(), signal.SIGINT)
     for _ in range(1000): pass
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with one_line_errors():
     gc.callbacks.append(interrupt_once)
     gc.collect()
