@@ -147,8 +147,7 @@ class Documents:
                         self.has_conversations = True
                         self._render(content)
                 except RowError as err:
-                    if is_refused(err.reason, self.config):
-                        raise refusal(source.where(row), err) from err
+                    stop_if_refused(source.where(row), err, self.config)
                     self.tell_left_out(source.where(row), err)
                     unusable[err.reason] += 1
             survey.finish(source.columns_not_read)
@@ -216,11 +215,18 @@ def policy_of(reason: str) -> Literal["long_rows", "bad_rows"]:
     return "long_rows" if reason == "too_long" else "bad_rows"
 
 
-def refusal(where: str, err: RowError) -> ValueError:
-    """Makes the error that stops a run at a row; it names the ways out."""
+def stop_if_refused(where: str, err: RowError, config: DataConfig) -> None:
+    """Stops a run at a row that its policy refuses, with an error that names the ways out.
+
+    Raises:
+      ValueError: the row is refused.
+    """
+    if not is_refused(err.reason, config):
+        return
     policy = policy_of(err.reason)
     other = "raise --data.sequence-length" if policy == "long_rows" else "mend the row"
-    return ValueError(f"{where}: {err}; {other}, or leave such rows out with --data.{policy.replace('_', '-')} drop.")
+    option = policy.replace("_", "-")
+    raise ValueError(f"{where}: {err}; {other}, or leave such rows out with --data.{option} drop.") from err
 
 
 def _open(source: Source) -> RowSource:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from train.config.data import DataConfig
-from train.data.documents import Documents, is_refused, refusal
+from train.data.documents import Documents, stop_if_refused
 from train.data.rows import RowError
 
 SAMPLE_DOCUMENTS, SAMPLE_TOKENS = 2048, 1 << 22
@@ -91,8 +91,7 @@ def measure(documents: Documents, *, whole: bool) -> Measurement:
         errors = [each for each in document if isinstance(each, RowError)]
         for err in errors:
             where = documents.where(len(ends))
-            if is_refused(err.reason, documents.config):
-                raise refusal(where, err)
+            stop_if_refused(where, err, documents.config)
             lost[err.reason] += 1
             places.setdefault(err.reason, f"{where}: {err}")
         num_lost += any(err.reason != "left_out" for err in errors)

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import grain
 
 from train.config.data import DataConfig
-from train.data.documents import Document, is_refused, refusal
+from train.data.documents import Document, stop_if_refused
 from train.data.masking import Example
 from train.data.packing import PackedSequence, Packer, used
 from train.data.rows import RowError
@@ -161,8 +161,7 @@ class Shard:
           ValueError: the policy is to stop.
         """
         where = self._documents.where(position)
-        if is_refused(err.reason, self._documents.config):
-            raise refusal(where, err)
+        stop_if_refused(where, err, self._documents.config)
         self._documents.tell_left_out(where, err)
         self.dropped[err.reason] += 1
 

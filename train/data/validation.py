@@ -13,7 +13,7 @@ from qwen35_jax import gcs
 from qwen35_jax.processing import Tokenizer
 from train.batch import HostBatch
 from train.config.data import DataConfig
-from train.data.documents import Documents, is_refused, refusal
+from train.data.documents import Documents, stop_if_refused
 from train.data.packing import PackedSequence, Packer, make_batch
 from train.data.rows import RowError
 
@@ -130,8 +130,7 @@ def _pack(documents: Documents, rows: list[tuple[int, int]]) -> Iterator[PackedS
                     yield from packer.add((row, piece), example)
                     continue
                 where = documents.sources[source].where(row)
-                if is_refused(example.reason, config):
-                    raise refusal(where, example)
+                stop_if_refused(where, example, config)
                 if example.reason not in dropped:
                     logger.warning("validation: %s is left out, as are all rows like it: %s", where, example)
                 dropped[example.reason] += 1
