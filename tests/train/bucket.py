@@ -1,8 +1,6 @@
 """The directory of a run in a bucket, as tests look at it."""
 
-import time
-
-from tests.train.launching import timeless
+from tests.train.launching import timeless, wait_until
 
 
 class BucketRun:
@@ -33,16 +31,13 @@ class BucketRun:
         return {name.removeprefix("export/"): self.place.get(f"run/{name}") for name in names}
 
     def wait_for_row(self, processes, step):
-        """Returns as soon as the row of a step is written on this disk."""
-        deadline = time.monotonic() + 600
-        while not any(f'"step": {step},' in path.read_text() for path in self.cache.glob("*/run/metrics.jsonl")):
-            self.check_is_running(processes)
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        """Returns as soon as the row of a step is written on this disk; a save before it may still be under way."""
+        paths = "*/run/metrics.jsonl"
+        wait_until(lambda: any(f'"step": {step},' in path.read_text() for path in self.cache.glob(paths)), processes)
 
-    def check_is_running(self, processes):
-        for process in processes:
-            assert process.poll() is None, process.communicate()
+    def wait_for_save(self, processes, step):
+        """Returns as soon as the checkpoint of a step, or of a later one, is whole in the bucket."""
+        wait_until(lambda: any(saved >= step for saved in self.finished_steps()), processes)
 
 
 def local_export(workdir, inputs, address):
@@ -51,10 +46,3 @@ def local_export(workdir, inputs, address):
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     naming = ("README.md", "adapter_config.json")
     return files | {name: files[name].replace(str(inputs).encode(), address.encode()) for name in naming}
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -77,10 +77,25 @@ def finish(processes, code=0):
 
 
 def wait_for_step(processes, workdir, step):
-    """Returns as soon as the row of a step is written."""
+    """Returns as soon as the row of a step is written; a save before it may still be under way."""
     path = workdir / METRICS
+    wait_until(lambda: path.is_file() and f'"step": {step},' in path.read_text(), processes)
+
+
+def wait_for_save(processes, workdir, step):
+    """Returns as soon as the checkpoint of a step, or of a later one, is whole."""
+    wait_until(lambda: any(saved >= step for saved in saved_steps(workdir)), processes)
+
+
+def saved_steps(workdir):
+    """Returns the steps whose checkpoint is whole."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+
+
+def wait_until(condition, processes=()):
+    """Returns as soon as a condition holds, which must be before one of the processes ends."""
     deadline = time.monotonic() + 600
-    while not (path.is_file() and f'"step": {step},' in path.read_text()):
+    while not condition():
         for process in processes:
             assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from qwen35_jax.best import Goal
 from qwen35_jax.cli import main
-from tests.train.launching import LORA, kill, timeless, wait_for_step
+from tests.train.launching import LORA, kill, timeless, wait_for_save
 from train.best import Best, make_outcome
 from train.config import CheckpointConfig, DataConfig, EarlyStopConfig, ModelSource, Recipe, TrainConfig
 
@@ -162,7 +162,7 @@ def test_a_killed_run_stops_where_the_whole_one_does_and_more_patience_goes_on(c
     command.run(tmp_path / "whole", *STOPPING, **where)
     workdir = tmp_path / "killed"
     processes = command.start(workdir, *STOPPING, **where)
-    wait_for_step(processes, workdir, 5)
+    wait_for_save(processes, workdir, 2)
     kill(processes)
     assert "resumed after step 2" in command.run(workdir, *STOPPING, **where)
     assert timeless(workdir) == timeless(tmp_path / "whole")

@@ -11,7 +11,7 @@ import pytest
 
 from qwen35_jax.gcs import BucketError
 from tests.gcs.emulator import Fault
-from tests.train.bucket import wait_until
+from tests.train.launching import wait_until
 from train.bucket_lock import BucketLock
 from train.lock import LOCK, describe_self
 

@@ -47,7 +47,9 @@ def test_kills_after_steps_change_nothing(command, whole_run, bucket, inputs):
         bucket.wait_for_row(processes, step)
         kill(processes)
         print(f"killed after step {step}; finished: {bucket.finished_steps()}; {len(bucket.names())} objects")
-    assert "resumed after step 6" in command.run(bucket.workdir, *LORA, *bucket.inputs)
+    # The save of step 6 may have been under way, but it began when the one of step 3 was whole.
+    assert (last := bucket.finished_steps()[-1]) in (3, 6)
+    assert f"resumed after step {last}" in command.run(bucket.workdir, *LORA, *bucket.inputs)
     check_equals(bucket, whole_run[0], inputs)
 
 
@@ -61,7 +63,7 @@ def test_kills_in_saves_change_nothing(command, bucket, inputs, tmp_path):
         processes = command.start(bucket.workdir, *short, *bucket.inputs)
         bucket.wait_for_row(processes, step := step + random.randint(4, 6))
         time.sleep(random.uniform(0, 0.4))
-        bucket.check_is_running(processes)
+        assert processes[0].poll() is None, processes[0].communicate()
         kill(processes)
         halves = {name.split("/")[1] for name in bucket.names() if name.startswith("checkpoints/")}
         print(f"finished: {bucket.finished_steps()}; not finished: {halves - set(map(str, bucket.finished_steps()))}")
@@ -74,7 +76,7 @@ def test_kills_in_saves_change_nothing(command, bucket, inputs, tmp_path):
 def test_two_processes_keep_others_out_and_one_goes_on_for_both(command, bucket, inputs, tmp_path):
     options = (*LORA, "--mesh.data", "2", *bucket.inputs)
     processes = command.start(bucket.workdir, *options, processes=2)
-    bucket.wait_for_row(processes, 4)
+    bucket.wait_for_save(processes, 3)
     # Else they would come to the next save while the other one starts.
     for process in processes:
         process.send_signal(signal.SIGSTOP)

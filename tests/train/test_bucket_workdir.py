@@ -10,7 +10,7 @@ from qwen35_jax.cli import main
 from qwen35_jax.gcs import BucketError
 from qwen35_jax.runs import STATE, bucket_folder, read_data_state, read_metrics, read_record, stored_arrays
 from tests.gcs.emulator import Fault
-from tests.train.bucket import wait_until
+from tests.train.launching import wait_until
 from tests.train.saving import at, make_small_state
 from train.branch import find_origin
 from train.bucket_workdir import BucketWorkdir

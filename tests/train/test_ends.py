@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.train.launching import LORA, finish, timeless, wait_for_step
+from tests.train.launching import LORA, finish, saved_steps, timeless, wait_for_save, wait_for_step
 
 # What is promised.
 IN_TIME = 30
@@ -53,10 +53,6 @@ if sys.argv[-1] == "1":
 """
 
 
-def saved(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
-
-
 @pytest.fixture
 def bad_data(tmp_path):
     def write(error):
@@ -75,7 +71,7 @@ def test_a_bad_row_of_one_process_ends_both_after_the_state_before_it_is_saved(c
     wait_for_step(processes, workdir, 4)
     for line in lines_of(processes, 2):
         assert line == "error: process 1: train.jsonl, line 7: no messages"
-    assert saved(workdir) == [4, 5]
+    assert saved_steps(workdir) == [4, 5]
     finish(command.start(workdir, *OPTIONS, processes=2))
     assert [row["step"] for row in timeless(workdir)] == list(range(1, 10))
     assert timeless(workdir)[-1]["loss"] == pytest.approx(timeless(whole_run[0])[-1]["loss"], rel=1e-5)
@@ -95,7 +91,7 @@ def test_a_failing_machine_and_a_defect_end_both(command, bad_data, tmp_path, er
     wait_for_step(processes, workdir, 4)
     for each in lines_of(processes, code):
         assert line in each
-    assert 4 in saved(workdir)
+    assert 4 in saved_steps(workdir)
 
 
 @pytest.mark.slow
@@ -104,7 +100,7 @@ def test_a_killed_process_ends_the_others(command, whole_run, tmp_path, who, cou
     workdir, mesh = tmp_path / "run", ("--mesh.data", str(count))
     options = (*LORA, *mesh, "--checkpoint.every", "4", "--steps", "9")
     processes = command.start(workdir, *options, processes=count)
-    wait_for_step(processes, workdir, 6)
+    wait_for_save(processes, workdir, 4)
     processes[who].send_signal(signal.SIGKILL)
     rest = [process for process in processes if process is not processes[who]]
     for line in lines_of(rest, 74):
@@ -131,4 +127,4 @@ def test_a_stale_view_of_the_checkpoints_ends_both(command, whole_run, tmp_path,
         assert processes[0].poll() is None
     for each in lines_of(processes, 2):
         assert line.format(workdir) in each
-    assert saved(workdir) == saved(whole_run[0])
+    assert saved_steps(workdir) == saved_steps(whole_run[0])

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.train.launching import LORA, finish, kill, timeless, wait_for_step
+from tests.train.launching import LORA, finish, kill, saved_steps, timeless, wait_for_step
 from train.observe.metrics import METRICS
 
 # Many short steps and a save after every second one, so that much of the time a save is under way.
@@ -47,8 +47,8 @@ def kill_at_random(command, workdir, rng, number, **where):
     assert processes[0].poll() is None, "the run ended before it was killed; give it more steps"
     saving = save_is_under_way(workdir)
     kill(processes)
-    saved = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-    print(f"killed {moment:.3f} s after the second row; a save was under way: {saving}; steps saved: {saved}")
+    steps = saved_steps(workdir)
+    print(f"killed {moment:.3f} s after the second row; a save was under way: {saving}; steps saved: {steps}")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.train.launching import LORA, REPO, environment, finish, free_port, kill, timeless, wait_for_step
+from tests.train.launching import (
+    LORA,
+    REPO,
+    environment,
+    finish,
+    free_port,
+    kill,
+    timeless,
+    wait_for_save,
+    wait_for_step,
+)
 
 
 def assert_equal_runs(ours, theirs):
@@ -64,7 +74,7 @@ def test_each_process_reads_its_own_shard_of_the_data(command, tmp_path):
 def test_another_number_of_processes_goes_on_from_a_checkpoint(command, whole_run, tmp_path):
     workdir = tmp_path / "run"
     before = command.start(workdir, *LORA, "--mesh.data", "2", processes=2)
-    wait_for_step(before, workdir, 5)
+    wait_for_save(before, workdir, 3)
     kill(before)
     out = command.run(workdir, *LORA, "--mesh.tensor", "2", devices=2)
     assert "resumed after step 3" in out and "mesh.data, mesh.tensor differs" in out

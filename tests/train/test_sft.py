@@ -15,7 +15,7 @@ from qwen35_jax.config import MTPConfig
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.safetensors import read_checkpoint
 from tests.train.conftest import small_config
-from tests.train.launching import LORA, TINY, finish, kill, timeless, wait_for_step
+from tests.train.launching import LORA, TINY, finish, kill, saved_steps, timeless, wait_for_save, wait_for_step
 from train.observe.metrics import METRICS, read_entries
 from train.sft import main
 
@@ -23,15 +23,16 @@ from train.sft import main
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(command, whole_run, tmp_path):
     workdir = tmp_path / "run"
-    # From step 3 on a checkpoint may lie there; pytest shows the steps where the test fails.
+    # Pytest shows the steps where the test fails.
     kills = sorted(random.sample(range(4, 9), 2))
     print(f"killed after steps {kills}")
     for step in kills:
         processes = command.start(workdir, *LORA)
         wait_for_step(processes, workdir, step)
+        wait_for_save(processes, workdir, 3)
         kill(processes)
-    out = command.run(workdir, *LORA)
-    assert "resumed after step" in out
+    last = saved_steps(workdir)[-1]
+    assert f"resumed after step {last}" in command.run(workdir, *LORA)
     want = timeless(whole_run[0])
     assert len(want) == 9 and want[-1]["mtp_loss"] > 0
     assert timeless(workdir) == want
