@@ -30,8 +30,10 @@ MACHINE_FAULT = 74
 # How long a process that fails waits whether the end of another is the cause: where one is lost, the others meet errors
 # of the network in their own operations.
 _CAUSE_SECONDS = 1.5
-# For what is brought to an end; half as long if a process is gone, as it may wait for that one.
-_ENDINGS_SECONDS = 15.0
+# For all that is brought to an end. If a process is gone, a save may wait for it, and an abort waits six seconds.
+_ENDINGS_SECONDS, _ENDINGS_WITHOUT_SECONDS = 15.0, 4.0
+# For each of the endings, should one before have used up the time.
+_ENDING_SECONDS = 0.5
 _DEFECT = 1
 _RELAYED = re.compile(r"process \d+\b")
 
@@ -191,7 +193,7 @@ class _Line:
         last = threading.Timer(2 * LEAVING_SECONDS / 3, os._exit, (code,))
         last.daemon = True
         last.start()
-        hints = _call_endings(_ENDINGS_SECONDS / 2 if verdict["gone"] else _ENDINGS_SECONDS)
+        hints = _call_endings(_ENDINGS_WITHOUT_SECONDS if verdict["gone"] else _ENDINGS_SECONDS)
         tail = "; ".join(["", *hints]) if code == MACHINE_FAULT else ""
         print(f"error: {verdict['line']}{tail}", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -212,8 +214,9 @@ def _call_endings(seconds: float) -> list[str]:
             if hint is not None:
                 hints.append(hint)
 
+    deadline = time.monotonic() + seconds
     for callback in reversed(_endings):
         thread = threading.Thread(target=call, args=(callback,), daemon=True)
         thread.start()
-        thread.join(seconds)
+        thread.join(max(deadline - time.monotonic(), _ENDING_SECONDS))
     return hints
