@@ -1,6 +1,6 @@
 """The directory of a run in a bucket, as tests look at it."""
 
-from tests.train.launching import timeless, wait_until
+from tests.train.launching import has_row, timeless, wait_until
 
 
 class BucketRun:
@@ -32,8 +32,7 @@ class BucketRun:
 
     def wait_for_row(self, processes, step):
         """Returns as soon as the row of a step is written on this disk; a save before it may still be under way."""
-        paths = "*/run/metrics.jsonl"
-        wait_until(lambda: any(f'"step": {step},' in path.read_text() for path in self.cache.glob(paths)), processes)
+        wait_until(lambda: any(has_row(path, step) for path in self.cache.glob("*/run/metrics.jsonl")), processes)
 
     def wait_for_save(self, processes, step):
         """Returns as soon as the checkpoint of a step, or of a later one, is whole in the bucket."""

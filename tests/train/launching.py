@@ -78,13 +78,17 @@ def finish(processes, code=0):
 
 def wait_for_step(processes, workdir, step):
     """Returns as soon as the row of a step is written; a save before it may still be under way."""
-    path = workdir / METRICS
-    wait_until(lambda: path.is_file() and f'"step": {step},' in path.read_text(), processes)
+    wait_until(lambda: has_row(workdir / METRICS, step), processes)
 
 
 def wait_for_save(processes, workdir, step):
     """Returns as soon as the checkpoint of a step, or of a later one, is whole."""
     wait_until(lambda: any(saved >= step for saved in saved_steps(workdir)), processes)
+
+
+def has_row(path, step):
+    """Returns whether a file of metrics holds the row of a step."""
+    return path.is_file() and f'"step": {step},' in path.read_text()
 
 
 def saved_steps(workdir):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.train.launching import LORA, finish, kill, saved_steps, timeless, wait_for_step
+from tests.train.launching import LORA, finish, kill, saved_steps, timeless, wait_for_step, wait_until
 from train.observe.metrics import METRICS
 
 # Many short steps and a save after every second one, so that much of the time a save is under way.
@@ -22,10 +22,7 @@ def export(workdir):
 def wait_for_row(processes, workdir, since):
     """Returns when a row was written after a moment, and when that was."""
     path = workdir / METRICS
-    while not (path.is_file() and path.stat().st_size and path.stat().st_mtime > since):
-        for process in processes:
-            assert process.poll() is None, process.communicate()
-        time.sleep(0.002)
+    wait_until(lambda: path.is_file() and path.stat().st_size and path.stat().st_mtime > since, processes)
     return path.stat().st_mtime
 
 
@@ -42,8 +39,8 @@ def kill_at_random(command, workdir, rng, number, **where):
     second = wait_for_row(processes, workdir, first)
     moment = rng.uniform(0, min(8 * (second - first), 4.0))
     time.sleep(moment)
-    while number % 3 == 0 and not save_is_under_way(workdir):
-        assert processes[0].poll() is None, processes[0].communicate()
+    if number % 3 == 0:
+        wait_until(lambda: save_is_under_way(workdir), processes)
     assert processes[0].poll() is None, "the run ended before it was killed; give it more steps"
     saving = save_is_under_way(workdir)
     kill(processes)
