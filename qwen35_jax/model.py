@@ -5,6 +5,7 @@ Letters: ``G`` periods, ``B`` batch, ``T`` tokens of this call, ``D`` model widt
 Source: ``Qwen3_5ForConditionalGeneration`` in transformers; ``Qwen3_5MTP`` in vLLM for the MTP head.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, Protocol, cast, runtime_checkable
@@ -28,7 +29,7 @@ from qwen35_jax.ops.gated_delta import DELTA_RULES, DeltaRule
 from qwen35_jax.ops.positions import count_positions, shift_left
 from qwen35_jax.ops.rotary import rotary_angles
 from qwen35_jax.sharding import constrain
-from qwen35_jax.state import DecoderState
+from qwen35_jax.state import DecoderState, PagedState
 
 # Folded into the dropout keys: the trunk's, and from this number on those of the MTP steps.
 _TRUNK, _MTP = 0, 1_000
@@ -138,11 +139,11 @@ class Qwen35(nnx.Module):
         input_ids: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"] | None = None,
         position_ids: Int[Array, "*axes B T"] | None = None,
-        state: DecoderState | None = None,
+        state: DecoderState | PagedState | None = None,
         *,
         remat: Remat = "none",
         dropout_key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "B T D"], DecoderState | None]:
+    ) -> tuple[Float[Array, "B T D"], Any]:
         """Runs the decoder over whole sequences or, with a state, over the next T tokens of its sequences.
 
         With a state all tokens belong by default to the document that it ended in. The caller keeps
@@ -210,13 +211,38 @@ class Qwen35(nnx.Module):
 
         def step(hidden, k):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, _MTP + k)
-            return self.mtp(block_input(hidden), self.embed(shift_left(input_ids, k)), tokens, key)
+            embedding = self.embed(shift_left(input_ids, k))
+            return self.mtp(block_input(hidden), embedding, tokens, dropout_key=key)[0]
 
         outputs = []
         for k in range(1, num_steps + 1):
             hidden = rematerialized(functools.partial(step, k=k), remat)(hidden)
             outputs.append(hidden)
         return outputs
+
+    def draft_forward(
+        self,
+        hidden: Float[Array, "B T D"],
+        next_ids: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        state: PagedState,
+    ) -> tuple[Float[Array, "B T D"], PagedState]:
+        """Runs the MTP head once over the next T tokens of an engine's slots.
+
+        Args:
+          hidden: what ``forward`` returned for these tokens, or this method's own output for the token before.
+          next_ids: the token after each.
+          segment_ids: 1 for tokens, then 0 for padding; None where all are real.
+          state: the head's keys and values, as its one layer.
+
+        Returns:
+          The vectors that, through the shared head, predict the token after ``next_ids``, and the state after.
+        """
+        assert self.mtp is not None, "the engine checks that the model has an MTP head"
+        tokens, *_ = self._describe(next_ids, segment_ids, None, state)
+        (memory,) = state.layers
+        out, memory = self.mtp(hidden, self.embed(next_ids), tokens, memory)
+        return out, dataclasses.replace(state, layers=(memory,))
 
     @_eager
     def hidden_states(
@@ -266,7 +292,7 @@ class Qwen35(nnx.Module):
         """Looks tokens up in the compute dtype."""
         return constrain(self.embed_tokens(input_ids, dtype=self.dtype), ("batch", "length", "features"))
 
-    def _describe(self, input_ids, segment_ids, position_ids, state: DecoderState | None = None):
+    def _describe(self, input_ids, segment_ids, position_ids, state: DecoderState | PagedState | None = None):
         """Returns what the layers must know of the tokens, and segment and position ids with their defaults."""
         if state is not None and segment_ids is None:
             segment_ids = state.continued(input_ids.shape[1])

@@ -15,7 +15,7 @@ from qwen35_jax.layers.parameters import Parameters
 from qwen35_jax.layers.tokens import Tokens
 from qwen35_jax.ops.gated_delta import DeltaRule
 from qwen35_jax.sharding import constrain
-from qwen35_jax.state import DeltaState, KeyValues, LayerState
+from qwen35_jax.state import DeltaMemory, KeyValues, LayerMemory
 
 
 class DecoderLayer(nnx.Module):
@@ -39,12 +39,12 @@ class DecoderLayer(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         tokens: Tokens,
-        state: LayerState | None = None,
+        state: LayerMemory | None = None,
         dropout_key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "B T D"], LayerState | None]:
+    ) -> tuple[Float[Array, "B T D"], LayerMemory | None]:
         normed = self.input_layernorm(x)
         if self.kind == LINEAR:
-            assert state is None or isinstance(state, DeltaState)
+            assert state is None or isinstance(state, DeltaMemory)
             mixed, state = self.linear_attn(normed, tokens, state, dropout_key)
         else:
             assert state is None or isinstance(state, KeyValues)

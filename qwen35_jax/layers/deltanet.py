@@ -18,7 +18,7 @@ from qwen35_jax.layers.tokens import Tokens
 from qwen35_jax.ops.conv import causal_conv_sharded
 from qwen35_jax.ops.gated_delta import DeltaRule, l2_normalize
 from qwen35_jax.ops.gated_delta.sharded import gated_delta_sharded
-from qwen35_jax.state import DeltaState
+from qwen35_jax.state import DeltaMemory
 
 
 class DepthwiseConv(nnx.Module):
@@ -56,29 +56,32 @@ class GatedDeltaNet(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         tokens: Tokens,
-        state: DeltaState | None = None,
+        state: DeltaMemory | None = None,
         dropout_key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "B T D"], DeltaState | None]:
+    ) -> tuple[Float[Array, "B T D"], DeltaMemory | None]:
         """Mixes the tokens of this call and, with a memory, those before. Returns the memory after the call."""
         B, T = x.shape[:2]
-        window = recurrent = state_segment_ids = None
+        window = state_segment_ids = None
         if state is not None:
             assert tokens.placement is not None
-            window, recurrent = state.read(tokens.placement.layer)
+            window = state.window(tokens.placement)
             state_segment_ids = tokens.placement.state_segment_ids
         documents = (tokens.segment_ids, state_segment_ids)
 
-        q, k, v, window = recomputed(self._convolved_heads)(self.in_proj_qkv(x, dropout_key), window, *documents)
+        projected = self.in_proj_qkv(x, dropout_key)
+        q, k, v, window = recomputed(self._convolved_heads)(projected, window, *documents)
         beta = jax.nn.sigmoid(self.in_proj_b(x, dropout_key).astype(jnp.float32))
         dt_bias = self.dt_bias[...].astype(jnp.float32)
         step = jax.nn.softplus(self.in_proj_a(x, dropout_key).astype(jnp.float32) + dt_bias)
         log_decay = -jnp.exp(self.A_log[...].astype(jnp.float32)) * step
-        out, recurrent = gated_delta_sharded(
-            q, k, v, log_decay, beta, recurrent, *documents, delta_rule=self.delta_rule
-        )
-        if state is not None:
-            assert tokens.placement is not None and recurrent is not None
-            state = state.write(tokens.placement.layer, window, recurrent)
+        if state is None:
+            out, _ = gated_delta_sharded(q, k, v, log_decay, beta, None, *documents, delta_rule=self.delta_rule)
+        else:
+            assert tokens.segment_ids is not None
+            out, state = state.recur(
+                q, k, v, log_decay, beta, projected=projected, window=window, segment_ids=tokens.segment_ids,
+                placement=tokens.placement, delta_rule=self.delta_rule,
+            )  # fmt: skip
         z = self.in_proj_z(x, dropout_key).reshape(out.shape)
         return self.out_proj(self.norm(out, z).reshape(B, T, -1), dropout_key), state
 

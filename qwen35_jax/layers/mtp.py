@@ -13,6 +13,7 @@ from qwen35_jax.layers.linear import Linear
 from qwen35_jax.layers.norms import RMSNorm
 from qwen35_jax.layers.parameters import Parameters
 from qwen35_jax.layers.tokens import Tokens
+from qwen35_jax.state import KeyValues
 
 
 class MTPHead(nnx.Module):
@@ -37,16 +38,21 @@ class MTPHead(nnx.Module):
         hidden: Float[Array, "B T D"],
         embedding: Float[Array, "B T D"],
         tokens: Tokens,
+        state: KeyValues | None = None,
         dropout_key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B T D"]:
+    ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
         """Predicts the token after the one that ``embedding`` belongs to.
 
         Args:
           hidden: the decoder's output after its final norm, or this head's own output of the step before.
           embedding: at position ``i`` the embedding of token ``i + k`` in step ``k``.
           tokens: documents and angles at the positions of ``hidden``.
+          state: keys and values of the tokens before.
+
+        Returns:
+          The vectors, and the memory after the call.
         """
         joined = [self.pre_fc_norm_embedding(embedding), self.pre_fc_norm_hidden(hidden)]
         x = self.fc(jnp.concatenate(joined, axis=-1), dropout_key)
-        x, _ = self.layers[0](x, tokens, dropout_key=dropout_key)
-        return self.norm(x)
+        x, state = self.layers[0](x, tokens, state, dropout_key)
+        return self.norm(x), state

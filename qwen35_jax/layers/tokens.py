@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 from jaxtyping import Array, Float, Int
 
-from qwen35_jax.state import Placement
+from qwen35_jax.state import PagedPlacement, Placement
 
 
 @jax.tree_util.register_dataclass
@@ -26,7 +26,7 @@ class Tokens:
     cos: Float[Array, "#B T R"]
     sin: Float[Array, "#B T R"]
     segment_ids: Int[Array, "B T"] | None = None
-    placement: Placement | None = None
+    placement: Placement | PagedPlacement | None = None
 
     def at_layer(self, layer: Int[Array, ""] | None) -> "Tokens":
         """Returns the same tokens for the layers at one index of their stacks; None without a memory."""

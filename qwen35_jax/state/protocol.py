@@ -1,13 +1,16 @@
 """What a mixer may expect of its memory, and where the tokens of a call go in it.
 
-Letters: ``B`` batch, ``T`` tokens of this call, ``S`` slots, ``N`` query heads, ``K`` key heads, ``H`` head width.
+Letters: ``B`` batch, ``T`` tokens of this call, ``S`` slots, ``N`` query heads, ``K`` key heads, ``H`` head width. In
+the delta rule ``N`` value heads, ``K`` and ``V`` key and value width.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
+
+from qwen35_jax.ops.gated_delta import DeltaRule
 
 
 @jax.tree_util.register_dataclass
@@ -32,7 +35,7 @@ class Placement:
 
 @runtime_checkable
 class LayerState(Protocol):
-    """The memory of the layers at one place of the period, stacked over periods."""
+    """A memory with room for so many tokens of each sequence, of the layers at one place of the period."""
 
     def resized(self, capacity: int) -> "LayerState":
         """Returns the same memory with room for ``capacity`` tokens of each sequence."""
@@ -40,8 +43,8 @@ class LayerState(Protocol):
 
 
 @runtime_checkable
-class KeyValues(LayerState, Protocol):
-    """The memory of attention layers, in any storage."""
+class KeyValues(Protocol):
+    """The memory of attention layers, in any storage, stacked over periods."""
 
     def attend(
         self,
@@ -49,7 +52,7 @@ class KeyValues(LayerState, Protocol):
         k: Float[Array, "B T K H"],
         v: Float[Array, "B T K H"],
         segment_ids: Int[Array, "B T"],
-        placement: Placement,
+        placement: Any,
     ) -> tuple[Float[Array, "B T N H"], "KeyValues"]:
         """Writes the keys and values of a call's tokens, and lets its queries attend to all of their document.
 
@@ -57,3 +60,40 @@ class KeyValues(LayerState, Protocol):
           The attention's outputs, and the memory after the call.
         """
         ...
+
+
+@runtime_checkable
+class DeltaMemory(Protocol):
+    """The memory of DeltaNet layers, stacked over periods. Other letters: ``W`` inputs looked back, ``C`` channels."""
+
+    def window(self, placement: Any) -> Float[Array, "B W C"]:
+        """Returns the convolution's last inputs before this call, of one layer."""
+        ...
+
+    def recur(
+        self,
+        q: Float[Array, "B T N K"],
+        k: Float[Array, "B T N K"],
+        v: Float[Array, "B T N V"],
+        log_decay: Float32[Array, "B T N"],
+        beta: Float32[Array, "B T N"],
+        *,
+        projected: Float[Array, "B T C"],
+        window: Float[Array, "B W C"],
+        segment_ids: Int[Array, "B T"],
+        placement: Any,
+        delta_rule: DeltaRule,
+    ) -> tuple[Float[Array, "B T N V"], "DeltaMemory"]:
+        """Runs the delta rule over a call's tokens, on top of one layer's state.
+
+        Args:
+          projected: the convolution's inputs of this call.
+          window: its last inputs after this call.
+
+        Returns:
+          The outputs, and the memory after the call.
+        """
+        ...
+
+
+LayerMemory = KeyValues | DeltaMemory

@@ -1,0 +1,205 @@
+"""The memory of an engine's slots: keys and values in pages, and DeltaNet states that take a window's tokens late.
+
+A step of the engine shows every slot a window of tokens of which some may be rejected afterwards. Attention writes all
+of their keys and values; the next window writes over the rejected ones. A DeltaNet state cannot take a token back, so
+it stays as it was before the window, and the window's inputs are kept. The next step first applies those that were
+accepted (``gated_delta_replay``).
+
+Letters: ``G`` periods, ``B`` slots, ``T`` tokens of a window, ``M`` pages a slot may have, ``P`` pages, ``S`` tokens of
+a page, ``N`` query or value heads, ``K`` key heads (attention) or key width (delta rule), ``H`` head width, ``V`` value
+width, ``W`` inputs that the convolution looks back, ``C`` conv channels.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int
+
+from qwen35_jax.config import LINEAR, TextConfig
+from qwen35_jax.ops.attention.paged import paged_attention, write_pages
+from qwen35_jax.ops.gated_delta import DeltaRule
+from qwen35_jax.ops.gated_delta.replay import gated_delta_replay
+from qwen35_jax.state.delta import DeltaState
+from qwen35_jax.state.protocol import LayerMemory
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PagedPlacement:
+    """Where the tokens of one call go, for every layer alike but for ``layer``.
+
+    Attributes:
+      table: the page of each stretch of ``S`` positions of a slot; 0, which nobody owns, where it has none.
+      lengths: tokens before this call.
+      num_real: tokens of this call that are no padding; padding stands at the end.
+      num_past: tokens of the window before that were accepted and that the DeltaNet states still lack.
+      state_segment_ids: documents of the DeltaNet states: all slots hold one document, number 1.
+      layer: index of the layer in its stack over periods.
+    """
+
+    table: Int[Array, "B M"]
+    lengths: Int[Array, " B"]
+    num_real: Int[Array, " B"]
+    num_past: Int[Array, " B"]
+    state_segment_ids: Int[Array, " B"]
+    layer: Int[Array, ""]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PagedKeyValues:
+    """Keys and values of the attention layers at one place of the period, in pages that slots share.
+
+    ``pages[g, p, 2 h]`` are the keys and ``pages[g, p, 2 h + 1]`` the values of key head ``h`` in layer ``g``.
+    """
+
+    pages: Float[Array, "G P 2*K S H"]
+
+    @classmethod
+    def empty(
+        cls, config: TextConfig, num_pages: int, page_size: int, dtype: DTypeLike, *, num_layers: int | None = None
+    ) -> "PagedKeyValues":
+        """Makes ``num_pages`` pages for each of ``num_layers`` layers, by default one layer a period."""
+        layers = config.num_periods if num_layers is None else num_layers
+        return cls(jnp.zeros((layers, num_pages, 2 * config.num_key_value_heads, page_size, config.head_dim), dtype))
+
+    def attend(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        segment_ids: Int[Array, "B T"],
+        placement: PagedPlacement,
+    ) -> tuple[Float[Array, "B T N H"], "PagedKeyValues"]:
+        """See ``KeyValues.attend``. A slot holds one document, so ``segment_ids`` says nothing new."""
+        where = placement.layer, placement.table, placement.lengths
+        pages = write_pages(self.pages, k, v, *where, placement.num_real)
+        return paged_attention(q, pages, *where), PagedKeyValues(pages)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SlotDelta:
+    """States of the DeltaNet layers at one place of the period, and what they have not taken in yet.
+
+    Attributes:
+      recurrent: the state before the last window.
+      inputs: inputs of the convolution: ``W`` before the last window, then those of the window.
+      k, v, log_decay, beta: what the last window's tokens write into the state.
+    """
+
+    recurrent: Float32[Array, "G B N K V"]
+    inputs: Float[Array, "G B W+T C"]
+    k: Float[Array, "G B T N K"]
+    v: Float[Array, "G B T N V"]
+    log_decay: Float32[Array, "G B T N"]
+    beta: Float32[Array, "G B T N"]
+
+    @classmethod
+    def empty(cls, config: TextConfig, slots: int, window: int, dtype: DTypeLike) -> "SlotDelta":
+        """Makes the states of ``slots`` slots that are shown ``window`` tokens a step."""
+        G, N = config.num_periods, config.linear_num_value_heads
+        K, V = config.linear_key_head_dim, config.linear_value_head_dim
+        kept = config.linear_conv_kernel_dim - 1 + window
+        return cls(
+            recurrent=jnp.zeros((G, slots, N, K, V), jnp.float32),
+            inputs=jnp.zeros((G, slots, kept, config.conv_dim), dtype),
+            k=jnp.zeros((G, slots, window, N, K), dtype),
+            v=jnp.zeros((G, slots, window, N, V), dtype),
+            log_decay=jnp.zeros((G, slots, window, N), jnp.float32),
+            beta=jnp.zeros((G, slots, window, N), jnp.float32),
+        )
+
+    def window(self, placement: PagedPlacement) -> Float[Array, "B W C"]:
+        """See ``DeltaMemory.window``: the last inputs before this call, rejected ones left out."""
+        inputs = self.inputs[placement.layer]
+        width = inputs.shape[1] - self.k.shape[2]
+        recent = placement.num_past[:, None] + jnp.arange(width)
+        return jnp.take_along_axis(inputs, recent[..., None], axis=1)
+
+    def recur(
+        self,
+        q: Float[Array, "B T N K"],
+        k: Float[Array, "B T N K"],
+        v: Float[Array, "B T N V"],
+        log_decay: Float32[Array, "B T N"],
+        beta: Float32[Array, "B T N"],
+        *,
+        projected: Float[Array, "B T C"],
+        window: Float[Array, "B W C"],
+        segment_ids: Int[Array, "B T"] | None,
+        placement: PagedPlacement,
+        delta_rule: DeltaRule,
+    ) -> tuple[Float[Array, "B T N V"], "SlotDelta"]:
+        """See ``DeltaMemory.recur``. The returned states lack this call's tokens, which are kept beside them."""
+        layer = placement.layer
+        past = tuple(x[layer] for x in (self.k, self.v, self.log_decay, self.beta))
+        out, recurrent = gated_delta_replay(q, k, v, log_decay, beta, self.recurrent[layer], past, placement.num_past)
+        inputs = jnp.concatenate([self.window(placement), projected], axis=1)
+        new = SlotDelta(recurrent, inputs, k, v, log_decay, beta)
+        return out, jax.tree.map(lambda stack, here: stack.at[layer].set(here.astype(stack.dtype)), self, new)
+
+    def take(self, slots: Int[Array, " R"]) -> DeltaState:
+        """Returns the states of some slots that have taken in all of their tokens."""
+        width = self.inputs.shape[2] - self.k.shape[2]
+        return DeltaState(self.inputs[:, slots, :width], self.recurrent[:, slots])
+
+    def put(self, slots: Int[Array, " R"], states: DeltaState) -> "SlotDelta":
+        """Returns the memory with the states of some slots replaced; no token waits there. Slots below 0 are left."""
+        width = states.inputs.shape[2]
+        places = jnp.where(slots < 0, self.recurrent.shape[1], slots)
+        return dataclasses.replace(
+            self,
+            inputs=self.inputs.at[:, places, :width].set(states.inputs.astype(self.inputs.dtype), mode="drop"),
+            recurrent=self.recurrent.at[:, places].set(states.recurrent, mode="drop"),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PagedState:
+    """What a model remembers of the slots of one call; it takes the place of ``DecoderState``.
+
+    Attributes:
+      layers: one entry for each layer of the period: ``PagedKeyValues``, and ``SlotDelta`` for windows or ``DeltaState``
+        for tokens that all stay.
+      table, lengths, num_past: as in ``PagedPlacement``. Who calls the model keeps count of them.
+    """
+
+    layers: tuple[LayerMemory, ...]
+    table: Int[Array, "B M"]
+    lengths: Int[Array, " B"]
+    num_past: Int[Array, " B"]
+
+    def continued(self, num_tokens: int) -> Int[Array, "B T"]:
+        """Returns segment ids of tokens that are all real."""
+        return jnp.ones((self.lengths.shape[0], num_tokens), jnp.int32)
+
+    def positions(self, segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+        """Counts the positions of a call's tokens."""
+        return self.lengths[:, None] + jnp.arange(segment_ids.shape[1])
+
+    def place(self, segment_ids: Int[Array, "B T"]) -> PagedPlacement:
+        """Says where the tokens of a call go; ``segment_ids`` is 1 for tokens, then 0 for padding."""
+        num_real = jnp.sum(segment_ids, axis=1, dtype=jnp.int32)
+        layer = jnp.zeros((), jnp.int32)
+        return PagedPlacement(self.table, self.lengths, num_real, self.num_past, jnp.ones_like(self.lengths), layer)
+
+    def advance(self, layers: tuple[LayerMemory, ...], *_: object) -> "PagedState":
+        """Returns the memory after a call whose layers left ``layers``."""
+        return dataclasses.replace(self, layers=layers)
+
+
+def empty_layers(
+    config: TextConfig, *, slots: int, window: int, num_pages: int, page_size: int, dtype: DTypeLike
+) -> tuple[SlotDelta | PagedKeyValues, ...]:
+    """Makes the memory of an engine: one entry for each layer of the period."""
+    return tuple(
+        SlotDelta.empty(config, slots, window, dtype)
+        if kind == LINEAR
+        else PagedKeyValues.empty(config, num_pages, page_size, dtype)
+        for kind in config.layer_types[: config.period]
+    )
