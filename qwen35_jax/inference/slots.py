@@ -2,7 +2,8 @@
 
 No setting is part of a program, so none ever compiles one.
 
-Letters: ``B`` slots, ``k`` drafts of a window, ``V`` vocabulary, ``E`` end tokens, ``F`` tokens that close a think block.
+Letters: ``B`` slots, ``k`` drafts of a window, ``V`` vocabulary, ``E`` end tokens, ``F`` tokens that close a think
+block.
 """
 
 import dataclasses
@@ -112,8 +113,10 @@ class Admission:
         ends, closing = np.full(MAX_END_TOKENS, -1, np.int32), np.zeros(MAX_CLOSING_TOKENS, np.int32)
         ends[: len(self.end_tokens)], closing[: len(self.closing)] = self.end_tokens, self.closing
         seed = self.seed % (1 << 64)
-        numbers = {"limit": self.limit, "budget": self.budget, "num_closing": len(self.closing), "token": self.token,
-                   "length": self.length, "stopped": RUNNING, "num_past": 0, "generated": 0, "thought": 0, "closed": -1}  # fmt: skip
+        numbers = {
+            "limit": self.limit, "budget": self.budget, "num_closing": len(self.closing), "token": self.token,
+            "length": self.length, "stopped": RUNNING, "num_past": 0, "generated": 0, "thought": 0, "closed": -1,
+        }  # fmt: skip
         return {name: np.int32(value) for name, value in numbers.items()} | {
             "settings": self.settings, "seeds": np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
             "end_tokens": ends, "closing": closing, "active": np.bool_(True), "thinking": np.bool_(self.thinking),

@@ -7,7 +7,7 @@ accepted (``gated_delta_replay``).
 
 Letters: ``G`` periods, ``B`` slots, ``T`` tokens of a window, ``M`` pages a slot may have, ``P`` pages, ``S`` tokens of
 a page, ``N`` query or value heads, ``K`` key heads (attention) or key width (delta rule), ``H`` head width, ``V`` value
-width, ``W`` inputs that the convolution looks back, ``C`` conv channels.
+width, ``W`` inputs that the convolution looks back, ``I = W + T`` inputs that are kept, ``C`` conv channels, ``J = 2 K``.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class PagedKeyValues:
     ``pages[g, p, 2 h]`` are the keys and ``pages[g, p, 2 h + 1]`` the values of key head ``h`` in layer ``g``.
     """
 
-    pages: Float[Array, "G P 2*K S H"]
+    pages: Float[Array, "G P J S H"]
 
     @classmethod
     def empty(
@@ -77,7 +77,10 @@ class PagedKeyValues:
         """See ``KeyValues.attend``. A slot holds one document, so ``segment_ids`` says nothing new."""
         where = placement.layer, placement.table, placement.lengths
         pages = write_pages(self.pages, k, v, *where, placement.num_real)
-        return paged_attention(q, pages, *where), PagedKeyValues(pages)
+        out = paged_attention(q, pages, *where)
+        # Padding would see memory that nobody has written.
+        is_real = jnp.arange(q.shape[1]) < placement.num_real[:, None]
+        return jnp.where(is_real[..., None, None], out, 0), PagedKeyValues(pages)
 
 
 @jax.tree_util.register_dataclass
@@ -92,7 +95,7 @@ class SlotDelta:
     """
 
     recurrent: Float32[Array, "G B N K V"]
-    inputs: Float[Array, "G B W+T C"]
+    inputs: Float[Array, "G B I C"]
     k: Float[Array, "G B T N K"]
     v: Float[Array, "G B T N V"]
     log_decay: Float32[Array, "G B T N"]
@@ -139,8 +142,10 @@ class SlotDelta:
         past = tuple(x[layer] for x in (self.k, self.v, self.log_decay, self.beta))
         out, recurrent = gated_delta_replay(q, k, v, log_decay, beta, self.recurrent[layer], past, placement.num_past)
         inputs = jnp.concatenate([self.window(placement), projected], axis=1)
-        new = SlotDelta(recurrent, inputs, k, v, log_decay, beta)
-        return out, jax.tree.map(lambda stack, here: stack.at[layer].set(here.astype(stack.dtype)), self, new)
+        new = (recurrent, inputs, k, v, log_decay, beta)
+        old = (self.recurrent, self.inputs, self.k, self.v, self.log_decay, self.beta)
+        stacks = (stack.at[layer].set(x.astype(stack.dtype)) for stack, x in zip(old, new, strict=True))
+        return out, SlotDelta(*stacks)
 
     def take(self, slots: Int[Array, " R"]) -> DeltaState:
         """Returns the states of some slots that have taken in all of their tokens."""
@@ -164,8 +169,8 @@ class PagedState:
     """What a model remembers of the slots of one call; it takes the place of ``DecoderState``.
 
     Attributes:
-      layers: one entry for each layer of the period: ``PagedKeyValues``, and ``SlotDelta`` for windows or ``DeltaState``
-        for tokens that all stay.
+      layers: one entry for each layer of the period: ``PagedKeyValues``, and ``SlotDelta`` for windows or
+        ``DeltaState`` for tokens that all stay.
       table, lengths, num_past: as in ``PagedPlacement``. Who calls the model keeps count of them.
     """
 

@@ -138,12 +138,3 @@ def test_a_slot_is_equal_bit_for_bit_whatever_the_others_hold_and_was_rejected(p
     np.testing.assert_array_equal(crowd[0], alone[0])
     np.testing.assert_array_equal(crowd_ahead[0], alone_ahead[0])
 
-
-def test_windows_of_other_lengths_leave_the_same_bits(programs, texts):
-    """What a preempted request computes again it may cut into other windows."""
-    lengths = [5, 8, 13]
-    some, some_ahead = run(programs, texts, lengths, [(1, 3, 2), (2, 1, 3), (3, 1, 1)], seed=2)
-    other, other_ahead = run(programs, texts, lengths, [(3, 1, 1), (1, 2, 3), (2, 2, 2)], seed=4)
-    for slot, count in enumerate([6, 5, 6]):
-        np.testing.assert_array_equal(other[slot][:count], some[slot][:count])
-        np.testing.assert_array_equal(other_ahead[slot][:count], some_ahead[slot][:count])
