@@ -33,16 +33,16 @@ def gated_delta_recurrent(
         documents, state_documents = fill_padding(segment_ids, state_segment_ids)
         is_real = segment_ids != 0
         continues = documents == jnp.concatenate([state_documents[:, None], documents[:, :-1]], axis=1)
-    tokens = _Token(q, k, v, log_decay, beta, is_real, continues)
+    tokens = Token(q, k, v, log_decay, beta, is_real, continues)
     if q.shape[1] == 1:
-        state, o = _step(state, jax.tree.map(lambda x: x[:, 0], tokens))
+        state, o = step(state, jax.tree.map(lambda x: x[:, 0], tokens))
         return o[:, None], state
-    state, o = lax.scan(_step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens))
+    state, o = lax.scan(step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens))
     return jnp.moveaxis(o, 0, 1), state
 
 
-class _Token(NamedTuple):
-    """What one step reads. ``continues`` says that the token before belongs to the same document."""
+class Token(NamedTuple):
+    """What one step reads; without ``is_real`` all of it counts. ``continues`` says that the token before belongs to the same document."""
 
     q: Float[Array, "B N K"]
     k: Float[Array, "B N K"]
@@ -53,7 +53,8 @@ class _Token(NamedTuple):
     continues: Bool[Array, " B"] | None
 
 
-def _step(state: Float32[Array, "B N K V"], token: _Token) -> tuple[Float32[Array, "B N K V"], Float[Array, "B N V"]]:
+def step(state: Float32[Array, "B N K V"], token: Token) -> tuple[Float32[Array, "B N K V"], Float[Array, "B N V"]]:
+    """Returns the state after a token and what its query reads there, in the dtype of ``v``."""
     q, k, v, log_decay, beta = (x.astype(jnp.float32) for x in token[:5])
     if token.is_real is not None:
         assert token.continues is not None

@@ -1,0 +1,107 @@
+"""Attention to pages against attention to whole sequences: ragged lengths, shuffled pages, NaN in what is not seen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen35_jax.ops.attention import plain_attention
+from qwen35_jax.ops.attention.paged import paged_attention, write_pages
+from qwen35_jax.sharding import make_mesh
+
+B, N, K, H, L, P, S, M = 4, 4, 2, 8, 2, 24, 4, 5
+LENGTHS = np.asarray([0, 3, 9, 17], np.int32)
+LAYER = jnp.int32(1)
+
+
+def make_case(T: int):
+    """Returns queries, the keys and values of whole sequences, and a table of shuffled pages."""
+    rng = np.random.default_rng(T)
+    q = rng.normal(size=(B, T, N, H)).astype(np.float32)
+    k, v = rng.normal(size=(2, B, M * S, K, H)).astype(np.float32)
+    owned = rng.permutation(np.arange(1, P))[: B * M].reshape(B, M)
+    table = np.where(np.arange(M) * S < LENGTHS[:, None] + T, owned, 0).astype(np.int32)
+    return q, k, v, table
+
+
+@jax.jit
+def run(q, k, v, past_k, past_v, pages, table, lengths, num_real):
+    """Writes what came before in one call and the window in another, and attends."""
+    nothing = jnp.zeros_like(lengths)
+    pages = write_pages(pages, past_k, past_v, LAYER, table, nothing, lengths)
+    pages = write_pages(pages, k, v, LAYER, table, lengths, num_real)
+    return paged_attention(q, pages, LAYER, table, lengths), pages
+
+
+def windows(x, T: int):
+    return np.stack([row[n : n + T] for row, n in zip(x, LENGTHS, strict=True)])
+
+
+def run_case(T: int, *, num_real=None, pages=None):
+    q, k, v, table = make_case(T)
+    pages = jnp.full((L, P, 2 * K, S, H), jnp.nan) if pages is None else pages
+    num_real = np.full(B, T, np.int32) if num_real is None else num_real
+    return run(q, windows(k, T), windows(v, T), k, v, pages, table, LENGTHS, num_real)
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_pages_equal_whole_sequences(T):
+    q, k, v, _ = make_case(T)
+    want = plain_attention(*map(jnp.asarray, (q, k, v)), query_slots=jnp.asarray(LENGTHS[:, None] + np.arange(T)))
+    got, pages = run_case(T)
+    # The same sums in float32, in another order.
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    assert np.isnan(pages[0]).all(), "another layer was written to"
+
+
+def test_tokens_that_do_not_count_leave_pages_and_earlier_queries_alone():
+    T, num_real = 3, np.asarray([1, 2, 3, 1], np.int32)
+    whole, _ = run_case(T)
+    got, pages = run_case(T, num_real=num_real)
+    *_, table = make_case(T)
+    for b, (length, real) in enumerate(zip(LENGTHS, num_real, strict=True)):
+        np.testing.assert_array_equal(got[b, :real], whole[b, :real])
+        own = np.moveaxis(np.asarray(pages[1, table[b, : -(-(length + T) // S)]]), 1, 2).reshape(-1, 2 * K, H)
+        assert np.isfinite(own[: length + real]).all() and np.isnan(own[length + real :]).all()
+
+
+def test_positions_that_the_table_has_no_place_for_are_written_to_page_0():
+    pages = jnp.zeros((L, P, 2 * K, S, H))
+    ones, table = jnp.ones((1, 3, K, H)), jnp.asarray([[7, 5]], jnp.int32)
+    pages = write_pages(pages, ones, ones, LAYER, table, jnp.asarray([2 * S - 1]), jnp.asarray([3]))
+    written = np.asarray(pages[1]).any(axis=(1, 3))
+    assert np.argwhere(written).tolist() == [[0, 0], [0, 1], [5, S - 1]]
+
+
+@pytest.mark.parametrize("b", [1, 3])
+def test_a_sequence_alone_is_bit_equal_to_itself_in_a_crowd(b):
+    q, k, v, table = make_case(3)
+    pages, full = jnp.full((L, P, 2 * K, S, H), jnp.nan), np.full(B, 3, np.int32)
+    crowd, _ = run(q, windows(k, 3), windows(v, 3), k, v, pages, table, LENGTHS, full)
+    mine = np.arange(B) == b
+
+    def only(x, other):
+        return np.where(mine.reshape(-1, *[1] * (x.ndim - 1)), x, other).astype(x.dtype)
+
+    others = [only(x, np.nan) for x in (q, windows(k, 3), windows(v, 3), k, v)]
+    alone, _ = run(*others, pages, only(table, 0), only(LENGTHS, 0), only(full, 0))
+    np.testing.assert_array_equal(alone[b], crowd[b])
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(4, 2), (2, 4)])
+def test_a_mesh_splits_sequences_pages_and_heads(data, tensor):
+    """Each data shard has its own pages; with more devices than key heads, the pages hold each head several times."""
+    T, copies = 3, max(tensor // K, 1)
+    q, k, v, table = make_case(T)
+    want, _ = run_case(T)
+    local = np.where(table > 0, (np.arange(B * M).reshape(B, M) % (B // data * M)) + 1, 0).astype(np.int32)
+    pages = jnp.full((L, data * P, 2 * K * copies, S, H), jnp.nan)
+    with jax.set_mesh(make_mesh(data=data, tensor=tensor)):
+        got, _ = run(q, windows(k, T), windows(v, T), k, v, pages, local, LENGTHS, np.full(B, T, np.int32))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_key_heads_that_the_mesh_does_not_split_are_refused():
+    pages, table = jnp.zeros((1, 2, 2 * 3, S, H)), jnp.ones((1, 1), jnp.int32)
+    with jax.set_mesh(make_mesh(tensor=2)), pytest.raises(ValueError, match="3 key heads cannot be split .* multiple"):
+        paged_attention(jnp.zeros((1, 1, 6, H)), pages, jnp.int32(0), table, jnp.zeros(1, jnp.int32))

@@ -1,0 +1,76 @@
+"""The replay of a window against the recurrence on the tokens that count, one sequence after the other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen35_jax.ops.gated_delta import gated_delta_recurrent
+from qwen35_jax.ops.gated_delta.replay import gated_delta_replay
+from qwen35_jax.sharding import make_mesh
+
+N, K, V = 2, 8, 16
+
+
+def make_case(T: int, B: int):
+    """Returns the arguments of the op, where sequence ``b`` replays ``b`` tokens and the rest of its past is NaN."""
+    rng = np.random.default_rng(T)
+    unit = rng.normal(size=(2, B, 2 * T, N, K))
+    q, k = unit / np.linalg.norm(unit, axis=-1, keepdims=True)
+    v = rng.normal(size=(B, 2 * T, N, V))
+    log_decay, beta = -rng.exponential(0.1, (B, 2 * T, N)), rng.uniform(size=(B, 2 * T, N))
+    q, k, v, log_decay, beta = (x.astype(np.float32) for x in (q, k, v, log_decay, beta))
+    num_past = (np.arange(B) % (T + 1)).astype(np.int32)
+    past = []
+    for x in (k, v, log_decay, beta):
+        x = x[:, :T].copy()
+        x[np.arange(T) >= num_past[:, None]] = np.nan
+        past.append(x)
+    state = rng.normal(size=(B, N, K, V)).astype(np.float32)
+    return (*(x[:, T:] for x in (q, k, v, log_decay, beta)), state, tuple(past), num_past)
+
+
+replay = jax.jit(gated_delta_replay)
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_the_state_takes_what_counts_and_the_window_is_read_on_top(T):
+    q, *window, state, past, num_past = args = make_case(T, B=T + 1)
+    out, after = replay(*args)
+    for b, n in enumerate(num_past):
+        row = slice(b, b + 1)
+        want = jnp.asarray(state[row])
+        if n:
+            tokens = [jnp.asarray(x[row, :n]) for x in past]
+            _, want = gated_delta_recurrent(jnp.zeros_like(tokens[0]), *tokens, want)
+        np.testing.assert_allclose(after[row], want, rtol=1e-6, atol=1e-6)
+        want_out, _ = gated_delta_recurrent(*(jnp.asarray(x[row]) for x in (q, *window)), want)
+        np.testing.assert_allclose(out[row], want_out, rtol=1e-5, atol=1e-6)
+        assert n or np.array_equal(after[b], state[b])
+
+
+def test_a_token_leaves_the_same_bits_whether_it_is_read_in_a_window_or_replayed():
+    """One token a call, each with the one before as its past, against windows of three."""
+    q, *window, state, _, _ = make_case(3, B=2)
+    whole = [np.full(2, n, np.int32) for n in range(4)]
+    long, _ = replay(q, *window, state, tuple(window), whole[0])
+    for t in range(3):
+        _, after = replay(q, *window, state, tuple(window), whole[t])
+        short, _ = replay(*(np.roll(x, -t, axis=1) for x in (q, *window)), after, tuple(window), whole[0])
+        np.testing.assert_array_equal(short[:, 0], long[:, t])
+
+
+def test_a_sequence_alone_is_bit_equal_to_itself_in_a_crowd():
+    args = make_case(3, B=4)
+    mine = np.arange(4) == 2
+    others = jax.tree.map(lambda x: np.where(mine.reshape(-1, *[1] * (x.ndim - 1)), x, np.nan), args[:7])
+    alone = replay(*jax.tree.map(np.float32, others), np.where(mine, args[7], 0).astype(np.int32))
+    jax.tree.map(lambda got, want: np.testing.assert_array_equal(got[2], want[2]), alone, replay(*args))
+
+
+def test_a_mesh_splits_sequences_and_heads():
+    args = make_case(3, B=4)
+    want = replay(*args)
+    with jax.set_mesh(make_mesh(data=4, tensor=2)):
+        got = jax.jit(gated_delta_replay)(*args)
+    jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6), got, want)
