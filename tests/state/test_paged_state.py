@@ -135,6 +135,7 @@ def test_a_slot_is_equal_bit_for_bit_whatever_the_others_hold_and_was_rejected(p
     alone, alone_ahead = run(programs, texts, lengths, ACCEPTED, seed=2)
     others = [texts[0], texts[2][::-1], texts[1]]
     crowd, crowd_ahead = run(programs, others, [5, 11, 2], [(1, 1, 1), (2, 3, 2), (3, 2, 1), (1, 1, 3)], seed=3)
+    assert np.isfinite(alone[0]).all() and np.isfinite(alone_ahead[0]).all()
     np.testing.assert_array_equal(crowd[0], alone[0])
     np.testing.assert_array_equal(crowd_ahead[0], alone_ahead[0])
 
