@@ -92,8 +92,17 @@ class Settings:
             if not (math.isfinite(number) and low <= number <= high):
                 raise ValueError(f"{name}={number}; give {allowed}.")
         bias_ids, bias_values = _bias_arrays(logit_bias or {})
-        arrays = [np.asarray(number, np.int32 if name == "top_k" else np.float32) for name, number in numbers.items()]
-        return cls(*arrays, bias_ids, bias_values)
+        return cls(
+            np.asarray(temperature, np.float32),
+            np.asarray(top_k, np.int32),
+            np.asarray(top_p, np.float32),
+            np.asarray(min_p, np.float32),
+            np.asarray(presence_penalty, np.float32),
+            np.asarray(frequency_penalty, np.float32),
+            np.asarray(repetition_penalty, np.float32),
+            bias_ids,
+            bias_values,
+        )
 
     @classmethod
     def empty(cls, slots: int) -> "Settings":
@@ -103,7 +112,8 @@ class Settings:
     @property
     def needs_all_tokens(self) -> Bool[Array, " B"]:
         """Whether a slot may draw tokens outside the ``CANDIDATES`` most likely ones."""
-        return (self.temperature > 0) & ((self.top_k == 0) | (self.top_k > CANDIDATES))
+        top_k = jnp.asarray(self.top_k)
+        return (jnp.asarray(self.temperature) > 0) & ((top_k == 0) | (top_k > CANDIDATES))
 
 
 def _bias_arrays(logit_bias: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +256,7 @@ def log_probabilities(
 def _beside(settings: Settings, ndim: int) -> list[Array]:
     """Gives the settings of truncation the axes of an array whose first axis is that of slots."""
     parts = (settings.temperature, settings.top_k, settings.top_p, settings.min_p)
-    return [part.reshape(-1, *[1] * (ndim - 1)) for part in parts]
+    return [jnp.asarray(part).reshape(-1, *[1] * (ndim - 1)) for part in parts]
 
 
 def _normalised(weights: Float[Array, "*N V"]) -> Float[Array, "*N V"]:

@@ -56,7 +56,7 @@ class Verified:
     sampling_logprobs: Float[Array, "B T"]
 
 
-def keys(seeds: UInt32[Array, "B 2"], positions: Int[Array, "B *T"], purpose: int) -> Key[Array, "B *T"]:
+def keys(seeds: UInt32[Array, "B 2"], positions: Int[Array, " B *T"], purpose: int) -> Key[Array, " B *T"]:
     """Returns one key a position, made of the slot's seed, the position and the purpose alone."""
 
     def key(seed: Array, position: Array) -> Array:

@@ -127,3 +127,77 @@ def test_every_token_has_the_distribution_of_the_model(numbers, num_drafts):
             np.log(want[tokens[follows, position]]),
             atol=1e-4,
         )
+
+
+def drafts_of(tokens: list[list[int]], valid: list[int]) -> Drafts:
+    """Greedy drafts: each token stands first among its candidates, with probability 1."""
+    first = jnp.asarray(tokens)
+    others = jnp.broadcast_to(jnp.arange(VOCAB), (*first.shape, VOCAB))
+    ids = jnp.where(others == 0, first[..., None], jnp.where(others == first[..., None], 0, others))
+    return Drafts(first, ids, jnp.broadcast_to((jnp.arange(VOCAB) == 0) * 1.0, ids.shape), jnp.asarray(valid))
+
+
+def run(logits: np.ndarray, drafts: Drafts, numbers: dict, forced: list[list[int]] | None = None):
+    rows, T = logits.shape[:2]
+    forced = jnp.full((rows, T), -1) if forced is None else jnp.asarray(forced)
+    positions = jnp.tile(FIRST + jnp.arange(T), (rows, 1))
+    arguments = jnp.asarray(logits), drafts, forced, tiled(rows, **numbers), seeds_of(rows), positions
+    return jax.jit(verification.verify)(*arguments)
+
+
+def test_greedy_accepts_the_first_maximum_and_nothing_else():
+    logits = np.zeros((4, 3, VOCAB), np.float32)
+    for t, (first, second) in enumerate([(4, 9), (6, 7), (5, 39)]):
+        logits[:, t, [first, second]] = 2.0  # A tie.
+    verified = run(logits, drafts_of([[4, 6], [4, 7], [9, 6], [4, 6]], [2, 2, 2, 1]), {})
+    np.testing.assert_array_equal(verified.tokens, [[4, 6, 5], [4, 6, 0], [4, 0, 0], [4, 6, 0]])
+    np.testing.assert_array_equal(verified.count, [2, 1, 0, 1])
+    np.testing.assert_array_equal(verified.sampling_logprobs, np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("numbers", [{}, {"temperature": 1.0, "top_k": 5}, {"temperature": 1.0}], ids=str)
+def test_a_forced_token_stands_whatever_the_logits_say(numbers):
+    """Token 39 is the least likely one. A draft that agrees is accepted; one that does not is replaced by it."""
+    logits = np.tile(np.linspace(8, -8, VOCAB, dtype=np.float32), (3, 2, 1))
+    forced = [[39, -1], [39, -1], [-1, 39]]
+    verified = run(logits, drafts_of([[39], [0], [0]], [1, 1, 0]), numbers, forced)
+    np.testing.assert_array_equal(verified.count, [1, 0, 0])
+    np.testing.assert_array_equal(verified.tokens[:2, 0], [39, 39])
+    np.testing.assert_array_equal(verified.sampling_logprobs[:2, 0], [0.0, 0.0])
+    assert verified.tokens[2, 0] != 39
+
+
+@pytest.mark.parametrize("numbers", [{}, {"temperature": 1.0, "top_k": 5}, {"temperature": 1.0}], ids=str)
+def test_masked_drafts_change_nothing(numbers):
+    """The token after them is the one that plain decoding draws, though the drafts would be accepted."""
+    logits = np.random.default_rng(5).normal(size=(50, 3, VOCAB)).astype(np.float32)
+    likely = np.argmax(logits[:, :2], axis=-1).tolist()
+    masked = run(logits, drafts_of(likely, [0] * 50), numbers)
+    plain = run(logits[:, :1], no_drafts(50), numbers)
+    np.testing.assert_array_equal(masked.count, np.zeros(50))
+    np.testing.assert_array_equal(masked.tokens[:, :1], plain.tokens)
+    # Two programs, each of which may round its float32 sums otherwise.
+    np.testing.assert_allclose(masked.sampling_logprobs[:, :1], plain.sampling_logprobs, rtol=1e-6)
+    np.testing.assert_array_equal(masked.tokens[:, 1:], np.zeros((50, 2)))
+
+
+def test_drafts_of_a_trimmed_vocabulary_are_tokens_of_the_whole_one():
+    ids_of, rows = jnp.asarray([3, 30, 17]), 200
+    logits = jnp.tile(jnp.asarray([0.0, 1.0, -1.0]), (rows, 1))
+    settings = tiled(rows, temperature=1.0, top_k=2)
+    token, ids, probs = verification.draw_draft(logits, settings, seeds_of(rows), jnp.full(rows, FIRST), ids_of)
+    np.testing.assert_array_equal(ids[0], [30, 3, 17])
+    share = np.exp(1) / (1 + np.exp(1))
+    np.testing.assert_allclose(probs[0], [share, 1 - share, 0], rtol=1e-6)  # One float32 softmax.
+    assert set(np.unique(token)) == {3, 30}
+
+
+def test_a_key_is_made_of_seed_position_and_purpose():
+    seeds = jnp.asarray([[1, 2], [1, 3]], jnp.uint32)
+    data = [
+        jax.random.key_data(verification.keys(seeds, jnp.asarray([[4, 5], [4, 5]]), purpose)).reshape(-1, 2)
+        for purpose in (verification.DRAFT, verification.ACCEPT, verification.SAMPLE)
+    ]
+    assert len(np.unique(np.concatenate(data), axis=0)) == 12
+    alone = verification.keys(seeds[1:], jnp.asarray([5]), verification.SAMPLE)
+    np.testing.assert_array_equal(jax.random.key_data(alone)[0], data[2][3])
