@@ -1,0 +1,281 @@
+"""What each slot of a batch allows as its next token: penalties, the most likely candidates and their probabilities.
+
+Letters: ``B`` slots, ``T`` positions of this call, ``V`` vocabulary, ``C`` candidates.
+
+Every setting is an array by slot. Slots never meet in one sum, and every branch leaves a slot that did not ask for it
+as it is, so what a slot draws is the same, bit for bit, whatever the other slots ask for.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+CANDIDATES = 64
+MAX_BIAS = 300
+# The bit of ``seen`` that says that the prompt holds the token; the bits below count it in the output.
+PROMPT = 1 << 30
+# One row of lanes of a TPU's vector unit: the maximum of a group costs no move between lanes of several rows.
+_GROUP = 128
+_RANGES = {
+    "temperature": (0.0, math.inf, "0 (greedy) or a positive number"),
+    "top_k": (0, 2**31 - 1, "0 (all tokens) or a positive number of tokens"),
+    "top_p": (1e-6, 1.0, "a probability from 1e-6 to 1 (1 keeps all tokens)"),
+    "min_p": (0.0, 1.0, "a share from 0 (keeps all tokens) to 1"),
+    "presence_penalty": (-2.0, 2.0, "a number from -2 to 2"),
+    "frequency_penalty": (-2.0, 2.0, "a number from -2 to 2"),
+    "repetition_penalty": (1e-2, 1e2, "a number from 0.01 to 100 (1 changes nothing)"),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The sampling settings of every slot, or of one slot without the axis ``B``.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the first most likely token.
+      top_k: keeps the most likely tokens; 0 keeps all.
+      top_p: keeps the most likely tokens that together reach this probability, after top-k.
+      min_p: keeps the tokens that are at least this share as likely as the most likely one, after top-p.
+      presence: subtracted once from every token that the output holds.
+      frequency: subtracted from a token as often as the output holds it.
+      repetition: divides positive and multiplies negative logits of the tokens in prompt or output.
+      bias_ids: tokens whose logits are raised; -1 is an empty place.
+      bias_values: what is added to them.
+    """
+
+    temperature: Float[Array | np.ndarray, " *B"]
+    top_k: Int[Array | np.ndarray, " *B"]
+    top_p: Float[Array | np.ndarray, " *B"]
+    min_p: Float[Array | np.ndarray, " *B"]
+    presence: Float[Array | np.ndarray, " *B"]
+    frequency: Float[Array | np.ndarray, " *B"]
+    repetition: Float[Array | np.ndarray, " *B"]
+    bias_ids: Int[Array | np.ndarray, "*B M"]
+    bias_values: Float[Array | np.ndarray, "*B M"]
+
+    @classmethod
+    def row(
+        cls,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logit_bias: Mapping[int, float] | None = None,
+    ) -> "Settings":
+        """Returns the settings of one slot as numpy values; the defaults are greedy decoding.
+
+        Raises:
+          ValueError: if a value is outside its range, or there are more than ``MAX_BIAS`` biases.
+        """
+        numbers = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "repetition_penalty": repetition_penalty,
+        }
+        for name, number in numbers.items():
+            low, high, allowed = _RANGES[name]
+            if not (math.isfinite(number) and low <= number <= high):
+                raise ValueError(f"{name}={number}; give {allowed}.")
+        bias_ids, bias_values = _bias_arrays(logit_bias or {})
+        return cls(
+            np.asarray(temperature, np.float32),
+            np.asarray(top_k, np.int32),
+            np.asarray(top_p, np.float32),
+            np.asarray(min_p, np.float32),
+            np.asarray(presence_penalty, np.float32),
+            np.asarray(frequency_penalty, np.float32),
+            np.asarray(repetition_penalty, np.float32),
+            bias_ids,
+            bias_values,
+        )
+
+    @classmethod
+    def empty(cls, slots: int) -> "Settings":
+        """Returns greedy settings for every slot, as device arrays."""
+        return jax.tree.map(lambda leaf: jnp.tile(leaf, (slots, *[1] * np.ndim(leaf))), cls.row())
+
+    @property
+    def needs_all_tokens(self) -> Bool[Array, " B"]:
+        """Whether a slot may draw tokens outside the ``CANDIDATES`` most likely ones."""
+        top_k = jnp.asarray(self.top_k)
+        return (jnp.asarray(self.temperature) > 0) & ((top_k == 0) | (top_k > CANDIDATES))
+
+
+def _bias_arrays(logit_bias: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    if len(logit_bias) > MAX_BIAS:
+        raise ValueError(f"logit_bias names {len(logit_bias)} tokens; name at most {MAX_BIAS}.")
+    for token_id, value in logit_bias.items():
+        if token_id < 0 or not -100 <= value <= 100:
+            raise ValueError(f"logit_bias={{{token_id}: {value}}}; give a token id and a number from -100 to 100.")
+    ids, values = np.full(MAX_BIAS, -1, np.int32), np.zeros(MAX_BIAS, np.float32)
+    ids[: len(logit_bias)] = list(logit_bias)
+    values[: len(logit_bias)] = list(logit_bias.values())
+    return ids, values
+
+
+def adjust(
+    logits: Float[Array, "B T V"], settings: Settings, seen: Int[Array, "B V"], drafts: Int[Array, "B K"]
+) -> Float[Array, "B T V"]:
+    """Applies bias, repetition, frequency and presence penalty, in this order.
+
+    Args:
+      logits: float32; position 0 follows the output that ``seen`` counts.
+      settings: by slot.
+      seen: how often the output holds each token, plus ``PROMPT`` if the prompt holds it.
+      drafts: the ``T - 1`` tokens after that output; position ``t`` counts the first ``t`` as output.
+
+    Source: the definitions of OpenAI and vLLM; ``RepetitionPenaltyLogitsProcessor`` of transformers.
+    """
+    tokens = jnp.arange(logits.shape[-1])
+    drafted = drafts[..., None] == tokens
+    steps = [jnp.sum(drafted[:, :t], axis=1, dtype=jnp.int32) for t in range(logits.shape[1])]
+
+    def biased(logits: Array) -> Array:
+        # An id beyond the vocabulary is dropped, but a negative one would count from the end.
+        ids = jnp.where(settings.bias_ids < 0, logits.shape[-1], settings.bias_ids)
+        one = jax.vmap(lambda logits, ids, values: logits.at[:, ids].add(values, mode="drop"))
+        return one(logits, ids, settings.bias_values)
+
+    def repeated(logits: Array) -> Array:
+        held = jnp.stack([seen + step > 0 for step in steps], axis=1)
+        penalty = settings.repetition[:, None, None]
+        return jnp.where(held, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+    def counted(logits: Array) -> Array:
+        count = jnp.stack([(seen & (PROMPT - 1)) + step for step in steps], axis=1)
+        logits = logits - settings.frequency[:, None, None] * count.astype(jnp.float32)
+        return jnp.where(count > 0, logits - settings.presence[:, None, None], logits)
+
+    logits = lax.cond(jnp.any(settings.bias_ids >= 0), biased, lambda logits: logits, logits)
+    logits = lax.cond(jnp.any(settings.repetition != 1), repeated, lambda logits: logits, logits)
+    counts = (settings.frequency != 0) | (settings.presence != 0)
+    return lax.cond(jnp.any(counts), counted, lambda logits: logits, logits)
+
+
+def candidates(logits: Float[Array, "*N V"]) -> tuple[Float[Array, "*N C"], Int[Array, "*N C"]]:
+    """Returns the ``CANDIDATES`` largest logits in falling order, and their tokens; equal ones by token id.
+
+    A sort of the whole vocabulary is slow. A group of 128 tokens whose maximum is not among the ``C`` largest maxima
+    holds none of the ``C`` largest logits, so two small sorts do: one of the maxima, one of ``C`` groups.
+    """
+    # A sort tells -0 from 0, a maximum need not.
+    logits = jnp.where(logits == 0, 0.0, logits)
+    size = logits.shape[-1]
+    width = min(CANDIDATES, size)
+    num_groups = -(-size // _GROUP)
+    if num_groups <= width:
+        values, ids = lax.top_k(logits, width)
+        return values, ids.astype(jnp.int32)
+    padding = [(0, 0)] * (logits.ndim - 1) + [(0, num_groups * _GROUP - size)]
+    groups = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(*logits.shape[:-1], num_groups, _GROUP)
+    _, chosen = lax.top_k(jnp.max(groups, axis=-1), width)
+    # In rising order, so that equal logits stand in the order of their ids.
+    chosen = jnp.sort(chosen, axis=-1)
+    ids = (chosen[..., None] * _GROUP + jnp.arange(_GROUP)).reshape(*logits.shape[:-1], -1)
+    values = jnp.take_along_axis(groups, chosen[..., None], axis=-2).reshape(ids.shape)
+    values, places = lax.top_k(values, width)
+    return values, jnp.take_along_axis(ids, places, axis=-1).astype(jnp.int32)
+
+
+def candidate_probabilities(values: Float[Array, "B *T C"], settings: Settings) -> Float[Array, "B *T C"]:
+    """Applies temperature, top-k, top-p and min-p to candidates in falling order; 0 where a token is removed.
+
+    A slot without top-k keeps all candidates here. The result is its distribution only if the slot does not need
+    all tokens.
+
+    Source: ``TemperatureLogitsWarper``, ``TopKLogitsWarper``, ``TopPLogitsWarper`` and ``MinPLogitsWarper`` of
+    transformers, in this order. We differ in ties only: equal logits at an edge are cut by token id.
+    """
+    temperature, top_k, top_p, min_p = _beside(settings, values.ndim)
+    rank = jnp.arange(values.shape[-1])
+    kept = (rank < top_k) | (top_k == 0)
+    scaled = values / jnp.where(temperature > 0, temperature, 1.0)
+    probabilities = jax.nn.softmax(jnp.where(kept, scaled, -jnp.inf), axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    kept &= (before < top_p) | (top_p == 1)
+    kept &= probabilities >= min_p * probabilities[..., :1]
+    drawn = _normalised(jnp.where(kept, probabilities, 0.0))
+    return jnp.where(temperature > 0, drawn, (rank == 0).astype(jnp.float32))
+
+
+def all_probabilities(logits: Float[Array, "B *T V"], settings: Settings) -> Float[Array, "B *T V"]:
+    """Applies temperature, top-k, top-p and min-p to the whole vocabulary; 0 where a token is removed.
+
+    It is for the slots that need all tokens. Equal probabilities at an edge are all kept.
+    """
+    temperature, top_k, top_p, min_p = _beside(settings, logits.ndim)
+
+    def most_likely(probabilities: Array) -> Array:
+        edge = _smallest(probabilities, lambda above: jnp.sum(above, axis=-1, keepdims=True) < top_k)
+        return _normalised(jnp.where(probabilities >= edge, probabilities, 0.0))
+
+    def nucleus(probabilities: Array) -> Array:
+        def little(above: Array) -> Array:
+            return jnp.sum(jnp.where(above, probabilities, 0.0), axis=-1, keepdims=True) < top_p
+
+        edge = _smallest(probabilities, little)
+        return _normalised(jnp.where(probabilities >= edge, probabilities, 0.0))
+
+    probabilities = jax.nn.softmax(logits / jnp.where(temperature > 0, temperature, 1.0), axis=-1)
+    # A part that runs for one slot must leave the others as they are.
+    for used, part in ((top_k > CANDIDATES, most_likely), (top_p < 1, nucleus)):
+        changed = lax.cond(jnp.any(used), part, lambda probabilities: probabilities, probabilities)
+        probabilities = jnp.where(used, changed, probabilities)
+    largest = jnp.max(probabilities, axis=-1, keepdims=True)
+    return _normalised(jnp.where(probabilities >= min_p * largest, probabilities, 0.0))
+
+
+def log_probabilities(
+    logits: Float[Array, "*N V"], tokens: Int[Array, " *N"], num_top: int
+) -> tuple[Float[Array, " *N"], Float[Array, "*N L"], Int[Array, "*N L"]]:
+    """Returns log-probabilities of the model itself: of ``tokens``, and the ``num_top`` largest with their tokens.
+
+    ``num_top`` is at most ``CANDIDATES``.
+    """
+    total = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    values, ids = candidates(logits)
+    return chosen - total, values[..., :num_top] - total[..., None], ids[..., :num_top]
+
+
+def _beside(settings: Settings, ndim: int) -> list[Array]:
+    """Gives the settings of truncation the axes of an array whose first axis is that of slots."""
+    parts = (settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+    return [jnp.asarray(part).reshape(-1, *[1] * (ndim - 1)) for part in parts]
+
+
+def _normalised(weights: Float[Array, "*N V"]) -> Float[Array, "*N V"]:
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def _smallest(probabilities: Float[Array, "*N V"], enough: Callable[[Array], Array]) -> Float[Array, "*N 1"]:
+    """Returns the smallest edge for which ``enough(probabilities > edge)`` holds; it must hold for the largest one.
+
+    The bit patterns of float32 order non-negative numbers as integers do, so 31 halvings find the edge exactly, at
+    the cost of 31 sums instead of a sort of the vocabulary.
+    """
+
+    def halve(_: Array | int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        good = enough(probabilities > lax.bitcast_convert_type(middle, jnp.float32))
+        return jnp.where(good, low, middle + 1), jnp.where(good, middle, high)
+
+    high = lax.bitcast_convert_type(jnp.max(probabilities, axis=-1, keepdims=True), jnp.int32)
+    _, bits = lax.fori_loop(0, 31, halve, (jnp.zeros_like(high), high))
+    return lax.bitcast_convert_type(bits, jnp.float32)
