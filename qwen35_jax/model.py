@@ -29,7 +29,7 @@ from qwen35_jax.ops.gated_delta import DELTA_RULES, DeltaRule
 from qwen35_jax.ops.positions import count_positions, shift_left
 from qwen35_jax.ops.rotary import rotary_angles
 from qwen35_jax.sharding import constrain
-from qwen35_jax.state import DecoderState, PagedState
+from qwen35_jax.state import DecoderState, PagedKeyValues, PagedState
 
 # Folded into the dropout keys: the trunk's, and from this number on those of the MTP steps.
 _TRUNK, _MTP = 0, 1_000
@@ -178,7 +178,7 @@ class Qwen35(nnx.Module):
         (x, states), _ = jax.lax.scan(rematerialized(run_period, remat), carry, periods, length=num_periods)
         if state is not None:
             assert states is not None and tokens.placement is not None
-            state = state.advance(states, segment_ids, position_ids, tokens.placement)
+            state = cast(Any, state).advance(states, segment_ids, position_ids, tokens.placement)
         return self.norm(x), state
 
     def mtp_forward(
@@ -241,8 +241,10 @@ class Qwen35(nnx.Module):
         assert self.mtp is not None, "the engine checks that the model has an MTP head"
         tokens, *_ = self._describe(next_ids, segment_ids, None, state)
         (memory,) = state.layers
-        out, memory = self.mtp(hidden, self.embed(next_ids), tokens, memory)
-        return out, dataclasses.replace(state, layers=(memory,))
+        assert isinstance(memory, PagedKeyValues)
+        out, after = self.mtp(hidden, self.embed(next_ids), tokens, memory)
+        assert after is not None
+        return out, dataclasses.replace(state, layers=(after,))
 
     @_eager
     def hidden_states(

@@ -149,7 +149,8 @@ def decode(
         return (written.steps < steps) & jnp.any(slots.active) & ~(leave_early & jnp.any(running & ~slots.active))
 
     def step(carry):
-        return _step(model, *carry, table, marks)
+        memory, slots, written = carry
+        return _step(model, memory, slots, written, table, marks)
 
     window = slots.drafts.tokens.shape[1] + 1
     written = Written.empty(slots.token.shape[0], most_steps, window)
@@ -276,5 +277,6 @@ def _draft(
         drawn.append(draw_draft(logits, after.settings, after.seeds, newest + 1 + j))
     tokens, ids, probs = (jnp.stack(parts, axis=1) for parts in zip(*drawn, strict=True))
     valid = jnp.minimum(accepted + 1, num_drafts)
-    (mtp,) = state.layers
-    return dataclasses.replace(memory, mtp=mtp), Drafts(tokens, ids, probs, valid)
+    (keys_values,) = state.layers
+    assert isinstance(keys_values, PagedKeyValues)
+    return dataclasses.replace(memory, mtp=keys_values), Drafts(tokens, ids, probs, valid)

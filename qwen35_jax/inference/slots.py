@@ -77,7 +77,7 @@ class Slots:
         """Makes slots without requests."""
         zeros, candidates = jnp.zeros(slots, jnp.int32), min(CANDIDATES, vocab_size)
         nobody = jnp.zeros(slots, bool)
-        return cls(
+        empty = cls(
             settings=Settings.empty(slots),
             seeds=jnp.zeros((slots, 2), jnp.uint32),
             end_tokens=jnp.full((slots, MAX_END_TOKENS), -1, jnp.int32),
@@ -92,6 +92,8 @@ class Slots:
             ),
             seen=jnp.zeros((slots, vocab_size), jnp.int32),
         )  # fmt: skip
+        # Programs take the arrays over, so each needs memory of its own.
+        return jax.tree.map(jnp.copy, empty)
 
 
 @dataclass(frozen=True)

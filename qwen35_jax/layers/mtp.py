@@ -54,5 +54,6 @@ class MTPHead(nnx.Module):
         """
         joined = [self.pre_fc_norm_embedding(embedding), self.pre_fc_norm_hidden(hidden)]
         x = self.fc(jnp.concatenate(joined, axis=-1), dropout_key)
-        x, state = self.layers[0](x, tokens, state, dropout_key)
-        return self.norm(x), state
+        x, after = self.layers[0](x, tokens, state, dropout_key)
+        assert after is None or isinstance(after, KeyValues)
+        return self.norm(x), after

@@ -2,8 +2,8 @@
 
 ``decoder.py`` is the memory of a whole model, ``contiguous.py`` that of attention layers and ``delta.py`` that of
 DeltaNet layers; ``paged.py`` is that of the slots of an engine. Each holds the layers at one place of the period,
-stacked over periods; a layer reads and writes its own entry by the ``layer`` of a placement. Another storage of keys and
-values implements ``KeyValues``.
+stacked over periods; a layer reads and writes its own entry by the ``layer`` of a placement. Another storage of keys
+and values implements ``KeyValues``.
 """
 
 from qwen35_jax.state.contiguous import ContiguousKeyValues

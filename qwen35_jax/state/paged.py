@@ -7,7 +7,8 @@ accepted (``gated_delta_replay``).
 
 Letters: ``G`` periods, ``B`` slots, ``T`` tokens of a window, ``M`` pages a slot may have, ``P`` pages, ``S`` tokens of
 a page, ``N`` query or value heads, ``K`` key heads (attention) or key width (delta rule), ``H`` head width, ``V`` value
-width, ``W`` inputs that the convolution looks back, ``I = W + T`` inputs that are kept, ``C`` conv channels, ``J = 2 K``.
+width, ``W`` inputs that the convolution looks back, ``I = W + T`` inputs that are kept, ``C`` conv channels, ``J =
+2 K``.
 """
 
 import dataclasses
@@ -139,7 +140,7 @@ class SlotDelta:
     ) -> tuple[Float[Array, "B T N V"], "SlotDelta"]:
         """See ``DeltaMemory.recur``. The returned states lack this call's tokens, which are kept beside them."""
         layer = placement.layer
-        past = tuple(x[layer] for x in (self.k, self.v, self.log_decay, self.beta))
+        past = (self.k[layer], self.v[layer], self.log_decay[layer], self.beta[layer])
         out, recurrent = gated_delta_replay(q, k, v, log_decay, beta, self.recurrent[layer], past, placement.num_past)
         inputs = jnp.concatenate([self.window(placement), projected], axis=1)
         new = (recurrent, inputs, k, v, log_decay, beta)

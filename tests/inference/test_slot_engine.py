@@ -16,9 +16,9 @@ THINK, END_THINK = 5, 6
 GREEDY = Settings.row(temperature=0.0)
 SAMPLED = [
     Settings.row(temperature=1.0),
-    Settings.row(temperature=0.6, top_k=20, top_p=0.95, presence=1.5),
-    Settings.row(temperature=1.2, top_k=5, min_p=0.05, repetition=1.1),
-    Settings.row(temperature=0.9, top_p=0.8, frequency=0.4),
+    Settings.row(temperature=0.6, top_k=20, top_p=0.95, presence_penalty=1.5),
+    Settings.row(temperature=1.2, top_k=5, min_p=0.05, repetition_penalty=1.1),
+    Settings.row(temperature=0.9, top_p=0.8, frequency_penalty=0.4),
 ]
 
 

@@ -138,4 +138,3 @@ def test_a_slot_is_equal_bit_for_bit_whatever_the_others_hold_and_was_rejected(p
     assert np.isfinite(alone[0]).all() and np.isfinite(alone_ahead[0]).all()
     np.testing.assert_array_equal(crowd[0], alone[0])
     np.testing.assert_array_equal(crowd_ahead[0], alone_ahead[0])
-
