@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from qwen35_jax.ops.attention import plain_attention
-from qwen35_jax.ops.attention.paged import paged_attention, write_pages
+from qwen35_jax.ops.attention.paged import paged_attention, plain_paged_attention, write_pages
+from qwen35_jax.ops.attention.paged_kernel import paged_attention_kernel
 from qwen35_jax.sharding import make_mesh
 
 B, N, K, H, L, P, S, M = 4, 4, 2, 8, 2, 24, 4, 5
@@ -103,5 +104,32 @@ def test_a_mesh_splits_sequences_pages_and_heads(data, tensor):
 
 def test_key_heads_that_the_mesh_does_not_split_are_refused():
     pages, table = jnp.zeros((1, 2, 2 * 3, S, H)), jnp.ones((1, 1), jnp.int32)
-    with jax.set_mesh(make_mesh(tensor=2)), pytest.raises(ValueError, match="3 key heads cannot be split .* multiple"):
+    with jax.set_mesh(make_mesh(tensor=2)), pytest.raises(ValueError, match="pages of 3 key heads cannot be split"):
         paged_attention(jnp.zeros((1, 1, 6, H)), pages, jnp.int32(0), table, jnp.zeros(1, jnp.int32))
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_the_kernel_equals_the_plain_form(T):
+    """Ragged lengths, one of which ends with its page, and NaN in all memory that is not seen."""
+    heads, width, size = 2, 128, 128
+    lengths = np.asarray([0, 300, size - T, 130], np.int32)
+    rng = np.random.default_rng(T)
+    q = jnp.asarray(rng.normal(size=(B, T, 4 * heads, width)), jnp.float32)
+    table = np.where(np.arange(4) * size < lengths[:, None] + T, 1 + rng.permutation(16).reshape(B, 4), 0)
+    pages = np.full((2, 17, 2 * heads, size, width), np.nan, np.float32)
+    for row, length in zip(table, lengths, strict=True):
+        for ordinal, page in enumerate(row[row > 0]):
+            seen = min(length + T - ordinal * size, size)
+            pages[1, page, :, :seen] = rng.normal(size=(2 * heads, seen, width))
+    args = (q, jnp.asarray(pages), LAYER, jnp.asarray(table, jnp.int32), jnp.asarray(lengths))
+    want = jax.jit(plain_paged_attention)(*args)
+    got = jax.jit(paged_attention_kernel)(*args)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    # The last token of the window does not count and has nothing in its place.
+    if T > 1:
+        blank = pages.copy()
+        for row, length in zip(table, lengths, strict=True):
+            last = length + T - 1
+            blank[1, row[last // size], :, last % size] = np.nan
+        alone = jax.jit(paged_attention_kernel)(q, jnp.asarray(blank), *args[2:])
+        np.testing.assert_array_equal(alone[:, : T - 1], got[:, : T - 1])

@@ -7,12 +7,13 @@ import pytest
 
 from qwen35_jax.ops.gated_delta import gated_delta_recurrent
 from qwen35_jax.ops.gated_delta.replay import gated_delta_replay
+from qwen35_jax.ops.gated_delta.replay_kernel import replay_kernel
 from qwen35_jax.sharding import make_mesh
 
 N, K, V = 2, 8, 16
 
 
-def make_case(T: int, B: int):
+def make_case(T: int, B: int, K: int = K, V: int = V):
     """Returns the arguments of the op, where sequence ``b`` replays ``b`` tokens and the rest of its past is NaN."""
     rng = np.random.default_rng(T)
     unit = rng.normal(size=(2, B, 2 * T, N, K))
@@ -74,3 +75,11 @@ def test_a_mesh_splits_sequences_and_heads():
     with jax.set_mesh(make_mesh(data=4, tensor=2)):
         got = jax.jit(gated_delta_replay)(*args)
     jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6), got, want)
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_the_kernel_equals_the_plain_form(T):
+    args = make_case(T, B=T + 1, K=128, V=128)
+    want, got = replay(*args), jax.jit(replay_kernel)(*args)
+    jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5), got, want)
+    np.testing.assert_array_equal(got[1][0], args[5][0])

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from qwen35_jax.sharding import num_shards, over_mesh
+from qwen35_jax.ops.attention import paged_kernel
+from qwen35_jax.sharding import current_platform, num_shards, over_mesh
 
 _BLOCK = 256
 """Tokens that a step of the plain form reads, if a page holds fewer."""
@@ -49,8 +50,14 @@ def paged_attention(
       ValueError: the mesh splits the query heads, but not the key heads of the pages.
     """
     _check_heads(pages)
+
+    def local(q, pages, layer, table, lengths):
+        on_tpu = current_platform() == "tpu" and paged_kernel.fits(q, pages, table)
+        form = paged_kernel.paged_attention_kernel if on_tpu else plain_paged_attention
+        return form(q, pages, layer, table, lengths)
+
     axes = (_HEADS, _PAGES, (), _TABLE, ("batch",))
-    return over_mesh(plain_paged_attention, q, pages, layer, table, lengths, in_axes=axes, out_axes=_HEADS)
+    return over_mesh(local, q, pages, layer, table, lengths, in_axes=axes, out_axes=_HEADS)
 
 
 def write_pages(

@@ -42,7 +42,7 @@ def gated_delta_recurrent(
 
 
 class Token(NamedTuple):
-    """What one step reads; without ``is_real`` all of it counts. ``continues`` says that the token before belongs to the same document."""
+    """What one step reads. ``continues`` says that the token before belongs to the same document."""
 
     q: Float[Array, "B N K"]
     k: Float[Array, "B N K"]

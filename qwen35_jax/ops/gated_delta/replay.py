@@ -12,7 +12,8 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int
 
 from qwen35_jax.ops.gated_delta.recurrent import Token, step
-from qwen35_jax.sharding import over_mesh
+from qwen35_jax.ops.gated_delta.replay_kernel import fits, replay_kernel
+from qwen35_jax.sharding import current_platform, over_mesh
 
 _HEADS = ("batch", None, "heads", None)
 _GATES = ("batch", None, "heads")
@@ -43,7 +44,9 @@ def gated_delta_replay(
     axes = (_HEADS, _HEADS, _HEADS, _GATES, _GATES, _STATE, _HEADS, _HEADS, _GATES, _GATES, ("batch",))
 
     def local(q, k, v, log_decay, beta, state, *past):
-        return plain_replay(q, k, v, log_decay, beta, state, past[:4], past[4])
+        on_tpu = current_platform() == "tpu" and fits(k, v, past[0])
+        form = replay_kernel if on_tpu else plain_replay
+        return form(q, k, v, log_decay, beta, state, past[:4], past[4])
 
     args = (q, k, v, log_decay, beta, state, *past, num_past)
     return over_mesh(local, *args, in_axes=axes, out_axes=(_HEADS, _STATE))
