@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qwen35_jax.distributed import to_host
 from qwen35_jax.inference.pages import PagePool
 from qwen35_jax.inference.slot_programs import Memory, Written, decode, prefill
 from qwen35_jax.inference.slot_sampling import Settings
@@ -229,7 +230,7 @@ class SlotEngine:
                 *split, self._memory, self._slots, jnp.asarray(self._table), steps, bool(self._waiting),
                 marks=self._marks, most_steps=self._most_steps,
             )  # fmt: skip
-            return self._read(jax.device_get(written), np.asarray(self._slots.stopped))
+            return self._read(written, to_host(self._slots.stopped))
 
     def _admit(self, split: tuple) -> None:
         """Gives free slots to those who wait, in their order, as far as the pages reach."""
@@ -309,18 +310,20 @@ class SlotEngine:
     def _read(self, written: Written, stopped: np.ndarray) -> dict[int, Progress]:
         """Takes over what a call wrote; returns the requests that it finished."""
         finished = {}
-        self.metrics.decode_steps += int(written.steps)
-        self.metrics.proposed_drafts += int(written.proposed.sum())
-        self.metrics.accepted_drafts += int(written.accepted.sum())
+        self.metrics.decode_steps += int(to_host(written.steps))
+        self.metrics.proposed_drafts += int(to_host(written.proposed).sum())
+        self.metrics.accepted_drafts += int(to_host(written.accepted).sum())
+        counts, tokens = to_host(written.counts), to_host(written.tokens)
+        model_logprobs, sampling_logprobs = to_host(written.model_logprobs), to_host(written.sampling_logprobs)
         for slot, tenant in enumerate(self._tenants):
             if tenant is None:
                 continue
-            progress, count = self._progress[tenant.number], int(written.counts[slot])
+            progress, count = self._progress[tenant.number], int(counts[slot])
             # A request that was computed again has written some of its tokens before.
             new = slice(max(len(progress.tokens) - tenant.written, 0), count)
-            progress.tokens += written.tokens[slot, new].tolist()
-            progress.model_logprobs += written.model_logprobs[slot, new].tolist()
-            progress.sampling_logprobs += written.sampling_logprobs[slot, new].tolist()
+            progress.tokens += tokens[slot, new].tolist()
+            progress.model_logprobs += model_logprobs[slot, new].tolist()
+            progress.sampling_logprobs += sampling_logprobs[slot, new].tolist()
             tenant.written += count
             self.metrics.generated_tokens += count
             if stopped[slot]:
