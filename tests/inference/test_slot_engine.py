@@ -51,7 +51,7 @@ def assert_equal(some, other):
         assert a.model_logprobs == b.model_logprobs and a.sampling_logprobs == b.sampling_logprobs
 
 
-@pytest.mark.parametrize("num_drafts", [0, 1, 3])
+@pytest.mark.parametrize("num_drafts", [0, pytest.param(1, marks=pytest.mark.slow), 3])
 def test_greedy_text_is_what_the_model_finds_most_likely(model, prompts, num_drafts):
     engine = make_engine(model, num_drafts, poison=True)
     done = engine.generate(some_requests(prompts, sampled=False))
@@ -68,7 +68,7 @@ def test_greedy_text_is_what_the_model_finds_most_likely(model, prompts, num_dra
     assert engine.num_free_slots == SLOTS and engine.num_free_pages == 1024 // PAGE
 
 
-@pytest.mark.parametrize("num_drafts", [0, 2])
+@pytest.mark.parametrize("num_drafts", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_request_has_the_same_bits_alone_and_in_a_crowd(model, prompts, num_drafts):
     requests = some_requests(prompts, sampled=True)
     alone_in = make_engine(model, num_drafts)
@@ -76,8 +76,15 @@ def test_a_request_has_the_same_bits_alone_and_in_a_crowd(model, prompts, num_dr
     crowd = make_engine(model, num_drafts, poison=True)
     assert_equal(crowd.generate(requests), alone)
     assert_equal(crowd.generate(requests[::-1])[::-1], alone)
-    # Room for about two of them: the younger ones give their pages back again and again.
+
+
+@pytest.mark.parametrize("num_drafts", [pytest.param(0, marks=pytest.mark.slow), 2])
+def test_a_preempted_request_comes_out_with_the_same_bits(model, prompts, num_drafts):
+    """There is room for about two requests, so the younger ones give their pages back again and again."""
+    requests = some_requests(prompts, sampled=True)
     narrow = make_engine(model, num_drafts, cache_tokens=112, poison=True)
+    alone = [narrow.generate([request])[0] for request in requests]
+    assert narrow.metrics.preemptions == 0
     assert_equal(narrow.generate(requests), alone)
     assert narrow.metrics.preemptions > 0
     assert narrow.num_free_pages == 112 // PAGE
@@ -130,7 +137,7 @@ def test_no_setting_compiles_a_program(model, prompts):
 
 def test_drafts_are_accepted_and_change_the_count_of_steps(model, prompts):
     requests = some_requests(prompts, sampled=False)
-    plain, drafted = make_engine(model, 0), make_engine(model, 3)
+    plain, drafted = make_engine(model, 0), make_engine(model, 2)
     plain.generate(requests)
     drafted.generate(requests)
     metrics = drafted.metrics
