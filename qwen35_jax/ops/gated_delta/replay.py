@@ -66,9 +66,9 @@ def plain_replay(
     U, T = past[0].shape[1], q.shape[1]
     index = jnp.arange(U + T)
     queries = jnp.pad(q, ((0, 0), (U, 0), (0, 0), (0, 0)))
-    rest = (jnp.concatenate(pair, axis=1) for pair in zip(past, (k, v, log_decay, beta), strict=True))
+    k, v, log_decay, beta = (jnp.concatenate(pair, axis=1) for pair in zip(past, (k, v, log_decay, beta), strict=True))
     is_real = (index >= U) | (index < num_past[:, None])
-    tokens = Token(queries, *rest, is_real, jnp.ones_like(is_real))
+    tokens = Token(queries, k, v, log_decay, beta, is_real, jnp.ones_like(is_real))
 
     def body(states, scanned):
         kept, running = states
