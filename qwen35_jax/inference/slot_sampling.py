@@ -256,7 +256,7 @@ def log_probabilities(
 def _beside(settings: Settings, ndim: int) -> list[Array]:
     """Gives the settings of truncation the axes of an array whose first axis is that of slots."""
     parts = (settings.temperature, settings.top_k, settings.top_p, settings.min_p)
-    return [jnp.asarray(part).reshape(-1, *[1] * (ndim - 1)) for part in parts]
+    return [jnp.expand_dims(part, tuple(range(1, ndim))) for part in parts]
 
 
 def _normalised(weights: Float[Array, "*N V"]) -> Float[Array, "*N V"]:

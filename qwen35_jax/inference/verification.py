@@ -10,6 +10,7 @@ Source: arXiv:2211.17192 and arXiv:2302.01318.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -59,12 +60,14 @@ class Verified:
 def keys(seeds: UInt32[Array, "B 2"], positions: Int[Array, " B *T"], purpose: int) -> Key[Array, " B *T"]:
     """Returns one key a position, made of the slot's seed, the position and the purpose alone."""
 
-    def key(seed: Array, position: Array) -> Array:
-        base = jax.random.wrap_key_data(seed, impl="threefry2x32")
-        return jax.random.fold_in(jax.random.fold_in(base, purpose), position)
+    def of_slot(seed: Array, positions: Array) -> Array:
+        base = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), purpose)
+        fold_in = functools.partial(jax.random.fold_in, base)
+        for _ in positions.shape:
+            fold_in = jax.vmap(fold_in)
+        return fold_in(positions)
 
-    seeds = jnp.broadcast_to(seeds.reshape(-1, *[1] * (positions.ndim - 1), 2), (*positions.shape, 2))
-    return jax.vmap(key)(seeds.reshape(-1, 2), positions.reshape(-1)).reshape(positions.shape)
+    return jax.vmap(of_slot)(seeds, positions)
 
 
 def draw_draft(
@@ -132,7 +135,9 @@ def verify(
 
     def either() -> Verified:
         needs = settings.needs_all_tokens
-        return jax.tree.map(lambda a, b: jnp.where(needs.reshape(-1, *[1] * (a.ndim - 1)), a, b), wide(), narrow())
+        return jax.tree.map(
+            lambda a, b: jnp.where(jnp.expand_dims(needs, tuple(range(1, a.ndim))), a, b), wide(), narrow()
+        )
 
     return lax.cond(jnp.any(settings.needs_all_tokens), either, narrow)
 
