@@ -46,8 +46,8 @@ class ToolCall:
 class ToolCallStream:
     """Finds the tool calls of an answer while its tokens arrive.
 
-    Text is given out once no later token can make it part of a call; a call is given out at its last token. However
-    the text is spread over the tokens, the calls and the joined text are the same.
+    Text is given out once no later token can make it part of a call; a call is given out at its last token. The calls
+    and the joined text are the same when the text of some tokens comes with later ones.
 
     Args:
       tools: what the chat template takes: ``{"type": "function", "function": {...}}`` or the inner mapping alone.
