@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from qwen35_jax.inference.slot_sampling import Settings
 
 from qwen35_jax.inference.slot_engine import SlotEngine, SlotRequest
 from qwen35_jax.inference.slot_programs import decode, prefill
+from qwen35_jax.inference.slot_sampling import Settings
 
 SLOTS, PAGE, CHUNK, STEPS = 4, 8, 16, 4
 THINK, END_THINK = 5, 6
