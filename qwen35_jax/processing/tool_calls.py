@@ -51,12 +51,14 @@ class ToolCallStream:
 
     Args:
       tools: what the chat template takes: ``{"type": "function", "function": {...}}`` or the inner mapping alone.
+
+    Raises:
+      ValueError: a tool has no name, or its parameters are no JSON schema of an object.
     """
 
     def __init__(self, tokenizer: Tokenizer, tools: Iterable[Mapping[str, Any]] = ()):
         self._marks = {tokenizer.token_id(mark): mark for mark in (OPEN, CLOSE)}
-        functions = [tool.get("function", tool) for tool in tools]
-        self._schemas = {function["name"]: function.get("parameters") or {} for function in functions}
+        self._schemas = dict(map(_name_and_schema, tools))
         # Text that is not given out yet. What follows are places in it.
         self._held = ""
         # Marks that came as tokens, each with the place from which on its spelling is looked for.
@@ -127,6 +129,17 @@ class ToolCallStream:
         self._awaited = [(mark, max(start - length, 0)) for mark, start in self._awaited]
         self._after_last_mark = max(self._after_last_mark - length, 0)
         self._open = None if self._open is None else self._open - length
+
+
+def _name_and_schema(tool: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    function = tool.get("function", tool)
+    name, schema = function.get("name"), function.get("parameters") or {}
+    if not isinstance(name, str) or not isinstance(schema, Mapping):
+        raise ValueError(
+            f"the tool {tool} is not known by a name and a schema; give "
+            '{"name": ..., "parameters": {"type": "object", "properties": ...}}, where the parameters may be left out.'
+        )
+    return name, schema
 
 
 def _may_be_call(text: str, start: int, end: int) -> bool:

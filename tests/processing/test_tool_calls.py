@@ -199,6 +199,12 @@ def test_tools_without_a_wrapper_or_a_schema_are_taken(tokenizer):
     assert parse_text(tokenizer, text, tools=tools) == want
 
 
+@pytest.mark.parametrize("wrong", [{"type": "function", "function": {}}, {"name": "f", "parameters": ["x"]}])
+def test_a_tool_without_name_or_schema_is_refused(tokenizer, wrong):
+    with pytest.raises(ValueError, match=r"(?s)is not known by a name and a schema; give .*properties"):
+        ToolCallStream(tokenizer, [*TOOLS, wrong])
+
+
 # Round trips: what the chat template writes, read back.
 _NEXT = re.compile(r"</parameter>\s*(<parameter=[^<>\n]+>|</function>\s*</tool_call>)")
 _MARKS = (
