@@ -19,35 +19,9 @@ from flax import nnx
 from qwen35_jax.distributed import to_host
 from qwen35_jax.inference.pages import PagePool
 from qwen35_jax.inference.slot_programs import Memory, Written, decode, prefill
-from qwen35_jax.inference.slot_sampling import Settings
-from qwen35_jax.inference.slots import LENGTH, Admission, Slots, admit, release
+from qwen35_jax.inference.slots import LENGTH, SlotRequest, Slots, admit, release
 from qwen35_jax.model import Qwen35
 from qwen35_jax.sharding import mesh_of
-
-
-@dataclass(frozen=True)
-class SlotRequest:
-    """One prompt and how it is to be completed.
-
-    Attributes:
-      prompt: token ids, at least one.
-      settings: how tokens are chosen (``Settings.row``).
-      limit: most new tokens.
-      seed: of the random choices; the result depends on nothing else.
-      end_tokens: what ends the completion.
-      thinking: whether the prompt leaves a think block open.
-      budget: most tokens of the think block; -1 for no budget.
-      closing: the tokens that close it when the budget is spent.
-    """
-
-    prompt: Sequence[int]
-    settings: Settings
-    limit: int
-    seed: int = 0
-    end_tokens: Sequence[int] = ()
-    thinking: bool = False
-    budget: int = -1
-    closing: Sequence[int] = ()
 
 
 @dataclass
@@ -243,12 +217,7 @@ class SlotEngine:
             tenant = self._tenants[slot] = _Tenant(self._waiting.popleft(), pages)
             self._write_row(slot, tenant)
             self._prefill(split, slot, request)
-            row = Admission(
-                settings=request.settings, seed=request.seed, end_tokens=request.end_tokens, limit=request.limit,
-                budget=request.budget, closing=request.closing, thinking=request.thinking,
-                token=request.prompt[-1], length=len(request.prompt) - 1,
-            ).row()  # fmt: skip
-            self._slots = admit(self._slots, slot, row)
+            self._slots = admit(self._slots, slot, request.row())
 
     def _prefill(self, split: tuple, slot: int, request: SlotRequest) -> None:
         """Reads all of a prompt but its last token, which the first window takes."""

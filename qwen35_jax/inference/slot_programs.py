@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float32, Int
 
 from qwen35_jax.config import TextConfig
-from qwen35_jax.inference.slot_sampling import PROMPT, adjust
+from qwen35_jax.inference.slot_sampling import PROMPT, adjust, log_probabilities
 from qwen35_jax.inference.slots import LENGTH, RUNNING, STOP, Slots
 from qwen35_jax.inference.verification import Drafts, draw_draft, verify
 from qwen35_jax.model import Qwen35
@@ -170,8 +170,7 @@ def _step(
         adjust(raw, slots.settings, slots.seen, slots.drafts.tokens),
         slots.drafts, forced, slots.settings, slots.seeds, positions,
     )  # fmt: skip
-    chosen = jnp.take_along_axis(raw, verified.tokens[..., None], axis=-1)[..., 0]
-    model_logprobs = chosen - jax.nn.logsumexp(raw, axis=-1)
+    model_logprobs, _, _ = log_probabilities(raw, verified.tokens, 0)
     after, emitted = _advance(slots, verified.tokens, verified.count, marks)
     written = _write(written, slots, verified, model_logprobs, emitted)
     memory = dataclasses.replace(memory, layers=state.layers)

@@ -97,27 +97,38 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class Admission:
-    """A request as it enters a slot, in numpy: one row of ``Slots`` but for drafts, memory and ``seen``."""
+class SlotRequest:
+    """One prompt and how it is to be completed.
 
+    Attributes:
+      prompt: token ids, at least one.
+      settings: how tokens are chosen (``Settings.row``).
+      limit: most new tokens.
+      seed: of the random choices; the result depends on nothing else.
+      end_tokens: what ends the completion.
+      thinking: whether the prompt leaves a think block open.
+      budget: most tokens of the think block; -1 for no budget.
+      closing: the tokens that close it when the budget is spent.
+    """
+
+    prompt: Sequence[int]
     settings: Settings
-    seed: int
-    end_tokens: Sequence[int]
     limit: int
-    budget: int
-    closing: Sequence[int]
-    thinking: bool
-    token: int
-    length: int
+    seed: int = 0
+    end_tokens: Sequence[int] = ()
+    thinking: bool = False
+    budget: int = -1
+    closing: Sequence[int] = ()
 
     def row(self) -> dict[str, Any]:
-        """Returns the values of a slot by the names of ``Slots``."""
+        """Returns what the request makes of a slot's row of ``Slots``, by name: all but memory, drafts and ``seen``."""
         ends, closing = np.full(MAX_END_TOKENS, -1, np.int32), np.zeros(MAX_CLOSING_TOKENS, np.int32)
         ends[: len(self.end_tokens)], closing[: len(self.closing)] = self.end_tokens, self.closing
         seed = self.seed % (1 << 64)
         numbers = {
-            "limit": self.limit, "budget": self.budget, "num_closing": len(self.closing), "token": self.token,
-            "length": self.length, "stopped": RUNNING, "num_past": 0, "generated": 0, "thought": 0, "closed": -1,
+            "limit": self.limit, "budget": self.budget, "num_closing": len(self.closing),
+            "token": self.prompt[-1], "length": len(self.prompt) - 1, "stopped": RUNNING, "num_past": 0,
+            "generated": 0, "thought": 0, "closed": -1,
         }  # fmt: skip
         return {name: np.int32(value) for name, value in numbers.items()} | {
             "settings": self.settings, "seeds": np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
@@ -127,7 +138,7 @@ class Admission:
 
 @functools.partial(jax.jit, donate_argnames="slots")
 def admit(slots: Slots, slot: Int[Array, ""] | int, row: dict[str, Any]) -> Slots:
-    """Puts a request, as ``Admission.row`` gives it, into a slot; it has no drafts yet. ``seen`` is the prefill's."""
+    """Puts a request, as ``SlotRequest.row`` gives it, into a slot; it has no drafts yet. ``seen`` is the prefill's."""
     old = {name: getattr(slots, name) for name in row}
     new = jax.tree.map(lambda array, value: array.at[slot].set(value), old, row)
     drafts = dataclasses.replace(slots.drafts, valid=slots.drafts.valid.at[slot].set(0))

@@ -134,7 +134,7 @@ class SlotDelta:
         *,
         projected: Float[Array, "B T C"],
         window: Float[Array, "B W C"],
-        segment_ids: Int[Array, "B T"] | None,
+        segment_ids: Int[Array, "B T"],
         placement: PagedPlacement,
         delta_rule: DeltaRule,
     ) -> tuple[Float[Array, "B T N V"], "SlotDelta"]:
