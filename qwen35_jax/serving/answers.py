@@ -36,6 +36,10 @@ class Progress:
         self.num_thinking_tokens += sum(token.section == "thinking" for token in event.tokens)
         self.scored += [token for token in event.tokens if token.logprobs is not None]
         self.completion = event.completion
+        if self.completion is not None:
+            # The last event may tell the broken end of a character as one token more.
+            self.num_tokens = len(self.completion.token_ids)
+            self.num_thinking_tokens = min(self.num_thinking_tokens, self.num_tokens)
 
 
 class ChatAnswer(Progress):

@@ -34,6 +34,9 @@ class Submission:
     grammar: Grammar | None = None
 
 
+_SETTINGS = ("sampling", "max_new_tokens", "seed", "grammar")
+
+
 class Job:
     """The completions of one HTTP request. Iterate over it for their events, and close it.
 
@@ -187,7 +190,7 @@ class EngineWorker:
     def _deliver(self, news: Iterable[tuple[Job, int, Event]]) -> None:
         for job, number, event in news:
             job.put(number, event)
-            if not job.num_open:
+            if not job.num_open and job in self._jobs:
                 self._mean_seconds += 0.1 * (time.monotonic() - job.started - self._mean_seconds)
                 self._forget(job)
 
@@ -231,18 +234,14 @@ class EngineWorker:
             self._loop.call_soon_threadsafe(self._deliver, news)
 
     def _begin(self, job: Job) -> None:
-        for number, one in enumerate(job.submissions):
-            job.ids.append(
-                self.engine.submit(
-                    one.prompt,
-                    sampling=one.sampling,
-                    max_new_tokens=one.max_new_tokens,
-                    seed=one.seed,
-                    grammar=one.grammar,
-                    stream=True,
-                )
-            )
-            self._places[job.ids[-1]] = job, number
+        try:
+            for number, one in enumerate(job.submissions):
+                settings = {field: getattr(one, field) for field in _SETTINGS}
+                job.ids.append(self.engine.submit(one.prompt, stream=True, **settings))
+                self._places[job.ids[-1]] = job, number
+        except ValueError:
+            self._abort(job)
+            raise
 
     def _abort(self, job: Job) -> None:
         for name in job.ids:

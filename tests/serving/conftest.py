@@ -9,6 +9,7 @@ import httpx
 import pytest
 import uvicorn
 
+from qwen35_jax.inference.engine import Engine
 from qwen35_jax.serving.app import make_app
 from qwen35_jax.serving.serve import bind
 from tests.inference.conftest import make_model, model, tokenizer  # noqa: F401
@@ -24,6 +25,12 @@ def scripted(tokenizer):  # noqa: F811
         return engine, make_app(engine, "tiny", **(app_settings or {}))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def engine(model, tokenizer):  # noqa: F811
+    """The one real engine of these tests. Each test must leave it without requests."""
+    return Engine(model, tokenizer, slots=4, cache_tokens=2048, page_size=16, prefill_chunk=32, steps_per_call=4)
 
 
 @contextlib.asynccontextmanager

@@ -4,6 +4,7 @@ import itertools
 import types
 
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.requests import Completion, Event, StreamedToken
 from qwen35_jax.processing.thinking import ThinkingStream, opens_thinking
 
@@ -16,12 +17,16 @@ class ScriptedEngine(Engine):
       reason: how a completion ends whose text has ended.
     """
 
+    # Plain values here, and properties of an engine.
+    slots = max_length = model = metrics = num_pages = num_free_pages = None
+
     def __init__(self, tokenizer, text, *, slots=4, speed=3, max_length=2000, reason="stop"):
         self.tokenizer, self.slots, self.max_length = tokenizer, slots, max_length
         self.model = types.SimpleNamespace(
             config=types.SimpleNamespace(text=types.SimpleNamespace(vocab_size=len(tokenizer) + 20))
         )
         self.script, self.speed, self.reason = tokenizer.encode(text), speed, reason
+        self.metrics, self.num_pages, self.num_free_pages = Metrics(), 10, 10
         self.submitted, self.aborted, self.steps = [], [], 0
         self.hold = lambda: None
         self._names = itertools.count()

@@ -27,10 +27,11 @@ TOOLS = [
         },
     }
 ]
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 THINKING = {"chat_template_kwargs": {"enable_thinking": True}}
 
 
-def post(app, body, path="/v1/chat/completions", **settings):
+def post(app, body, path=CHAT, **settings):
     """Sends one request to an application of its own life."""
 
     async def run():
@@ -136,12 +137,12 @@ def test_sampling_defaults_are_those_of_the_card_by_mode(scripted):
 def test_a_completion_continues_texts_and_tokens(scripted, tokenizer):
     engine, app = scripted(f"ab<think>c</think>\n\nd{END}")
     ids = tokenizer.encode("hello")
-    answer = post(app, {"model": "tiny", "prompt": ["hi", "hello"], "n": 2, "max_tokens": 50}, "/v1/completions").json()
+    answer = post(app, {"model": "tiny", "prompt": ["hi", "hello"], "n": 2, "max_tokens": 50}, TEXT).json()
     assert [choice["text"] for choice in answer["choices"]] == ["ab<think>c</think>\n\nd"] * 4
     assert [prompt for prompt, _ in engine.submitted] == [tokenizer.encode("hi")] * 2 + [ids] * 2
     assert answer["usage"]["prompt_tokens"] == len(ids) + len(tokenizer.encode("hi"))
     for prompt in (ids, [ids]):
-        reply = post(app, {"model": "tiny", "prompt": prompt, "stream": True, "max_tokens": 50}, "/v1/completions")
+        reply = post(app, {"model": "tiny", "prompt": prompt, "stream": True, "max_tokens": 50}, TEXT)
         events = events_of(reply.text)
         assert "".join(event["choices"][0]["text"] for event in events) == "ab<think>c</think>\n\nd"
         assert events[-1]["choices"][0]["finish_reason"] == "stop"
@@ -168,3 +169,49 @@ def test_a_key_is_asked_for_everywhere_but_at_health(scripted):
         assert get(app, "/metrics", headers=headers).status_code == 401
     assert get(app, "/health").status_code == 200
     assert post(app, chat(), headers=key).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "settings", "status", "message"),
+    [
+        (CHAT, {"content": b"{"}, 400, "the body is not JSON: "),
+        (CHAT, {"json": chat(temprature=1)}, 400, "unknown field 'temprature'; leave it out. Did you"),
+        (CHAT, {"json": chat("z" * 3000)}, 400, "the prompt has 3"),
+        (CHAT, {"json": chat(max_tokens=3000)}, 400, "the prompt has 18 tokens and 3000 may be writt"),
+        (CHAT, {"json": chat(max_completion_tokens=0)}, 400, "max_completion_tokens: input should be"),
+        (CHAT, {"json": chat(top_logprobs=2)}, 400, "top_logprobs goes with logprobs=true."),
+        (CHAT, {"json": chat(logprobs=True, top_logprobs=21)}, 400, "logprobs=21; give a number of to"),
+        (CHAT, {"json": chat(temperature=-1)}, 400, "temperature=-1.0; give 0 (greedy) or a positive"),
+        (CHAT, {"json": chat(model="other")}, 404, "no model 'other' here; this server has 'tiny'."),
+        (CHAT, {"json": chat(response_format={"type": "json_schema"})}, 400, "response_format of the "),
+        (CHAT, {"json": chat(n=400)}, 400, "n: input should be less than or equal to 128 (given: 400)"),
+        (CHAT, {"content": b"x" * 10_001}, 413, "the body has more than 10000 bytes, which is the lim"),
+        (CHAT, {"content": b"x", "headers": {"Content-Type": "text/plain"}}, 415, "the body is text/p"),
+        (TEXT, {"json": {"model": "tiny", "prompt": ""}}, 400, "prompt: an empty prompt; give a te"),
+        (TEXT, {"json": {"model": "tiny", "prompt": [5000]}}, 400, "the prompt holds token 5000; give"),
+        (TEXT, {"json": {"model": "tiny", "prompt": "a", "echo": True}}, 400, "unknown field 'echo'; leave"),
+        ("/v1/embeddings", {"json": {}}, 404, "POST /v1/embeddings: not found."),
+        ("/v1/models", {"json": {}}, 405, "POST /v1/models: method not allowed."),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_ends_in_one_clear_line(scripted, path, settings, status, message):
+    engine, app = scripted(f"x{END}", app_settings={"max_body": 10_000})
+
+    async def run():
+        async with client_of(app) as client:
+            headers = {"Content-Type": "application/json"} | settings.get("headers", {})
+            return await client.post(path, **settings | {"headers": headers})
+
+    reply = asyncio.run(run())
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (status, status)
+    assert error["message"].startswith(message) and len(error["message"]) < 300 and "\n" not in error["message"]
+    assert not engine.submitted
+
+
+def test_a_defect_is_a_500_and_not_a_broken_connection(scripted, monkeypatch):
+    _, app = scripted(f"x{END}")
+    monkeypatch.setattr("qwen35_jax.serving.chat.ChatAnswer", None)
+    reply = post(app, chat())
+    assert reply.status_code == 500 and reply.json()["error"]["message"] == "a defect of this server: TypeError."
+    assert app.state.service.worker.num_open == 0
