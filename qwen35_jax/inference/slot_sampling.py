@@ -16,6 +16,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from qwen35_jax.sharding import gather_shards, over_mesh, shard_index
+
 CANDIDATES = 64
 MAX_BIAS = 300
 # The bit of ``seen`` that says that the prompt holds the token; the bits below count it in the output.
@@ -171,25 +173,51 @@ def candidates(logits: Float[Array, "*N V"]) -> tuple[Float[Array, "*N C"], Int[
     """Returns the ``CANDIDATES`` largest logits in falling order, and their tokens; equal ones by token id.
 
     A sort of the whole vocabulary is slow. A group of 128 tokens whose maximum is not among the ``C`` largest maxima
-    holds none of the ``C`` largest logits, so two small sorts do: one of the maxima, one of ``C`` groups.
+    holds none of the ``C`` largest logits, so small sorts do: of the maxima, and of what ``C`` groups hold. Under a
+    mesh that splits the vocabulary each device does so for its part.
     """
-    # A sort tells -0 from 0, a maximum need not.
-    logits = jnp.where(logits == 0, 0.0, logits)
+    width = min(CANDIDATES, logits.shape[-1])
+
+    def local(logits: Array) -> tuple[Array, Array]:
+        values, ids = _candidates(logits, min(width, logits.shape[-1]))
+        if logits.shape[-1] == size:
+            return values, ids
+        ids += shard_index("vocab") * logits.shape[-1]
+        values, ids = (gather_shards(x, "vocab", along=x.ndim - 1) for x in (values, ids))
+        values, places = lax.top_k(values, width)
+        return values, jnp.take_along_axis(ids, places, axis=-1)
+
+    size, beside = logits.shape[-1], (None,) * (logits.ndim - 2)
+    slots = ("batch",) if logits.ndim > 1 else ()
+    out_axes = (*slots, *beside, None)
+    return over_mesh(local, logits, in_axes=[(*slots, *beside, "vocab")], out_axes=(out_axes, out_axes))
+
+
+def _candidates(logits: Float[Array, "*N V"], width: int) -> tuple[Float[Array, "*N W"], Int[Array, "*N W"]]:
+    """Returns the ``width`` largest logits and their places, equal ones by place."""
     size = logits.shape[-1]
-    width = min(CANDIDATES, size)
     num_groups = -(-size // _GROUP)
     if num_groups <= width:
-        values, ids = lax.top_k(logits, width)
+        # A sort tells -0 from 0, a maximum need not.
+        values, ids = lax.top_k(jnp.where(logits == 0, 0.0, logits), width)
         return values, ids.astype(jnp.int32)
-    padding = [(0, 0)] * (logits.ndim - 1) + [(0, num_groups * _GROUP - size)]
-    groups = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(*logits.shape[:-1], num_groups, _GROUP)
-    _, chosen = lax.top_k(jnp.max(groups, axis=-1), width)
+    # The slots come last, as a TPU stores them, and eight rows at a time: its tiles then need no move.
+    by_slot = jnp.moveaxis(logits, 0, -2) if logits.ndim > 1 else logits
+    rows = jnp.pad(by_slot.reshape(-1, size), ((0, 0), (0, -size % _GROUP)), constant_values=-jnp.inf)
+    R, tall = rows.shape[0], math.gcd(rows.shape[0], 8)
+    tiles = jnp.swapaxes(rows.reshape(R // tall, tall, num_groups, _GROUP), 1, 2)
+    maxima = jnp.swapaxes(jnp.max(tiles, axis=-1), 1, 2).reshape(R, num_groups)
+    _, chosen = lax.top_k(jnp.where(maxima == 0, 0.0, maxima), width)
     # In rising order, so that equal logits stand in the order of their ids.
     chosen = jnp.sort(chosen, axis=-1)
-    ids = (chosen[..., None] * _GROUP + jnp.arange(_GROUP)).reshape(*logits.shape[:-1], -1)
-    values = jnp.take_along_axis(groups, chosen[..., None], axis=-2).reshape(ids.shape)
-    values, places = lax.top_k(values, width)
-    return values, jnp.take_along_axis(ids, places, axis=-1).astype(jnp.int32)
+    row = jnp.arange(R)[:, None]
+    values = tiles.reshape(-1, _GROUP)[(row // tall * num_groups + chosen) * tall + row % tall].reshape(R, -1)
+    ids = (chosen[..., None] * _GROUP + jnp.arange(_GROUP)).reshape(R, -1)
+    values, places = lax.top_k(jnp.where(values == 0, 0.0, values), width)
+    found = values, jnp.take_along_axis(ids, places, axis=-1).astype(jnp.int32)
+    if logits.ndim == 1:
+        return found[0][0], found[1][0]
+    return tuple(jnp.moveaxis(x.reshape(*by_slot.shape[:-1], width), -2, 0) for x in found)
 
 
 def candidate_probabilities(values: Float[Array, "B *T C"], settings: Settings) -> Float[Array, "B *T C"]:
