@@ -117,6 +117,12 @@ class Settings:
         top_k = jnp.asarray(self.top_k)
         return (jnp.asarray(self.temperature) > 0) & ((top_k == 0) | (top_k > CANDIDATES))
 
+    @property
+    def adjusts(self) -> Bool[Array, " B"]:
+        """Whether a slot has penalties or biases."""
+        penalties = (self.repetition != 1) | (self.frequency != 0) | (self.presence != 0)
+        return jnp.asarray(penalties) | jnp.any(jnp.asarray(self.bias_ids) >= 0, axis=-1)
+
 
 def _bias_arrays(logit_bias: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
     if len(logit_bias) > MAX_BIAS:
@@ -143,9 +149,10 @@ def adjust(
 
     Source: the definitions of OpenAI and vLLM; ``RepetitionPenaltyLogitsProcessor`` of transformers.
     """
-    tokens = jnp.arange(logits.shape[-1])
-    drafted = drafts[..., None] == tokens
-    steps = [jnp.sum(drafted[:, :t], axis=1, dtype=jnp.int32) for t in range(logits.shape[1])]
+
+    def in_output(t: int) -> Array:
+        drafted = drafts[:, :t, None] == jnp.arange(logits.shape[-1])
+        return jnp.sum(drafted, axis=1, dtype=jnp.int32)
 
     def biased(logits: Array) -> Array:
         # An id beyond the vocabulary is dropped, but a negative one would count from the end.
@@ -154,12 +161,12 @@ def adjust(
         return one(logits, ids, settings.bias_values)
 
     def repeated(logits: Array) -> Array:
-        held = jnp.stack([seen + step > 0 for step in steps], axis=1)
+        held = jnp.stack([seen + in_output(t) > 0 for t in range(logits.shape[1])], axis=1)
         penalty = settings.repetition[:, None, None]
         return jnp.where(held, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
     def counted(logits: Array) -> Array:
-        count = jnp.stack([(seen & (PROMPT - 1)) + step for step in steps], axis=1)
+        count = jnp.stack([(seen & (PROMPT - 1)) + in_output(t) for t in range(logits.shape[1])], axis=1)
         logits = logits - settings.frequency[:, None, None] * count.astype(jnp.float32)
         return jnp.where(count > 0, logits - settings.presence[:, None, None], logits)
 

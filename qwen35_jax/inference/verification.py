@@ -98,28 +98,34 @@ def draw_draft(
 
 
 def verify(
-    adjusted: Float[Array, "B T V"],
+    logits: Float[Array, "B T V"],
     drafts: Drafts,
     forced: Int[Array, "B T"],
     settings: Settings,
     seeds: UInt32[Array, "B 2"],
     positions: Int[Array, "B T"],
+    seen: Int[Array, "B V"],
 ) -> Verified:
     """Accepts drafts from the front and draws one more token, so that all have the distribution ``p``.
 
     Args:
-      adjusted: float32 logits with all penalties.
+      logits: float32, of the model; penalties and biases are applied here.
       drafts: ``T - 1`` drafts a slot; those from ``valid`` on are as if they did not exist.
       forced: a token that must stand at a position, whatever the logits are; -1 for none.
       settings: by slot.
       seeds: by slot.
       positions: of the tokens that are chosen.
+      seen: as in ``adjust``.
     """
     uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys(seeds, positions[:, :-1], ACCEPT))
     sample_keys = keys(seeds, positions, SAMPLE)
+    adjust = functools.partial(slot_sampling.adjust, logits, settings, seen, drafts.tokens)
+    # Logits are large: a branch that returned them as they are would copy them, and these are few.
+    best = slot_sampling.candidates(logits)
+    best = lax.cond(jnp.any(settings.adjusts), lambda: slot_sampling.candidates(adjust()), lambda: best)
 
     def narrow() -> Verified:
-        values, ids = slot_sampling.candidates(adjusted)
+        values, ids = best
         probs = slot_sampling.candidate_probabilities(values, settings)
         first = jnp.arange(ids.shape[-1]) == 0
         must = forced[..., None] >= 0
@@ -128,7 +134,7 @@ def verify(
         return _accept(probs, ids, drafts, uniform, sample_keys)
 
     def wide() -> Verified:
-        probs = slot_sampling.all_probabilities(adjusted, settings)
+        probs = slot_sampling.all_probabilities(adjust(), settings)
         one_hot = (jnp.arange(probs.shape[-1]) == forced[..., None]).astype(probs.dtype)
         probs = jnp.where(forced[..., None] >= 0, one_hot, probs)
         return _accept(probs, None, drafts, uniform, sample_keys)

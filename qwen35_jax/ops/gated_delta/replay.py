@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int
 
 from qwen35_jax.ops.gated_delta.recurrent import Token, step
-from qwen35_jax.ops.gated_delta.replay_kernel import Past, fits, join_windows, replay_kernel
+from qwen35_jax.ops.gated_delta.replay_kernel import Past, counts_of, fits, replay_kernel
 from qwen35_jax.sharding import kernel_or_plain, over_mesh
 
 _HEADS = ("batch", None, "heads", None)
@@ -64,7 +64,8 @@ def plain_replay(
     U, T = past[0].shape[1], q.shape[1]
     index = jnp.arange(U + T)
     queries = jnp.pad(q, ((0, 0), (U, 0), (0, 0), (0, 0)))
-    joined, is_real = join_windows(past, (k, v, log_decay, beta), num_past)
+    joined = (jnp.concatenate(pair, axis=1) for pair in zip(past, (k, v, log_decay, beta), strict=True))
+    is_real = jnp.pad(counts_of(past[2][..., 0], num_past), ((0, 0), (0, T)), constant_values=True)
     tokens = Token(queries, *joined, is_real, jnp.ones_like(is_real))
     state = states[layer]
 
