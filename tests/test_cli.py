@@ -3,6 +3,9 @@
 import dataclasses
 import io
 import json
+import subprocess
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +15,13 @@ import pytest
 
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax import lora
-from qwen35_jax.cli import main
+from qwen35_jax.cli import COMMANDS, main
 from qwen35_jax.config import FULL, LINEAR
 from qwen35_jax.hf.adapter import save_adapter
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.load import load
 from qwen35_jax.presets import PRESETS
+from tests.conftest import REPO
 from train.checkpoint import Checkpoints
 from train.observe.health import new_health
 from train.state import TrainState, split_model
@@ -139,6 +143,25 @@ def test_help(command, capsys):
         main([*command, "--help"])
     assert stop.value.code == 0
     assert "usage: qwen35" in capsys.readouterr().out
+
+
+def test_help_names_every_command_without_importing_jax():
+    code = "import sys\nfrom qwen35_jax.cli import main\ntry: main(['--help'])\nfinally: assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert all(f"\n    {name} " in done.stdout for name in COMMANDS)
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(monkeypatch, capsys):
+    def run(args):
+        raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn.config")
+
+    module = types.SimpleNamespace(add_serve_options=lambda parser: None, run_serve=run)
+    monkeypatch.setitem(sys.modules, "qwen35_jax.commands.serve", module)
+    with pytest.raises(SystemExit) as stop:
+        main(["serve"])
+    assert stop.value.code == 2
+    needed = 'error: qwen35 serve needs the package uvicorn; install it: pip install "qwen35-jax[serve]"\n'
+    assert capsys.readouterr().err == needed
 
 
 @pytest.mark.parametrize(
