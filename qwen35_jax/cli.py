@@ -18,6 +18,7 @@ from qwen35_jax.wording import did_you_mean_choice, did_you_mean_option, options
 COMMANDS = {
     "generate": ("generate", "answer prompts from the command line or from a file"),
     "chat": ("chat", "talk with a model line by line"),
+    "bench": ("bench", "measure how fast a model answers on this machine"),
     "serve": ("serve", "answer requests over HTTP, by OpenAI's interface"),
     "plan": ("plan", "say what prefill and decoding need on a TPU: memory, requests that fit, tokens a second"),
     "export": ("checkpoints", "write what a training run has learnt as a PEFT adapter or a checkpoint"),

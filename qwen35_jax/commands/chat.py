@@ -4,26 +4,41 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from qwen35_jax.commands.options import add_answer_options, add_model_options, mesh_of, sampling_of, source_of
-from qwen35_jax.hf.source import load_model, load_tokenizer
+from qwen35_jax.commands.options import (
+    add_answer_options,
+    add_engine_options,
+    add_model_options,
+    add_sampling_options,
+    engine_of,
+    sampling_of,
+    source_of,
+)
+from qwen35_jax.config import ModelConfig
+from qwen35_jax.hf.chat_files import mode_of
+from qwen35_jax.hf.hub import find_folder
+from qwen35_jax.hf.source import load_tokenizer
 from qwen35_jax.inference.chat import HELP, chat
-from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.generate import MODES
+from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.presets import card_sampling
 
 
 def add_chat_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``qwen35 chat``."""
-    parser.epilog = HELP
+    parser.epilog = f"{HELP} Without options, tokens are chosen as the model card of this size advises for the mode."
     add_model_options(parser)
+    add_engine_options(parser)
     add_answer_options(parser)
+    add_sampling_options(parser, by_card=True)
 
 
 def run_chat(args: argparse.Namespace) -> None:
     """Answers the lines of standard input."""
-    sampling = sampling_of(args)
-    source = source_of(args)
-    tokenizer = load_tokenizer(source)
-    engine = Engine(load_model(source, mesh_of(args)), tokenizer, max_batch=1)
+    tokenizer = load_tokenizer(source_of(args))
+    mode = mode_of(tokenizer, enable_thinking=MODES[args.mode])
+    advice = card_sampling(ModelConfig.from_hf(find_folder(args.model)), mode)
+    sampling = sampling_of(args, SamplingParams(**advice._asdict()))
+    engine = engine_of(args, tokenizer, slots=1)
     interactive = sys.stdin.isatty()
     if interactive:
         print(HELP)
