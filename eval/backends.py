@@ -6,20 +6,21 @@ from eval.config import Generation, Mode
 from eval.samples import Reply
 from eval.tasks.base import Message
 from qwen35_jax.hf.source import ModelSource, load_model, load_tokenizer
-from qwen35_jax.inference.engine import Completion, Engine
+from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.requests import Completion
 from qwen35_jax.inference.speculative import acceptance_by_completion
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.sharding import MeshConfig
 
 
-def load_engine(source: ModelSource, mesh: MeshConfig, *, max_batch: int) -> Engine:
+def load_engine(source: ModelSource, mesh: MeshConfig, *, slots: int) -> Engine:
     """Loads a tokenizer, and its model onto a mesh.
 
     Raises:
       ValueError: no model is named, it cannot be loaded, or the mesh does not fit it.
     """
     tokenizer = load_tokenizer(source)
-    return Engine(load_model(source, mesh.mesh()), tokenizer, max_batch=max_batch)
+    return Engine(load_model(source, mesh.mesh()), tokenizer, slots=slots)
 
 
 def generate_replies(
@@ -28,7 +29,7 @@ def generate_replies(
     generation: Generation,
     *,
     mode: Mode,
-    seed: int,
+    seeds: Sequence[int],
     on_reply: Callable[[int, Reply], None],
 ) -> None:
     """Asks for the assistant's next turn of each conversation.
@@ -37,7 +38,7 @@ def generate_replies(
       engine: has ``tokenizer`` and ``generate``.
       generation: sampling and length.
       mode: whether the chat template opens a think block.
-      seed: of sampling.
+      seeds: of sampling, one a conversation.
       on_reply: called with a conversation's place as its reply finishes, in any order.
     """
 
@@ -57,7 +58,7 @@ def generate_replies(
         _prompts(engine.tokenizer, conversations, mode),
         sampling=generation.sampling,
         max_new_tokens=generation.max_new_tokens,
-        seed=seed,
+        seed=seeds,
         on_finish=finish,
     )
 
@@ -85,7 +86,7 @@ def count_drafts(
       mode: the one that the replies were generated in.
     """
     prompts = _prompts(engine.tokenizer, conversations, mode)
-    return acceptance_by_completion(engine.model, prompts, token_ids, max_batch=engine.max_batch)
+    return acceptance_by_completion(engine.model, prompts, token_ids, max_batch=engine.slots)
 
 
 def _prompts(tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], mode: Mode) -> list[list[int]]:

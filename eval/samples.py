@@ -6,9 +6,10 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from eval.tasks.base import Document
+from qwen35_jax.inference.requests import FinishReason
 from qwen35_jax.storage import write_json
 
 logger = logging.getLogger(__name__)
@@ -26,14 +27,14 @@ class Reply:
     Attributes:
       thinking: the text of the think block; None where there was none.
       response: what is scored; empty if the think block never closed.
-      finish_reason: ``"stop"`` or ``"length"``; None for stored text that does not say.
+      finish_reason: why the engine ended it; None for stored text that does not say.
       token_ids: the generated tokens; None for stored text without them.
       multiple_closes: how many ``</think>`` the response holds.
     """
 
     thinking: str | None
     response: str
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: FinishReason | None
     token_ids: list[int] | None = None
     multiple_closes: int = 0
 

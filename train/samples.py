@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from qwen35_jax.inference.engine import Engine
-from qwen35_jax.inference.generate import MODES, Request, generate_rows, read_requests
+from qwen35_jax.inference.generate import MODES, Request, generate_rows, in_order, read_requests
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.storage import write_atomically
 from train.config import TrainConfig
@@ -73,14 +73,15 @@ def make_sample(
     if not prompts:
         return None
     tokenizer = inputs.tokenizer
+    cache_tokens = len(prompts) * (max(len(request.token_ids) for request in prompts) + settings.max_new_tokens)
     texts = {request.id: tokenizer.decode(request.token_ids, skip_special_tokens=False) for request in prompts}
 
     def sample(state: TrainState) -> list[Text]:
         rows: list[dict[str, Any]] = []
         generate_rows(
-            Engine(setup.model(state), tokenizer, max_batch=len(prompts)),
+            Engine(setup.model(state), tokenizer, slots=len(prompts), cache_tokens=cache_tokens),
             prompts,
-            lambda row: rows.append(row | {"prompt": texts[row["id"]]}),
+            in_order(lambda row: rows.append(row | {"prompt": texts[row["id"]]})),
             sampling=SamplingParams(temperature=0.0),
             max_new_tokens=settings.max_new_tokens,
         )

@@ -1,6 +1,7 @@
 """``qwen35 bench``: how fast a model answers a workload on this machine."""
 
 import argparse
+import dataclasses
 
 import jax
 import numpy as np
@@ -56,9 +57,10 @@ def run_bench(args: argparse.Namespace) -> None:
     print(_table(args, measured))
     if args.json:
         names = ("model", "adapter", "dtype", "slots", "speculative_tokens", "input", "new_tokens", "seed")
-        about = {name: getattr(args, name) for name in names} | {"prompts": len(prompts), "pages": engine.num_pages}
-        device = {"device": jax.devices()[0].device_kind, "devices": jax.device_count(), "jax": jax.__version__}
-        write_json(args.json, about | device | measured.to_json())
+        about = {name: getattr(args, name) for name in names} | dataclasses.asdict(sampling)
+        about |= {"requests": len(prompts), "cache_tokens": engine.sizes.cache_tokens}
+        about |= {"device": jax.devices()[0].device_kind, "devices": jax.device_count(), "jax": jax.__version__}
+        write_json(args.json, about | measured.to_json())
 
 
 def _prompts(args: argparse.Namespace, tokenizer: Tokenizer) -> list[list[int]]:

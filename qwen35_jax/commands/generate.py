@@ -65,6 +65,8 @@ def run_generate(args: argparse.Namespace) -> None:
         generate_rows(engine, requests, in_order(show), **how)
         return
     with open_row_file(args.output) as rows:
+        # How much memory is free may differ from one start to the next.
+        args.cache_tokens = args.cache_tokens or rows.settings.get("cache_tokens")
         engine, requests = _prepare(args, sampling)
         rows.begin(_settings(args, engine, requests, sampling))
         if len(rows):
@@ -81,7 +83,8 @@ def _prepare(args: argparse.Namespace, sampling: SamplingParams) -> tuple[Engine
     else:
         requests = [_request(number, text, args, tokenizer) for number, text in enumerate(args.prompts)]
     engine = engine_of(args, tokenizer, slots=args.slots)
-    engine.check([request.token_ids for request in requests], args.max_new_tokens, sampling)
+    prompts = [request.token_ids for request in requests]
+    engine.check(prompts, max_new_tokens=args.max_new_tokens, sampling=sampling)
     return engine, requests
 
 
@@ -95,15 +98,20 @@ def _settings(
     args: argparse.Namespace, engine: Engine, requests: Sequence[Request], sampling: SamplingParams
 ) -> dict[str, Any]:
     """Returns all that a row depends on, by names that a message can use."""
-    names = ("dtype", "max_new_tokens", "samples", "seed", "slots", "speculative_tokens")
+    sizes = engine.sizes
     prompts = json.dumps([[request.id, request.token_ids] for request in requests])
     return {
-        **{name: getattr(args, name) for name in (*names, *(f"mesh.{axis}" for axis in GENERATION_AXES))},
+        **{name: getattr(args, name) for name in ("dtype", "max_new_tokens", "samples", "seed")},
+        **{f"mesh.{axis}": getattr(args, f"mesh.{axis}") for axis in GENERATION_AXES},
         **dataclasses.asdict(sampling),
+        "slots": sizes.slots,
+        "cache_tokens": sizes.cache_tokens,
+        "speculative_tokens": sizes.num_drafts,
+        "page_size": sizes.page_size,
+        "prefill_chunk": sizes.chunk,
         "model_files": _files_of(args.model),
         "adapter_files": None if args.adapter is None else _files_of(args.adapter),
         "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
-        "pages": engine.num_pages,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }

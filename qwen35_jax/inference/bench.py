@@ -68,15 +68,14 @@ def measure(
 ) -> Measured:
     """Measures the engine on requests that all arrive at once.
 
-    The programs are compiled before. Then the prompts are measured alone, each with one new token, and then the whole
-    workload. Tokens count as they reach the host, after each call of the device.
+    A run of few new tokens comes first, in which everything is compiled. Then the prompts are measured alone, each with
+    one new token, and then the whole workload. Tokens count as they reach the host, after each call of the device.
 
     Raises:
       ValueError: as ``Engine.check`` does.
     """
-    engine.check(prompts, max_new_tokens, sampling)
-    twice = [prompt for prompt in prompts[:2] for _ in range(2)]  # equal prompts take the way of forks too
-    engine.generate(twice, sampling=sampling, max_new_tokens=min(_WARM_UP_TOKENS, max_new_tokens), seed=seed)
+    engine.check(prompts, max_new_tokens=max_new_tokens, sampling=sampling)
+    engine.generate(prompts, sampling=sampling, max_new_tokens=min(_WARM_UP_TOKENS, max_new_tokens), seed=seed)
 
     def run(new_tokens: int) -> tuple[float, list[float], int]:
         started = time.perf_counter()
