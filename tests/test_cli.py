@@ -76,7 +76,7 @@ def test_chat_answers_piped_lines(checkpoint, adapter, capsys, monkeypatch):
     answer = shown.out.rstrip("\n")
     assert shown.err.endswith("tokens; raise --max-new-tokens.\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n/reset\nhello\n"))
-    main(["chat", *model, *SHORT, "--temperature", "0", "--presence-penalty", "0"])
+    main(["chat", *model, *SHORT, "--temperature", "0"])
     assert capsys.readouterr().out.count(f"{answer}\n\n(cut off; raise --max-new-tokens") == 2
     assert answer
 

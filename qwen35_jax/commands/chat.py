@@ -21,11 +21,15 @@ from qwen35_jax.inference.chat import HELP, chat
 from qwen35_jax.inference.generate import MODES
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.presets import card_sampling
+from qwen35_jax.processing.tokenizer import Tokenizer
 
 
 def add_chat_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``qwen35 chat``."""
-    parser.epilog = f"{HELP} Without options, tokens are chosen as the model card of this size advises for the mode."
+    parser.epilog = (
+        f"{HELP} Tokens are chosen as the model card of this size advises for the mode, where options do not say "
+        "otherwise; with --temperature 0 the card has no say."
+    )
     add_model_options(parser)
     add_engine_options(parser)
     add_answer_options(parser)
@@ -35,9 +39,7 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
 def run_chat(args: argparse.Namespace) -> None:
     """Answers the lines of standard input."""
     tokenizer = load_tokenizer(source_of(args))
-    mode = mode_of(tokenizer, enable_thinking=MODES[args.mode])
-    advice = card_sampling(ModelConfig.from_hf(find_folder(args.model)), mode)
-    sampling = sampling_of(args, SamplingParams(**advice._asdict()))
+    sampling = sampling_of(args, SamplingParams() if args.temperature == 0 else _advice(args, tokenizer))
     engine = engine_of(args, tokenizer, slots=1)
     interactive = sys.stdin.isatty()
     if interactive:
@@ -53,6 +55,11 @@ def run_chat(args: argparse.Namespace) -> None:
         seed=args.seed,
         color=sys.stdout.isatty(),
     )
+
+
+def _advice(args: argparse.Namespace, tokenizer: Tokenizer) -> SamplingParams:
+    mode = mode_of(tokenizer, enable_thinking=MODES[args.mode])
+    return SamplingParams(**card_sampling(ModelConfig.from_hf(find_folder(args.model)), mode)._asdict())
 
 
 def _typed_lines() -> Iterator[str]:

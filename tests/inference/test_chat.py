@@ -2,9 +2,11 @@
 
 import io
 
+import jax
 import pytest
 
 from qwen35_jax.inference.chat import chat
+from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.sampling import SamplingParams
 from tests.inference.scripted import END, ScriptedEngine
 
@@ -61,6 +63,21 @@ def test_a_turn_that_cannot_be_answered_is_left_out(tokenizer):
     engine = engine_saying(tokenizer, "too long", "fine")
     assert talk(engine, "first", "second") == "error: prompt 0 has too many tokens\nfine\n\n"
     assert "first" not in engine.prompts[1]
+
+
+def test_a_conversation_that_is_repeated_compiles_nothing(model, tokenizer, caplog):
+    engine, compiled = Engine(model, tokenizer, slots=1, cache_tokens=704), []
+
+    def lines():
+        yield from ("hello", "and you?")
+        compiled.extend(caplog.messages)
+        caplog.clear()
+        yield from ("/reset", "hello", "and you?")
+
+    with jax.log_compiles():
+        chat(engine, lines(), io.StringIO(), sampling=SamplingParams(temperature=1.0, top_k=20), max_new_tokens=5)
+    assert any("Compiling" in message for message in compiled)
+    assert not [message for message in caplog.messages if "Compiling" in message]
 
 
 @pytest.mark.parametrize("text", ["naïve 日本語", "🙃"])
