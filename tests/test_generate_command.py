@@ -117,10 +117,10 @@ def num_lines(path) -> int:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--seed", "4"], "was begun with seed=3 and not 4; give the settings that it was begun with"),
-        (["--top-p", "0.9"], "top_p=1.0 and not 0.9"),
-        (["--slots", "3"], "slots=4 and not 3"),
-        (["--samples", "2"], "samples=1 and not 2"),
+        (["--seed", "4"], "was begun with --seed 3 and not 4; give the settings that it was begun with"),
+        (["--top-p", "0.9"], "--top-p 1.0 and not 0.9"),
+        (["--slots", "3"], "--slots 4 and not 3"),
+        (["--samples", "2"], "--samples 1 and not 2"),
     ],
 )
 def test_an_unfinished_file_of_other_settings_is_refused(generate, tmp_path, capsys, monkeypatch, options, message):

@@ -146,12 +146,12 @@ def sampling_of(args: argparse.Namespace, base: SamplingParams | None = None) ->
       ValueError: a value is out of its range.
     """
     given = {
-        field.name: value
+        field.name: tuple(value) if isinstance(value, list) else value
         for field in dataclasses.fields(SamplingParams)
         if (value := getattr(args, field.name, None)) is not None
     }
     if args.stop_token_id is not None:
-        given["stop_token_ids"] = args.stop_token_id
+        given["stop_token_ids"] = tuple(args.stop_token_id)
     return dataclasses.replace(base or SamplingParams(), **given)
 
 
