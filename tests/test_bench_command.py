@@ -4,11 +4,11 @@ import json
 
 import jax
 import pytest
-from qwen35_jax.inference.metrics import Drafted
 
 from qwen35_jax.cli import main
 from qwen35_jax.inference.bench import Measured
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.metrics import Drafted
 
 SIZES = ["--dtype", "float32", "--slots", "2", "--cache-tokens", "512"]
 

@@ -73,13 +73,15 @@ def make_sample(
     if not prompts:
         return None
     tokenizer = inputs.tokenizer
-    cache_tokens = len(prompts) * (max(len(request.token_ids) for request in prompts) + settings.max_new_tokens)
+    # No more pages than the samples need: the rest of the memory is the training's.
+    longest = max(len(request.token_ids) for request in prompts) + settings.max_new_tokens
+    sizes = {"slots": len(prompts), "page_size": 64, "cache_tokens": len(prompts) * (longest + 64)}
     texts = {request.id: tokenizer.decode(request.token_ids, skip_special_tokens=False) for request in prompts}
 
     def sample(state: TrainState) -> list[Text]:
         rows: list[dict[str, Any]] = []
         generate_rows(
-            Engine(setup.model(state), tokenizer, slots=len(prompts), cache_tokens=cache_tokens),
+            Engine(setup.model(state), tokenizer, **sizes),
             prompts,
             in_order(lambda row: rows.append(row | {"prompt": texts[row["id"]]})),
             sampling=SamplingParams(temperature=0.0),

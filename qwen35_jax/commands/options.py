@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -145,7 +146,7 @@ def sampling_of(args: argparse.Namespace, base: SamplingParams | None = None) ->
     Raises:
       ValueError: a value is out of its range.
     """
-    given = {
+    given: dict[str, Any] = {
         field.name: tuple(value) if isinstance(value, list) else value
         for field in dataclasses.fields(SamplingParams)
         if (value := getattr(args, field.name, None)) is not None

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
-from qwen35_jax.inference import slot_sampling
-from qwen35_jax.inference.slot_sampling import Settings
+from qwen35_jax.inference import distribution
+from qwen35_jax.inference.distribution import Settings
 
 DRAFT, ACCEPT, SAMPLE = range(3)
 
@@ -75,24 +75,20 @@ def draw_draft(
     settings: Settings,
     seeds: UInt32[Array, "B 2"],
     positions: Int[Array, " B"],
-    ids_of: Int[Array, " V"] | None = None,
 ) -> tuple[Int[Array, " B"], Int[Array, "B C"], Float[Array, "B C"]]:
     """Draws one draft a slot from the most likely candidates, by the slot's settings without penalties.
 
     Args:
-      logits: float32, of the drafting layer.
+      logits: float32, of the drafting layer; of the first tokens of the vocabulary, or of all.
       settings: by slot.
       seeds: by slot.
       positions: of the token that is drafted.
-      ids_of: the token that each logit is of, if the drafting layer knows a part of the vocabulary only.
 
     Returns:
       The drafts, their candidates, and the candidates' probabilities.
     """
-    values, ids = slot_sampling.candidates(logits)
-    probs = slot_sampling.candidate_probabilities(values, settings)
-    if ids_of is not None:
-        ids = ids_of[ids]
+    values, ids = distribution.candidates(logits)
+    probs = distribution.candidate_probabilities(values, settings)
     choice = _draw(keys(seeds, positions, DRAFT), probs)
     return jnp.take_along_axis(ids, choice[:, None], axis=-1)[:, 0], ids, probs
 
@@ -119,8 +115,8 @@ def verify(
     sample_keys = keys(seeds, positions, SAMPLE)
 
     def narrow() -> Verified:
-        values, ids = slot_sampling.candidates(adjusted)
-        probs = slot_sampling.candidate_probabilities(values, settings)
+        values, ids = distribution.candidates(adjusted)
+        probs = distribution.candidate_probabilities(values, settings)
         first = jnp.arange(ids.shape[-1]) == 0
         must = forced[..., None] >= 0
         ids = jnp.where(must & first, forced[..., None], ids)
@@ -128,7 +124,7 @@ def verify(
         return _accept(probs, ids, drafts, uniform, sample_keys)
 
     def wide() -> Verified:
-        probs = slot_sampling.all_probabilities(adjusted, settings)
+        probs = distribution.all_probabilities(adjusted, settings)
         one_hot = (jnp.arange(probs.shape[-1]) == forced[..., None]).astype(probs.dtype)
         probs = jnp.where(forced[..., None] >= 0, one_hot, probs)
         return _accept(probs, None, drafts, uniform, sample_keys)
