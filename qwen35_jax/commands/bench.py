@@ -11,15 +11,18 @@ from qwen35_jax.commands.options import (
     add_engine_options,
     add_model_options,
     add_sampling_options,
+    add_slots_option,
     engine_of,
     local_path,
     sampling_of,
+    slots_of,
     source_of,
 )
 from qwen35_jax.hf.source import load_tokenizer
 from qwen35_jax.inference.bench import Measured, measure
 from qwen35_jax.inference.generate import MODES, read_requests
 from qwen35_jax.inference.metrics import Drafted
+from qwen35_jax.inference.sizes import EngineSizes
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.storage import write_json
 
@@ -28,7 +31,8 @@ def add_bench_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``qwen35 bench``."""
     parser.epilog = "All requests arrive at once. Compilation is not counted."
     add_model_options(parser)
-    add_engine_options(parser, slots=16)
+    add_slots_option(parser)
+    add_engine_options(parser)
     parser.add_argument("--input", metavar="FILE.jsonl", help=f"{INPUT_HELP}; by default prompts of random tokens")
     parser.add_argument("--mode", choices=tuple(MODES), default="default",
                         help="whether the model reasons first, with --input")  # fmt: skip
@@ -52,13 +56,13 @@ def run_bench(args: argparse.Namespace) -> None:
     sampling = sampling_of(args)
     tokenizer = load_tokenizer(source_of(args))
     prompts = _prompts(args, tokenizer)
-    engine = engine_of(args, tokenizer, slots=args.slots)
+    engine = engine_of(args, tokenizer, slots=slots_of(args, len(prompts)))
     measured = measure(engine, prompts, sampling=sampling, max_new_tokens=args.new_tokens, seed=args.seed)
-    print(_table(args, measured))
+    print(_table(engine.sizes, measured))
     if args.json:
-        names = ("model", "adapter", "dtype", "slots", "speculative_tokens", "input", "new_tokens", "seed")
+        names = ("model", "adapter", "dtype", "speculative_tokens", "input", "new_tokens", "seed")
         about = {name: getattr(args, name) for name in names} | dataclasses.asdict(sampling)
-        about |= {"requests": len(prompts), "cache_tokens": engine.sizes.cache_tokens}
+        about |= {"requests": len(prompts), "slots": engine.slots, "cache_tokens": engine.sizes.cache_tokens}
         about |= {"device": jax.devices()[0].device_kind, "devices": jax.device_count(), "jax": jax.__version__}
         write_json(args.json, about | measured.to_json())
 
@@ -71,13 +75,13 @@ def _prompts(args: argparse.Namespace, tokenizer: Tokenizer) -> list[list[int]]:
     return rng.integers(tokenizer.pad_token_id, size=(args.requests, args.prompt_tokens)).tolist()
 
 
-def _table(args: argparse.Namespace, measured: Measured) -> str:
+def _table(sizes: EngineSizes, measured: Measured) -> str:
     count, figures = len(measured.first_token_seconds), measured.to_json()
     prompt, new = measured.prompt_tokens / count, measured.generated_tokens / count
     p50, p95 = figures["first_token_p50_seconds"], figures["first_token_p95_seconds"]
     lines = {
         "requests": f"{count}; on average {prompt:.0f} prompt tokens and {new:.0f} new ones",
-        "slots, speculative tokens": f"{args.slots}, {args.speculative_tokens}",
+        "slots, speculative tokens": f"{sizes.slots}, {sizes.num_drafts}",
         "prompt tokens/s": f"{measured.prompt_rate:,.1f} (prompts alone)",
         "generated tokens/s": f"{measured.rate:,.1f} (whole workload)",
         "decoded tokens/s": f"{measured.decode_rate:,.1f} (whole workload less the time of the prompts alone)",

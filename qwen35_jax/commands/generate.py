@@ -18,9 +18,11 @@ from qwen35_jax.commands.options import (
     add_model_options,
     add_research_options,
     add_sampling_options,
+    add_slots_option,
     engine_of,
     local_path,
     sampling_of,
+    slots_of,
     source_of,
 )
 from qwen35_jax.hf.hub import find_folder
@@ -40,7 +42,8 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``qwen35 generate``."""
     parser.epilog = "A command that was killed goes on where it was when it is given again with the same --output."
     add_model_options(parser)
-    add_engine_options(parser, slots=16)
+    add_slots_option(parser)
+    add_engine_options(parser)
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="user turns, each a conversation of its own")
     parser.add_argument("--input", metavar="FILE.jsonl", help=INPUT_HELP)
     parser.add_argument("--output", type=local_path, metavar="FILE.jsonl",
@@ -82,7 +85,7 @@ def _prepare(args: argparse.Namespace, sampling: SamplingParams) -> tuple[Engine
         requests = read_requests(args.input, tokenizer, enable_thinking=MODES[args.mode])
     else:
         requests = [_request(number, text, args, tokenizer) for number, text in enumerate(args.prompts)]
-    engine = engine_of(args, tokenizer, slots=args.slots)
+    engine = engine_of(args, tokenizer, slots=slots_of(args, len(requests) * args.samples))
     prompts = [request.token_ids for request in requests]
     engine.check(prompts, max_new_tokens=args.max_new_tokens, sampling=sampling)
     return engine, requests

@@ -18,6 +18,7 @@ from qwen35_jax.sharding import GENERATION_AXES, MeshConfig
 DTYPES = ("bfloat16", "float32")
 MODEL_HELP = "Hugging Face folder of a checkpoint, also of a bucket (gs://), or hub id"
 OUT_HELP = "new folder, also of a bucket (gs://)"
+_MOST_SLOTS = 64
 INPUT_HELP = (
     'conversations, also of a bucket: one {"messages": [...], "tools"?: [...], "id"?: ...} a line; or {"text": ...}, '
     "continued without the chat template"
@@ -57,14 +58,19 @@ def mesh_of(args: argparse.Namespace) -> Mesh:
     return MeshConfig(**{axis: getattr(args, f"mesh.{axis}") for axis in GENERATION_AXES}).mesh()
 
 
-def add_engine_options(parser: argparse.ArgumentParser, *, slots: int | None = None) -> None:
-    """Adds what ``engine_of`` reads.
+def add_slots_option(parser: argparse.ArgumentParser) -> None:
+    """Adds what ``slots_of`` reads."""
+    parser.add_argument("--slots", type=int, metavar="N",
+                        help=f"most answers written at once; by default all, up to {_MOST_SLOTS}")  # fmt: skip
 
-    Args:
-      slots: the default of ``--slots``; None leaves this option out.
-    """
-    if slots is not None:
-        parser.add_argument("--slots", type=int, default=slots, metavar="N", help="most requests written at once")
+
+def slots_of(args: argparse.Namespace, count: int) -> int:
+    """Returns the number of slots for so many answers."""
+    return min(count, _MOST_SLOTS) if args.slots is None else args.slots
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what ``engine_of`` reads."""
     parser.add_argument("--cache-tokens", type=int, metavar="N",
                         help="tokens that the KV cache holds; by default as many as memory allows")  # fmt: skip
     parser.add_argument("--speculative-tokens", type=int, default=0, metavar="N",
