@@ -3,10 +3,10 @@
     python -m benchmarks.engine_on_cpu [--rounds 1] [--slots 16] [--before COMMIT]
 
 All sides complete the same 64 prompts with the same random checkpoint of 100 million parameters, greedily and without
-an end token. Prompts have 8 to 200 tokens, completions 16 to 1,024, both spread evenly over their logarithms. transformers
-takes batches of 8 and of 16 prompts, sorted by the length of the completion, so that a batch wastes little; the
-faster of both counts. ``--before`` adds the engine of an older commit, in batches likewise. Each side runs in a process
-of its own, in turn, and its programs are compiled, and its threads warm, before the clock starts.
+an end token. Prompts have 8 to 200 tokens, completions 16 to 1,024, both spread evenly over their logarithms.
+transformers takes batches of 8 and of 16 prompts, sorted by the length of the completion, so that a batch wastes
+little; the faster of both counts. ``--before`` adds the engine of an older commit, in batches likewise. Each side runs
+in a process of its own, in turn, and its programs are compiled, and its threads warm, before the clock starts.
 """
 
 import argparse
@@ -37,10 +37,8 @@ def checkpoint_config():
         rope=dataclasses.replace(base.text.rope, mrope_section=(6, 5, 5)),
     )  # fmt: skip
     vision = dataclasses.replace(base.vision, depth=1, out_hidden_size=512)
-    ids = {
-        name: 65_530 for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    }
-    return dataclasses.replace(base, text=text, vision=vision, **ids)
+    marks = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return dataclasses.replace(base, text=text, vision=vision, **dict.fromkeys(marks, 65_530))
 
 
 def workload() -> tuple[list[list[int]], list[int]]:

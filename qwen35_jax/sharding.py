@@ -236,6 +236,11 @@ def current_platform() -> str:
     return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
 
 
+def kernel_or_plain(kernel: Callable, plain: Callable, fits: bool) -> Callable:
+    """Returns a TPU's kernel where it is compiled for one and the kernel ``fits`` the shapes, else the plain form."""
+    return kernel if fits and current_platform() == "tpu" else plain
+
+
 def over_mesh(function: Callable, *args: Any, in_axes: Sequence[Axes], out_axes: Any) -> Any:
     """Calls ``function`` on every device of the current mesh with that device's shard of the arguments.
 

@@ -7,7 +7,9 @@ as it is, so what a slot draws is the same, bit for bit, whatever the other slot
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from qwen35_jax.inference.sampling import MAX_BIAS, SamplingParams
+from qwen35_jax.sharding import gather_shards, over_mesh, shard_index
 
 CANDIDATES = 64
 # The bit of ``seen`` that says that the prompt holds the token; the bits below count it in the output.
@@ -80,23 +83,54 @@ class Settings:
         top_k = jnp.asarray(self.top_k)
         return (jnp.asarray(self.temperature) > 0) & ((top_k == 0) | (top_k > CANDIDATES))
 
+    @property
+    def adjusts(self) -> Bool[Array, " B"]:
+        """Whether a slot has penalties or biases."""
+        penalties = (self.repetition != 1) | (self.frequency != 0) | (self.presence != 0)
+        return jnp.asarray(penalties) | jnp.any(jnp.asarray(self.bias_ids) >= 0, axis=-1)
+
+
+class Masks(NamedTuple):
+    """Which tokens may come next, by slot.
+
+    Attributes:
+      on: slots whose next token is restricted.
+      bits: one bit a token, lowest bit first: 1 where the token may come next.
+    """
+
+    on: Bool[Array, " B"]
+    bits: Int[Array, "B words"]
+
 
 def adjust(
-    logits: Float[Array, "B T V"], settings: Settings, seen: Int[Array, "B V"], drafts: Int[Array, "B K"]
+    logits: Float[Array, "B T V"],
+    settings: Settings,
+    seen: Int[Array, "B V"],
+    drafts: Int[Array, "B K"],
+    masks: Masks | None = None,
 ) -> Float[Array, "B T V"]:
-    """Applies bias, repetition, frequency and presence penalty, in this order.
+    """Applies mask, bias, repetition, frequency and presence penalty, in this order.
 
     Args:
       logits: float32; position 0 follows the output that ``seen`` counts.
       settings: by slot.
       seen: how often the output holds each token, plus ``PROMPT`` if the prompt holds it.
       drafts: the ``T - 1`` tokens after that output; position ``t`` counts the first ``t`` as output.
+      masks: for position 0.
 
     Source: the definitions of OpenAI and vLLM; ``RepetitionPenaltyLogitsProcessor`` of transformers.
     """
-    tokens = jnp.arange(logits.shape[-1])
-    drafted = drafts[..., None] == tokens
-    steps = [jnp.sum(drafted[:, :t], axis=1, dtype=jnp.int32) for t in range(logits.shape[1])]
+
+    def in_output(t: int) -> Array:
+        drafted = drafts[:, :t, None] == jnp.arange(logits.shape[-1])
+        return jnp.sum(drafted, axis=1, dtype=jnp.int32)
+
+    def masked(logits: Array) -> Array:
+        assert masks is not None
+        tokens = jnp.arange(logits.shape[-1])
+        forbidden = ((masks.bits[:, tokens // 32] >> (tokens % 32)) & 1) == 0
+        first = jnp.where(masks.on[:, None] & forbidden, -jnp.inf, logits[:, 0])
+        return logits.at[:, 0].set(first)
 
     def biased(logits: Array) -> Array:
         # An id beyond the vocabulary is dropped, but a negative one would count from the end.
@@ -105,15 +139,17 @@ def adjust(
         return one(logits, ids, settings.bias_values)
 
     def repeated(logits: Array) -> Array:
-        held = jnp.stack([seen + step > 0 for step in steps], axis=1)
+        held = jnp.stack([seen + in_output(t) > 0 for t in range(logits.shape[1])], axis=1)
         penalty = settings.repetition[:, None, None]
         return jnp.where(held, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
     def counted(logits: Array) -> Array:
-        count = jnp.stack([(seen & (PROMPT - 1)) + step for step in steps], axis=1)
+        count = jnp.stack([(seen & (PROMPT - 1)) + in_output(t) for t in range(logits.shape[1])], axis=1)
         logits = logits - settings.frequency[:, None, None] * count.astype(jnp.float32)
         return jnp.where(count > 0, logits - settings.presence[:, None, None], logits)
 
+    if masks is not None:
+        logits = lax.cond(jnp.any(masks.on), masked, lambda logits: logits, logits)
     logits = lax.cond(jnp.any(settings.bias_ids >= 0), biased, lambda logits: logits, logits)
     logits = lax.cond(jnp.any(settings.repetition != 1), repeated, lambda logits: logits, logits)
     counts = (settings.frequency != 0) | (settings.presence != 0)
@@ -124,25 +160,52 @@ def candidates(logits: Float[Array, "*N V"]) -> tuple[Float[Array, "*N C"], Int[
     """Returns the ``CANDIDATES`` largest logits in falling order, and their tokens; equal ones by token id.
 
     A sort of the whole vocabulary is slow. A group of 128 tokens whose maximum is not among the ``C`` largest maxima
-    holds none of the ``C`` largest logits, so two small sorts do: one of the maxima, one of ``C`` groups.
+    holds none of the ``C`` largest logits, so small sorts do: of the maxima, and of what ``C`` groups hold. Under a
+    mesh that splits the vocabulary each device does so for its part.
     """
-    # A sort tells -0 from 0, a maximum need not.
-    logits = jnp.where(logits == 0, 0.0, logits)
+    width = min(CANDIDATES, logits.shape[-1])
+
+    def local(logits: Array) -> tuple[Array, Array]:
+        values, ids = _candidates(logits, min(width, logits.shape[-1]))
+        if logits.shape[-1] == size:
+            return values, ids
+        ids += shard_index("vocab") * logits.shape[-1]
+        values, ids = (gather_shards(x, "vocab", along=x.ndim - 1) for x in (values, ids))
+        values, places = lax.top_k(values, width)
+        return values, jnp.take_along_axis(ids, places, axis=-1)
+
+    size, beside = logits.shape[-1], (None,) * (logits.ndim - 2)
+    slots = ("batch",) if logits.ndim > 1 else ()
+    out_axes = (*slots, *beside, None)
+    return over_mesh(local, logits, in_axes=[(*slots, *beside, "vocab")], out_axes=(out_axes, out_axes))
+
+
+def _candidates(logits: Float[Array, "*N V"], width: int) -> tuple[Float[Array, "*N W"], Int[Array, "*N W"]]:
+    """Returns the ``width`` largest logits and their places, equal ones by place."""
     size = logits.shape[-1]
-    width = min(CANDIDATES, size)
     num_groups = -(-size // _GROUP)
     if num_groups <= width:
-        values, ids = lax.top_k(logits, width)
+        # A sort tells -0 from 0, a maximum need not.
+        values, ids = lax.top_k(jnp.where(logits == 0, 0.0, logits), width)
         return values, ids.astype(jnp.int32)
-    padding = [(0, 0)] * (logits.ndim - 1) + [(0, num_groups * _GROUP - size)]
-    groups = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(*logits.shape[:-1], num_groups, _GROUP)
-    _, chosen = lax.top_k(jnp.max(groups, axis=-1), width)
+    # The slots come last, as a TPU stores them, and eight rows at a time: its tiles then need no move.
+    by_slot = jnp.moveaxis(logits, 0, -2) if logits.ndim > 1 else logits
+    rows = jnp.pad(by_slot.reshape(-1, size), ((0, 0), (0, -size % _GROUP)), constant_values=-jnp.inf)
+    R, tall = rows.shape[0], math.gcd(rows.shape[0], 8)
+    tiles = jnp.swapaxes(rows.reshape(R // tall, tall, num_groups, _GROUP), 1, 2)
+    maxima = jnp.swapaxes(jnp.max(tiles, axis=-1), 1, 2).reshape(R, num_groups)
+    _, chosen = lax.top_k(jnp.where(maxima == 0, 0.0, maxima), width)
     # In rising order, so that equal logits stand in the order of their ids.
     chosen = jnp.sort(chosen, axis=-1)
-    ids = (chosen[..., None] * _GROUP + jnp.arange(_GROUP)).reshape(*logits.shape[:-1], -1)
-    values = jnp.take_along_axis(groups, chosen[..., None], axis=-2).reshape(ids.shape)
-    values, places = lax.top_k(values, width)
-    return values, jnp.take_along_axis(ids, places, axis=-1).astype(jnp.int32)
+    row = jnp.arange(R)[:, None]
+    values = tiles.reshape(-1, _GROUP)[(row // tall * num_groups + chosen) * tall + row % tall].reshape(R, -1)
+    ids = (chosen[..., None] * _GROUP + jnp.arange(_GROUP)).reshape(R, -1)
+    values, places = lax.top_k(jnp.where(values == 0, 0.0, values), width)
+    found = values, jnp.take_along_axis(ids, places, axis=-1).astype(jnp.int32)
+    if logits.ndim == 1:
+        return found[0][0], found[1][0]
+    values, ids = (jnp.moveaxis(x.reshape(*by_slot.shape[:-1], width), -2, 0) for x in found)
+    return values, ids
 
 
 def candidate_probabilities(values: Float[Array, "B *T C"], settings: Settings) -> Float[Array, "B *T C"]:

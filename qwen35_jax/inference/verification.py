@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from qwen35_jax.inference import distribution
-from qwen35_jax.inference.distribution import Settings
+from qwen35_jax.inference.distribution import Masks, Settings
 
 DRAFT, ACCEPT, SAMPLE = range(3)
 
@@ -94,28 +94,39 @@ def draw_draft(
 
 
 def verify(
-    adjusted: Float[Array, "B T V"],
+    logits: Float[Array, "B T V"],
     drafts: Drafts,
     forced: Int[Array, "B T"],
     settings: Settings,
     seeds: UInt32[Array, "B 2"],
     positions: Int[Array, "B T"],
+    seen: Int[Array, "B V"],
+    masks: Masks | None = None,
 ) -> Verified:
     """Accepts drafts from the front and draws one more token, so that all have the distribution ``p``.
 
     Args:
-      adjusted: float32 logits with all penalties.
+      logits: float32, of the model; masks, biases and penalties are applied here.
       drafts: ``T - 1`` drafts a slot; those from ``valid`` on are as if they did not exist.
       forced: a token that must stand at a position, whatever the logits are; -1 for none.
       settings: by slot.
       seeds: by slot.
       positions: of the tokens that are chosen.
+      seen, masks: as in ``adjust``.
     """
     uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys(seeds, positions[:, :-1], ACCEPT))
     sample_keys = keys(seeds, positions, SAMPLE)
+    adjust = functools.partial(distribution.adjust, logits, settings, seen, drafts.tokens, masks)
+    # Logits are large: a branch that returned them as they are would copy them, and these are few.
+    adjusts = settings.adjusts if masks is None else settings.adjusts | masks.on
+    best = lax.cond(
+        jnp.any(adjusts),
+        lambda: distribution.candidates(adjust()),
+        lambda: distribution.candidates(logits),
+    )
 
     def narrow() -> Verified:
-        values, ids = distribution.candidates(adjusted)
+        values, ids = best
         probs = distribution.candidate_probabilities(values, settings)
         first = jnp.arange(ids.shape[-1]) == 0
         must = forced[..., None] >= 0
@@ -124,7 +135,7 @@ def verify(
         return _accept(probs, ids, drafts, uniform, sample_keys)
 
     def wide() -> Verified:
-        probs = distribution.all_probabilities(adjusted, settings)
+        probs = distribution.all_probabilities(adjust(), settings)
         one_hot = (jnp.arange(probs.shape[-1]) == forced[..., None]).astype(probs.dtype)
         probs = jnp.where(forced[..., None] >= 0, one_hot, probs)
         return _accept(probs, None, drafts, uniform, sample_keys)

@@ -159,10 +159,13 @@ class SlotDelta:
 
     def window(self, placement: PagedPlacement) -> Float[Array, "B W C"]:
         """See ``DeltaMemory.window``: the last inputs before this call, rejected ones left out."""
-        inputs = self.inputs[placement.layer]
-        width = inputs.shape[1] - self.k.shape[2]
-        recent = placement.num_past[:, None] + jnp.arange(width)
-        return jnp.take_along_axis(inputs, recent[..., None], axis=1)
+        inputs, most = self.inputs[placement.layer], self.k.shape[2]
+        width = inputs.shape[1] - most
+        # One choice for each count: a gather of rows takes a TPU many times as long.
+        num_past, recent = placement.num_past[:, None, None], inputs[:, :width]
+        for count in range(1, most + 1):
+            recent = jnp.where(num_past == count, inputs[:, count : count + width], recent)
+        return recent
 
     def recur(
         self,
@@ -181,12 +184,12 @@ class SlotDelta:
         """See ``DeltaMemory.recur``. The returned states lack this call's tokens, which are kept beside them."""
         layer = placement.layer
         past = (self.k[layer], self.v[layer], self.log_decay[layer], self.beta[layer])
-        out, recurrent = gated_delta_replay(q, k, v, log_decay, beta, self.recurrent[layer], past, placement.num_past)
+        out, recurrent = gated_delta_replay(q, k, v, log_decay, beta, self.recurrent, layer, past, placement.num_past)
         inputs = jnp.concatenate([self.window(placement), projected], axis=1)
-        new = (recurrent, inputs, k, v, log_decay, beta)
-        old = (self.recurrent, self.inputs, self.k, self.v, self.log_decay, self.beta)
+        new = (inputs, k, v, log_decay, beta)
+        old = (self.inputs, self.k, self.v, self.log_decay, self.beta)
         stacks = (stack.at[layer].set(x.astype(stack.dtype)) for stack, x in zip(old, new, strict=True))
-        return out, SlotDelta(*stacks)
+        return out, SlotDelta(recurrent, *stacks)
 
     def take(self, slots: Int[Array, " R"]) -> DeltaState:
         """Returns the states of some slots that have taken in all of their tokens."""

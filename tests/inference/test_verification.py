@@ -48,10 +48,10 @@ def draw_and_verify(q_logits, p_logits, seen, valid, settings, num_drafts):
     if parts:
         drafts = Drafts(*(jnp.stack(part, axis=1) for part in zip(*parts, strict=True)), valid)
     context = jnp.concatenate([jnp.zeros((rows, 1), jnp.int32), drafts.tokens], axis=1)
-    adjusted = distribution.adjust(p_logits[context], settings, jnp.tile(seen, (rows, 1)), drafts.tokens)
     positions = jnp.tile(FIRST + jnp.arange(num_drafts + 1), (rows, 1))
     forced = jnp.full((rows, num_drafts + 1), -1)
-    return verification.verify(adjusted, drafts, forced, settings, seeds, positions), drafts
+    all_seen = jnp.tile(seen, (rows, 1))
+    return verification.verify(p_logits[context], drafts, forced, settings, seeds, positions, all_seen), drafts
 
 
 def exact(logits: np.ndarray, count: np.ndarray, prompt: np.ndarray, numbers: dict) -> np.ndarray:
@@ -146,7 +146,8 @@ def run(logits: np.ndarray, drafts: Drafts, numbers: dict, forced: list[list[int
     rows, T = logits.shape[:2]
     forced = jnp.full((rows, T), -1) if forced is None else jnp.asarray(forced)
     positions = jnp.tile(FIRST + jnp.arange(T), (rows, 1))
-    arguments = jnp.asarray(logits), drafts, forced, tiled(rows, **numbers), seeds_of(rows), positions
+    seen = jnp.zeros((rows, VOCAB), jnp.int32)
+    arguments = jnp.asarray(logits), drafts, forced, tiled(rows, **numbers), seeds_of(rows), positions, seen
     return jax.jit(verification.verify)(*arguments)
 
 

@@ -43,9 +43,9 @@ def test_the_tpu_compiler_takes_the_replay_of_a_window(T, tensor):
     keys, gates = ((B, T, N, K), jnp.bfloat16), ((B, T, N), jnp.float32)
     tokens = [keys, keys, gates, gates]
 
-    def replay(q, k, v, log_decay, beta, state, *past):
-        return gated_delta_replay(q, k, v, log_decay, beta, state, past[:4], past[4])
+    def replay(q, k, v, log_decay, beta, states, layer, *past):
+        return gated_delta_replay(q, k, v, log_decay, beta, states, layer, past[:4], past[4])
 
-    arrays = [keys, *tokens, ((B, N, K, K), jnp.float32), *tokens, ((B,), jnp.int32)]
+    arrays = [keys, *tokens, ((6, B, N, K, K), jnp.float32), ((), jnp.int32), *tokens, ((B,), jnp.int32)]
     compiled = compile_for(tensor, replay, *arrays)
     assert compiled.fits and any("gated_delta_replay" in name for name in read_costs(compiled.text).without_cycles)

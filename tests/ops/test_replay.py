@@ -11,10 +11,14 @@ from qwen35_jax.ops.gated_delta.replay_kernel import replay_kernel
 from qwen35_jax.sharding import make_mesh
 
 N, K, V = 2, 8, 16
+LAYER = jnp.int32(1)
 
 
 def make_case(T: int, B: int, K: int = K, V: int = V):
-    """Returns the arguments of the op, where sequence ``b`` replays ``b`` tokens and the rest of its past is NaN."""
+    """Returns the arguments of the op, where sequence ``b`` replays ``b`` tokens and the rest of its past is NaN.
+
+    There are two layers, of which the second is meant; the first one's state is all 7.
+    """
     rng = np.random.default_rng(T)
     unit = rng.normal(size=(2, B, 2 * T, N, K))
     q, k = unit / np.linalg.norm(unit, axis=-1, keepdims=True)
@@ -28,7 +32,8 @@ def make_case(T: int, B: int, K: int = K, V: int = V):
         x[np.arange(T) >= num_past[:, None]] = np.nan
         past.append(x)
     state = rng.normal(size=(B, N, K, V)).astype(np.float32)
-    return (*(x[:, T:] for x in (q, k, v, log_decay, beta)), state, tuple(past), num_past)
+    states = np.stack([np.full_like(state, 7), state])
+    return (*(x[:, T:] for x in (q, k, v, log_decay, beta)), states, LAYER, tuple(past), num_past)
 
 
 replay = jax.jit(gated_delta_replay)
@@ -36,8 +41,10 @@ replay = jax.jit(gated_delta_replay)
 
 @pytest.mark.parametrize("T", [1, 3])
 def test_the_state_takes_what_counts_and_the_window_is_read_on_top(T):
-    q, *window, state, past, num_past = args = make_case(T, B=T + 1)
-    out, after = replay(*args)
+    q, *window, states, _, past, num_past = args = make_case(T, B=T + 1)
+    out, (other, after) = replay(*args)
+    state = states[1]
+    np.testing.assert_array_equal(other, states[0])
     for b, n in enumerate(num_past):
         row = slice(b, b + 1)
         want = jnp.asarray(state[row])
@@ -52,21 +59,28 @@ def test_the_state_takes_what_counts_and_the_window_is_read_on_top(T):
 
 def test_a_token_leaves_the_same_bits_whether_it_is_read_in_a_window_or_replayed():
     """One token a call, each with the one before as its past, against windows of three."""
-    q, *window, state, _, _ = make_case(3, B=2)
+    q, *window, states, _, _, _ = make_case(3, B=2)
     whole = [np.full(2, n, np.int32) for n in range(4)]
-    long, _ = replay(q, *window, state, tuple(window), whole[0])
+    long, _ = replay(q, *window, states, LAYER, tuple(window), whole[0])
     for t in range(3):
-        _, after = replay(q, *window, state, tuple(window), whole[t])
-        short, _ = replay(*(np.roll(x, -t, axis=1) for x in (q, *window)), after, tuple(window), whole[0])
+        _, after = replay(q, *window, states, LAYER, tuple(window), whole[t])
+        short, _ = replay(*(np.roll(x, -t, axis=1) for x in (q, *window)), after, LAYER, tuple(window), whole[0])
         np.testing.assert_array_equal(short[:, 0], long[:, t])
 
 
 def test_a_sequence_alone_is_bit_equal_to_itself_in_a_crowd():
     args = make_case(3, B=4)
     mine = np.arange(4) == 2
-    others = jax.tree.map(lambda x: np.where(mine.reshape(-1, *[1] * (x.ndim - 1)), x, np.nan), args[:7])
-    alone = replay(*jax.tree.map(np.float32, others), np.where(mine, args[7], 0).astype(np.int32))
-    jax.tree.map(lambda got, want: np.testing.assert_array_equal(got[2], want[2]), alone, replay(*args))
+
+    def poisoned(x, *, axis=0):
+        return np.where(mine.reshape(-1, *[1] * (x.ndim - axis - 1)), x, np.float32(np.nan))
+
+    *window, states, layer, past, num_past = args
+    others = [poisoned(x) for x in window], poisoned(states, axis=1), tuple(poisoned(x) for x in past)
+    alone, states_alone = replay(*others[0], others[1], layer, others[2], np.where(mine, num_past, 0).astype(np.int32))
+    crowd, states_crowd = replay(*args)
+    np.testing.assert_array_equal(alone[mine], crowd[mine])
+    np.testing.assert_array_equal(states_alone[:, mine], states_crowd[:, mine])
 
 
 def test_a_mesh_splits_sequences_and_heads():

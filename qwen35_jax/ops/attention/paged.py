@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from qwen35_jax.ops.attention import paged_kernel
-from qwen35_jax.sharding import current_platform, num_shards, over_mesh
+from qwen35_jax.sharding import kernel_or_plain, num_shards, over_mesh
 
 _BLOCK = 256
 """Tokens that a step of the plain form reads, if a page holds fewer."""
@@ -52,8 +52,8 @@ def paged_attention(
     _check_heads(pages)
 
     def local(q, pages, layer, table, lengths):
-        on_tpu = current_platform() == "tpu" and paged_kernel.fits(q, pages, table)
-        form = paged_kernel.paged_attention_kernel if on_tpu else plain_paged_attention
+        fits = paged_kernel.fits(q, pages, table)
+        form = kernel_or_plain(paged_kernel.paged_attention_kernel, plain_paged_attention, fits)
         return form(q, pages, layer, table, lengths)
 
     axes = (_HEADS, _PAGES, (), _TABLE, ("batch",))
@@ -88,7 +88,9 @@ def write_pages(
         kept = (jnp.arange(T) < num_real[:, None]) & (places < table.shape[1])
         owned = jnp.take_along_axis(table, jnp.minimum(places, table.shape[1] - 1), axis=1)
         both = jnp.stack([k, v], axis=3).reshape(*k.shape[:2], -1, k.shape[-1]).astype(pages.dtype)
-        return pages.at[layer, jnp.where(kept, owned, 0), :, positions % S].set(both)
+        # One row of each head a token: whole rows are what a TPU writes in place, without another layout of the pages.
+        page, row = jnp.where(kept, owned, 0)[..., None], (positions % S)[..., None]
+        return pages.at[layer, page, jnp.arange(pages.shape[2]), row].set(both)
 
     axes = (_PAGES, _HEADS, _HEADS, (), _TABLE, ("batch",), ("batch",))
     return over_mesh(local, pages, k, v, layer, table, lengths, num_real, in_axes=axes, out_axes=_PAGES)

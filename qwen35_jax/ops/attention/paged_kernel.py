@@ -34,7 +34,7 @@ class _WorkList(NamedTuple):
     """What the scalar unit reads; ``start`` has the first step of each sequence, and behind them the number of all."""
 
     sequence: Int[Array, " W"]
-    page: Int[Array, " W"]
+    table: Int[Array, " W"]
     start: Int[Array, " B+1"]
     lengths: Int[Array, " B"]
     layer: Int[Array, " 1"]
@@ -62,7 +62,7 @@ def paged_attention_kernel(
     rows = jnp.swapaxes(q.reshape(B, T, K, G, H), 1, 2).reshape(B, K, T * G, H)
     work = _work_list(table, lengths, layer, T, S)
     by_sequence = pl.BlockSpec((1, K, T * G, H), lambda i, work: (work.sequence[i], 0, 0, 0))
-    by_page = pl.BlockSpec((1, 1, D, S, H), lambda i, work: (work.layer[0], work.page[i], 0, 0, 0))
+    by_page = pl.BlockSpec((1, 1, D, S, H), lambda i, work: (work.layer[0], _page(work, i), 0, 0, 0))
 
     def over_lanes(width: int):
         return pltpu.VMEM((K, T * G, width), jnp.float32)
@@ -93,8 +93,13 @@ def _work_list(
     start = jnp.concatenate([jnp.zeros(1, jnp.int32), ends])
     steps = jnp.arange(B * M, dtype=jnp.int32)
     sequence = jnp.minimum(jnp.searchsorted(ends, steps, side="right", method="compare_all"), B - 1).astype(jnp.int32)
-    page = table[sequence, jnp.minimum(steps - start[sequence], M - 1)]
-    return _WorkList(sequence, page, start, lengths, layer[None])
+    return _WorkList(sequence, table.reshape(-1), start, lengths, layer[None])
+
+
+def _page(work: _WorkList, step):
+    """Returns the page that a step takes."""
+    sequence, places = work.sequence[step], work.table.shape[0] // work.lengths.shape[0]
+    return work.table[sequence * places + jnp.minimum(step - work.start[sequence], places - 1)]
 
 
 def _kernel(work: _WorkList, q, pages, out, largest, weights, sums, *, num_tokens: int) -> None:

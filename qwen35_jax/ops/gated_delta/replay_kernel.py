@@ -1,19 +1,24 @@
 """The replay of a window in a kernel for a TPU: it reads and writes a state once, however many tokens there are.
 
-Letters: as in ``replay.py``; ``U`` tokens of the past, ``W = U + T`` of both windows, ``G`` heads of a step.
+Letters: as in ``replay.py``; ``U`` tokens of the past, ``G`` heads of a step, ``R`` rows in whole tiles.
 """
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from qwen35_jax.sharding import current_platform
 
-_WIDTH, _HEADS, _MAX_TOKENS = 128, 8, 16
+_WIDTH, _HEADS, _TILE, _MAX_TOKENS = 128, 8, 16, 16
+
+Past = tuple[Float[Array, "B U N K"], Float[Array, "B U N V"], Float[Array, "B U N"], Float[Array, "B U N"]]
+"""Keys, values, log decays and betas of the window before, of ``U`` tokens."""
 
 
 def fits(k: Float[Array, "B T N K"], v: Float[Array, "B T N V"], past_k: Float[Array, "B U N K"]) -> bool:
@@ -29,62 +34,138 @@ def replay_kernel(
     v: Float[Array, "B T N V"],
     log_decay: Float[Array, "B T N"],
     beta: Float[Array, "B T N"],
-    state: Float32[Array, "B N K V"],
-    past: tuple[Float[Array, "B U N K"], Float[Array, "B U N V"], Float[Array, "B U N"], Float[Array, "B U N"]],
+    states: Float32[Array, "L B N K V"],
+    layer: Int[Array, ""],
+    past: Past,
     num_past: Int[Array, " B"],
-) -> tuple[Float[Array, "B T N V"], Float32[Array, "B N K V"]]:
-    """Computes ``gated_delta_replay`` on what ``fits`` accepts; platforms other than a TPU interpret the kernel."""
+) -> tuple[Float[Array, "B T N V"], Float32[Array, "L B N K V"]]:
+    """Computes ``gated_delta_replay`` on what ``fits`` accepts; platforms other than a TPU interpret the kernel.
+
+    It finds the layer in the stack by itself: a slice of the stack would be copied there and back.
+    """
     B, T, N, V = v.shape
     U, G = past[0].shape[1], min(N, _HEADS)
-    keys, values = _rows(q, k, v, log_decay, beta, past, num_past)
+    past_k, past_v, *past_gates = (jnp.where(counts_of(x, num_past), x, 0) for x in past)
+    keys, values = _by_head(past_k, k, q), _by_head(past_v, v)
+    gates = _gates(q, k, log_decay, beta, *past_gates).reshape(B * N // G, 1, -1)
 
     def block(*shape: int):
-        return pl.BlockSpec((1, G, *shape), lambda b, n: (b, n, 0, 0))
+        return pl.BlockSpec((1, G, *shape), lambda b, n, layer: (b, n, 0, 0))
 
+    of_layer = pl.BlockSpec((1, 1, G, *states.shape[3:]), lambda b, n, layer: (layer[0], b, n, 0, 0))
+    scalars = pl.BlockSpec(
+        (1, 1, gates.shape[2]), lambda b, n, layer: (b * (N // G) + n, 0, 0), memory_space=pltpu.SMEM
+    )
     out, after = pl.pallas_call(
         functools.partial(_kernel, num_past=U, num_tokens=T),
         name="gated_delta_replay",
-        grid=(B, N // G),
-        in_specs=[block(*x.shape[2:]) for x in (keys, values, state)],
-        out_specs=(block(T, V), block(*state.shape[2:])),
-        out_shape=(jax.ShapeDtypeStruct((B, N, T, V), v.dtype), jax.ShapeDtypeStruct(state.shape, state.dtype)),
-        input_output_aliases={2: 1},
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(B, N // G),
+            in_specs=[scalars, block(*keys.shape[2:]), block(*values.shape[2:]), of_layer],
+            out_specs=(block(T, V), of_layer),
+        ),
+        out_shape=(jax.ShapeDtypeStruct((B, N, T, V), v.dtype), jax.ShapeDtypeStruct(states.shape, states.dtype)),
+        input_output_aliases={4: 1},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         interpret=current_platform() != "tpu",
-    )(keys, values, state)
+    )(layer[None], gates, keys, values, states)
     return jnp.swapaxes(out, 1, 2), after
 
 
-def _rows(q, k, v, log_decay, beta, past, num_past) -> tuple[Float32[Array, "B N _ K"], Float32[Array, "B N _ V"]]:
-    """Returns the keys and queries, and the values, decays and betas as rows; what does not count changes nothing."""
-    T, U = k.shape[1], past[0].shape[1]
-    keys, values, decays, betas = (jnp.concatenate(pair, 1) for pair in zip(past, (k, v, log_decay, beta), strict=True))
-    index = jnp.arange(U + T)
-    is_real = ((index >= U) | (index < num_past[:, None]))[..., None]
-    keys, values = (jnp.where(is_real[..., None], x.astype(jnp.float32), 0) for x in (keys, values))
-    decays = jnp.exp(jnp.where(is_real, decays.astype(jnp.float32), 0))
-    betas = jnp.where(is_real, betas.astype(jnp.float32), 0)
-    wide = (jnp.broadcast_to(x[..., None], values.shape) for x in (decays, betas))
-    keys = jnp.concatenate([keys, q.astype(jnp.float32)], axis=1)
-    # Whole tiles of eight rows: the kernel turns them into columns.
-    keys = jnp.pad(keys, ((0, 0), (0, -keys.shape[1] % 8), (0, 0), (0, 0)))
-    return jnp.swapaxes(keys, 1, 2), jnp.swapaxes(jnp.concatenate([values, *wide], axis=1), 1, 2)
+def counts_of(past: Float[Array, "B U ..."], num_past: Int[Array, " B"]) -> Bool[Array, "B U ..."]:
+    """Says which tokens of the past count, in the axes of ``past``."""
+    counts = jnp.arange(past.shape[1]) < num_past[:, None]
+    return jnp.expand_dims(counts, tuple(range(2, past.ndim)))
 
 
-def _kernel(keys, values, state, out, after, *, num_past: int, num_tokens: int) -> None:
-    """Takes the heads of a group one by one; their columns and rows are those of ``_rows``."""
-    window = num_past + num_tokens
-    for head in range(state.shape[1]):
-        columns, rows, current = keys[0, head].T, values[0, head], state[0, head]
-        read = []
-        for t in range(window):
-            v, decay, beta = (rows[i : i + 1] for i in (t, window + t, 2 * window + t))
-            key = columns[:, t : t + 1]
-            current = decay * current
-            current = current + key * (beta * (v - jnp.sum(key * current, axis=0, keepdims=True)))
-            if t == num_past - 1:
-                after[0, head] = current
-            if t >= num_past:
-                query = columns[:, window + t - num_past : window + t - num_past + 1]
-                read.append(jnp.sum(query * current, axis=0, keepdims=True))
-        out[0, head] = jnp.concatenate(read, axis=0).astype(out.dtype)
+def _by_head(*windows: Float[Array, "B _ N K"]) -> Float[Array, "B N R K"]:
+    """Joins windows of tokens into whole tiles for each head."""
+    joined = jnp.concatenate(windows, axis=1)
+    return jnp.swapaxes(jnp.pad(joined, ((0, 0), (0, -joined.shape[1] % _TILE), (0, 0), (0, 0))), 1, 2)
+
+
+def _gates(q, k, log_decay, beta, past_log_decay, past_beta) -> Float32[Array, "B N _"]:
+    """Returns the numbers of each head, in the order in which ``_kernel`` takes them.
+
+    What token ``i`` of the window writes, token ``t`` sees decayed since, times the product of the keys; so do
+    queries.
+    """
+    q, k, log_decay, beta = (x.astype(jnp.float32) for x in (q, k, log_decay, beta))
+    since, T = jnp.cumsum(log_decay, axis=1), k.shape[1]
+
+    def seen(rows, t, i):
+        return jnp.exp(since[:, t] - since[:, i]) * jnp.sum(rows[:, t] * k[:, i], axis=-1)
+
+    pairs = [seen(k, t, i) for t in range(T) for i in range(t)]
+    pairs += [seen(q, t, i) for t in range(T) for i in range(t + 1)]
+    gates = [jnp.exp(past_log_decay), past_beta, jnp.exp(since), beta, jnp.stack(pairs, axis=1)]
+    return jnp.swapaxes(jnp.concatenate(gates, axis=1, dtype=jnp.float32), 1, 2)
+
+
+def _kernel(_, gates, keys, values, states, out, after, *, num_past: int, num_tokens: int) -> None:
+    """Takes the heads of a group one by one: replays the past, then reads the window on top of it."""
+    num_heads = keys.shape[1]
+    each = gates.shape[2] // num_heads
+    columns = _columns(keys[0, 0], num_past)
+    for head in range(num_heads):
+        gate = iter([gates[0, 0, head * each + i] for i in range(each)])
+        v, state, ahead = values[0, head].astype(jnp.float32), states[0, 0, head], columns
+        # Those of the next head are made on the matrix unit while the vector unit works on this one.
+        columns = _columns(keys[0, head + 1], num_past) if head + 1 < num_heads else []
+        decays, betas = ([next(gate) for _ in range(num_past)] for _ in range(2))
+        for t, key in enumerate(ahead):
+            state = decays[t] * state
+            state = state + key * (betas[t] * (v[t : t + 1] - jnp.sum(key * state, axis=0, keepdims=True)))
+        after[0, 0, head] = state
+        held = _times_state(keys[0, head], state)[num_past : num_past + 2 * num_tokens]
+        out[0, head] = _read_window(held, v[num_past:], gate, num_tokens).astype(out.dtype)
+
+
+def _read_window(held, v, gate: Iterator[Float32[Array, ""]], num_tokens: int) -> Float32[Array, "T V"]:
+    """Returns what the window's queries read; ``held`` is what its keys and queries find in the state before it.
+
+    A state of the window is the one before it, decayed, and what the window's tokens have written since. None of
+    these states is ever made.
+    """
+    whole, betas = ([next(gate) for _ in range(num_tokens)] for _ in range(2))
+    written, read = [], []
+    for t in range(num_tokens):
+        known = whole[t] * held[t : t + 1]
+        for one in written:
+            known = known + next(gate) * one
+        written.append(betas[t] * (v[t : t + 1] - known))
+    for t in range(num_tokens):
+        total = whole[t] * held[num_tokens + t : num_tokens + t + 1]
+        for one in written[: t + 1]:
+            total = total + next(gate) * one
+        read.append(total)
+    return jnp.concatenate(read, axis=0)
+
+
+def _columns(rows: Float[Array, "R K"], count: int) -> list[Float32[Array, "K V"]]:
+    """Returns the first rows as columns that are repeated over the lanes.
+
+    Products with one on the matrix unit are exact, and faster than moves between lanes.
+    """
+    index = lax.broadcasted_iota(jnp.int32, (rows.shape[0], _WIDTH), 0)
+    return [_product(rows, (index == t).astype(rows.dtype), 0) for t in range(count)]
+
+
+def _times_state(rows: Float[Array, "R K"], state: Float32[Array, "K V"]) -> Float32[Array, "R V"]:
+    """Multiplies rows by a state in float32: a float32 number is the sum of three of bfloat16."""
+    if rows.dtype != jnp.bfloat16:
+        return _product(rows, state, 1)
+    total = jnp.zeros((rows.shape[0], state.shape[1]), jnp.float32)
+    for _ in range(3):
+        bits = lax.bitcast_convert_type(state, jnp.int32) & -(1 << 16)
+        part = lax.bitcast_convert_type(bits, jnp.float32)
+        total, state = total + _product(rows, part.astype(rows.dtype), 1), state - part
+    return total
+
+
+def _product(a: Array, b: Array, axis: int) -> Array:
+    """Multiplies an axis of ``a`` with the first one of ``b``, in float32."""
+    precision = None if a.dtype == jnp.bfloat16 else lax.Precision.HIGHEST
+    axes = (((axis,), (0,)), ((), ()))
+    return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
