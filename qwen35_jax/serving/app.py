@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from qwen35_jax.inference.engine import Engine
-from qwen35_jax.presets import CARD_SAMPLING, CardSampling
+from qwen35_jax.presets import CARD_SAMPLING, CardSampling, card_sampling
 from qwen35_jax.serving.chat import answer_chat
 from qwen35_jax.serving.completions import answer_completions
 from qwen35_jax.serving.errors import RequestError, error_body
@@ -33,7 +33,7 @@ def make_app(
     api_key: str | None = None,
     max_body: int = MAX_BODY,
     max_waiting: int = MAX_WAITING,
-    defaults: Mapping[str, CardSampling] = CARD_SAMPLING,
+    defaults: Mapping[str, CardSampling] | None = None,
 ) -> Starlette:
     """Makes the ASGI application that serves an engine.
 
@@ -44,10 +44,13 @@ def make_app(
       api_key: what clients must send; None lets everybody in.
       max_body: most bytes of a request's body.
       max_waiting: how many completions may wait for a slot; beyond them a request gets a 429.
-      defaults: how a chat is sampled where the request leaves it open, by ``"thinking"`` and ``"non_thinking"``.
+      defaults: how a chat is sampled where the request leaves it open, by ``"thinking"`` and ``"non_thinking"``;
+        by default as the model card says.
     """
     worker = EngineWorker(engine, max_waiting=max_waiting)
-    vocabulary = Vocabulary(engine.tokenizer, engine.model.config.text.vocab_size)
+    config = engine.model.config
+    vocabulary = Vocabulary(engine.tokenizer, config.text.vocab_size)
+    defaults = defaults or {mode: card_sampling(config, mode) for mode in CARD_SAMPLING}
     counts = HttpCounts()
 
     @contextlib.asynccontextmanager

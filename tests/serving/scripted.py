@@ -1,11 +1,13 @@
 """An engine that writes what a test tells it to, for what a random model never writes: thoughts, answers, calls."""
 
+import dataclasses
 import itertools
 import types
 
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.requests import Completion, Event, StreamedToken
+from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing.thinking import ThinkingStream, opens_thinking
 
 
@@ -22,9 +24,9 @@ class ScriptedEngine(Engine):
 
     def __init__(self, tokenizer, text, *, slots=4, speed=3, max_length=2000, reason="stop"):
         self.tokenizer, self.slots, self.max_length = tokenizer, slots, max_length
-        self.model = types.SimpleNamespace(
-            config=types.SimpleNamespace(text=types.SimpleNamespace(vocab_size=len(tokenizer) + 20))
-        )
+        text_config = dataclasses.replace(PRESETS["tiny"].text, vocab_size=len(tokenizer) + 20)
+        config = dataclasses.replace(PRESETS["tiny"], text=text_config)
+        self.model = types.SimpleNamespace(config=config)
         self.script, self.speed, self.reason = tokenizer.encode(text), speed, reason
         self.metrics, self.num_pages, self.num_free_pages = Metrics(), 10, 10
         self.submitted, self.aborted, self.steps = [], [], 0

@@ -181,7 +181,7 @@ def test_a_key_is_asked_for_everywhere_but_at_health(scripted):
         (CHAT, {"json": chat(max_completion_tokens=0)}, 400, "max_completion_tokens: input should be"),
         (CHAT, {"json": chat(top_logprobs=2)}, 400, "top_logprobs goes with logprobs=true."),
         (CHAT, {"json": chat(logprobs=True, top_logprobs=21)}, 400, "logprobs=21; give a number of to"),
-        (CHAT, {"json": chat(temperature=-1)}, 400, "temperature=-1.0; give 0 (greedy) or a positive"),
+        (CHAT, {"json": chat(temperature=-1)}, 400, "temperature=-1.0; give 0 (greedy) or a"),
         (CHAT, {"json": chat(model="other")}, 404, "no model 'other' here; this server has 'tiny'."),
         (CHAT, {"json": chat(response_format={"type": "json_schema"})}, 400, "response_format of the "),
         (CHAT, {"json": chat(n=400)}, 400, "n: input should be less than or equal to 128 (given: 400)"),

@@ -179,25 +179,14 @@ def test_malformed_bodies_get_nothing_but_4xx(engine):
     assert resources(engine) == before
 
 
-SERVE = """
-import argparse, sys
-from qwen35_jax.command import one_line_errors
-from qwen35_jax.commands.serve import add_serve_options, run_serve
-parser = argparse.ArgumentParser()
-add_serve_options(parser)
-with one_line_errors():
-    run_serve(parser.parse_args(sys.argv[1:]))
-"""
-
-
 @contextlib.contextmanager
 def process(checkpoint, *options):
     settings = ["--model", checkpoint, "--name", "tiny", "--port", "0", *options]
-    command = [sys.executable, "-c", SERVE, *settings]
+    command = [sys.executable, "-m", "qwen35_jax.cli", "serve", *settings]
     server = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         line = server.stdout.readline()
-        assert line.startswith("serving tiny on http://127.0.0.1:"), server.stderr.read()
+        assert line.startswith("serving tiny at http://127.0.0.1:"), server.stderr.read()
         yield server, line.split()[-1].removesuffix("/v1")
     finally:
         server.kill()

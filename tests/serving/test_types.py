@@ -108,7 +108,9 @@ def test_a_wrong_body_ends_in_one_clear_line(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -1}, "temperature=-1.0; give 0 (greedy) or a positive number."),
+        ({"temperature": -1}, "temperature=-1.0; give 0 (greedy) or a number from 0.0001 to 10,000."),
+        ({"temperature": 1e-40}, "temperature=1e-40; give 0 (greedy)"),
+        ({"temperature": 1e308}, "temperature=1e+308; give 0 (greedy)"),
         ({"top_p": 0}, "top_p=0.0; give a probability"),
         ({"logit_bias": {"3": 101}}, "logit_bias={3: 101.0}; give a token id"),
         ({"stop": ""}, "stop holds an empty text"),
