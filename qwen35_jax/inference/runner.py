@@ -5,6 +5,7 @@ A call of ``decode`` is dispatched before the one before it is read: the device 
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qwen35_jax.config import TextConfig
 from qwen35_jax.distributed import to_host
 from qwen35_jax.inference.decode import Order, Program, Written, decode
 from qwen35_jax.inference.distribution import Masks
@@ -49,6 +51,16 @@ class _Call:
     promised: dict[Tenant, int]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _nothing(text: TextConfig, sizes: EngineSizes, dtype: np.dtype) -> tuple[Memory, Slots]:
+    """Makes the memory and the slots of an engine that nobody has used."""
+    memory = Memory.empty(
+        text, slots=sizes.slots, num_drafts=sizes.num_drafts, num_pages=sizes.shards * sizes.num_pages,
+        page_size=sizes.page_size, dtype=dtype,
+    )  # fmt: skip
+    return memory, Slots.empty(sizes.slots, sizes.num_drafts, text.vocab_size)
+
+
 class Runner:
     """The device's side of an engine.
 
@@ -63,13 +75,7 @@ class Runner:
         self._mesh = mesh_of(model.head_weight())
         text = model.config.text
         with self._on_mesh():
-            self._memory = jax.jit(
-                lambda: Memory.empty(
-                    text, slots=sizes.slots, num_drafts=sizes.num_drafts, num_pages=sizes.shards * sizes.num_pages,
-                    page_size=sizes.page_size, dtype=model.dtype,
-                )
-            )()  # fmt: skip
-            self._slots = jax.jit(lambda: Slots.empty(sizes.slots, sizes.num_drafts, text.vocab_size))()
+            self._memory, self._slots = _nothing(text, sizes, model.dtype)
         self.scheduler = Scheduler(
             slots=sizes.slots, shards=sizes.shards, num_pages=sizes.num_pages, page_size=sizes.page_size,
             most_pages=sizes.most_pages, window=sizes.num_drafts + 1,

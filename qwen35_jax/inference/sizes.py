@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen35_jax.config import TextConfig
+from qwen35_jax.distributed import gather
 from qwen35_jax.model import Qwen35
 from qwen35_jax.sharding import mesh_of, num_shards
 
@@ -135,4 +136,6 @@ def _fitting_tokens(model: Qwen35, slots: int, shards: int, num_drafts: int) -> 
     logits = 4 * 4 * (num_drafts + 1) * text.vocab_size // tensor
     beside = slots // shards * (bytes_of_slot(text, itemsize, num_drafts) + logits)
     token = bytes_of_token(text, itemsize, drafts=bool(num_drafts), tensor=tensor) // tensor
-    return max(int(_SHARE_FOR_PAGES * free) - beside, 0) // token * shards
+    fitting = max(int(_SHARE_FOR_PAGES * free) - beside, 0) // token * shards
+    # All processes must make the same engine.
+    return min(gather(fitting))
