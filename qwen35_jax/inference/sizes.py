@@ -10,6 +10,8 @@ from qwen35_jax.distributed import gather
 from qwen35_jax.model import Qwen35
 from qwen35_jax.sharding import mesh_of, num_shards
 
+# A window is unrolled in the program, and drafts so far ahead are hardly ever right.
+_MOST_DRAFTS = 16
 # Where a device does not say what memory it has, as a CPU does not.
 _UNKNOWN_MEMORY = 4 << 30
 # The share of the free memory that pages may take; the rest is for what the programs hold for a moment.
@@ -95,8 +97,8 @@ class EngineSizes:
 
 
 def _check_drafts(model: Qwen35, speculative_tokens: int, draft_vocabulary: int | None) -> None:
-    if speculative_tokens < 0:
-        raise ValueError(f"speculative_tokens={speculative_tokens}; give 0 or more.")
+    if not 0 <= speculative_tokens <= _MOST_DRAFTS:
+        raise ValueError(f"speculative_tokens={speculative_tokens}; give 0 to {_MOST_DRAFTS}.")
     if speculative_tokens and model.mtp is None:
         raise ValueError(
             f"speculative_tokens={speculative_tokens}, but the model has no MTP head to draft with; give 0, or load a "
