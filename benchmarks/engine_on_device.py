@@ -1,6 +1,6 @@
 """Tokens per second of the engine of slots on the device at hand, with random weights, against transformers.
 
-    python -m benchmarks.engine_on_device --preset 2b --slots 64 --new-tokens 128
+    python -m benchmarks.engine_on_device --tokenizer DIR --preset 2b --slots 64 --new-tokens 128
 
 Prints one line for plain decoding, one for two drafts a step, and one for ``generate`` of transformers if torch finds
 a GPU. Random weights accept hardly any draft, so the second line shows what a step with drafts costs, not a gain. The
@@ -8,6 +8,7 @@ share of bandwidth counts what a step must move: weights, states read and writte
 """
 
 import argparse
+import dataclasses
 import time
 
 import jax
@@ -15,18 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qwen35_jax.inference.slot_engine import SlotEngine, SlotRequest
-from qwen35_jax.inference.slot_sampling import Settings
+from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.model import Qwen35
 from qwen35_jax.presets import PRESETS
+from qwen35_jax.processing import Tokenizer
 
-
-def requests_of(vocab_size: int, count: int, prompt_tokens: int, new_tokens: int) -> list[SlotRequest]:
-    """Makes sampled requests of one length, as a benchmark of thinking answers would be."""
-    rng = np.random.default_rng(0)
-    settings = Settings.row(temperature=1.0, top_k=20, top_p=0.95, presence_penalty=1.5)
-    prompts = rng.integers(0, vocab_size, (count, prompt_tokens)).tolist()
-    return [SlotRequest(prompt, settings, new_tokens, seed=i) for i, prompt in enumerate(prompts)]
+SAMPLING = SamplingParams(temperature=1.0, top_k=20, top_p=0.95, presence_penalty=1.5)
 
 
 def bytes_of_a_step(model: Qwen35, slots: int, length: int) -> float:
@@ -43,27 +39,30 @@ def bytes_of_a_step(model: Qwen35, slots: int, length: int) -> float:
 
 def measure(model: Qwen35, drafts: int, args: argparse.Namespace) -> None:
     """Runs one engine over the requests twice and reports the second run, which compiles nothing."""
-    requests = requests_of(model.config.text.vocab_size, args.slots, args.prompt_tokens, args.new_tokens)
-    engine = SlotEngine(model, marks=(248068, 248069), slots=args.slots, num_drafts=drafts, page_size=256, chunk=512,
-                        cache_tokens=args.slots * (args.prompt_tokens + args.new_tokens + 512))  # fmt: skip
-    engine.generate([SlotRequest(r.prompt, r.settings, 8, r.seed) for r in requests])
-    numbers = [engine.submit(request) for request in requests]
-    start, steps = time.perf_counter(), engine.metrics.decode_steps
-    first = engine.step()
-    begun, tokens = time.perf_counter(), engine.metrics.generated_tokens
-    done = len(first)
+    prompts = np.random.default_rng(0).integers(0, 248_000, (args.slots, args.prompt_tokens)).tolist()
+    tokenizer = Tokenizer.from_pretrained(args.tokenizer)
+    room = args.slots * (args.prompt_tokens + args.new_tokens + 512)
+    engine = Engine(model, tokenizer, slots=args.slots, speculative_tokens=drafts, cache_tokens=room)
+    sampling = dataclasses.replace(SAMPLING, ignore_end=True)
+    engine.generate(prompts, sampling=sampling, max_new_tokens=8)
+    numbers = [engine.submit(prompt, sampling=sampling, max_new_tokens=args.new_tokens, seed=seed)
+               for seed, prompt in enumerate(prompts)]  # fmt: skip
+    start, done = time.perf_counter(), 0
+    while not engine.metrics.generated_tokens > 8 * args.slots:
+        done += len(engine.step())
+    begun, tokens, steps = time.perf_counter(), engine.metrics.generated_tokens, engine.metrics.decode_steps
     while done < len(numbers):
         done += len(engine.step())
     seconds = time.perf_counter() - begun
-    steps = (engine.metrics.decode_steps - steps) - 32
+    steps = engine.metrics.decode_steps - steps
     tokens = engine.metrics.generated_tokens - tokens
     per_step = seconds / steps
     moved = bytes_of_a_step(model, args.slots, args.prompt_tokens + args.new_tokens // 2)
     metrics = engine.metrics
     print(
         f"{drafts} drafts: {tokens / seconds:,.0f} tokens/s, {1e3 * per_step:.2f} ms a step, "
-        f"{moved / per_step / 1e9:,.0f} GB/s of what a plain step must move; accepted {metrics.accepted_drafts} of "
-        f"{metrics.proposed_drafts}; prompts and 32 steps {begun - start:.1f} s",
+        f"{moved / per_step / 1e9:,.0f} GB/s of what a plain step must move; accepted {metrics.drafts.accepted} of "
+        f"{metrics.drafts.proposed}; prompts and the first steps {begun - start:.1f} s",
         flush=True,
     )
 
@@ -95,6 +94,7 @@ def measure_transformers(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="folder with the tokenizer of Qwen3.5")
     parser.add_argument("--preset", default="2b")
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=512)

@@ -6,7 +6,8 @@ from eval.config import Generation, Mode
 from eval.samples import Reply
 from eval.tasks.base import Message
 from qwen35_jax.hf.source import ModelSource, load_model, load_tokenizer
-from qwen35_jax.inference.engine import Completion, Engine
+from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.requests import Completion
 from qwen35_jax.inference.speculative import acceptance_by_completion
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.sharding import MeshConfig
@@ -19,7 +20,7 @@ def load_engine(source: ModelSource, mesh: MeshConfig, *, max_batch: int) -> Eng
       ValueError: no model is named, it cannot be loaded, or the mesh does not fit it.
     """
     tokenizer = load_tokenizer(source)
-    return Engine(load_model(source, mesh.mesh()), tokenizer, max_batch=max_batch)
+    return Engine(load_model(source, mesh.mesh()), tokenizer, slots=max_batch)
 
 
 def generate_replies(
@@ -85,7 +86,7 @@ def count_drafts(
       mode: the one that the replies were generated in.
     """
     prompts = _prompts(engine.tokenizer, conversations, mode)
-    return acceptance_by_completion(engine.model, prompts, token_ids, max_batch=engine.max_batch)
+    return acceptance_by_completion(engine.model, prompts, token_ids, max_batch=engine.slots)
 
 
 def _prompts(tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], mode: Mode) -> list[list[int]]:

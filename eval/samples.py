@@ -6,9 +6,10 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from eval.tasks.base import Document
+from qwen35_jax.inference.requests import FinishReason
 from qwen35_jax.storage import write_json
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Reply:
 
     thinking: str | None
     response: str
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: FinishReason | None
     token_ids: list[int] | None = None
     multiple_closes: int = 0
 

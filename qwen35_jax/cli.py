@@ -214,7 +214,7 @@ def _generate(args: argparse.Namespace) -> None:
         requests = read_requests(args.input, tokenizer, enable_thinking=MODES[args.mode])
     else:
         requests = [_request(number, text, args, tokenizer) for number, text in enumerate(args.prompts)]
-    engine = Engine(load_model(source, _mesh(args)), tokenizer, max_batch=args.max_batch)
+    engine = Engine(load_model(source, _mesh(args)), tokenizer, slots=args.max_batch)
     engine.check([request.token_ids for request in requests], args.max_new_tokens)
     run = functools.partial(generate_rows, engine, requests, sampling=sampling, max_new_tokens=args.max_new_tokens,
                             seed=args.seed)  # fmt: skip
@@ -252,7 +252,7 @@ def _chat(args: argparse.Namespace) -> None:
     sampling = _sampling(args)
     source = _source(args)
     tokenizer = load_tokenizer(source)
-    engine = Engine(load_model(source, _mesh(args)), tokenizer, max_batch=1)
+    engine = Engine(load_model(source, _mesh(args)), tokenizer, slots=1)
     interactive = sys.stdin.isatty()
     if interactive:
         print(chat_module.HELP)

@@ -281,9 +281,15 @@ class Qwen35(nnx.Module):
         (ahead,) = self.mtp_forward(hidden, input_ids, segment_ids, position_ids)
         return self.head_logits(ahead)
 
-    def head_logits(self, hidden: Float[Array, "*L D"]) -> Float[Array, "*L V"]:
-        """Returns float32 logits of the output head for the output of ``forward`` or ``mtp_forward``."""
-        head = self.head_weight().astype(hidden.dtype)
+    def head_logits(
+        self, hidden: Float[Array, "*L D"], head: Float[Array, "V D"] | None = None
+    ) -> Float[Array, "*L V"]:
+        """Returns float32 logits of the output head for the output of ``forward`` or ``mtp_forward``.
+
+        Args:
+          head: rows of its weight, for the logits of some tokens only.
+        """
+        head = (self.head_weight() if head is None else head).astype(hidden.dtype)
         return jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
 
     def head_weight(self) -> Float[Array, "V D"]:

@@ -73,12 +73,20 @@ def make_sample(
     if not prompts:
         return None
     tokenizer = inputs.tokenizer
+    # No more pages than the samples need: the rest of the memory is the training's.
+    longest = max(len(request.token_ids) for request in prompts) + settings.max_new_tokens
     texts = {request.id: tokenizer.decode(request.token_ids, skip_special_tokens=False) for request in prompts}
 
     def sample(state: TrainState) -> list[Text]:
         rows: list[dict[str, Any]] = []
         generate_rows(
-            Engine(setup.model(state), tokenizer, max_batch=len(prompts)),
+            Engine(
+                setup.model(state),
+                tokenizer,
+                slots=len(prompts),
+                page_size=64,
+                cache_tokens=len(prompts) * (longest + 64),
+            ),
             prompts,
             lambda row: rows.append(row | {"prompt": texts[row["id"]]}),
             sampling=SamplingParams(temperature=0.0),

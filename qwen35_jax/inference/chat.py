@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.requests import StreamedToken
 from qwen35_jax.inference.sampling import SamplingParams
-from qwen35_jax.processing.thinking import ThinkingStream, opens_thinking
 from qwen35_jax.processing.tokenizer import Tokenizer
 
 # A type checker calls ``sys.stdout`` a ``TextIO``; when the program runs, it is a ``TextIOBase``.
@@ -56,19 +56,16 @@ def chat(
             try:
                 prompt = engine.tokenizer.encode_chat([*messages, question], enable_thinking=enable_thinking)
                 tokens = engine.stream(prompt, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed + turn)
-                opened = opens_thinking(engine.tokenizer, prompt)
-                answer = _write_answer(engine.tokenizer, tokens, out, opened=opened, color=color)
+                answer = _write_answer(engine.tokenizer, tokens, out, color=color)
             except ValueError as err:
                 print(f"error: {err}", file=out, flush=True)
                 continue
             messages += [question, answer]
 
 
-def _write_answer(
-    tokenizer: Tokenizer, tokens: Iterable[int], out: Output, *, opened: bool, color: bool
-) -> dict[str, str]:
+def _write_answer(tokenizer: Tokenizer, tokens: Iterable[StreamedToken], out: Output, *, color: bool) -> dict[str, str]:
     """Writes a completion as it comes and returns it as a message of the conversation."""
-    stream, shown, token = ThinkingStream(tokenizer, opened=opened), None, None
+    shown, token, written = None, None, {"thinking": "", "answer": ""}
 
     def write(section: str, text: str) -> None:
         nonlocal shown
@@ -82,18 +79,17 @@ def _write_answer(
             elif shown is not None:
                 out.write("answer:\n")
             shown = section
+        written[section] += text
         out.write(text)
         out.flush()
 
     for token in tokens:
-        write(*stream.push(token))
-    write(*stream.flush())
+        write(token.section, token.text)
     out.write(f"{_PLAIN if color and shown == 'thinking' else ''}\n\n")
-    if token not in tokenizer.eos_token_ids:
+    if token is None or token.id not in tokenizer.eos_token_ids:
         out.write("(cut off; raise --max-new-tokens for longer answers)\n\n")
     out.flush()
-    split = stream.split
-    message = {"role": "assistant", "content": split.answer}
-    if split.thinking:
-        message["reasoning_content"] = split.thinking
+    message = {"role": "assistant", "content": written["answer"]}
+    if written["thinking"].strip("\n"):
+        message["reasoning_content"] = written["thinking"].strip("\n")
     return message

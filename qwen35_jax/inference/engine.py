@@ -1,246 +1,347 @@
-"""Batched generation: prompts in, completions out.
+"""The inference engine: requests join and leave while others write, and none changes another's result.
 
-Prompts are sorted by length, cut into batches and padded at their ends. Prompt slots, sequences and slots of
-the state are rounded up to a few sizes, which bounds how many programs are compiled. The prompt is one
-program. The steps are another, a loop on the device that returns to the host every ``STEPS_PER_CALL`` tokens.
+``submit`` queues a request and ``step`` makes one call of the device; ``generate``, ``stream`` and ``score`` do both.
+A request stays in its slot until it ends. If the pages run out, the youngest request gives its pages back and is
+computed again later, by the same programs on the same numbers, so that it comes out equal bit for bit.
 """
 
-import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 
-from qwen35_jax.distributed import to_host
-from qwen35_jax.inference.programs import STEPS_PER_CALL, Prompts, decode, grow, prefill
+from qwen35_jax.inference.checks import check_length, check_sampling, check_tokens, one_each
+from qwen35_jax.inference.mailbox import Mailbox
+from qwen35_jax.inference.metrics import Metrics
+from qwen35_jax.inference.prefixes import points_of
+from qwen35_jax.inference.requests import Completion, Event, Grammar, StreamedToken, seed_of
+from qwen35_jax.inference.runner import News, Runner
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.inference.scheduler import Request
+from qwen35_jax.inference.sizes import EngineSizes
+from qwen35_jax.inference.slots import row_of
+from qwen35_jax.inference.transcript import Transcript
 from qwen35_jax.model import Qwen35
-from qwen35_jax.processing.thinking import opens_thinking, split_tokens
+from qwen35_jax.processing.thinking import CLOSE, OPEN, opens_thinking
 from qwen35_jax.processing.tokenizer import Tokenizer
-from qwen35_jax.sharding import mesh_of, num_shards
 
-# Slots beyond the prompt at the start. More are added as they are needed, so that short
-# completions do not pay for attention over the slots that a high limit would reserve.
-_FIRST_SLOTS = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What the model wrote after one prompt.
-
-    Attributes:
-      token_ids: the generated tokens, with the stop token if there was one.
-      thinking: the text of the think block; None if the completion does not think.
-      answer: the text after the think block; empty if the block never closed.
-      text: all of it, think marks included, without special tokens.
-      finish_reason: ``"stop"`` at an end token, ``"length"`` at the limit of new tokens.
-      multiple_closes: how many ``</think>`` the answer holds (``processing.thinking`` has the rule).
-    """
-
-    token_ids: list[int]
-    thinking: str | None
-    answer: str
-    text: str
-    finish_reason: Literal["stop", "length"]
-    multiple_closes: int = 0
-
-    @classmethod
-    def from_tokens(
-        cls,
-        tokenizer: Tokenizer,
-        prompt_ids: Sequence[int],
-        token_ids: list[int],
-        finish_reason: Literal["stop", "length"],
-    ) -> "Completion":
-        """Makes the completion of a prompt, which says whether the completion begins inside a think block."""
-        split = split_tokens(tokenizer, token_ids, opened=opens_thinking(tokenizer, prompt_ids))
-        text = tokenizer.decode(token_ids, skip_special_tokens=True)
-        return cls(token_ids, split.thinking, split.answer, text, finish_reason, split.multiple_closes)
+# The sentence by which the model itself is used to ending a thought early.
+# Source: the report of Qwen3, section 4.3 (arXiv:2505.09388).
+_EARLY_STOP = (
+    "Considering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
+    "</think>\n\n"
+)
 
 
 class Engine:
-    """Generates completions for tokenised prompts.
+    """Completes and scores tokenised prompts.
 
-    Under several processes all of them make the same calls, and each gets all completions.
-
-    Every prompt draws from its own random stream, given by the seed and its place in the list, so its
-    sample depends on neither its batch nor the order of work, up to the rounding of differently
-    shaped matrix products.
+    A request's tokens and log-probabilities depend on itself and on the engine's sizes, not on who else is there.
+    Under several processes all of them make the same calls, and each gets all results. One thread makes the calls.
 
     Args:
       model: used as it is at each call, so a model in training can be sampled from.
-      tokenizer: gives the end tokens and the text.
-      max_batch: most prompts at once; memory and speed grow with it.
+      tokenizer: gives the end tokens, the think marks and the text.
+      slots: most requests at once, rounded up to whole slots for each device that shares out the batch.
+      cache_tokens: tokens that all pages hold together, rounded up to whole pages; by default what memory allows.
+      speculative_tokens: drafts of the MTP head a step; 0 decodes plainly.
+      page_size: tokens of a page; by default 256, on a CPU 64.
+      prefill_chunk: tokens of a prompt that are read at once; by default 512, on a CPU 128.
+      steps_per_call: most steps between two looks of the host.
+      draft_vocabulary: drafts are among the tokens below this id, which is faster and stays exact; None for all.
 
     Raises:
-      ValueError: ``max_batch`` below 1, or a model split over the ``context`` mesh axis.
+      ValueError: a size is out of range, the model cannot draft, or it is split over the ``context`` mesh axis.
     """
 
-    def __init__(self, model: Qwen35, tokenizer: Tokenizer, *, max_batch: int = 8):
-        if max_batch < 1:
-            raise ValueError(f"max_batch={max_batch}; give at least 1.")
-        self._mesh = mesh_of(model.head_weight())
-        shards = 1 if self._mesh is None else num_shards("length", self._mesh)
-        if shards > 1:
-            raise ValueError(
-                f"the model's mesh has context={shards}, but one token at a time cannot be split over positions; "
-                "load the model on a mesh with context=1."
-            )
-        self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
+    def __init__(
+        self,
+        model: Qwen35,
+        tokenizer: Tokenizer,
+        *,
+        slots: int = 64,
+        cache_tokens: int | None = None,
+        speculative_tokens: int = 0,
+        page_size: int | None = None,
+        prefill_chunk: int | None = None,
+        steps_per_call: int = 32,
+        draft_vocabulary: int | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.sizes = EngineSizes.of(
+            model, slots=slots, cache_tokens=cache_tokens, speculative_tokens=speculative_tokens, page_size=page_size,
+            prefill_chunk=prefill_chunk, steps_per_call=steps_per_call, draft_vocabulary=draft_vocabulary,
+        )  # fmt: skip
+        self._close = tokenizer.token_id(CLOSE)
+        self._runner = Runner(model, self.sizes, (tokenizer.token_id(OPEN), self._close))
+        self._closing = {"hard": [self._close], "sentence": tokenizer.encode(_EARLY_STOP)}
+        self._scores: dict[int, np.ndarray] = {}
+        self._mailbox = Mailbox()
+        self._next_number = 0
+
+    @property
+    def model(self) -> Qwen35:
+        """The model that the next call uses; another one of the same structure may take its place."""
+        return self._runner.model
+
+    @model.setter
+    def model(self, model: Qwen35) -> None:
+        self._runner.model = model
+
+    @property
+    def metrics(self) -> Metrics:
+        """Counts since the engine was made."""
+        return self._runner.metrics
+
+    @property
+    def slots(self) -> int:
+        """Most requests at once."""
+        return self.sizes.slots
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of one request, prompt and completion together."""
+        text = self.model.config.text
+        return min((self.sizes.num_pages - 1) * self.sizes.page_size, text.max_position_embeddings)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``step`` has something to do or to tell."""
+        return bool(self._mailbox) or self._runner.has_work
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._runner.scheduler.waiting)
+
+    @property
+    def num_free_slots(self) -> int:
+        """Slots without a request."""
+        return self._runner.scheduler.tenants.count(None)
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that requests may have."""
+        return self.sizes.shards * (self.sizes.num_pages - 1)
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages that no request owns."""
+        return sum(pool.num_free for pool in self._runner.scheduler.pools)
+
+    def check(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int | Sequence[int],
+        sampling: SamplingParams | Sequence[SamplingParams] = SamplingParams(),  # noqa: B008
+    ) -> None:
+        """Raises ``ValueError`` for what ``generate`` would refuse, before anything is computed."""
+        settings = one_each("sampling", sampling, len(prompts))
+        limits = one_each("max_new_tokens", max_new_tokens, len(prompts))
+        text = self.model.config.text
+        for number, (prompt, params, limit) in enumerate(zip(prompts, settings, limits, strict=True)):
+            name = f"prompt {number}"
+            check_tokens(name, prompt, text.vocab_size)
+            check_length(name, len(prompt), limit, positions=text.max_position_embeddings, max_length=self.max_length)
+            ends, closing = self._end_tokens(params), self._closing[params.budget_close]
+            check_sampling(params, text.vocab_size, end_tokens=ends, closing=closing)
+
+    def _end_tokens(self, sampling: SamplingParams) -> tuple[int, ...]:
+        ends = () if sampling.ignore_end else tuple(self.tokenizer.eos_token_ids)
+        return tuple(dict.fromkeys((*ends, *sampling.stop_token_ids)))
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        *,
+        sampling: SamplingParams = SamplingParams(),  # noqa: B008
+        max_new_tokens: int = 1024,
+        seed: int = 0,
+        grammar: Grammar | None = None,
+        stream: bool = False,
+    ) -> int:
+        """Queues a request and returns its number.
+
+        Args:
+          seed: of the random choices; greedy decoding does not use it.
+          grammar: what steers the tokens; while such a request writes, all are written one token a call.
+          stream: whether ``step`` tells each token as it is written.
+
+        Raises:
+          ValueError: as ``generate`` does.
+        """
+        self.check([prompt], max_new_tokens=max_new_tokens, sampling=sampling)
+        row = row_of(
+            prompt, sampling, limit=max_new_tokens, seed=seed, end_tokens=self._end_tokens(sampling),
+            thinking=opens_thinking(self.tokenizer, prompt), closing=self._closing[sampling.budget_close],
+        )  # fmt: skip
+        points = points_of(prompt, self.sizes.chunk, last=len(prompt) - 1, kind="generate")
+        transcript = Transcript(self.tokenizer, prompt, sampling, stream=stream)
+        return self._wait(Request(self._number(), prompt, max_new_tokens, points, seed, row, transcript, grammar))
+
+    def _number(self) -> int:
+        self._next_number += 1
+        return self._next_number - 1
+
+    def _wait(self, request: Request) -> int:
+        self._runner.scheduler.wait(request)
+        self.metrics.requests += 1
+        self.metrics.prompt_tokens += len(request.prompt)
+        return request.number
+
+    def abort(self, number: int) -> Completion | None:
+        """Ends a request where it is and frees its slot.
+
+        Returns:
+          What it has written so far; None for one that is finished or unknown.
+        """
+        request = self._runner.remove(number)
+        if request is None or request.transcript is None:
+            return None
+        return self._finish(News(request, "aborted"))
+
+    def step(self) -> list[Event]:
+        """Makes about one call of the device and returns what there is to tell by now; often nothing.
+
+        Requests of ``generate``, ``stream`` and ``score`` tell their callers, not here.
+        """
+        if not self._mailbox:
+            self._run()
+        return self._mailbox.take_free()
+
+    def _run(self) -> None:
+        for news in self._runner.step():
+            number, transcript = news.request.number, news.request.transcript
+            if news.scores is not None:
+                self._scores[number] = news.scores
+            completion = None if news.reason is None else self._finish(news)
+            tokens = () if transcript is None else transcript.fetch()
+            if tokens or completion is not None or news.scores is not None:
+                self._mailbox.put(Event(number, tokens, completion))
+
+    def _finish(self, news: News) -> Completion:
+        assert news.reason is not None and news.request.transcript is not None
+        completion = news.request.transcript.finish(
+            news.reason, seed=news.request.seed, closed_by_budget=news.closed_by_budget
+        )
+        self.metrics.finished[completion.finish_reason] += 1
+        return completion
+
+    def _events_of(self, numbers: set[int]) -> Iterator[Event]:
+        """Yields the events of some requests until all of them are finished; those of others wait.
+
+        If nobody listens any more, the requests are aborted.
+        """
+        self._mailbox.reserve(numbers)
+        open_ones = set(numbers)
+        try:
+            while open_ones:
+                for event in self._mailbox.take(open_ones):
+                    if event.completion is not None or event.id in self._scores:
+                        open_ones.remove(event.id)
+                    yield event
+                if open_ones:
+                    self._run()
+        finally:
+            for number in open_ones:
+                self.abort(number)
+            self._mailbox.release(numbers)
 
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        sampling: SamplingParams,
-        max_new_tokens: int,
-        seed: int = 0,
+        sampling: SamplingParams | Sequence[SamplingParams] = SamplingParams(),  # noqa: B008
+        max_new_tokens: int | Sequence[int] = 1024,
+        seed: int | Sequence[int] = 0,
         on_finish: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """Completes every prompt up to an end token or the limit of new tokens.
 
         Args:
           prompts: token ids, none empty.
-          sampling: how tokens are chosen.
-          max_new_tokens: most tokens of one completion.
-          seed: of the random streams; greedy decoding does not use it.
-          on_finish: called as each prompt finishes, with its place in ``prompts``; longer prompts may
-            come before shorter ones.
+          sampling: how tokens are chosen, for all prompts or one a prompt.
+          max_new_tokens: most tokens of one completion, likewise.
+          seed: of the random choices; one for all is turned into one a prompt by ``requests.seed_of``.
+          on_finish: called as each prompt finishes, with its place in ``prompts``; later ones may come first.
 
         Returns:
           The completions in the order of ``prompts``, each split into thinking and answer.
 
         Raises:
-          ValueError: an empty prompt, a token id outside the vocabulary, or more tokens than the model has positions.
+          ValueError: an empty prompt, a token id outside the vocabulary, more tokens than the engine holds, settings
+            that it cannot follow, or a list that is not one value a prompt.
         """
-        self.check(prompts, max_new_tokens)
+        self.check(prompts, max_new_tokens=max_new_tokens, sampling=sampling)
+        count = len(prompts)
+        settings, limits = one_each("sampling", sampling, count), one_each("max_new_tokens", max_new_tokens, count)
+        one_for_all = isinstance(seed, int | np.integer)
+        seeds = [seed_of(int(seed), i) for i in range(count)] if one_for_all else one_each("seed", seed, count)
+        places = {}
+        # The longest may begin first, so that none of them is left alone at the end.
+        for place in sorted(range(len(prompts)), key=lambda place: -limits[place]):
+            number = self.submit(
+                prompts[place], sampling=settings[place], max_new_tokens=limits[place], seed=seeds[place]
+            )
+            places[number] = place
         done: dict[int, Completion] = {}
-        split = nnx.split(self.model)
-        by_length = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-        for start in range(0, len(prompts), self.max_batch):
-            numbers = by_length[start : start + self.max_batch]
-            written: dict[int, list[int]] = {number: [] for number in numbers}
-            chosen = [prompts[number] for number in numbers]
-            calls = self._new_tokens(split, chosen, numbers, sampling, max_new_tokens, seed, STEPS_PER_CALL)
-            for new_tokens in calls:
-                for number, tokens in zip(numbers, new_tokens.tolist(), strict=False):
-                    if number in done:
-                        continue
-                    completion = self._extend(prompts[number], written[number], tokens, max_new_tokens)
-                    if completion is not None:
-                        done[number] = completion
-                        if on_finish is not None:
-                            on_finish(number, completion)
-        return [done[number] for number in range(len(prompts))]
+        for event in self._events_of(set(places)):
+            if event.completion is not None:
+                place = places[event.id]
+                done[place] = event.completion
+                if on_finish is not None:
+                    on_finish(place, event.completion)
+        return [done[place] for place in range(len(prompts))]
 
     def stream(
-        self, prompt: Sequence[int], *, sampling: SamplingParams, max_new_tokens: int, seed: int = 0
-    ) -> Iterator[int]:
-        """Yields the tokens that ``generate`` would write for one prompt, each as soon as it is there.
+        self,
+        prompt: Sequence[int],
+        *,
+        sampling: SamplingParams = SamplingParams(),  # noqa: B008
+        max_new_tokens: int = 1024,
+        seed: int = 0,
+    ) -> Iterator[StreamedToken]:
+        """Yields the tokens that ``generate`` would write for one prompt with this seed, as they are written.
 
         Raises:
-          ValueError: as ``generate`` does.
+          ValueError: as ``generate`` does, at the call.
         """
-        self.check([prompt], max_new_tokens)
-        for new_tokens in self._new_tokens(nnx.split(self.model), [prompt], [0], sampling, max_new_tokens, seed, 1):
-            yield int(new_tokens[0, 0])
+        number = self.submit(prompt, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed, stream=True)
+        self._mailbox.reserve([number])
+        return (token for event in self._events_of({number}) for token in event.tokens)
 
-    def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        """Raises ``ValueError`` for what ``generate`` would refuse, before anything is computed."""
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={max_new_tokens}; give at least 1.")
+    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Returns the log-probability of each token of each continuation after its prompt, by the model itself.
+
+        Prompts that begin alike are read once, chunk by chunk. Logits of few positions are held at once.
+
+        Args:
+          prompts: token ids, none empty.
+          continuations: token ids, one list a prompt; none is empty.
+
+        Returns:
+          float32 arrays, as long as the continuations.
+
+        Raises:
+          ValueError: an empty prompt or continuation, a token id outside the vocabulary, more tokens than the engine
+            holds, or not one continuation a prompt.
+        """
         text = self.model.config.text
-        for number, prompt in enumerate(prompts):
-            if not len(prompt):
-                raise ValueError(f"prompt {number} has no tokens; a completion needs at least one to follow.")
-            if min(prompt) < 0 or max(prompt) >= text.vocab_size:
-                raise ValueError(
-                    f"prompt {number} has token ids from {min(prompt)} to {max(prompt)}, but the model knows 0 to "
-                    f"{text.vocab_size - 1}; use the tokenizer of the checkpoint."
-                )
-            if len(prompt) + max_new_tokens > text.max_position_embeddings:
-                raise ValueError(
-                    f"prompt {number} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} it passes the "
-                    f"model's {text.max_position_embeddings} positions; shorten it or lower max_new_tokens."
-                )
-
-    def _extend(
-        self, prompt: Sequence[int], written: list[int], new_tokens: list[int], max_new_tokens: int
-    ) -> Completion | None:
-        """Adds a sequence's new tokens to those written; returns the completion once it is finished."""
-        for token in new_tokens:
-            written.append(token)
-            stopped = token in self.tokenizer.eos_token_ids
-            if stopped or len(written) == max_new_tokens:
-                return Completion.from_tokens(self.tokenizer, prompt, written, "stop" if stopped else "length")
-        return None
-
-    def _new_tokens(
-        self,
-        split: tuple[nnx.GraphDef, nnx.State],
-        prompts: Sequence[Sequence[int]],
-        numbers: Sequence[int],
-        sampling: SamplingParams,
-        max_new_tokens: int,
-        seed: int,
-        steps_per_call: int,
-    ) -> Iterator[np.ndarray]:
-        """Runs one batch; yields new tokens [B, n] until every sequence is done or the limit is reached.
-
-        Sequences beyond the prompts are filling, and what follows an end token is noise.
-        """
-        with self._mesh_context():
-            batch = self._pad(prompts, numbers, seed)
-            slots = batch.input_ids.shape[1]
-            capacity = _round_up(slots + min(max_new_tokens, _FIRST_SLOTS))
-            sequences = prefill(*split, batch, capacity, sampling)
-            first, done = to_host(sequences.token), to_host(sequences.done)
-        yield first[:, None]
-        written = 1
-        while written < max_new_tokens and not done.all():
-            with self._mesh_context():
-                if slots + written > capacity:
-                    capacity = min(_round_up(2 * capacity), _round_up(slots + max_new_tokens))
-                    sequences = dataclasses.replace(sequences, state=grow(sequences.state, capacity))
-                # The state holds all but the newest token.
-                steps = min(steps_per_call, max_new_tokens - written, capacity - (slots + written - 1))
-                sequences, new_tokens, taken = decode(*split, sequences, written, steps, sampling)
-                new_tokens, done = to_host(new_tokens), to_host(sequences.done)
-            written += int(taken)
-            yield new_tokens[:, :taken]
-
-    def _pad(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int], seed: int) -> Prompts:
-        """Lays prompts out at the beginning of a batch whose sizes are rounded up."""
-        shards = 1 if self._mesh is None else num_shards("batch", self._mesh)
-        # A power of two or the largest batch, in whole sequences for every device.
-        size = min(1 << (len(prompts) - 1).bit_length(), self.max_batch)
-        size = -(-size // shards) * shards
-        slots = _round_up(max(len(prompt) for prompt in prompts))
-        input_ids = np.full((size, slots), self.tokenizer.pad_token_id, np.int32)
-        # Filling sequences hold one token, so that none is without anything to attend to.
-        lengths = np.ones(size, np.int32)
-        for i, prompt in enumerate(prompts):
-            input_ids[i, : len(prompt)], lengths[i] = prompt, len(prompt)
-        return Prompts(
-            input_ids=jnp.asarray(input_ids),
-            segment_ids=jnp.asarray((np.arange(slots) < lengths[:, None]).astype(np.int32)),
-            lengths=jnp.asarray(lengths),
-            filling=jnp.asarray(np.arange(size) >= len(prompts)),
-            numbers=jnp.asarray(np.pad(np.array(numbers, np.int32), (0, size - len(prompts)))),
-            key=jax.random.key(seed),
-            eos_token_ids=jnp.asarray(self.tokenizer.eos_token_ids, jnp.int32),
-        )
-
-    def _mesh_context(self) -> contextlib.AbstractContextManager[Mesh | None]:
-        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
-
-
-def _round_up(size: int) -> int:
-    """Rounds up to a power of two or one and a half times one, at least 16: no more than half is padding."""
-    power = max(16, 1 << (size - 1).bit_length())
-    return 3 * power // 4 if power > 16 and size <= 3 * power // 4 else power
+        places = {}
+        pairs = list(zip(prompts, one_each("continuations", continuations, len(prompts)), strict=True))
+        for number, (prompt, continuation) in enumerate(pairs):
+            check_tokens(f"prompt {number}", prompt, text.vocab_size)
+            check_tokens(f"continuation {number}", continuation, text.vocab_size)
+            check_length(f"prompt {number}", len(prompt), len(continuation),
+                         positions=text.max_position_embeddings, max_length=self.max_length)  # fmt: skip
+        for place, (prompt, continuation) in enumerate(pairs):
+            # Whoever begins with a snapshot has no log-probabilities of what the other one has read.
+            last = (len(prompt) - 1) // self.sizes.chunk * self.sizes.chunk
+            points = points_of(prompt, self.sizes.chunk, last=last, kind="score")
+            number = self._wait(Request(self._number(), [*prompt, *continuation], 0, points))
+            places[number] = place
+            self.metrics.scored_tokens += len(continuation)
+        scores = {}
+        for event in self._events_of(set(places)):
+            length = len(continuations[places[event.id]])
+            scores[places[event.id]] = self._scores.pop(event.id)[-length:]
+        return [scores[place] for place in range(len(prompts))]

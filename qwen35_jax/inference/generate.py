@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen35_jax.hf.hub import find_file
-from qwen35_jax.inference.engine import Completion, Engine
+from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.requests import Completion
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.tokenizer import Tokenizer
 

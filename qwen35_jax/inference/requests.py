@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -96,6 +96,7 @@ class Event:
     completion: Completion | None = None
 
 
+@runtime_checkable
 class Grammar(Protocol):
     """Says which tokens may come next. A request with a grammar is written one token a call."""
 

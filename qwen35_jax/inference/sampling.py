@@ -1,20 +1,13 @@
-"""How the next token is chosen from logits.
+"""How a request is written: its sampling settings, what ends it, and what is told of it.
 
-Letters: ``B`` sequences, ``V`` vocabulary.
-
-The order is that of transformers' logits processors and of vLLM: presence penalty, temperature,
-top-k, then top-p on the distribution that top-k left.
+The order is that of transformers' logits processors and of vLLM: bias and penalties, temperature, top-k, then top-p on
+the distribution that top-k left, then min-p.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Literal
-
-import jax
-import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
 
 MAX_BIAS = 300
 MAX_STOP_TOKENS = 14
@@ -110,86 +103,3 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether the most likely token is taken, without randomness."""
         return self.temperature == 0
-
-
-def sequence_keys(key: Key[Array, ""], numbers: Int[Array, " B"], step: Int[Array, ""] | int) -> Key[Array, " B"]:
-    """Derives one key a sequence from (seed, number, step), so that a sequence samples alike in every batch."""
-    return jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(key, number), step))(numbers)
-
-
-def penalize_presence(
-    logits: Float[Array, "B V"], generated: Bool[Array, "B V"], presence_penalty: float
-) -> Float[Array, "B V"]:
-    """Subtracts ``presence_penalty`` from the logits of the tokens marked in ``generated``."""
-    return jnp.where(generated, logits - presence_penalty, logits)
-
-
-def truncate(
-    logits: Float[Array, "B V"], sampling: SamplingParams
-) -> tuple[Float[Array, "B C"], Int[Array, "B C"] | None]:
-    """Applies temperature, top-k and top-p.
-
-    With top-k it returns only ``top_k`` candidates, so that later steps make no pass over the vocabulary. Without
-    top-k, top-p finds its threshold by bisection, not by a sort of the vocabulary.
-
-    Args:
-      logits: float32, any scale.
-      sampling: settings with a temperature above 0.
-
-    Returns:
-      The candidates' logits, removed ones at ``-inf`` (``C = top_k``, or ``V`` without top-k); their
-      token ids, or None if candidate ``c`` is token ``c``.
-
-    Source: ``TemperatureLogitsWarper``, ``TopKLogitsWarper`` and ``TopPLogitsWarper`` of transformers.
-    We differ in ties only: equal logits at the edge of top-k are cut by token id, and equal ones at
-    the edge of top-p without top-k are all kept.
-    """
-    scaled = logits / sampling.temperature
-    if not sampling.top_k or sampling.top_k >= logits.shape[-1]:
-        if sampling.top_p < 1:
-            scaled = jnp.where(_in_nucleus(jax.nn.softmax(scaled), sampling.top_p), scaled, -jnp.inf)
-        return scaled, None
-    values, token_ids = lax.top_k(scaled, sampling.top_k)
-    if sampling.top_p < 1:
-        probabilities = jax.nn.softmax(values)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        values = jnp.where(before < sampling.top_p, values, -jnp.inf)
-    return values, token_ids
-
-
-def _in_nucleus(probabilities: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
-    """Marks each token for which all strictly more likely tokens together have less than ``top_p``.
-
-    "The mass above x is less than top_p" is false for small x and true for large x, so the smallest
-    such x is found by bisection over the bit patterns of float32, which order non-negative floats as
-    integers. 31 halvings find it exactly, at the cost of 31 sums instead of a sort of the vocabulary.
-    """
-
-    def mass_above(bits: Int[Array, " B"]) -> Float[Array, " B"]:
-        threshold = lax.bitcast_convert_type(bits, jnp.float32)[:, None]
-        return jnp.sum(jnp.where(probabilities > threshold, probabilities, 0.0), axis=-1)
-
-    def halve(_: Int[Array, ""] | int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = low + (high - low) // 2
-        enough = mass_above(middle) < top_p
-        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
-
-    low = jnp.zeros(probabilities.shape[:1], jnp.int32)
-    high = lax.bitcast_convert_type(jnp.max(probabilities, axis=-1), jnp.int32)
-    _, bits = lax.fori_loop(0, 31, halve, (low, high))
-    return probabilities >= lax.bitcast_convert_type(bits, jnp.float32)[:, None]
-
-
-def sample(logits: Float[Array, "B V"], keys: Key[Array, " B"], sampling: SamplingParams) -> Int[Array, " B"]:
-    """Draws one token a sequence, each with its own key; greedy settings take the first maximum.
-
-    The presence penalty is applied before, by ``penalize_presence``.
-    """
-    if sampling.greedy:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    candidates, token_ids = truncate(logits, sampling)
-    choice = jax.vmap(jax.random.categorical)(keys, candidates).astype(jnp.int32)
-    if token_ids is None:
-        return choice
-    return jnp.take_along_axis(token_ids, choice[:, None], axis=-1)[:, 0].astype(jnp.int32)

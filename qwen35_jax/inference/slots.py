@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
-from qwen35_jax.inference.slot_sampling import CANDIDATES, PROMPT, Settings
+from qwen35_jax.inference.distribution import CANDIDATES, PROMPT, Settings
+from qwen35_jax.inference.sampling import MAX_STOP_TOKENS, SamplingParams
 from qwen35_jax.inference.verification import Drafts
+from qwen35_jax.sharding import constrain
 
-MAX_END_TOKENS = 16
-MAX_CLOSING_TOKENS = 64
-"""Room for the model's own sentence that ends a thought early, with ``</think>``."""
+MAX_END_TOKENS = MAX_STOP_TOKENS + 2
+MAX_CLOSING_TOKENS = 128
+"""Room for the model's own sentence that ends a thought early, also by a tokenizer of single bytes."""
 
 # Why a slot has stopped.
 RUNNING, STOP, LENGTH = 0, 1, 2
@@ -40,6 +42,7 @@ class Slots:
       limit: most tokens of the completion.
       budget: most tokens of the think block before it is closed; -1 for no budget.
       closing: the tokens that close it then; ``num_closing`` of them.
+      tells_top: whether the model's most likely tokens are told beside each token.
       active: slots that write. A slot that has stopped keeps its place until the host has seen it.
       stopped: why it does not write any more.
       token: the newest token, not yet in the memory.
@@ -50,7 +53,7 @@ class Slots:
       thought: tokens of the think block so far.
       closed: how many closing tokens are written, -1 before the first one.
       drafts: what the MTP head proposes to come after ``token``.
-      seen: which tokens prompt and completion hold (``slot_sampling.adjust``).
+      seen: which tokens prompt and completion hold (``distribution.adjust``).
     """
 
     settings: Settings
@@ -60,6 +63,7 @@ class Slots:
     budget: Int[Array, " B"]
     closing: Int[Array, "B F"]
     num_closing: Int[Array, " B"]
+    tells_top: Bool[Array, " B"]
     active: Bool[Array, " B"]
     stopped: Int[Array, " B"]
     token: Int[Array, " B"]
@@ -82,7 +86,7 @@ class Slots:
             seeds=jnp.zeros((slots, 2), jnp.uint32),
             end_tokens=jnp.full((slots, MAX_END_TOKENS), -1, jnp.int32),
             limit=zeros, budget=zeros - 1, closing=jnp.zeros((slots, MAX_CLOSING_TOKENS), jnp.int32), num_closing=zeros,
-            active=nobody, stopped=zeros, token=zeros, length=zeros, num_past=zeros, generated=zeros,
+            tells_top=nobody, active=nobody, stopped=zeros, token=zeros, length=zeros, num_past=zeros, generated=zeros,
             thinking=nobody, thought=zeros, closed=zeros - 1,
             drafts=Drafts(
                 tokens=jnp.zeros((slots, num_drafts), jnp.int32),
@@ -92,61 +96,58 @@ class Slots:
             ),
             seen=jnp.zeros((slots, vocab_size), jnp.int32),
         )  # fmt: skip
-        # Programs take the arrays over, so each needs memory of its own.
-        return jax.tree.map(jnp.copy, empty)
+        return empty.split()
+
+    def split(self) -> "Slots":
+        """Splits the slots over the devices that share out a batch."""
+        return jax.tree.map(lambda x: constrain(x, ("batch", *[None] * (x.ndim - 1))), self)
 
 
-@dataclass(frozen=True)
-class SlotRequest:
-    """One prompt and how it is to be completed.
+def row_of(
+    prompt: Sequence[int],
+    sampling: SamplingParams,
+    *,
+    limit: int,
+    seed: int,
+    end_tokens: Sequence[int],
+    thinking: bool,
+    closing: Sequence[int],
+) -> dict[str, Any]:
+    """Returns what a request makes of a slot's row of ``Slots``, by name: all but memory, drafts and ``seen``.
 
-    Attributes:
-      prompt: token ids, at least one.
-      settings: how tokens are chosen (``Settings.row``).
+    Args:
       limit: most new tokens.
-      seed: of the random choices; the result depends on nothing else.
-      end_tokens: what ends the completion.
+      end_tokens: what ends the completion, at most ``MAX_END_TOKENS``.
       thinking: whether the prompt leaves a think block open.
-      budget: most tokens of the think block; -1 for no budget.
-      closing: the tokens that close it when the budget is spent.
+      closing: the tokens that close it when the budget is spent, at most ``MAX_CLOSING_TOKENS``.
     """
-
-    prompt: Sequence[int]
-    settings: Settings
-    limit: int
-    seed: int = 0
-    end_tokens: Sequence[int] = ()
-    thinking: bool = False
-    budget: int = -1
-    closing: Sequence[int] = ()
-
-    def row(self) -> dict[str, Any]:
-        """Returns what the request makes of a slot's row of ``Slots``, by name: all but memory, drafts and ``seen``."""
-        ends, closing = np.full(MAX_END_TOKENS, -1, np.int32), np.zeros(MAX_CLOSING_TOKENS, np.int32)
-        ends[: len(self.end_tokens)], closing[: len(self.closing)] = self.end_tokens, self.closing
-        seed = self.seed % (1 << 64)
-        numbers = {
-            "limit": self.limit, "budget": self.budget, "num_closing": len(self.closing),
-            "token": self.prompt[-1], "length": len(self.prompt) - 1, "stopped": RUNNING, "num_past": 0,
-            "generated": 0, "thought": 0, "closed": -1,
-        }  # fmt: skip
-        return {name: np.int32(value) for name, value in numbers.items()} | {
-            "settings": self.settings, "seeds": np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
-            "end_tokens": ends, "closing": closing, "active": np.bool_(True), "thinking": np.bool_(self.thinking),
-        }  # fmt: skip
+    ends, closes = np.full(MAX_END_TOKENS, -1, np.int32), np.zeros(MAX_CLOSING_TOKENS, np.int32)
+    ends[: len(end_tokens)], closes[: len(closing)] = end_tokens, closing
+    seed %= 1 << 64
+    budget = -1 if sampling.thinking_budget is None else sampling.thinking_budget
+    numbers = {
+        "limit": limit, "budget": budget, "num_closing": len(closing),
+        "token": prompt[-1], "length": len(prompt) - 1, "stopped": RUNNING, "num_past": 0,
+        "generated": 0, "thought": 0, "closed": -1,
+    }  # fmt: skip
+    return {name: np.int32(value) for name, value in numbers.items()} | {
+        "settings": Settings.row(sampling), "seeds": np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
+        "end_tokens": ends, "closing": closes, "active": np.bool_(True), "thinking": np.bool_(thinking),
+        "tells_top": np.bool_(bool(sampling.logprobs)),
+    }  # fmt: skip
 
 
 @functools.partial(jax.jit, donate_argnames="slots")
 def admit(slots: Slots, slot: Int[Array, ""] | int, row: dict[str, Any]) -> Slots:
-    """Puts a request, as ``SlotRequest.row`` gives it, into a slot; it has no drafts yet. ``seen`` is the prefill's."""
+    """Puts a request, as ``row_of`` gives it, into a slot; it has no drafts yet. ``seen`` is the prefill's."""
     old = {name: getattr(slots, name) for name in row}
     new = jax.tree.map(lambda array, value: array.at[slot].set(value), old, row)
     drafts = dataclasses.replace(slots.drafts, valid=slots.drafts.valid.at[slot].set(0))
     seen = slots.seen.at[slot, row["token"]].max(PROMPT)
-    return dataclasses.replace(slots, drafts=drafts, seen=seen, **new)
+    return dataclasses.replace(slots, drafts=drafts, seen=seen, **new).split()
 
 
 @functools.partial(jax.jit, donate_argnames="slots")
 def release(slots: Slots, slot: Int[Array, ""] | int) -> Slots:
     """Stops a slot's request where it is."""
-    return dataclasses.replace(slots, active=slots.active.at[slot].set(False))
+    return dataclasses.replace(slots, active=slots.active.at[slot].set(False)).split()

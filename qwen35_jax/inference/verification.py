@@ -11,14 +11,15 @@ Source: arXiv:2211.17192 and arXiv:2302.01318.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-from qwen35_jax.inference import slot_sampling
-from qwen35_jax.inference.slot_sampling import Settings
+from qwen35_jax.inference import distribution
+from qwen35_jax.inference.distribution import Settings
 
 DRAFT, ACCEPT, SAMPLE = range(3)
 
@@ -75,24 +76,20 @@ def draw_draft(
     settings: Settings,
     seeds: UInt32[Array, "B 2"],
     positions: Int[Array, " B"],
-    ids_of: Int[Array, " V"] | None = None,
 ) -> tuple[Int[Array, " B"], Int[Array, "B C"], Float[Array, "B C"]]:
     """Draws one draft a slot from the most likely candidates, by the slot's settings without penalties.
 
     Args:
-      logits: float32, of the drafting layer.
+      logits: float32, of the drafting layer; of the first tokens of the vocabulary, or of all.
       settings: by slot.
       seeds: by slot.
       positions: of the token that is drafted.
-      ids_of: the token that each logit is of, if the drafting layer knows a part of the vocabulary only.
 
     Returns:
       The drafts, their candidates, and the candidates' probabilities.
     """
-    values, ids = slot_sampling.candidates(logits)
-    probs = slot_sampling.candidate_probabilities(values, settings)
-    if ids_of is not None:
-        ids = ids_of[ids]
+    values, ids = distribution.candidates(logits)
+    probs = distribution.candidate_probabilities(values, settings)
     choice = _draw(keys(seeds, positions, DRAFT), probs)
     return jnp.take_along_axis(ids, choice[:, None], axis=-1)[:, 0], ids, probs
 
@@ -104,29 +101,31 @@ def verify(
     settings: Settings,
     seeds: UInt32[Array, "B 2"],
     positions: Int[Array, "B T"],
-    seen: Int[Array, "B V"],
+    *,
+    changes: Bool[Array, ""],
+    changed: Callable[[], Float[Array, "B T V"]],
 ) -> Verified:
     """Accepts drafts from the front and draws one more token, so that all have the distribution ``p``.
 
     Args:
-      logits: float32, of the model; penalties and biases are applied here.
+      logits: float32, of the model.
       drafts: ``T - 1`` drafts a slot; those from ``valid`` on are as if they did not exist.
       forced: a token that must stand at a position, whatever the logits are; -1 for none.
       settings: by slot.
       seeds: by slot.
       positions: of the tokens that are chosen.
-      seen: as in ``adjust``.
+      changes: whether some slot has penalties, biases or other changes of its logits.
+      changed: returns the logits with them. Other slots find theirs as they were.
     """
     uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys(seeds, positions[:, :-1], ACCEPT))
     sample_keys = keys(seeds, positions, SAMPLE)
-    adjust = functools.partial(slot_sampling.adjust, logits, settings, seen, drafts.tokens)
     # Logits are large: a branch that returned them as they are would copy them, and these are few.
-    best = slot_sampling.candidates(logits)
-    best = lax.cond(jnp.any(settings.adjusts), lambda: slot_sampling.candidates(adjust()), lambda: best)
+    best = distribution.candidates(logits)
+    best = lax.cond(changes, lambda: distribution.candidates(changed()), lambda: best)
 
     def narrow() -> Verified:
         values, ids = best
-        probs = slot_sampling.candidate_probabilities(values, settings)
+        probs = distribution.candidate_probabilities(values, settings)
         first = jnp.arange(ids.shape[-1]) == 0
         must = forced[..., None] >= 0
         ids = jnp.where(must & first, forced[..., None], ids)
@@ -134,7 +133,7 @@ def verify(
         return _accept(probs, ids, drafts, uniform, sample_keys)
 
     def wide() -> Verified:
-        probs = slot_sampling.all_probabilities(adjust(), settings)
+        probs = distribution.all_probabilities(lax.cond(changes, changed, lambda: logits), settings)
         one_hot = (jnp.arange(probs.shape[-1]) == forced[..., None]).astype(probs.dtype)
         probs = jnp.where(forced[..., None] >= 0, one_hot, probs)
         return _accept(probs, None, drafts, uniform, sample_keys)

@@ -23,8 +23,13 @@ from qwen35_jax.config import LINEAR, TextConfig
 from qwen35_jax.ops.attention.paged import paged_attention, write_pages
 from qwen35_jax.ops.gated_delta import DeltaRule
 from qwen35_jax.ops.gated_delta.replay import gated_delta_replay
+from qwen35_jax.sharding import constrain, num_shards, over_mesh, shard_index
 from qwen35_jax.state.delta import DeltaState
 from qwen35_jax.state.protocol import LayerMemory
+
+_PAGES = (None, "batch", "heads", None, None)
+_STATES = (None, "batch", "heads", None, None)
+_HEADS = (None, "batch", None, "heads", None)
 
 
 @jax.tree_util.register_dataclass
@@ -61,11 +66,40 @@ class PagedKeyValues:
 
     @classmethod
     def empty(
-        cls, config: TextConfig, num_pages: int, page_size: int, dtype: DTypeLike, *, num_layers: int | None = None
+        cls,
+        config: TextConfig,
+        num_pages: int,
+        page_size: int,
+        dtype: DTypeLike,
+        *,
+        num_layers: int | None = None,
+        num_heads: int | None = None,
     ) -> "PagedKeyValues":
-        """Makes ``num_pages`` pages for each of ``num_layers`` layers, by default one layer a period."""
+        """Makes ``num_pages`` pages for each of ``num_layers`` layers, by default one layer a period.
+
+        Args:
+          num_heads: key heads that a page holds, a multiple of the model's; by default as many.
+        """
         layers = config.num_periods if num_layers is None else num_layers
-        return cls(jnp.zeros((layers, num_pages, 2 * config.num_key_value_heads, page_size, config.head_dim), dtype))
+        heads = config.num_key_value_heads if num_heads is None else num_heads
+        return cls(jnp.zeros((layers, num_pages, 2 * heads, page_size, config.head_dim), dtype))
+
+    def split(self) -> "PagedKeyValues":
+        """Splits the pages over the devices of the mesh: each data shard has pages of its own."""
+        return PagedKeyValues(constrain(self.pages, _PAGES))
+
+    def copy_page(
+        self, shard: Int[Array, ""] | int, source: Int[Array, ""] | int, target: Int[Array, ""] | int
+    ) -> "PagedKeyValues":
+        """Copies one page of a data shard to another of the same shard; 0 to 0 copies nothing that counts."""
+
+        def local(pages, shard, source, target):
+            mine = shard == shard_index("batch") if num_shards("batch") > 1 else True
+            source, target = (jnp.where(mine, page, 0) for page in (source, target))
+            return pages.at[:, target].set(pages[:, source])
+
+        numbers = (jnp.asarray(x, jnp.int32) for x in (shard, source, target))
+        return PagedKeyValues(over_mesh(local, self.pages, *numbers, in_axes=(_PAGES, (), (), ()), out_axes=_PAGES))
 
     def attend(
         self,
@@ -117,6 +151,12 @@ class SlotDelta:
             beta=jnp.zeros((G, slots, window, N), jnp.float32),
         )
 
+    def split(self) -> "SlotDelta":
+        """Splits slots and heads over the devices of the mesh."""
+        by_head = {"recurrent": _STATES, "k": _HEADS, "v": _HEADS, "log_decay": _HEADS[:-1], "beta": _HEADS[:-1]}
+        axes = by_head | {"inputs": (None, "batch", None, None)}
+        return SlotDelta(**{name: constrain(getattr(self, name), names) for name, names in axes.items()})
+
     def window(self, placement: PagedPlacement) -> Float[Array, "B W C"]:
         """See ``DeltaMemory.window``: the last inputs before this call, rejected ones left out."""
         inputs, most = self.inputs[placement.layer], self.k.shape[2]
@@ -144,9 +184,7 @@ class SlotDelta:
         """See ``DeltaMemory.recur``. The returned states lack this call's tokens, which are kept beside them."""
         layer = placement.layer
         past = (self.k[layer], self.v[layer], self.log_decay[layer], self.beta[layer])
-        out, recurrent = gated_delta_replay(
-            q, k, v, log_decay, beta, self.recurrent, layer, past, placement.num_past
-        )
+        out, recurrent = gated_delta_replay(q, k, v, log_decay, beta, self.recurrent, layer, past, placement.num_past)
         inputs = jnp.concatenate([self.window(placement), projected], axis=1)
         new = (inputs, k, v, log_decay, beta)
         old = (self.inputs, self.k, self.v, self.log_decay, self.beta)
@@ -205,12 +243,12 @@ class PagedState:
 
 
 def empty_layers(
-    config: TextConfig, *, slots: int, window: int, num_pages: int, page_size: int, dtype: DTypeLike
+    config: TextConfig, *, slots: int, window: int, num_pages: int, page_size: int, dtype: DTypeLike, num_heads: int
 ) -> tuple[SlotDelta | PagedKeyValues, ...]:
-    """Makes the memory of an engine: one entry for each layer of the period."""
+    """Makes the memory of an engine: one entry for each layer of the period; ``num_heads`` as in ``PagedKeyValues``."""
     return tuple(
         SlotDelta.empty(config, slots, window, dtype)
         if kind == LINEAR
-        else PagedKeyValues.empty(config, num_pages, page_size, dtype)
+        else PagedKeyValues.empty(config, num_pages, page_size, dtype, num_heads=num_heads)
         for kind in config.layer_types[: config.period]
     )

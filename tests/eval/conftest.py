@@ -6,7 +6,8 @@ import re
 import pytest
 
 from eval.tasks import ifeval
-from qwen35_jax.inference.engine import Completion, Engine
+from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.requests import Completion
 from qwen35_jax.processing import Tokenizer
 from tests.conftest import shared_dir
 

@@ -10,11 +10,13 @@ from eval.config import EvalConfig
 from eval.run import run
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.inference.chat import chat
-from qwen35_jax.inference.engine import Completion, Engine
+from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.generate import generate_rows, read_requests
+from qwen35_jax.inference.requests import Completion
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing import Tokenizer
 from tests.eval.conftest import write_rows
+from tests.inference.told import told
 
 QUESTION = {"role": "user", "content": "2+2?"}
 
@@ -37,7 +39,7 @@ class FixedEngine(Engine):
             on_finish(number, completion)
 
     def stream(self, prompt, *, sampling, max_new_tokens, seed):
-        yield from self.token_ids
+        return told(self.tokenizer, prompt, self.token_ids)
 
 
 def from_generate(engine, tmp_path):

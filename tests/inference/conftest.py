@@ -55,3 +55,9 @@ def make_model():
 @pytest.fixture(scope="session")
 def model(make_model) -> Qwen35:
     return make_model(make_mesh())
+
+
+@pytest.fixture(scope="session")
+def prompts(model):
+    rng = np.random.default_rng(0)
+    return [rng.integers(30, 500, length).tolist() for length in (1, 3, 17, 40, 16, 33, 2, 64)]

@@ -7,6 +7,7 @@ import pytest
 from qwen35_jax.inference.chat import chat
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.sampling import SamplingParams
+from tests.inference.told import told
 
 
 class ScriptedEngine(Engine):
@@ -22,7 +23,7 @@ class ScriptedEngine(Engine):
         if answer == "too long":
             raise ValueError("prompt 0 has too many tokens")
         end = "" if answer.endswith("...") else "<|im_end|>"
-        yield from self.tokenizer.encode(f"{answer}{end}")
+        return told(self.tokenizer, prompt, self.tokenizer.encode(f"{answer}{end}"))
 
 
 def talk(engine, *lines: str, **settings) -> str:

@@ -1,180 +1,194 @@
-"""Generation against the whole model run over the whole text."""
+"""The engine: what it writes is what the model says, and a request's result is the same in any crowd."""
 
-import dataclasses
-
-import jax
 import numpy as np
 import pytest
 
-from qwen35_jax.hf.load import load
-from qwen35_jax.inference import engine as engine_module
-from qwen35_jax.inference.engine import Completion, Engine
+from qwen35_jax.inference.decode import decode
+from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.prefill import prefill
 from qwen35_jax.inference.sampling import SamplingParams
-from qwen35_jax.processing import Tokenizer
-from qwen35_jax.sharding import make_mesh
-from tests.reference import reference_model, write_checkpoint
-
-NEW_TOKENS = 12
-GREEDY = SamplingParams()
-RANDOM = SamplingParams(temperature=1.0, top_k=50, top_p=0.9)
+from tests.inference.engines import GREEDY, LIMITS, MIXED, THINK, Numbers, assert_is_idle, finish, make_engine
 
 
-@dataclasses.dataclass
-class Numbers(Tokenizer):
-    """A tokenizer whose text is its token ids; the model's first tokens end nothing by default."""
-
-    eos_token_ids: tuple[int, ...] = (510, 511)
-    pad_token_id: int = 511
-
-    def token_id(self, token):
-        return {"<think>": 508, "</think>": 509}[token]
-
-    def decode(self, ids, *, skip_special_tokens=True):
-        return " ".join(str(token) for token in ids if not (skip_special_tokens and token in self.eos_token_ids))
-
-
-@pytest.fixture(scope="module")
-def prompts() -> list[list[int]]:
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, 500, length).tolist() for length in (5, 1, 14, 16, 9)]
-
-
-@pytest.fixture(scope="module")
-def greedy(model, prompts) -> list[Completion]:
-    return Engine(model, Numbers(), max_batch=4).generate(prompts, sampling=GREEDY, max_new_tokens=NEW_TOKENS)
+@pytest.mark.parametrize("drafts", [0, pytest.param(1, marks=pytest.mark.slow), 3])
+def test_greedy_text_is_what_the_model_finds_most_likely(model, prompts, drafts):
+    engine = make_engine(model, drafts, poison=True)
+    done = engine.generate(prompts, sampling=GREEDY, max_new_tokens=LIMITS)
+    for prompt, limit, completion in zip(prompts, LIMITS, done, strict=True):
+        tokens = completion.token_ids
+        assert len(tokens) == limit and completion.finish_reason == "length" and completion.logprobs is not None
+        text = np.zeros((1, 128), np.int32)
+        text[0, : len(prompt) + limit] = prompt + tokens
+        logits = np.asarray(model.logits(text))[0, len(prompt) - 1 :][:limit].astype(np.float64)
+        # Another order of sums may choose between two words that are this close.
+        assert np.all(logits.max(axis=-1) - logits[np.arange(limit), tokens] < 1e-4)
+        logprobs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        told = completion.logprobs
+        np.testing.assert_allclose([x.model for x in told], logprobs[np.arange(limit), tokens], rtol=1e-4, atol=1e-4)
+        best = [[value for _, value in x.top] for x in told]
+        np.testing.assert_allclose(best, -np.sort(-logprobs, axis=-1)[:, :3], rtol=1e-4, atol=1e-4)
+    assert_is_idle(engine)
 
 
-def whole_logits(model, prompts, completions) -> list[np.ndarray]:
-    """For each completion, the logits of its tokens from one forward over prompt and completion."""
-    input_ids, segment_ids = np.zeros((2, 5, 64), np.int32)
-    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        text = prompt + completion.token_ids
-        input_ids[i, : len(text)], segment_ids[i, : len(text)] = text, 1
-    logits = np.asarray(model.logits(input_ids, segment_ids))
-    return [
-        logits[i, len(prompt) - 1 : len(prompt) - 1 + len(completion.token_ids)]
-        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+@pytest.mark.parametrize("drafts", [pytest.param(0, marks=pytest.mark.slow), 2])
+def test_a_request_has_the_same_bits_alone_and_in_a_crowd(model, prompts, drafts):
+    alone_in = make_engine(model, drafts)
+    seeds = list(range(8))
+    alone = [
+        alone_in.generate([prompt], sampling=sampling, max_new_tokens=limit, seed=[seed])[0]
+        for prompt, sampling, limit, seed in zip(prompts, MIXED, LIMITS, seeds, strict=True)
     ]
+    crowd = make_engine(model, drafts, poison=True)
+    assert crowd.generate(prompts, sampling=MIXED, max_new_tokens=LIMITS, seed=seeds) == alone
+    backwards = crowd.generate(prompts[::-1], sampling=MIXED[::-1], max_new_tokens=LIMITS[::-1], seed=seeds[::-1])
+    assert backwards[::-1] == alone
+    assert_is_idle(crowd)
 
 
-def ids(completions) -> list[list[int]]:
-    return [completion.token_ids for completion in completions]
+@pytest.mark.parametrize("drafts", [pytest.param(0, marks=pytest.mark.slow), 2])
+def test_a_preempted_request_comes_out_with_the_same_bits(model, prompts, drafts):
+    """There is room for about two requests, so the younger ones give their pages back again and again."""
+    narrow = make_engine(model, drafts, cache_tokens=112, poison=True)
+    seeds = list(range(8))
+    alone = [
+        narrow.generate([prompt], sampling=sampling, max_new_tokens=limit, seed=[seed])[0]
+        for prompt, sampling, limit, seed in zip(prompts, MIXED, LIMITS, seeds, strict=True)
+    ]
+    assert narrow.metrics.preemptions == 0
+    assert narrow.generate(prompts, sampling=MIXED, max_new_tokens=LIMITS, seed=seeds) == alone
+    assert narrow.metrics.preemptions > 0
+    assert_is_idle(narrow)
 
 
-def test_greedy_is_the_argmax_of_the_whole_forward(model, prompts, greedy):
-    for completion, logits in zip(greedy, whole_logits(model, prompts, greedy), strict=True):
-        assert completion.finish_reason == "length"
-        assert completion.token_ids == logits.argmax(-1).tolist()
-        assert completion.text == " ".join(map(str, completion.token_ids))
+def test_an_aborted_request_leaves_no_trace(model, prompts):
+    engine = make_engine(model, 2)
+
+    def submit(i):
+        return engine.submit(prompts[i], sampling=MIXED[i], max_new_tokens=LIMITS[i], seed=i)
+
+    submit(0), submit(1)
+    want = list(finish(engine).values())
+    numbers = [submit(i) for i in (3, 0, 7, 1, 5)]
+    for _ in range(2):
+        engine.step()
+    aborted = [engine.abort(numbers[i]) for i in (0, 2, 4)]
+    assert [completion.finish_reason for completion in aborted] == ["aborted"] * 3
+    assert engine.abort(numbers[0]) is None and engine.abort(10**9) is None
+    done = finish(engine)
+    assert sorted(map(repr, done.values())) == sorted(map(repr, want))
+    assert engine.metrics.finished["aborted"] == 3
+    assert_is_idle(engine)
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, RANDOM])
-def test_a_prompt_alone_gives_what_it_gives_in_a_batch(model, prompts, sampling):
-    together, alone = (
-        Engine(model, Numbers(), max_batch=size).generate(prompts, sampling=sampling, max_new_tokens=NEW_TOKENS)
-        for size in (4, 1)
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_forks_have_the_same_bits_as_those_who_read_alone(model, prompts, drafts):
+    """Eight requests share 40 tokens: whole chunks and pages, or with the last chunk and half a page."""
+    common = prompts[3]
+    several = [[*common, *prompts[i][:5]] for i in range(4)] + [common] * 4
+    alone_in, engine = make_engine(model, drafts), make_engine(model, drafts, poison=True)
+    alone = [
+        alone_in.generate([prompt], sampling=sampling, max_new_tokens=12, seed=[i])[0]
+        for i, (prompt, sampling) in enumerate(zip(several, MIXED, strict=True))
+    ]
+    assert engine.generate(several, sampling=MIXED, max_new_tokens=12, seed=list(range(8))) == alone
+    assert engine.metrics.forks == 7
+    assert engine.metrics.prefilled_tokens < alone_in.metrics.prefilled_tokens / 2
+    assert_is_idle(engine)
+
+
+def test_scores_are_the_log_probabilities_of_the_model(model, prompts):
+    engine = make_engine(model, 0, poison=True)
+    pairs = [(prompts[i], prompts[j][:n]) for i, j, n in [(3, 5, 9), (3, 7, 4), (3, 2, 1), (0, 1, 3), (7, 3, 40)]]
+    several = engine.score(*zip(*pairs, strict=True))
+    for (prompt, continuation), scores in zip(pairs, several, strict=True):
+        text = np.zeros((1, 128), np.int32)
+        text[0, : len(prompt) + len(continuation)] = prompt + continuation
+        logits = np.asarray(model.logits(text))[0, len(prompt) - 1 :][: len(continuation)].astype(np.float64)
+        want = logits[np.arange(len(continuation)), continuation] - np.log(np.exp(logits).sum(axis=-1))
+        np.testing.assert_allclose(scores, want, rtol=1e-4, atol=1e-4)
+        [alone] = make_engine(model, 0).score([prompt], [continuation])
+        np.testing.assert_array_equal(scores, alone)
+    assert engine.metrics.forks == 2 and engine.metrics.scored_tokens == 57
+    assert_is_idle(engine)
+
+
+def test_no_setting_compiles_a_program(model, prompts):
+    engine = make_engine(model, 2)
+    engine.generate(prompts, sampling=MIXED, max_new_tokens=LIMITS)
+    before = decode._cache_size(), prefill._cache_size()
+    engine.generate(prompts, max_new_tokens=LIMITS)
+    engine.generate(
+        [[*prompts[4], THINK]],
+        sampling=SamplingParams(
+            temperature=0.9, stop_token_ids=(1, 2, 3), thinking_budget=3, stop=("8 8 ",), logit_bias={3: 1.0}
+        ),
+        max_new_tokens=9,
+        seed=[2**63],
     )
-    assert together == alone
+    assert (decode._cache_size(), prefill._cache_size()) == before
 
 
-def test_seeds_choose_the_sample(model, prompts, greedy):
-    engine = Engine(model, Numbers(), max_batch=4)
-    first, again, other = (
-        engine.generate(prompts, sampling=RANDOM, max_new_tokens=NEW_TOKENS, seed=seed) for seed in (0, 0, 1)
-    )
-    assert first == again
-    assert all(a != b for a, b in zip(ids(first), ids(other), strict=True))
-    assert all(a != b for a, b in zip(ids(first), ids(greedy), strict=True))
+def test_drafts_are_counted(model, prompts):
+    plain, drafted = make_engine(model, 0), make_engine(model, 2)
+    for engine in (plain, drafted):
+        engine.generate([*prompts, [*prompts[0], THINK]], max_new_tokens=20)
+    metrics = drafted.metrics
+    assert metrics.generated_tokens == plain.metrics.generated_tokens == 180
+    assert 0 <= metrics.drafts.accepted <= metrics.drafts.proposed and metrics.drafts.proposed > 0
+    assert plain.metrics.drafts.acceptance is None
+    for parts in (metrics.by_position, metrics.by_section, metrics.by_length):
+        assert sum(part.proposed for part in parts.values()) == metrics.drafts.proposed
+        assert sum(part.accepted for part in parts.values()) == metrics.drafts.accepted
+    assert 0 in metrics.by_position and set(metrics.by_section) == {"thinking", "answer"}
 
 
-def test_equal_prompts_draw_different_samples(model):
-    engine = Engine(model, Numbers(), max_batch=4)
-    completions = engine.generate([[1, 2, 3]] * 4, sampling=RANDOM, max_new_tokens=NEW_TOKENS)
-    assert len({completion.text for completion in completions}) == 4
-
-
-def test_stops_at_an_end_token_and_reports_each_prompt_once(model, prompts, greedy):
-    stops = (greedy[0].token_ids[3], greedy[2].token_ids[0])
-    engine, reported = Engine(model, Numbers(stops), max_batch=4), {}
-    completions = engine.generate(
-        prompts,
-        sampling=GREEDY,
-        max_new_tokens=NEW_TOKENS,
-        on_finish=lambda number, completion: reported.update({number: completion}),
-    )
-    for completion, free in zip(completions, greedy, strict=True):
-        stop = next((i for i, token in enumerate(free.token_ids) if token in stops), None)
-        want = free.token_ids if stop is None else free.token_ids[: stop + 1]
-        assert completion.token_ids == want
-        assert completion.finish_reason == ("length" if stop is None else "stop")
-    assert reported == dict(enumerate(completions))
-    assert str(stops[0]) not in completions[0].text.split()
-
-
-def test_stream_equals_generate(model, prompts):
-    engine = Engine(model, Numbers(), max_batch=1)
-    whole = engine.generate(prompts[:1], sampling=RANDOM, max_new_tokens=NEW_TOKENS, seed=5)
-    streamed = list(engine.stream(prompts[0], sampling=RANDOM, max_new_tokens=NEW_TOKENS, seed=5))
-    assert streamed == whole[0].token_ids
-
-
-def test_a_growing_state_changes_nothing(model, prompts, greedy, monkeypatch):
-    engine = Engine(model, Numbers(), max_batch=1)
-    monkeypatch.setattr(engine_module, "_FIRST_SLOTS", 2)
-    assert engine.generate(prompts[:1], sampling=GREEDY, max_new_tokens=NEW_TOKENS) == greedy[:1]
-
-
-def test_presence_penalty_follows_its_definition(model, prompts):
-    engine = Engine(model, Numbers(), max_batch=4)
-    params = SamplingParams(presence_penalty=2.0)
-    completions = engine.generate(prompts[:4], sampling=params, max_new_tokens=NEW_TOKENS)
-    for completion, logits in zip(completions, whole_logits(model, prompts[:4], completions), strict=True):
-        for step, token in enumerate(completion.token_ids):
-            penalized = logits[step].copy()
-            penalized[completion.token_ids[:step]] -= 2.0
-            assert token == penalized.argmax()
-
-
-@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
-def test_a_split_model_generates_the_same(make_model, prompts, greedy):
-    engine = Engine(make_model(make_mesh(fsdp=2, tensor=2)), Numbers(), max_batch=4)
-    assert engine.generate(prompts[:4], sampling=GREEDY, max_new_tokens=NEW_TOKENS) == greedy[:4]
+def test_drafts_from_a_part_of_the_vocabulary_change_no_text(model, prompts):
+    whole, part = make_engine(model, 2), make_engine(model, 2, draft_vocabulary=256)
+    a, b = (engine.generate(prompts, max_new_tokens=20) for engine in (whole, part))
+    assert [x.token_ids for x in a] == [x.token_ids for x in b]
 
 
 @pytest.mark.parametrize(
-    ("prompt", "max_new_tokens", "message"),
-    [([], 4, "prompt 1 has no tokens"), ([3, 512], 4, "512.*tokenizer"), ([3, -1], 4, "-1"),
-     ([3] * 4000, 97, "4096 positions"), ([3], 0, "max_new_tokens=0")],
-)  # fmt: skip
-def test_wrong_prompts_are_named(model, prompt, max_new_tokens, message):
+    "change, message",
+    [
+        ({"prompt": []}, "prompt 0 has no tokens"),
+        ({"prompt": [3, 512]}, "512.*tokenizer"),
+        ({"prompt": [3, -1]}, "from -1 to 3"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0; give at least 1"),
+        ({"max_new_tokens": 2000}, "passes the 1024 tokens that the engine's pages hold"),
+        (
+            {"sampling": SamplingParams(logit_bias={512: 1.0})},
+            "logit_bias names token 512, but the model knows 0 to 511",
+        ),
+        ({"sampling": SamplingParams(stop_token_ids=(-1,))}, "stop_token_ids names token -1"),
+    ],
+)
+def test_what_could_never_finish_is_refused(model, prompts, change, message):
+    engine = make_engine(model, 0)
     with pytest.raises(ValueError, match=message):
-        Engine(model, Numbers()).generate([[1], prompt], sampling=GREEDY, max_new_tokens=max_new_tokens)
+        engine.submit(**({"prompt": prompts[0], "max_new_tokens": 4} | change))
+    assert not engine.has_work
 
 
-def test_no_prompts_give_no_completions_and_an_empty_batch_is_refused(model):
-    assert Engine(model, Numbers()).generate([], sampling=GREEDY, max_new_tokens=1) == []
-    with pytest.raises(ValueError, match="max_batch=0"):
-        Engine(model, Numbers(), max_batch=0)
+@pytest.mark.parametrize("name", ["sampling", "max_new_tokens", "seed"])
+def test_a_list_has_an_entry_for_each_prompt(model, prompts, name):
+    value = {"sampling": [SamplingParams()], "max_new_tokens": [4], "seed": [0]}[name]
+    with pytest.raises(ValueError, match=f"{name} has 1 entries for 2 prompts"):
+        make_engine(model, 0).generate(prompts[:2], **{"max_new_tokens": 4, name: value})
 
 
-def test_sizes_are_rounded_up_to_few_different_ones():
-    sizes = {engine_module._round_up(size) for size in range(1, 5000)}
-    assert all(engine_module._round_up(size) >= size for size in range(1, 5000))
-    assert len(sizes) <= 18
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        *(({name: 0}, f"{name}=0; give at least 1") for name in ("slots", "page_size", "prefill_chunk")),
+        ({"speculative_tokens": -1}, "speculative_tokens=-1; give 0 or more"),
+        ({"draft_vocabulary": 513}, "draft_vocabulary=513, but the model knows 512 tokens"),
+    ],
+)
+def test_sizes_out_of_range_are_refused(model, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(model, Numbers(), **sizes)
 
 
-def test_greedy_equals_transformers(model, prompts, tmp_path):
-    pytest.importorskip("transformers", reason="compares with transformers")
-    import torch
-
-    reference = reference_model(model.config)
-    write_checkpoint(reference, tmp_path)
-    completions = Engine(load(tmp_path, "float32"), Numbers(), max_batch=4).generate(
-        prompts[:4], sampling=GREEDY, max_new_tokens=NEW_TOKENS
-    )
-    for prompt, completion in zip(prompts[:4], completions, strict=True):
-        with torch.no_grad():
-            text = reference.generate(
-                torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=511
-            )
-        assert completion.token_ids == text[0, len(prompt) :].tolist()
+def test_no_prompts_give_no_completions(model):
+    assert make_engine(model).generate([]) == [] and make_engine(model).score([], []) == []

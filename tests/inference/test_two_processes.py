@@ -29,7 +29,7 @@ model = load(base, "float32", make_mesh(**{axis: int(count)}))
 tokenizer = Tokenizer.from_pretrained(base)
 prompts = [tokenizer.encode(text) for text in ("What is 3 plus 4?", "What", "It is 11. What is 2")]
 greedy, sampled = SamplingParams(temperature=0.0), SamplingParams(1.0, top_k=20, top_p=0.9, presence_penalty=1.0)
-engine, out = Engine(model, tokenizer, max_batch=4), []
+engine, out = Engine(model, tokenizer, slots=4), []
 for sampling in (greedy, sampled):
     done = engine.generate(prompts, sampling=sampling, max_new_tokens=8, seed=3)
     out.append([completion.token_ids for completion in done])

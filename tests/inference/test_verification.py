@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen35_jax.inference import slot_sampling, verification
-from qwen35_jax.inference.slot_sampling import Settings
+from qwen35_jax.inference import distribution, verification
+from qwen35_jax.inference.distribution import Settings
+from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.inference.verification import Drafts
 
 VOCAB, ROWS = 40, 20_000
@@ -16,7 +17,9 @@ FIRST = 5  # Position of the first token that is chosen.
 
 
 def tiled(rows: int, **numbers) -> Settings:
-    return jax.tree.map(lambda leaf: jnp.tile(leaf, (rows, *[1] * np.ndim(leaf))), Settings.row(**numbers))
+    return jax.tree.map(
+        lambda leaf: jnp.tile(leaf, (rows, *[1] * np.ndim(leaf))), Settings.row(SamplingParams(**numbers))
+    )
 
 
 def seeds_of(rows: int) -> jnp.ndarray:
@@ -24,7 +27,7 @@ def seeds_of(rows: int) -> jnp.ndarray:
 
 
 def no_drafts(rows: int) -> Drafts:
-    width = min(slot_sampling.CANDIDATES, VOCAB)
+    width = min(distribution.CANDIDATES, VOCAB)
     return Drafts(
         jnp.zeros((rows, 0), jnp.int32),
         jnp.zeros((rows, 0, width), jnp.int32),
@@ -34,12 +37,12 @@ def no_drafts(rows: int) -> Drafts:
 
 
 @functools.partial(jax.jit, static_argnames="num_drafts")
-def draw_and_verify(q_logits, ids_of, p_logits, seen, valid, settings, num_drafts):
+def draw_and_verify(q_logits, p_logits, seen, valid, settings, num_drafts):
     """One call of the engine where the logits, of the drafting layer too, are looked up by the token before."""
     rows = valid.shape[0]
     seeds, before, parts = seeds_of(rows), jnp.zeros(rows, jnp.int32), []
     for i in range(num_drafts):
-        parts.append(verification.draw_draft(q_logits[before], settings, seeds, jnp.full(rows, FIRST + i), ids_of))
+        parts.append(verification.draw_draft(q_logits[before], settings, seeds, jnp.full(rows, FIRST + i)))
         before = parts[-1][0]
     drafts = no_drafts(rows)
     if parts:
@@ -47,8 +50,11 @@ def draw_and_verify(q_logits, ids_of, p_logits, seen, valid, settings, num_draft
     context = jnp.concatenate([jnp.zeros((rows, 1), jnp.int32), drafts.tokens], axis=1)
     positions = jnp.tile(FIRST + jnp.arange(num_drafts + 1), (rows, 1))
     forced = jnp.full((rows, num_drafts + 1), -1)
-    all_seen = jnp.tile(seen, (rows, 1))
-    return verification.verify(p_logits[context], drafts, forced, settings, seeds, positions, all_seen), drafts
+    logits = p_logits[context]
+    adjusted = functools.partial(distribution.adjust, logits, settings, jnp.tile(seen, (rows, 1)), drafts.tokens)
+    return verification.verify(
+        logits, drafts, forced, settings, seeds, positions, changes=jnp.any(settings.adjusts), changed=adjusted
+    ), drafts
 
 
 def exact(logits: np.ndarray, count: np.ndarray, prompt: np.ndarray, numbers: dict) -> np.ndarray:
@@ -102,12 +108,17 @@ def test_every_token_has_the_distribution_of_the_model(numbers, num_drafts):
     rng = np.random.default_rng(3)
     p_logits = rng.normal(size=(VOCAB, VOCAB)).astype(np.float32)
     q_logits = (p_logits + rng.normal(size=(VOCAB, VOCAB))).astype(np.float32)
-    ids_of = rng.permutation(VOCAB)[:30]  # The drafting layer knows no other token.
     output, prompt = rng.integers(0, 3, VOCAB) // 2 * 2, rng.random(VOCAB) < 0.3
-    seen = jnp.asarray(output + prompt * slot_sampling.PROMPT, jnp.int32)
+    seen = jnp.asarray(output + prompt * distribution.PROMPT, jnp.int32)
     valid = jnp.full(ROWS, num_drafts)
     verified, drafts = draw_and_verify(
-        q_logits[:, ids_of], ids_of, p_logits, seen, valid, tiled(ROWS, **numbers), num_drafts
+        # The drafting layer knows no other token.
+        q_logits[:, :30],
+        p_logits,
+        seen,
+        valid,
+        tiled(ROWS, **numbers),
+        num_drafts,
     )
     tokens, count = np.asarray(verified.tokens), np.asarray(verified.count)
     np.testing.assert_array_equal(tokens[:, 0][count > 0], np.asarray(drafts.tokens)[count > 0, :1].ravel())
@@ -138,9 +149,9 @@ def run(logits: np.ndarray, drafts: Drafts, numbers: dict, forced: list[list[int
     rows, T = logits.shape[:2]
     forced = jnp.full((rows, T), -1) if forced is None else jnp.asarray(forced)
     positions = jnp.tile(FIRST + jnp.arange(T), (rows, 1))
-    seen = jnp.zeros((rows, VOCAB), jnp.int32)
-    arguments = jnp.asarray(logits), drafts, forced, tiled(rows, **numbers), seeds_of(rows), positions, seen
-    return jax.jit(verification.verify)(*arguments)
+    arguments = jnp.asarray(logits), drafts, forced, tiled(rows, **numbers), seeds_of(rows), positions
+    verify = functools.partial(verification.verify, changes=jnp.asarray(False), changed=lambda: arguments[0])
+    return jax.jit(verify)(*arguments)
 
 
 def test_greedy_accepts_the_first_maximum_and_nothing_else():
@@ -177,17 +188,6 @@ def test_masked_drafts_change_nothing(numbers):
     # Two programs, each of which may round its float32 sums otherwise.
     np.testing.assert_allclose(masked.sampling_logprobs[:, :1], plain.sampling_logprobs, rtol=1e-6)
     np.testing.assert_array_equal(masked.tokens[:, 1:], np.zeros((50, 2)))
-
-
-def test_drafts_of_a_trimmed_vocabulary_are_tokens_of_the_whole_one():
-    ids_of, rows = jnp.asarray([3, 30, 17]), 200
-    logits = jnp.tile(jnp.asarray([0.0, 1.0, -1.0]), (rows, 1))
-    settings = tiled(rows, temperature=1.0, top_k=2)
-    token, ids, probs = verification.draw_draft(logits, settings, seeds_of(rows), jnp.full(rows, FIRST), ids_of)
-    np.testing.assert_array_equal(ids[0], [30, 3, 17])
-    share = np.exp(1) / (1 + np.exp(1))
-    np.testing.assert_allclose(probs[0], [share, 1 - share, 0], rtol=1e-6)  # One float32 softmax.
-    assert set(np.unique(token)) == {3, 30}
 
 
 def test_a_key_is_made_of_seed_position_and_purpose():

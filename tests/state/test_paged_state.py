@@ -58,7 +58,15 @@ def programs(model):
 
 def poisoned():
     """All memory as a crowd may have left it: anything."""
-    layers = empty_layers(TEXT, slots=SLOTS, window=WINDOW, num_pages=NUM_PAGES, page_size=PAGE, dtype=jnp.float32)
+    layers = empty_layers(
+        TEXT,
+        slots=SLOTS,
+        window=WINDOW,
+        num_pages=NUM_PAGES,
+        page_size=PAGE,
+        dtype=jnp.float32,
+        num_heads=TEXT.num_key_value_heads,
+    )
     mtp = PagedKeyValues.empty(TEXT, NUM_PAGES, PAGE, jnp.float32, num_layers=1)
     return jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), (layers, mtp))
 

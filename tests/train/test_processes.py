@@ -120,7 +120,7 @@ from qwen35_jax.inference.sampling import SamplingParams
 
 def score(model, tokenizer):
     prompts = [tokenizer.encode(text) for text in ("What is 3 plus 4?", "What is", "It")]
-    done = Engine(model, tokenizer, max_batch=2).generate(
+    done = Engine(model, tokenizer, slots=2).generate(
         prompts, sampling=SamplingParams(temperature=0.0), max_new_tokens=6
     )
     return {"sum": sum(sum(completion.token_ids) for completion in done)}

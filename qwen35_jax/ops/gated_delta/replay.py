@@ -19,6 +19,7 @@ _HEADS = ("batch", None, "heads", None)
 _GATES = ("batch", None, "heads")
 _STATES = (None, "batch", "heads", None, None)
 
+
 def gated_delta_replay(
     q: Float[Array, "B T N K"],
     k: Float[Array, "B T N K"],

@@ -8,7 +8,7 @@ as it is, so what a slot draws is the same, bit for bit, whatever the other slot
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,23 +16,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from qwen35_jax.inference.sampling import MAX_BIAS, SamplingParams
 from qwen35_jax.sharding import gather_shards, over_mesh, shard_index
 
 CANDIDATES = 64
-MAX_BIAS = 300
 # The bit of ``seen`` that says that the prompt holds the token; the bits below count it in the output.
 PROMPT = 1 << 30
 # One row of lanes of a TPU's vector unit: the maximum of a group costs no move between lanes of several rows.
 _GROUP = 128
-_RANGES = {
-    "temperature": (0.0, math.inf, "0 (greedy) or a positive number"),
-    "top_k": (0, 2**31 - 1, "0 (all tokens) or a positive number of tokens"),
-    "top_p": (1e-6, 1.0, "a probability from 1e-6 to 1 (1 keeps all tokens)"),
-    "min_p": (0.0, 1.0, "a share from 0 (keeps all tokens) to 1"),
-    "presence_penalty": (-2.0, 2.0, "a number from -2 to 2"),
-    "frequency_penalty": (-2.0, 2.0, "a number from -2 to 2"),
-    "repetition_penalty": (1e-2, 1e2, "a number from 0.01 to 100 (1 changes nothing)"),
-}
 
 
 @jax.tree_util.register_dataclass
@@ -63,45 +54,19 @@ class Settings:
     bias_values: Float[Array | np.ndarray, "*B M"]
 
     @classmethod
-    def row(
-        cls,
-        *,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        repetition_penalty: float = 1.0,
-        logit_bias: Mapping[int, float] | None = None,
-    ) -> "Settings":
-        """Returns the settings of one slot as numpy values; the defaults are greedy decoding.
-
-        Raises:
-          ValueError: if a value is outside its range, or there are more than ``MAX_BIAS`` biases.
-        """
-        numbers = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "presence_penalty": presence_penalty,
-            "frequency_penalty": frequency_penalty,
-            "repetition_penalty": repetition_penalty,
-        }
-        for name, number in numbers.items():
-            low, high, allowed = _RANGES[name]
-            if not (math.isfinite(number) and low <= number <= high):
-                raise ValueError(f"{name}={number}; give {allowed}.")
-        bias_ids, bias_values = _bias_arrays(logit_bias or {})
+    def row(cls, sampling: SamplingParams) -> "Settings":
+        """Returns the settings of one slot as numpy values."""
+        bias = dict(sampling.logit_bias)
+        bias_ids, bias_values = np.full(MAX_BIAS, -1, np.int32), np.zeros(MAX_BIAS, np.float32)
+        bias_ids[: len(bias)], bias_values[: len(bias)] = list(bias), list(bias.values())
         return cls(
-            np.asarray(temperature, np.float32),
-            np.asarray(top_k, np.int32),
-            np.asarray(top_p, np.float32),
-            np.asarray(min_p, np.float32),
-            np.asarray(presence_penalty, np.float32),
-            np.asarray(frequency_penalty, np.float32),
-            np.asarray(repetition_penalty, np.float32),
+            np.asarray(sampling.temperature, np.float32),
+            np.asarray(sampling.top_k, np.int32),
+            np.asarray(sampling.top_p, np.float32),
+            np.asarray(sampling.min_p, np.float32),
+            np.asarray(sampling.presence_penalty, np.float32),
+            np.asarray(sampling.frequency_penalty, np.float32),
+            np.asarray(sampling.repetition_penalty, np.float32),
             bias_ids,
             bias_values,
         )
@@ -109,7 +74,7 @@ class Settings:
     @classmethod
     def empty(cls, slots: int) -> "Settings":
         """Returns greedy settings for every slot, as device arrays."""
-        return jax.tree.map(lambda leaf: jnp.tile(leaf, (slots, *[1] * np.ndim(leaf))), cls.row())
+        return jax.tree.map(lambda leaf: jnp.tile(leaf, (slots, *[1] * np.ndim(leaf))), cls.row(SamplingParams()))
 
     @property
     def needs_all_tokens(self) -> Bool[Array, " B"]:
@@ -122,18 +87,6 @@ class Settings:
         """Whether a slot has penalties or biases."""
         penalties = (self.repetition != 1) | (self.frequency != 0) | (self.presence != 0)
         return jnp.asarray(penalties) | jnp.any(jnp.asarray(self.bias_ids) >= 0, axis=-1)
-
-
-def _bias_arrays(logit_bias: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    if len(logit_bias) > MAX_BIAS:
-        raise ValueError(f"logit_bias names {len(logit_bias)} tokens; name at most {MAX_BIAS}.")
-    for token_id, value in logit_bias.items():
-        if token_id < 0 or not -100 <= value <= 100:
-            raise ValueError(f"logit_bias={{{token_id}: {value}}}; give a token id and a number from -100 to 100.")
-    ids, values = np.full(MAX_BIAS, -1, np.int32), np.zeros(MAX_BIAS, np.float32)
-    ids[: len(logit_bias)] = list(logit_bias)
-    values[: len(logit_bias)] = list(logit_bias.values())
-    return ids, values
 
 
 def adjust(

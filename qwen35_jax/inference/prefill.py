@@ -1,0 +1,101 @@
+"""The compiled program that reads prompts: one chunk of some slots at a time.
+
+Letters: ``B`` slots, ``R`` rows of a chunk (one slot each), ``C`` tokens of a chunk, ``M`` pages a slot may have, ``D``
+model width, ``V`` vocabulary.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from qwen35_jax.inference.distribution import PROMPT, log_probabilities
+from qwen35_jax.inference.memory import Memory
+from qwen35_jax.model import Qwen35
+from qwen35_jax.sharding import constrain
+from qwen35_jax.state import PagedState, SlotDelta
+
+# Positions of a prompt whose logits are held at once: 64 times 248,320 float32 are 64 MB.
+_POSITIONS_AT_ONCE = 64
+
+
+class Chunk(NamedTuple):
+    """One chunk of a prompt in each row.
+
+    Attributes:
+      slots: the slot of each row; -1 for a row without one.
+      ids: its tokens.
+      next_ids: the token after each, which the MTP head reads.
+      segment_ids: 1 for tokens, then 0 for padding.
+      table: the pages of each row.
+      lengths: tokens of the slot before this chunk. A chunk from 0 forgets what the slot held.
+    """
+
+    slots: Int[Array, " R"]
+    ids: Int[Array, "R C"]
+    next_ids: Int[Array, "R C"]
+    segment_ids: Int[Array, "R C"]
+    table: Int[Array, "R M"]
+    lengths: Int[Array, " R"]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "scored"), donate_argnames=("memory", "seen"))
+def prefill(
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    memory: Memory,
+    seen: Int[Array, "B V"],
+    chunk: Chunk,
+    *,
+    scored: bool,
+) -> tuple[Memory, Int[Array, "B V"], Float32[Array, "R C"] | None]:
+    """Reads one chunk of some prompts.
+
+    Args:
+      seen: as in ``Slots``.
+      scored: whether log-probabilities of ``chunk.next_ids`` are returned.
+    """
+    model = nnx.merge(graph, weights)
+    slots, ids, next_ids, segment_ids, table, lengths = chunk
+    begins = lengths == 0
+    taken = tuple(_from_zero(x.take(slots), begins) if isinstance(x, SlotDelta) else x for x in memory.layers)
+    none = jnp.zeros_like(lengths)
+    hidden, state = model.forward(ids, segment_ids, state=PagedState(taken, table, lengths, none))
+    layers = tuple(
+        old.put(slots, new) if isinstance(old, SlotDelta) else new
+        for old, new in zip(memory.layers, state.layers, strict=True)
+    )
+    mtp = memory.mtp
+    if mtp is not None:
+        _, drafting = model.draft_forward(hidden, next_ids, segment_ids, PagedState((mtp,), table, lengths, none))
+        (mtp,) = drafting.layers
+    places = jnp.where(slots < 0, seen.shape[0], slots)
+    kept = jnp.where(begins[:, None], 0, seen.at[slots].get(mode="clip"))
+    rows = jnp.arange(slots.shape[0])[:, None]
+    for tokens in (ids, next_ids):
+        kept = kept.at[rows, jnp.where(segment_ids > 0, tokens, seen.shape[1])].max(PROMPT, mode="drop")
+    seen = constrain(seen.at[places].set(kept, mode="drop"), ("batch", None))
+    scores = _log_probabilities(model, hidden, next_ids) if scored else None
+    return Memory(layers, mtp).split(), seen, scores
+
+
+def _from_zero(states, begins: Bool[Array, " R"]):
+    """Zeroes the states of slots that begin; what they held may be anything."""
+    return jax.tree.map(lambda x: jnp.where(begins.reshape(1, -1, *(1,) * (x.ndim - 2)), 0, x), states)
+
+
+def _log_probabilities(
+    model: Qwen35, hidden: Float[Array, "R C D"], tokens: Int[Array, "R C"]
+) -> Float32[Array, "R C"]:
+    """Returns the model's log-probability of each token, some positions at a time."""
+
+    def of_position(part):
+        hidden, tokens = part
+        return log_probabilities(model.head_logits(hidden), tokens, 0)[0]
+
+    by_position = (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(tokens, 1, 0))
+    return jnp.moveaxis(lax.map(of_position, by_position, batch_size=_POSITIONS_AT_ONCE), 0, 1)

@@ -1,0 +1,311 @@
+"""Runs the programs of an engine over its slots, and hands what they write to the requests' transcripts.
+
+A call of ``decode`` is dispatched before the one before it is read: the device works while the host looks at tokens.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from qwen35_jax.distributed import to_host
+from qwen35_jax.inference.decode import Order, Program, Written, decode
+from qwen35_jax.inference.memory import Memory, fork, take_snapshot
+from qwen35_jax.inference.metrics import Metrics
+from qwen35_jax.inference.prefill import Chunk, prefill
+from qwen35_jax.inference.requests import FinishReason, TokenLogprobs
+from qwen35_jax.inference.scheduler import NoPagesError, Request, Scheduler, Tenant
+from qwen35_jax.inference.sizes import EngineSizes
+from qwen35_jax.inference.slots import LENGTH, RUNNING, Slots, admit, release
+from qwen35_jax.model import Qwen35
+from qwen35_jax.sharding import mesh_of
+
+# Beside slots that write: chunks of prompts between two calls, and most steps of a call while prompts are being read.
+_CHUNKS_BESIDE_WRITERS, _STEPS_BESIDE_READERS = 4, 8
+
+
+@dataclass(frozen=True)
+class News:
+    """What a step brought a request: new tokens in its transcript, its end, or its scores."""
+
+    request: Request
+    reason: FinishReason | None = None
+    closed_by_budget: bool = False
+    scores: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call that is under way: who wrote in each slot, and how many tokens each may have written at most."""
+
+    written: Written
+    writers: dict[int, Tenant]
+    promised: dict[Tenant, int]
+
+
+class Runner:
+    """The device's side of an engine.
+
+    Args:
+      model: used as it is at each call.
+      marks: ids of ``<think>`` and ``</think>``.
+    """
+
+    def __init__(self, model: Qwen35, sizes: EngineSizes, marks: tuple[int, int]):
+        self.model, self.sizes, self.metrics = model, sizes, Metrics()
+        self._program = Program(marks, sizes.steps_per_call, sizes.draft_vocabulary)
+        self._mesh = mesh_of(model.head_weight())
+        text = model.config.text
+        with self._on_mesh():
+            self._memory = jax.jit(
+                lambda: Memory.empty(
+                    text, slots=sizes.slots, num_drafts=sizes.num_drafts, num_pages=sizes.shards * sizes.num_pages,
+                    page_size=sizes.page_size, dtype=model.dtype,
+                )
+            )()  # fmt: skip
+            self._slots = jax.jit(lambda: Slots.empty(sizes.slots, sizes.num_drafts, text.vocab_size))()
+        self.scheduler = Scheduler(
+            slots=sizes.slots, shards=sizes.shards, num_pages=sizes.num_pages, page_size=sizes.page_size,
+            most_pages=sizes.most_pages, window=sizes.num_drafts + 1,
+        )  # fmt: skip
+        words = -(-text.vocab_size // 32)
+        self._no_masks = np.zeros(sizes.slots, bool), np.zeros((sizes.slots, words), np.int32)
+        self._call: _Call | None = None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits or runs."""
+        return bool(self.scheduler.waiting) or any(self.scheduler.tenants)
+
+    def remove(self, number: int) -> Request | None:
+        """Takes a request back, wherever it is; None if it is not here."""
+        for tenant in filter(None, self.scheduler.tenants):
+            if tenant.request.number == number:
+                with self._on_mesh():
+                    self._leave(tenant)
+                return tenant.request
+        return self.scheduler.withdraw(number)
+
+    def step(self) -> list[News]:
+        """Reads chunks of prompts, dispatches a call that writes, and returns what the call before it has written."""
+        with self._on_mesh():
+            split, news = nnx.split(self.model), []
+            if any(tenant.request.grammar is not None for tenant in self.scheduler.writers):
+                # What may come next depends on the token before.
+                news += self._take_call()
+            news += self._read_prompts(split)
+            steps = None
+            while steps is None:
+                try:
+                    steps = self.scheduler.reserve(self._most_steps())
+                except NoPagesError as lack:
+                    news += self._make_room(*lack.args)
+            before = self._call
+            self._call = self._dispatch(split, steps) if steps else None
+            return news + self._take(before)
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+    def _most_steps(self) -> int:
+        if any(tenant.request.grammar is not None for tenant in self.scheduler.writers):
+            return 1
+        most = self.sizes.steps_per_call
+        return min(most, _STEPS_BESIDE_READERS) if any(self.scheduler.readers) else most
+
+    def _make_room(self, shard: int) -> list[News]:
+        """Frees pages of a shard: those that the call under way may have freed, or those of somebody who must go."""
+        if self._call is not None:
+            return self._take_call()
+        youngest = self.scheduler.make_room(shard)
+        if youngest is not None:
+            self._slots = release(self._slots, youngest.slot)
+            self.metrics.preemptions += 1
+        return []
+
+    def _leave(self, tenant: Tenant) -> None:
+        if tenant.writes:
+            self._slots = release(self._slots, tenant.slot)
+        self.scheduler.leave(tenant)
+
+    def _read_prompts(self, split: tuple) -> list[News]:
+        """Reads chunks of the prompts that have a seat: all of them, or a few if somebody is writing."""
+        news = []
+        chunks = _CHUNKS_BESIDE_WRITERS if self.scheduler.writers else None
+        while chunks is None or chunks > 0:
+            for tenant in self.scheduler.seat():
+                self._begin(tenant)
+            readers = sorted(filter(None, self.scheduler.readers), key=lambda tenant: tenant.request.number)
+            if not readers:
+                break
+            # One program a call: whoever needs the same as the oldest comes along.
+            kind = self._kind(readers[0])
+            readers = [tenant for tenant in readers if self._kind(tenant) == kind]
+            self._read_chunk(split, readers, *kind)
+            news += [News(tenant.request, scores=self._scores(tenant)) for tenant in readers if self._arrive(tenant)]
+            chunks = None if chunks is None else chunks - 1
+        return news
+
+    def _begin(self, tenant: Tenant) -> None:
+        """Lets a tenant begin with what another one has read."""
+        prefix = tenant.begins_with
+        if prefix is None:
+            return
+        length, size = prefix.point.length, self.sizes.page_size
+        source, target = (prefix.pages[length // size], tenant.pages[length // size]) if length % size else (0, 0)
+        self._memory, seen = fork(self._memory, self._slots.seen, prefix.snapshot, np.array([tenant.slot], np.int32),
+                                  tenant.shard, source, target)  # fmt: skip
+        self._slots = dataclasses.replace(self._slots, seen=seen)
+        tenant.read = length
+        self.metrics.forks += 1
+        if tenant.read == tenant.to_read:
+            self._admit(tenant)
+
+    def _kind(self, tenant: Tenant) -> tuple[int, bool]:
+        """Returns the size of a tenant's next chunk, which depends on its prompt alone, and whether it is scored."""
+        rest = tenant.to_read - tenant.read
+        return (
+            self.sizes.chunk if rest > self.sizes.chunk // 4 else self.sizes.small_chunk
+        ), tenant.request.row is None
+
+    def _read_chunk(self, split: tuple, readers: list[Tenant], size: int, scored: bool) -> None:
+        rows = self.sizes.shards
+        ids, after, segment_ids = np.zeros((3, rows, size), np.int32)
+        slots, lengths, table = np.full(rows, -1, np.int32), np.zeros(rows, np.int32), self.scheduler.table
+        pages = np.zeros((rows, table.shape[1]), np.int32)
+        for tenant in readers:
+            row, start = tenant.shard, tenant.read
+            text = np.asarray(tenant.request.prompt[start : start + size + 1], np.int32)
+            real = min(size, tenant.to_read - start)
+            ids[row, :real], after[row, :real], segment_ids[row, :real] = text[:real], text[1 : real + 1], 1
+            slots[row], lengths[row], pages[row] = tenant.slot, start, table[tenant.slot]
+            tenant.read += real
+            self.metrics.prefilled_tokens += real
+        chunk = Chunk(*map(jnp.asarray, (slots, ids, after, segment_ids, pages, lengths)))
+        self._memory, seen, scores = prefill(*split, self._memory, self._slots.seen, chunk, scored=scored)
+        self._slots = dataclasses.replace(self._slots, seen=seen)
+        for tenant in readers if scored else ():
+            tenant.scores.append((scores, int(segment_ids[tenant.shard].sum())))
+
+    def _arrive(self, tenant: Tenant) -> bool:
+        """Keeps what others need of what a tenant has read; returns whether it is a text that is scored by now."""
+        points = tenant.request.points
+        if self.scheduler.prefixes.is_wanted(points, tenant.read, tenant.shard):
+            point = next(point for point in points if point.length == tenant.read)
+            snapshot = take_snapshot(self._memory, self._slots.seen, np.array([tenant.slot], np.int32))
+            self.scheduler.keep_prefix(tenant, point, snapshot)
+        if tenant.read < tenant.to_read:
+            return False
+        if tenant.request.row is None:
+            self.scheduler.leave(tenant)
+            return True
+        self._admit(tenant)
+        return False
+
+    def _scores(self, tenant: Tenant) -> np.ndarray:
+        """Returns the log-probabilities of the tokens that a tenant has read itself, the first one's left out."""
+        return np.concatenate([to_host(scores)[tenant.shard, :real] for scores, real in tenant.scores])
+
+    def _admit(self, tenant: Tenant) -> None:
+        """Lets a tenant write, whose prompt is read."""
+        assert tenant.request.row is not None
+        self._slots = admit(self._slots, tenant.slot, tenant.request.row)
+        self.scheduler.readers[tenant.shard] = None
+        tenant.writes = True
+
+    def _dispatch(self, split: tuple, steps: int) -> _Call:
+        writers = {tenant.slot: tenant for tenant in self.scheduler.writers}
+        running = np.isin(np.arange(self.sizes.slots), list(writers))
+        arrays = self.scheduler.table, running, *self._masks(writers)
+        table, running, masked, masks = (jnp.array(array) for array in arrays)
+        order = Order(table, steps, running, bool(self.scheduler.waiting), masked, masks)
+        self._memory, self._slots, written = decode(*split, self._memory, self._slots, order, self._program)
+        self.metrics.decode_calls += 1
+        # What the call under way may add to a tenant is promised besides.
+        before = {} if self._call is None else self._call.promised
+        promised = {tenant: tenant.promised - before.get(tenant, 0) for tenant in writers.values()}
+        return _Call(written, writers, promised)
+
+    def _masks(self, writers: dict[int, Tenant]) -> tuple[np.ndarray, np.ndarray]:
+        constrained = {slot: tenant for slot, tenant in writers.items() if tenant.request.grammar is not None}
+        if not constrained:
+            return self._no_masks
+        masked, masks = (array.copy() for array in self._no_masks)
+        for slot, tenant in constrained.items():
+            grammar, transcript = tenant.request.grammar, tenant.request.transcript
+            assert grammar is not None and transcript is not None
+            masked[slot] = True
+            if tenant.written < len(transcript.tokens):
+                # Computed again after a preemption; the grammar is further on.
+                word, bit = divmod(transcript.tokens[tenant.written], 32)
+                masks[slot, word] = np.array(1 << bit, np.uint32).view(np.int32)
+            else:
+                masks[slot] = grammar.mask()
+        return masked, masks
+
+    def _take_call(self) -> list[News]:
+        call, self._call = self._call, None
+        return self._take(call)
+
+    def _take(self, call: _Call | None) -> list[News]:
+        """Waits for a call and takes over what it wrote, but for tenants that have left since."""
+        if call is None:
+            return []
+        here = {slot: tenant for slot, tenant in call.writers.items() if self.scheduler.tenants[slot] is tenant}
+        rows = (tenant.request.row for tenant in here.values())
+        tells_top = any(row is not None and row["tells_top"] for row in rows)
+        names = [field.name for field in dataclasses.fields(Written)]
+        names = [name for name in names if tells_top or not name.startswith("top_")]
+        written = {name: to_host(getattr(call.written, name)) for name in names}
+        steps = int(written["steps"])
+        self.metrics.decode_steps += steps
+        lengths = [0] * self.sizes.slots
+        for slot, tenant in here.items():
+            lengths[slot] = len(tenant.request.prompt) + tenant.written
+        self.metrics.count_drafts(written["proposed"], written["accepted"], written["thinking"], lengths)
+        return [news for slot, tenant in here.items() if (news := self._follow(call, slot, tenant, written))]
+
+    def _follow(self, call: _Call, slot: int, tenant: Tenant, written: dict[str, np.ndarray]) -> News | None:
+        """Gives a tenant's new tokens to its transcript, up to the one that ends the completion."""
+        count, stopped = int(written["counts"][slot]), int(written["stopped"][slot])
+        closed = bool(written["closed"][slot] >= 0)
+        request, transcript = tenant.request, tenant.request.transcript
+        assert transcript is not None
+        # A tenant that was preempted writes some tokens again.
+        known = max(len(transcript.tokens) - tenant.written, 0)
+        tenant.promised -= call.promised[tenant]
+        tenant.written += count
+        reason, new = None, 0
+        for token, logprobs in self._tokens(written, slot, known, count, tells=transcript.tells_logprobs):
+            reason, new = transcript.push(token, logprobs), new + 1
+            if reason is None and request.grammar is not None:
+                request.grammar.accept(token)
+                reason = "stop" if request.grammar.finished else None
+            if reason is not None:
+                break
+        self.metrics.generated_tokens += new
+        if reason is None and stopped != RUNNING:
+            reason = "length" if stopped == LENGTH else "budget" if closed else "stop"
+        if reason is not None:
+            self._leave(tenant)
+        return News(request, reason, closed) if new or reason else None
+
+    def _tokens(
+        self, written: dict[str, np.ndarray], slot: int, start: int, stop: int, *, tells: bool
+    ) -> Iterator[tuple[int, TokenLogprobs | None]]:
+        """Yields tokens of a slot with their log-probabilities, if these are told."""
+        for i in range(start, stop):
+            logprobs = None
+            if tells:
+                top = ()
+                if "top_ids" in written:
+                    ids, values = written["top_ids"][slot, i].tolist(), written["top_logprobs"][slot, i].tolist()
+                    top = tuple(zip(ids, values, strict=True))
+                model, sampling = (float(written[name][slot, i]) for name in ("model_logprobs", "sampling_logprobs"))
+                logprobs = TokenLogprobs(model, sampling, top)
+            yield int(written["tokens"][slot, i]), logprobs

@@ -1,0 +1,138 @@
+"""The sizes of an engine: what fits into memory, and what is compiled. A request's numbers depend on them alone."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from qwen35_jax.config import TextConfig
+from qwen35_jax.model import Qwen35
+from qwen35_jax.sharding import mesh_of, num_shards
+
+# Where a device does not say what memory it has, as a CPU does not.
+_UNKNOWN_MEMORY = 4 << 30
+# The share of the free memory that pages may take; the rest is for what the programs hold for a moment.
+_SHARE_FOR_PAGES = 0.8
+
+
+@dataclass(frozen=True)
+class EngineSizes:
+    """The sizes of an engine.
+
+    Attributes:
+      slots: of all data shards together.
+      shards: data shards: devices, or groups of devices, with slots and pages of their own.
+      num_pages: pages of one data shard, page 0 included, which is nobody's.
+      page_size: tokens of a page.
+      most_pages: pages that one request can have.
+      chunk, small_chunk: tokens of a prompt that are read at once, and those of a short rest.
+      num_drafts: drafts a step.
+      steps_per_call: most steps between two looks of the host.
+      draft_vocabulary: drafts are among the tokens below this id; None for all.
+    """
+
+    slots: int
+    shards: int
+    num_pages: int
+    page_size: int
+    most_pages: int
+    chunk: int
+    small_chunk: int
+    num_drafts: int
+    steps_per_call: int
+    draft_vocabulary: int | None
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that all pages hold together."""
+        return self.shards * (self.num_pages - 1) * self.page_size
+
+    @classmethod
+    def of(
+        cls,
+        model: Qwen35,
+        *,
+        slots: int,
+        cache_tokens: int | None,
+        speculative_tokens: int,
+        page_size: int | None,
+        prefill_chunk: int | None,
+        steps_per_call: int,
+        draft_vocabulary: int | None,
+    ) -> "EngineSizes":
+        """Works the sizes out for a model on its devices; the arguments are those of ``Engine``.
+
+        Raises:
+          ValueError: a size is out of range, or the model cannot draft.
+        """
+        given = {"slots": slots, "cache_tokens": cache_tokens, "page_size": page_size, "prefill_chunk": prefill_chunk,
+                 "steps_per_call": steps_per_call, "draft_vocabulary": draft_vocabulary}  # fmt: skip
+        for name, size in given.items():
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size}; give at least 1.")
+        _check_drafts(model, speculative_tokens, draft_vocabulary)
+        mesh, text = mesh_of(model.head_weight()), model.config.text
+        shards, lengths = (1 if mesh is None else num_shards(axis, mesh) for axis in ("batch", "length"))
+        if lengths > 1:
+            raise ValueError(
+                f"the model's mesh has context={lengths}, but one token at a time cannot be split over positions; "
+                "load the model on a mesh with context=1."
+            )
+        on_cpu = next(iter(model.head_weight().devices())).platform == "cpu"
+        page_size = page_size or (64 if on_cpu else 256)
+        chunk = prefill_chunk or (128 if on_cpu else 512)
+        # In whole slots for every shard.
+        slots = -(-slots // shards) * shards
+        if cache_tokens is None:
+            cache_tokens = min(_fitting_tokens(model, slots, shards, speculative_tokens),
+                               slots * text.max_position_embeddings)  # fmt: skip
+        num_pages = max(-(-cache_tokens // (shards * page_size)), 1)
+        most_pages = min(num_pages, -(-text.max_position_embeddings // page_size))
+        small_chunk = max(chunk // 8, min(chunk, 16))
+        return cls(slots, shards, num_pages + 1, page_size, most_pages, chunk, small_chunk, speculative_tokens,
+                   steps_per_call, draft_vocabulary)  # fmt: skip
+
+
+def _check_drafts(model: Qwen35, speculative_tokens: int, draft_vocabulary: int | None) -> None:
+    if speculative_tokens < 0:
+        raise ValueError(f"speculative_tokens={speculative_tokens}; give 0 or more.")
+    if speculative_tokens and model.mtp is None:
+        raise ValueError(
+            f"speculative_tokens={speculative_tokens}, but the model has no MTP head to draft with; give 0, or load a "
+            "checkpoint that holds mtp.* tensors."
+        )
+    if draft_vocabulary is not None and draft_vocabulary > model.config.text.vocab_size:
+        raise ValueError(
+            f"draft_vocabulary={draft_vocabulary}, but the model knows {model.config.text.vocab_size} tokens; give at "
+            "most so many, or None for all."
+        )
+
+
+def bytes_of_token(text: TextConfig, itemsize: int, *, drafts: bool, tensor: int = 1) -> int:
+    """Returns the bytes of one token's keys and values in all layers; over all devices that share out heads."""
+    layers = text.num_periods + drafts
+    return layers * 2 * max(text.num_key_value_heads, tensor) * text.head_dim * itemsize
+
+
+def bytes_of_slot(text: TextConfig, itemsize: int, num_drafts: int) -> int:
+    """Returns the bytes of a slot outside its pages: states, a window's inputs, and which tokens it has seen."""
+    layers, heads, window = text.num_periods * (text.period - 1), text.linear_num_value_heads, num_drafts + 1
+    state = heads * text.linear_key_head_dim * text.linear_value_head_dim * 4
+    inputs = (text.linear_conv_kernel_dim - 1 + window) * text.conv_dim * itemsize
+    replay = window * heads * ((text.linear_key_head_dim + text.linear_value_head_dim) * itemsize + 8)
+    return layers * (state + inputs + replay) + 4 * text.vocab_size
+
+
+def _fitting_tokens(model: Qwen35, slots: int, shards: int, num_drafts: int) -> int:
+    """Returns how many tokens the free memory holds beside the slots, over all shards."""
+    text, itemsize = model.config.text, jnp.dtype(model.dtype).itemsize
+    mesh = mesh_of(model.head_weight())
+    tensor = 1 if mesh is None else num_shards("heads", mesh)
+    device = next(device for device in model.head_weight().devices() if device.process_index == jax.process_index())
+    stats = device.memory_stats()
+    free = stats["bytes_limit"] - stats["bytes_in_use"] if stats and "bytes_limit" in stats else _UNKNOWN_MEMORY
+    # Float32 logits of a window, a few times over.
+    logits = 4 * 4 * (num_drafts + 1) * text.vocab_size // tensor
+    beside = slots // shards * (bytes_of_slot(text, itemsize, num_drafts) + logits)
+    token = bytes_of_token(text, itemsize, drafts=bool(num_drafts), tensor=tensor) // tensor
+    return max(int(_SHARE_FOR_PAGES * free) - beside, 0) // token * shards
