@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from qwen35_jax.inference.distribution import adjust, log_probabilities
+from qwen35_jax.inference.distribution import Masks, log_probabilities
 from qwen35_jax.inference.memory import Memory
 from qwen35_jax.inference.progress import advance, forced_tokens
 from qwen35_jax.inference.sampling import MAX_LOGPROBS
@@ -33,16 +33,14 @@ class Order(NamedTuple):
       steps: most steps.
       running: slots that write, as far as the host knows.
       leave_early: end as soon as one of these has stopped.
-      masked: slots whose next token must be one that ``masks`` allows; such a call takes one step.
-      masks: one bit a token, lowest bit first.
+      masks: for slots that have a grammar; a call with any takes one step.
     """
 
     table: Int[Array, "B M"]
     steps: Int[Array, ""] | int
     running: Bool[Array, " B"]
     leave_early: Bool[Array, ""] | bool
-    masked: Bool[Array, " B"]
-    masks: Int[Array, "B words"]
+    masks: Masks
 
 
 class Program(NamedTuple):
@@ -66,7 +64,7 @@ class Written:
 
     Attributes:
       tokens: the new tokens of each slot, ``counts`` of them.
-      model_logprobs: their log-probabilities by the model itself.
+      model_logprobs: their log-probabilities by the model itself, for slots that tell them.
       sampling_logprobs: those by what they were drawn from.
       top_logprobs, top_ids: the model's most likely tokens there, for slots that tell them.
       proposed, accepted: drafts of each step that counted, and those that were accepted.
@@ -141,18 +139,14 @@ def _step(
 ) -> tuple[Memory, Slots, Written]:
     table = jnp.where(slots.active[:, None], order.table, 0)
     # A mask knows the next token only.
-    valid = jnp.where(order.masked, 0, slots.drafts.valid)
+    valid = jnp.where(order.masks.on, 0, slots.drafts.valid)
     slots = dataclasses.replace(slots, drafts=dataclasses.replace(slots.drafts, valid=valid))
     window = jnp.concatenate([slots.token[:, None], slots.drafts.tokens], axis=1)
     hidden, state = model.forward(window, state=PagedState(memory.layers, table, slots.length, slots.num_past))
     raw = model.head_logits(hidden)
     positions = slots.length[:, None] + 1 + jnp.arange(window.shape[1])
     forced = forced_tokens(slots, marks)
-    verified = verify(
-        raw, slots.drafts, forced, slots.settings, slots.seeds, positions,
-        changes=jnp.any(slots.settings.adjusts | order.masked),
-        changed=lambda: _masked(adjust(raw, slots.settings, slots.seen, slots.drafts.tokens), order),
-    )  # fmt: skip
+    verified = verify(raw, slots.drafts, forced, slots.settings, slots.seeds, positions, slots.seen, order.masks)
     after, emitted = advance(slots, verified.tokens, verified.count, marks)
     written = _write(written, slots, verified, raw, emitted)
     memory = dataclasses.replace(memory, layers=state.layers)
@@ -160,18 +154,6 @@ def _step(
         mtp, drafts = _draft(model, draft_head, memory.mtp, slots, after, hidden, verified, table)
         memory, after = dataclasses.replace(memory, mtp=mtp), dataclasses.replace(after, drafts=drafts)
     return memory, after, written
-
-
-def _masked(logits: Float[Array, "B T V"], order: Order) -> Float[Array, "B T V"]:
-    """Leaves of the first position of masked slots what their masks allow."""
-
-    def mask(logits: Array) -> Array:
-        tokens = jnp.arange(logits.shape[-1])
-        allowed = (order.masks[:, tokens // 32] >> (tokens % 32)) & 1
-        first = jnp.where(order.masked[:, None] & (allowed == 0), -jnp.inf, logits[:, 0])
-        return logits.at[:, 0].set(first)
-
-    return lax.cond(jnp.any(order.masked), mask, lambda logits: logits, logits)
 
 
 def _write(
@@ -190,14 +172,17 @@ def _write(
         _, values, ids = log_probabilities(raw, verified.tokens, width)
         return put(top_logprobs, values), put(top_ids, ids)
 
-    model_logprobs, _, _ = log_probabilities(raw, verified.tokens, 0)
+    def told(model_logprobs):
+        return put(model_logprobs, log_probabilities(raw, verified.tokens, 0)[0])
+
+    model_logprobs = lax.cond(jnp.any(slots.active & slots.tells), told, lambda array: array, written.model_logprobs)
     top_logprobs, top_ids = lax.cond(
         jnp.any(slots.active & slots.tells_top), tops, lambda *arrays: arrays, written.top_logprobs, written.top_ids
     )
     return dataclasses.replace(
         written,
         tokens=put(written.tokens, verified.tokens),
-        model_logprobs=put(written.model_logprobs, model_logprobs),
+        model_logprobs=model_logprobs,
         sampling_logprobs=put(written.sampling_logprobs, verified.sampling_logprobs),
         top_logprobs=top_logprobs,
         top_ids=top_ids,
@@ -221,8 +206,7 @@ def _draft(
 ) -> tuple[PagedKeyValues, Drafts]:
     """Reads the window's true tokens with the MTP head and draws the next drafts, each from the one before.
 
-    The drafts are among the tokens of ``head``, the first of the vocabulary. ``count + 1`` drafts count next time: a
-    slot whose drafts are rejected asks for fewer.
+    ``count + 1`` drafts count next time: a slot whose drafts are rejected asks for fewer.
     """
     num_drafts, count = before.drafts.tokens.shape[1], verified.count
     state = PagedState((mtp,), table, before.length, before.num_past)

@@ -9,6 +9,7 @@ as it is, so what a slot draws is the same, bit for bit, whatever the other slot
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,16 +90,33 @@ class Settings:
         return jnp.asarray(penalties) | jnp.any(jnp.asarray(self.bias_ids) >= 0, axis=-1)
 
 
+class Masks(NamedTuple):
+    """Which tokens may come next, by slot.
+
+    Attributes:
+      on: slots whose next token is restricted.
+      bits: one bit a token, lowest bit first: 1 where the token may come next.
+    """
+
+    on: Bool[Array, " B"]
+    bits: Int[Array, "B words"]
+
+
 def adjust(
-    logits: Float[Array, "B T V"], settings: Settings, seen: Int[Array, "B V"], drafts: Int[Array, "B K"]
+    logits: Float[Array, "B T V"],
+    settings: Settings,
+    seen: Int[Array, "B V"],
+    drafts: Int[Array, "B K"],
+    masks: Masks | None = None,
 ) -> Float[Array, "B T V"]:
-    """Applies bias, repetition, frequency and presence penalty, in this order.
+    """Applies mask, bias, repetition, frequency and presence penalty, in this order.
 
     Args:
       logits: float32; position 0 follows the output that ``seen`` counts.
       settings: by slot.
       seen: how often the output holds each token, plus ``PROMPT`` if the prompt holds it.
       drafts: the ``T - 1`` tokens after that output; position ``t`` counts the first ``t`` as output.
+      masks: for position 0.
 
     Source: the definitions of OpenAI and vLLM; ``RepetitionPenaltyLogitsProcessor`` of transformers.
     """
@@ -106,6 +124,13 @@ def adjust(
     def in_output(t: int) -> Array:
         drafted = drafts[:, :t, None] == jnp.arange(logits.shape[-1])
         return jnp.sum(drafted, axis=1, dtype=jnp.int32)
+
+    def masked(logits: Array) -> Array:
+        assert masks is not None
+        tokens = jnp.arange(logits.shape[-1])
+        forbidden = ((masks.bits[:, tokens // 32] >> (tokens % 32)) & 1) == 0
+        first = jnp.where(masks.on[:, None] & forbidden, -jnp.inf, logits[:, 0])
+        return logits.at[:, 0].set(first)
 
     def biased(logits: Array) -> Array:
         # An id beyond the vocabulary is dropped, but a negative one would count from the end.
@@ -123,6 +148,8 @@ def adjust(
         logits = logits - settings.frequency[:, None, None] * count.astype(jnp.float32)
         return jnp.where(count > 0, logits - settings.presence[:, None, None], logits)
 
+    if masks is not None:
+        logits = lax.cond(jnp.any(masks.on), masked, lambda logits: logits, logits)
     logits = lax.cond(jnp.any(settings.bias_ids >= 0), biased, lambda logits: logits, logits)
     logits = lax.cond(jnp.any(settings.repetition != 1), repeated, lambda logits: logits, logits)
     counts = (settings.frequency != 0) | (settings.presence != 0)
@@ -177,7 +204,8 @@ def _candidates(logits: Float[Array, "*N V"], width: int) -> tuple[Float[Array, 
     found = values, jnp.take_along_axis(ids, places, axis=-1).astype(jnp.int32)
     if logits.ndim == 1:
         return found[0][0], found[1][0]
-    return tuple(jnp.moveaxis(x.reshape(*by_slot.shape[:-1], width), -2, 0) for x in found)
+    values, ids = (jnp.moveaxis(x.reshape(*by_slot.shape[:-1], width), -2, 0) for x in found)
+    return values, ids
 
 
 def candidate_probabilities(values: Float[Array, "B *T C"], settings: Settings) -> Float[Array, "B *T C"]:

@@ -15,6 +15,7 @@ from flax import nnx
 
 from qwen35_jax.distributed import to_host
 from qwen35_jax.inference.decode import Order, Program, Written, decode
+from qwen35_jax.inference.distribution import Masks
 from qwen35_jax.inference.memory import Memory, fork, take_snapshot
 from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.prefill import Chunk, prefill
@@ -222,8 +223,8 @@ class Runner:
         writers = {tenant.slot: tenant for tenant in self.scheduler.writers}
         running = np.isin(np.arange(self.sizes.slots), list(writers))
         arrays = self.scheduler.table, running, *self._masks(writers)
-        table, running, masked, masks = (jnp.array(array) for array in arrays)
-        order = Order(table, steps, running, bool(self.scheduler.waiting), masked, masks)
+        table, running, masked, bits = (jnp.array(array) for array in arrays)
+        order = Order(table, steps, running, bool(self.scheduler.waiting), Masks(masked, bits))
         self._memory, self._slots, written = decode(*split, self._memory, self._slots, order, self._program)
         self.metrics.decode_calls += 1
         # What the call under way may add to a tenant is promised besides.

@@ -42,7 +42,8 @@ class Slots:
       limit: most tokens of the completion.
       budget: most tokens of the think block before it is closed; -1 for no budget.
       closing: the tokens that close it then; ``num_closing`` of them.
-      tells_top: whether the model's most likely tokens are told beside each token.
+      tells: whether log-probabilities are told with each token.
+      tells_top: whether the model's most likely tokens are told with it.
       active: slots that write. A slot that has stopped keeps its place until the host has seen it.
       stopped: why it does not write any more.
       token: the newest token, not yet in the memory.
@@ -63,6 +64,7 @@ class Slots:
     budget: Int[Array, " B"]
     closing: Int[Array, "B F"]
     num_closing: Int[Array, " B"]
+    tells: Bool[Array, " B"]
     tells_top: Bool[Array, " B"]
     active: Bool[Array, " B"]
     stopped: Int[Array, " B"]
@@ -86,7 +88,8 @@ class Slots:
             seeds=jnp.zeros((slots, 2), jnp.uint32),
             end_tokens=jnp.full((slots, MAX_END_TOKENS), -1, jnp.int32),
             limit=zeros, budget=zeros - 1, closing=jnp.zeros((slots, MAX_CLOSING_TOKENS), jnp.int32), num_closing=zeros,
-            tells_top=nobody, active=nobody, stopped=zeros, token=zeros, length=zeros, num_past=zeros, generated=zeros,
+            tells=nobody, tells_top=nobody, active=nobody, stopped=zeros,
+            token=zeros, length=zeros, num_past=zeros, generated=zeros,
             thinking=nobody, thought=zeros, closed=zeros - 1,
             drafts=Drafts(
                 tokens=jnp.zeros((slots, num_drafts), jnp.int32),
@@ -133,7 +136,7 @@ def row_of(
     return {name: np.int32(value) for name, value in numbers.items()} | {
         "settings": Settings.row(sampling), "seeds": np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
         "end_tokens": ends, "closing": closes, "active": np.bool_(True), "thinking": np.bool_(thinking),
-        "tells_top": np.bool_(bool(sampling.logprobs)),
+        "tells": np.bool_(sampling.logprobs is not None), "tells_top": np.bool_(bool(sampling.logprobs)),
     }  # fmt: skip
 
 

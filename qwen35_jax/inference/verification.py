@@ -11,15 +11,14 @@ Source: arXiv:2211.17192 and arXiv:2302.01318.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from qwen35_jax.inference import distribution
-from qwen35_jax.inference.distribution import Settings
+from qwen35_jax.inference.distribution import Masks, Settings
 
 DRAFT, ACCEPT, SAMPLE = range(3)
 
@@ -101,27 +100,30 @@ def verify(
     settings: Settings,
     seeds: UInt32[Array, "B 2"],
     positions: Int[Array, "B T"],
-    *,
-    changes: Bool[Array, ""],
-    changed: Callable[[], Float[Array, "B T V"]],
+    seen: Int[Array, "B V"],
+    masks: Masks | None = None,
 ) -> Verified:
     """Accepts drafts from the front and draws one more token, so that all have the distribution ``p``.
 
     Args:
-      logits: float32, of the model.
+      logits: float32, of the model; masks, biases and penalties are applied here.
       drafts: ``T - 1`` drafts a slot; those from ``valid`` on are as if they did not exist.
       forced: a token that must stand at a position, whatever the logits are; -1 for none.
       settings: by slot.
       seeds: by slot.
       positions: of the tokens that are chosen.
-      changes: whether some slot has penalties, biases or other changes of its logits.
-      changed: returns the logits with them. Other slots find theirs as they were.
+      seen, masks: as in ``adjust``.
     """
     uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys(seeds, positions[:, :-1], ACCEPT))
     sample_keys = keys(seeds, positions, SAMPLE)
+    adjust = functools.partial(distribution.adjust, logits, settings, seen, drafts.tokens, masks)
     # Logits are large: a branch that returned them as they are would copy them, and these are few.
-    best = distribution.candidates(logits)
-    best = lax.cond(changes, lambda: distribution.candidates(changed()), lambda: best)
+    adjusts = settings.adjusts if masks is None else settings.adjusts | masks.on
+    best = lax.cond(
+        jnp.any(adjusts),
+        lambda: distribution.candidates(adjust()),
+        lambda: distribution.candidates(logits),
+    )
 
     def narrow() -> Verified:
         values, ids = best
@@ -133,7 +135,7 @@ def verify(
         return _accept(probs, ids, drafts, uniform, sample_keys)
 
     def wide() -> Verified:
-        probs = distribution.all_probabilities(lax.cond(changes, changed, lambda: logits), settings)
+        probs = distribution.all_probabilities(adjust(), settings)
         one_hot = (jnp.arange(probs.shape[-1]) == forced[..., None]).astype(probs.dtype)
         probs = jnp.where(forced[..., None] >= 0, one_hot, probs)
         return _accept(probs, None, drafts, uniform, sample_keys)

@@ -132,8 +132,7 @@ def test_what_a_slot_draws_depends_neither_on_the_others_nor_on_its_place():
         drafts = verification.Drafts(tokens, ids, probs, jnp.full(slots, K))
         adjusted = S.adjust(logits, settings, seen, tokens)
         forced = jnp.full((slots, T), -1)
-        changes = {"changes": jnp.any(settings.adjusts), "changed": lambda: adjusted}
-        return adjusted, drafts, verification.verify(logits, drafts, forced, settings, seeds, positions, **changes)
+        return adjusted, drafts, verification.verify(logits, drafts, forced, settings, seeds, positions, seen)
 
     crowd = step(stacked(kinds), logits, q_logits, seen, seeds)
     for slot, kind in enumerate(kinds):

@@ -1,5 +1,8 @@
 """The engine: what it writes is what the model says, and a request's result is the same in any crowd."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ from qwen35_jax.inference.decode import decode
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.prefill import prefill
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.sharding import make_mesh
 from tests.inference.engines import GREEDY, LIMITS, MIXED, THINK, Numbers, assert_is_idle, finish, make_engine
 
 
@@ -146,6 +150,32 @@ def test_drafts_from_a_part_of_the_vocabulary_change_no_text(model, prompts):
     whole, part = make_engine(model, 2), make_engine(model, 2, draft_vocabulary=256)
     a, b = (engine.generate(prompts, max_new_tokens=20) for engine in (whole, part))
     assert [x.token_ids for x in a] == [x.token_ids for x in b]
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+@pytest.mark.parametrize(
+    "axes", [pytest.param({"fsdp": 2, "tensor": 2}, marks=pytest.mark.slow), {"data": 2, "tensor": 2}]
+)
+def test_a_split_model_writes_and_scores_the_same(make_model, model, prompts, axes):
+    """Two data shards with slots and pages of their own; two devices share out heads and vocabulary."""
+    split = make_engine(make_model(make_mesh(**axes)), 2)
+    whole = make_engine(model, 2)
+    several = [*prompts, *([[*prompts[3], 5]] * 4)]
+    sampling = [dataclasses.replace(each, logprobs=None) for each in [*MIXED, *MIXED[:4]]]
+    want, got = (
+        engine.generate(several, sampling=sampling, max_new_tokens=[*LIMITS, *[12] * 4], seed=list(range(12)))
+        for engine in (whole, split)
+    )
+    assert got == want
+    assert split.metrics.forks >= 2 and split.sizes.shards == 2
+    compiled = decode._cache_size(), prefill._cache_size()
+    assert split.generate(several[:3], sampling=sampling[:3], max_new_tokens=LIMITS[:3], seed=[0, 1, 2]) == want[:3]
+    assert (decode._cache_size(), prefill._cache_size()) == compiled
+    pairs = [prompts[3]] * 3, [prompts[i] for i in (5, 2, 7)]
+    for one, other in zip(split.score(*pairs), whole.score(*pairs), strict=True):
+        # Sums over devices have another order.
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert_is_idle(split)
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,8 @@ def draw_and_verify(q_logits, p_logits, seen, valid, settings, num_drafts):
     context = jnp.concatenate([jnp.zeros((rows, 1), jnp.int32), drafts.tokens], axis=1)
     positions = jnp.tile(FIRST + jnp.arange(num_drafts + 1), (rows, 1))
     forced = jnp.full((rows, num_drafts + 1), -1)
-    logits = p_logits[context]
-    adjusted = functools.partial(distribution.adjust, logits, settings, jnp.tile(seen, (rows, 1)), drafts.tokens)
-    return verification.verify(
-        logits, drafts, forced, settings, seeds, positions, changes=jnp.any(settings.adjusts), changed=adjusted
-    ), drafts
+    all_seen = jnp.tile(seen, (rows, 1))
+    return verification.verify(p_logits[context], drafts, forced, settings, seeds, positions, all_seen), drafts
 
 
 def exact(logits: np.ndarray, count: np.ndarray, prompt: np.ndarray, numbers: dict) -> np.ndarray:
@@ -149,9 +146,9 @@ def run(logits: np.ndarray, drafts: Drafts, numbers: dict, forced: list[list[int
     rows, T = logits.shape[:2]
     forced = jnp.full((rows, T), -1) if forced is None else jnp.asarray(forced)
     positions = jnp.tile(FIRST + jnp.arange(T), (rows, 1))
-    arguments = jnp.asarray(logits), drafts, forced, tiled(rows, **numbers), seeds_of(rows), positions
-    verify = functools.partial(verification.verify, changes=jnp.asarray(False), changed=lambda: arguments[0])
-    return jax.jit(verify)(*arguments)
+    seen = jnp.zeros((rows, VOCAB), jnp.int32)
+    arguments = jnp.asarray(logits), drafts, forced, tiled(rows, **numbers), seeds_of(rows), positions, seen
+    return jax.jit(verification.verify)(*arguments)
 
 
 def test_greedy_accepts_the_first_maximum_and_nothing_else():

@@ -65,9 +65,9 @@ def plain_replay(
     U, T = past[0].shape[1], q.shape[1]
     index = jnp.arange(U + T)
     queries = jnp.pad(q, ((0, 0), (U, 0), (0, 0), (0, 0)))
-    joined = (jnp.concatenate(pair, axis=1) for pair in zip(past, (k, v, log_decay, beta), strict=True))
+    k, v, log_decay, beta = (jnp.concatenate(pair, axis=1) for pair in zip(past, (k, v, log_decay, beta), strict=True))
     is_real = jnp.pad(counts_of(past[2][..., 0], num_past), ((0, 0), (0, T)), constant_values=True)
-    tokens = Token(queries, *joined, is_real, jnp.ones_like(is_real))
+    tokens = Token(queries, k, v, log_decay, beta, is_real, jnp.ones_like(is_real))
     state = states[layer]
 
     def body(states, scanned):
