@@ -20,6 +20,6 @@ def config() -> EvalConfig:
         tasks=("ifeval", "gsm8k"),
         mode="non_thinking",
         protocol="card",
-        max_batch=64,
+        slots=64,
         out="runs/eval_2b",
     )

@@ -17,6 +17,6 @@ def config() -> EvalConfig:
         mode="non_thinking",
         protocol="official",
         max_new_tokens=128,
-        max_batch=32,
+        slots=32,
         out="runs/tiny_eval",
     )

@@ -23,7 +23,7 @@ def score(model: Qwen35, tokenizer: Tokenizer, data_dir: str = DATA_DIR) -> dict
     """Answers 64 held-out questions, thinking first."""
     with tempfile.TemporaryDirectory() as out:
         settings = dataclasses.replace(tiny_eval.config(), mode="thinking", data_dir=data_dir, limit=64, out=out)
-        results = run(settings, Engine(model, tokenizer, slots=settings.max_batch))
+        results = run(settings, Engine(model, tokenizer, slots=settings.slots))
     return {"qa_accuracy": results["tasks"]["qa"]["metrics"]["accuracy"]["value"]}
 
 

@@ -13,14 +13,14 @@ from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.sharding import MeshConfig
 
 
-def load_engine(source: ModelSource, mesh: MeshConfig, *, max_batch: int) -> Engine:
+def load_engine(source: ModelSource, mesh: MeshConfig, *, slots: int) -> Engine:
     """Loads a tokenizer, and its model onto a mesh.
 
     Raises:
       ValueError: no model is named, it cannot be loaded, or the mesh does not fit it.
     """
     tokenizer = load_tokenizer(source)
-    return Engine(load_model(source, mesh.mesh()), tokenizer, slots=max_batch)
+    return Engine(load_model(source, mesh.mesh()), tokenizer, slots=slots)
 
 
 def generate_replies(
@@ -29,7 +29,7 @@ def generate_replies(
     generation: Generation,
     *,
     mode: Mode,
-    seed: int,
+    seeds: Sequence[int],
     on_reply: Callable[[int, Reply], None],
 ) -> None:
     """Asks for the assistant's next turn of each conversation.
@@ -38,7 +38,7 @@ def generate_replies(
       engine: has ``tokenizer`` and ``generate``.
       generation: sampling and length.
       mode: whether the chat template opens a think block.
-      seed: of sampling.
+      seeds: of sampling, one a conversation.
       on_reply: called with a conversation's place as its reply finishes, in any order.
     """
 
@@ -58,7 +58,7 @@ def generate_replies(
         _prompts(engine.tokenizer, conversations, mode),
         sampling=generation.sampling,
         max_new_tokens=generation.max_new_tokens,
-        seed=seed,
+        seed=seeds,
         on_finish=finish,
     )
 

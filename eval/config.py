@@ -40,8 +40,8 @@ class EvalConfig:
     """Longest response in tokens, thinking included; by default the protocol's."""
     repeats: int = 1
     """Samples of each document. A document's values are averaged first, so that every document counts the same."""
-    max_batch: int = 8
-    """Prompts generated together."""
+    slots: int = 8
+    """Most responses written at once."""
     seed: int = 0
     """Seed of sampling; greedy protocols do not use it."""
     mtp_acceptance: bool = False
@@ -53,7 +53,7 @@ class EvalConfig:
             raise ValueError(f"tasks={self.tasks} names no task; name at least one.")
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks={list(self.tasks)} names a task twice; name each once.")
-        for name in ("limit", "max_new_tokens", "max_batch", "repeats"):
+        for name in ("limit", "max_new_tokens", "slots", "repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")

@@ -1,8 +1,7 @@
 """Evaluates a model: ``python -m eval.run CONFIG.py [overrides]``.
 
-Samples are stored as they finish, and a run with the same settings in the same directory goes on
-with those that are missing. Greedy runs resume to the same samples; sampled ones draw the missing
-samples anew.
+Samples are stored as they finish, and a run with the same settings in the same directory goes on with those that are
+missing. A sample's seed follows from its document and repeat, so that a resumed run draws what a whole one draws.
 """
 
 import dataclasses
@@ -38,6 +37,7 @@ from qwen35_jax.distributed import leave_out_absent_tpu
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.source import load_tokenizer
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.requests import seed_of
 from qwen35_jax.storage import file_digest
 from qwen35_jax.wording import options_as_typed, options_of
 
@@ -59,9 +59,9 @@ class _Job:
         """The samples that the finished job has, in the order of the documents."""
         return [(str(document.id), repeat) for document in self.documents for repeat in range(self.repeats)]
 
-    def missing(self, finished: Mapping[SampleKey, Any], repeat: int) -> list[Document]:
-        """Returns the documents without a stored sample of this repeat."""
-        return [document for document in self.documents if (str(document.id), repeat) not in finished]
+    def missing(self, finished: Mapping[SampleKey, Any], repeat: int) -> list[int]:
+        """Returns the places of the documents without a stored sample of this repeat."""
+        return [place for place, document in enumerate(self.documents) if (str(document.id), repeat) not in finished]
 
 
 def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     finished = {job.task.name: read_finished(job.path) for job in jobs}
     complete = all(key in finished[job.task.name] for job in jobs for key in job.keys)
     if engine is None and (config.mtp_acceptance or not complete):
-        engine = load_engine(config.model, config.mesh, max_batch=config.max_batch)
+        engine = load_engine(config.model, config.mesh, slots=config.slots)
     if engine is not None and config.mtp_acceptance:
         check_mtp_head(engine)
     open_directory(out, settings)
@@ -159,9 +159,9 @@ def _generate(engine: Engine, config: EvalConfig, job: _Job, finished: Samples) 
             bar.set_postfix(correct=num_correct, refresh=False)
             bar.update()
 
-        for repeat, documents in enumerate(missing):
-            if documents:
-                _generate_repeat(engine, config, job, documents, repeat, store)
+        for repeat, places in enumerate(missing):
+            if places:
+                _generate_repeat(engine, config, job, places, repeat, store)
     return samples
 
 
@@ -169,10 +169,13 @@ def _generate_repeat(
     engine: Engine,
     config: EvalConfig,
     job: _Job,
-    documents: Sequence[Document],
+    places: Sequence[int],
     repeat: int,
     store: Callable[[dict[str, Any]], None],
 ) -> None:
+    documents = [job.documents[place] for place in places]
+    seed = _seed(config.seed, repeat)
+
     def finish(index: int, reply: Reply) -> None:
         store(make_sample(documents[index], reply, repeat))
 
@@ -181,7 +184,7 @@ def _generate_repeat(
         [document.messages for document in documents],
         generation(config, job.task.lm_eval_max_new_tokens),
         mode=config.mode,
-        seed=_seed(config.seed, repeat),
+        seeds=[seed_of(seed, place) for place in places],
         on_reply=finish,
     )
 

@@ -27,7 +27,7 @@ class Reply:
     Attributes:
       thinking: the text of the think block; None where there was none.
       response: what is scored; empty if the think block never closed.
-      finish_reason: ``"stop"`` or ``"length"``; None for stored text that does not say.
+      finish_reason: why the engine ended it; None for stored text that does not say.
       token_ids: the generated tokens; None for stored text without them.
       multiple_closes: how many ``</think>`` the response holds.
     """

@@ -1,7 +1,7 @@
 """Scores stored responses without a model: ``python -m eval.score --task NAME --responses FILE.jsonl``.
 
 A row is ``{"id", "response"}``, where ``id`` is the document's (IFEval: ``key``; else its ``id`` or
-its row number from 0), ``finish_reason`` may say ``"length"``, and ``repeat`` tells several responses
+its row number from 0), ``finish_reason`` may say ``"length"`` or ``"loop"``, and ``repeat`` tells several responses
 to one document apart. Documents without a response are left out and counted as ``missing``.
 
 A row with ``thinking`` (None if there was none), as ``eval.run`` and ``qwen35 generate`` write it, is
@@ -40,6 +40,8 @@ from qwen35_jax.storage import file_digest
 from qwen35_jax.wording import options_as_typed, options_of
 
 logger = logging.getLogger(__name__)
+
+_REASONS = ("stop", "length", "budget", "loop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +124,8 @@ def _read_replies(path: Path, opened: bool) -> dict[SampleKey, Reply]:
 
 def _reply(row: Row, opened: bool) -> Reply:
     reason = row.fields.get("finish_reason")
-    if reason not in (None, "stop", "length"):
-        raise ValueError(f"{row.where}: finish_reason={reason!r}; it is 'stop', 'length' or absent.")
+    if reason not in (None, *_REASONS):
+        raise ValueError(f"{row.where}: finish_reason={reason!r}; it is one of {', '.join(_REASONS)}, or absent.")
     response, token_ids = row.get("response", str), row.fields.get("token_ids")
     if "thinking" in row.fields:
         closes = row.fields.get("multiple_closes")

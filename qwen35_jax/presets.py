@@ -93,8 +93,22 @@ class CardSampling(NamedTuple):
     presence_penalty: float
 
 
-# The cards of 0.8B and 2B. Those of the larger sizes say the same of thinking.
+# The cards of 0.8B and 2B.
 CARD_SAMPLING = {
     "thinking": CardSampling(temperature=1.0, top_k=20, top_p=0.95, presence_penalty=1.5),
     "non_thinking": CardSampling(temperature=1.0, top_k=20, top_p=1.0, presence_penalty=2.0),
 }
+_LARGE_SAMPLING = {
+    "thinking": CARD_SAMPLING["thinking"],
+    "non_thinking": CardSampling(temperature=0.7, top_k=20, top_p=0.8, presence_penalty=1.5),
+}
+
+
+def card_sampling(config: ModelConfig, mode: str) -> CardSampling:
+    """Returns what the card of the published model of this size, or of the nearest one, advises for general text.
+
+    Args:
+      mode: ``"thinking"`` or ``"non_thinking"``.
+    """
+    small = config.text.moe is None and config.text.hidden_size <= PRESETS["2b"].text.hidden_size
+    return (CARD_SAMPLING if small else _LARGE_SAMPLING)[mode]

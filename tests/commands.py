@@ -47,7 +47,7 @@ def parse_command(command: list[str]) -> Any:
             raise ValueError(f"make {command[1]}: there is no such target; the targets are {', '.join(targets)}.")
         return None
     if command[0] == "qwen35":
-        return cli._parser().parse_args(command[1:])
+        return cli.make_parser(command[1]).parse_args(command[1:])
     return _parse_module(command[2], command[3:])
 
 

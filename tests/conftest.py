@@ -1,5 +1,6 @@
 """What every test shares: a CPU with eight devices, no spinning thread pools, and the optional reference data."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -46,3 +47,18 @@ def official_tokenizer_dir(tmp_path_factory):
     shutil.copy(PUBLISHED / "tokenizer_config_2b_and_below.json", folder / "tokenizer_config.json")
     shutil.copy(PUBLISHED / "chat_template_2b_and_below.jinja", folder / "chat_template.jinja")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> str:
+    """A folder with a random float32 model and a tokenizer of almost a token a byte; its period is short to compile."""
+    from examples.quickstart.tokenizer import build_tiny_tokenizer
+    from qwen35_jax.config import FULL, LINEAR
+    from qwen35_jax.hf.create import create_checkpoint
+    from qwen35_jax.presets import PRESETS
+
+    tokenizer = build_tiny_tokenizer(["user assistant\n"] * 4, tmp_path_factory.mktemp("tokenizer"), vocab_size=300)
+    text = dataclasses.replace(PRESETS["tiny"].text, num_hidden_layers=4, layer_types=(LINEAR, FULL) * 2)
+    config = dataclasses.replace(PRESETS["tiny"], text=text)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    return str(create_checkpoint(config, folder, seed=0, dtype="float32", tokenizer_from=tokenizer))

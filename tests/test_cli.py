@@ -3,6 +3,9 @@
 import dataclasses
 import io
 import json
+import subprocess
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +13,11 @@ import numpy as np
 import optax
 import pytest
 
-from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax import lora
-from qwen35_jax.cli import main
-from qwen35_jax.config import FULL, LINEAR
+from qwen35_jax.cli import COMMANDS, main
 from qwen35_jax.hf.adapter import save_adapter
-from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.load import load
-from qwen35_jax.presets import PRESETS
+from tests.conftest import REPO
 from train.checkpoint import Checkpoints
 from train.observe.health import new_health
 from train.state import TrainState, split_model
@@ -26,12 +26,8 @@ SHORT = ["--dtype", "float32", "--max-new-tokens", "6"]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    tokenizer = build_tiny_tokenizer(["user assistant\n"] * 4, tmp_path_factory.mktemp("tokenizer"), vocab_size=300)
-    text = dataclasses.replace(PRESETS["tiny"].text, num_hidden_layers=4, layer_types=(LINEAR, FULL) * 2)
-    config = dataclasses.replace(PRESETS["tiny"], text=text)
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    return str(create_checkpoint(config, folder, seed=0, dtype="float32", tokenizer_from=tokenizer))
+def checkpoint(tiny_checkpoint) -> str:
+    return tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +76,7 @@ def test_chat_answers_piped_lines(checkpoint, adapter, capsys, monkeypatch):
     answer = shown.out.rstrip("\n")
     assert shown.err.endswith("tokens; raise --max-new-tokens.\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n/reset\nhello\n"))
-    main(["chat", *model, *SHORT])
+    main(["chat", *model, *SHORT, "--temperature", "0"])
     assert capsys.readouterr().out.count(f"{answer}\n\n(cut off; raise --max-new-tokens") == 2
     assert answer
 
@@ -133,12 +129,31 @@ def test_export_writes_what_a_step_had_trained(checkpoint, tmp_path, adapter_run
         np.testing.assert_array_equal(merged.logits(ids), base.logits(ids))
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["chat"], ["export"], ["merge"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
     assert stop.value.code == 0
     assert "usage: qwen35" in capsys.readouterr().out
+
+
+def test_help_names_every_command_without_importing_jax():
+    code = "import sys, qwen35_jax.cli as c\ntry: c.main(['--help'])\nfinally: assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert all(f"\n    {name} " in done.stdout for name in COMMANDS)
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(monkeypatch, capsys):
+    def run(args):
+        raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn.config")
+
+    module = types.SimpleNamespace(add_serve_options=lambda parser: None, run_serve=run)
+    monkeypatch.setitem(sys.modules, "qwen35_jax.commands.serve", module)
+    with pytest.raises(SystemExit) as stop:
+        main(["serve"])
+    assert stop.value.code == 2
+    needed = 'error: qwen35 serve needs the package uvicorn; install it: pip install "qwen35-jax[serve]"\n'
+    assert capsys.readouterr().err == needed
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ def test_an_interrupt_during_a_collection_is_not_forgotten():
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
-@pytest.mark.parametrize("module", ["train.sft", "train.preview", "eval.run", "qwen35_jax.cli"])
+@pytest.mark.parametrize("module", ["train.sft", "train.preview", "eval.run", "qwen35_jax.cli generate"])
 def test_an_interrupt_while_a_command_imports_prints_nothing(module):
-    command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
+    command = [sys.executable, "-X", "importtime", "-m", *module.split(), "--help"]
     with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         while "| qwen35_jax.interrupts" not in (line := process.stderr.readline().replace("|  ", "|")):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from qwen35_jax.inference.engine import Engine
-from qwen35_jax.inference.generate import MODES, Request, generate_rows, read_requests
+from qwen35_jax.inference.generate import MODES, Request, generate_rows, in_order, read_requests
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.storage import write_atomically
 from train.config import TrainConfig
@@ -75,20 +75,15 @@ def make_sample(
     tokenizer = inputs.tokenizer
     # No more pages than the samples need: the rest of the memory is the training's.
     longest = max(len(request.token_ids) for request in prompts) + settings.max_new_tokens
+    sizes = {"slots": len(prompts), "page_size": 64, "cache_tokens": len(prompts) * (longest + 64)}
     texts = {request.id: tokenizer.decode(request.token_ids, skip_special_tokens=False) for request in prompts}
 
     def sample(state: TrainState) -> list[Text]:
         rows: list[dict[str, Any]] = []
         generate_rows(
-            Engine(
-                setup.model(state),
-                tokenizer,
-                slots=len(prompts),
-                page_size=64,
-                cache_tokens=len(prompts) * (longest + 64),
-            ),
+            Engine(setup.model(state), tokenizer, **sizes),
             prompts,
-            lambda row: rows.append(row | {"prompt": texts[row["id"]]}),
+            in_order(lambda row: rows.append(row | {"prompt": texts[row["id"]]})),
             sampling=SamplingParams(temperature=0.0),
             max_new_tokens=settings.max_new_tokens,
         )

@@ -47,10 +47,13 @@ class Verdict:
                 raise ValueError(f"metric {name!r} has the values {values}; give one finite number or more.")
 
     def outcome(self, finish_reason: str | None) -> Outcome:
-        """Returns the one class this sample falls into; a right answer is right even if it was cut off."""
+        """Returns the one class this sample falls into; a right answer is right even if it was cut off.
+
+        An answer is cut off by its limit of tokens, or because it had come to repeat itself.
+        """
         if self.correct:
             return "correct"
-        if finish_reason == "length":
+        if finish_reason in ("length", "loop"):
             return "truncated"
         return "wrong" if self.answered else "no_answer"
 

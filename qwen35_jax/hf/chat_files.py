@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen35_jax.config import ModelConfig
-from qwen35_jax.presets import CARD_SAMPLING
+from qwen35_jax.presets import card_sampling
 from qwen35_jax.processing.thinking import opens_thinking
 from qwen35_jax.processing.tokenizer import END_OF_TEXT, END_OF_TURN, TOKENIZER_FILES, Tokenizer
 
@@ -40,7 +40,7 @@ def chat_files(folder: Path) -> dict[str, bytes]:
 
     def set_generation(content: Json) -> None:
         if not content.keys() & {"do_sample", *_SAMPLING}:
-            advice = CARD_SAMPLING[_default_mode(tokenizer)]._asdict()
+            advice = card_sampling(ModelConfig.from_hf(folder), mode_of(tokenizer))._asdict()
             content |= {"do_sample": True} | {key: advice[key] for key in _SAMPLING}
         others = [token_id for token_id in _ids(content.get("eos_token_id")) if token_id not in ends]
         content |= {"eos_token_id": [*ends, *others], "pad_token_id": tokenizer.pad_token_id}
@@ -87,12 +87,12 @@ def sampling_note(folder: Path) -> str:
     if not content.get("do_sample"):
         return ""
     chosen = ", ".join(f"{key} {content[key]}" for key in _SAMPLING if key in content)
-    return f"; by default transformers and servers sample from it ({chosen}), and qwen35 chat takes the likeliest token"
+    return f"; by default transformers and servers sample from it ({chosen}); qwen35 generate takes the likeliest token"
 
 
-def _default_mode(tokenizer: Tokenizer) -> str:
-    """Says whether the chat template, left to itself, lets the model think first."""
-    prompt = tokenizer.encode_chat([{"role": "user", "content": "?"}])
+def mode_of(tokenizer: Tokenizer, *, enable_thinking: bool | None = None) -> str:
+    """Says whether the chat template, by default left to itself, lets the model think first."""
+    prompt = tokenizer.encode_chat([{"role": "user", "content": "?"}], enable_thinking=enable_thinking)
     return "thinking" if opens_thinking(tokenizer, prompt) else "non_thinking"
 
 

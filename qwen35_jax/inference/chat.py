@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from qwen35_jax.inference.engine import Engine
-from qwen35_jax.inference.requests import StreamedToken
+from qwen35_jax.inference.requests import Completion, seed_of
 from qwen35_jax.inference.sampling import SamplingParams
-from qwen35_jax.processing.tokenizer import Tokenizer
 
 # A type checker calls ``sys.stdout`` a ``TextIO``; when the program runs, it is a ``TextIOBase``.
 Output = TextIO | io.TextIOBase
@@ -15,6 +14,10 @@ Output = TextIO | io.TextIOBase
 HELP = "/reset starts a new conversation, /quit or the end of the input leaves."
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+_NOTES = {
+    "length": "(cut off; raise --max-new-tokens for longer answers)\n\n",
+    "loop": "(ended, since the text had come to repeat itself)\n\n",
+}
 
 
 def chat(
@@ -36,7 +39,7 @@ def chat(
 
     Args:
       lines: user turns, or the commands ``/reset`` and ``/quit``; empty lines are skipped.
-      out: gets the tokens as they are decoded; reasoning is introduced by ``thinking:`` and what
+      out: gets the text as it is decoded; reasoning is introduced by ``thinking:`` and what
         follows it by ``answer:``.
       color: dim the reasoning with ANSI codes.
 
@@ -55,41 +58,43 @@ def chat(
             question = {"role": "user", "content": text}
             try:
                 prompt = engine.tokenizer.encode_chat([*messages, question], enable_thinking=enable_thinking)
-                tokens = engine.stream(prompt, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed + turn)
-                answer = _write_answer(engine.tokenizer, tokens, out, color=color)
+                request = engine.submit(
+                    prompt, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed_of(seed, turn), stream=True
+                )
             except ValueError as err:
                 print(f"error: {err}", file=out, flush=True)
                 continue
-            messages += [question, answer]
+            messages += [question, _message(_write_answer(engine, request, out, color=color))]
 
 
-def _write_answer(tokenizer: Tokenizer, tokens: Iterable[StreamedToken], out: Output, *, color: bool) -> dict[str, str]:
-    """Writes a completion as it comes and returns it as a message of the conversation."""
-    shown, token, written = None, None, {"thinking": "", "answer": ""}
+def _write_answer(engine: Engine, request: int, out: Output, *, color: bool) -> Completion:
+    """Writes the completion of a streamed request as it comes, and returns it."""
+    shown = None
+    while True:
+        for event in engine.step():
+            if event.id != request:
+                continue
+            for section, text in ((token.section, token.text) for token in event.tokens if token.text):
+                if section != shown:
+                    out.write(_heading(section, shown, color=color))
+                    shown = section
+                out.write(text)
+            out.flush()
+            if event.completion is not None:
+                out.write(f"{_PLAIN if color and shown == 'thinking' else ''}\n\n")
+                out.write(_NOTES.get(event.completion.finish_reason, ""))
+                out.flush()
+                return event.completion
 
-    def write(section: str, text: str) -> None:
-        nonlocal shown
-        if not text:
-            return
-        if section != shown:
-            if shown is not None:
-                out.write(f"{_PLAIN if color else ''}\n\n")
-            if section == "thinking":
-                out.write(f"{_DIM if color else ''}thinking:\n")
-            elif shown is not None:
-                out.write("answer:\n")
-            shown = section
-        written[section] += text
-        out.write(text)
-        out.flush()
 
-    for token in tokens:
-        write(token.section, token.text)
-    out.write(f"{_PLAIN if color and shown == 'thinking' else ''}\n\n")
-    if token is None or token.id not in tokenizer.eos_token_ids:
-        out.write("(cut off; raise --max-new-tokens for longer answers)\n\n")
-    out.flush()
-    message = {"role": "assistant", "content": written["answer"]}
-    if written["thinking"].strip("\n"):
-        message["reasoning_content"] = written["thinking"].strip("\n")
-    return message
+def _heading(section: str, shown: str | None, *, color: bool) -> str:
+    """Returns what stands between two sections; an answer without reasoning before it needs nothing."""
+    gap = "" if shown is None else f"{_PLAIN if color else ''}\n\n"
+    if section == "thinking":
+        return f"{gap}{_DIM if color else ''}thinking:\n"
+    return gap if shown is None else f"{gap}answer:\n"
+
+
+def _message(completion: Completion) -> dict[str, str]:
+    message = {"role": "assistant", "content": completion.answer}
+    return message | {"reasoning_content": completion.thinking} if completion.thinking else message

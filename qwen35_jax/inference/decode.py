@@ -137,12 +137,13 @@ def _step(
     order: Order,
     marks: tuple[int, int],
 ) -> tuple[Memory, Slots, Written]:
-    table = jnp.where(slots.active[:, None], order.table, 0)
+    # Slots that do not write may be reading a prompt: their states stay as they are, their pages are not touched.
+    table, num_past = jnp.where(slots.active[:, None], order.table, 0), jnp.where(slots.active, slots.num_past, 0)
     # A mask knows the next token only.
     valid = jnp.where(order.masks.on, 0, slots.drafts.valid)
     slots = dataclasses.replace(slots, drafts=dataclasses.replace(slots.drafts, valid=valid))
     window = jnp.concatenate([slots.token[:, None], slots.drafts.tokens], axis=1)
-    hidden, state = model.forward(window, state=PagedState(memory.layers, table, slots.length, slots.num_past))
+    hidden, state = model.forward(window, state=PagedState(memory.layers, table, slots.length, num_past))
     raw = model.head_logits(hidden)
     positions = slots.length[:, None] + 1 + jnp.arange(window.shape[1])
     forced = forced_tokens(slots, marks)

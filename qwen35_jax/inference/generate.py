@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qwen35_jax.hf.hub import find_file
 from qwen35_jax.inference.engine import Engine
-from qwen35_jax.inference.requests import Completion
+from qwen35_jax.inference.requests import Completion, seed_of
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.tokenizer import Tokenizer
 
@@ -45,6 +45,7 @@ def read_requests(path: str | Path, tokenizer: Tokenizer, *, enable_thinking: bo
             try:
                 row = json.loads(line)
                 token_ids = _prompt_of_row(row, tokenizer, enable_thinking)
+                str(row.get("id")).encode()  # half of a surrogate pair could not be written
             except ValueError as err:
                 raise ValueError(f"{path}, line {line_number}: {err}") from err
             requests.append(Request(row.get("id", len(requests)), token_ids))
@@ -67,38 +68,83 @@ def _prompt_of_row(row: Any, tokenizer: Tokenizer, enable_thinking: bool | None)
 def generate_rows(
     engine: Engine,
     requests: Sequence[Request],
-    write: Callable[[dict[str, Any]], None],
+    write: Callable[[int, dict[str, Any]], None],
     *,
     sampling: SamplingParams,
     max_new_tokens: int,
     seed: int = 0,
+    samples: int = 1,
+    done: Container[int] = (),
 ) -> None:
-    """Completes all requests and hands one output row each to ``write``, in the order of the requests.
+    """Completes requests and hands each output row to ``write`` as it finishes, with its place.
 
-    A row holds ``id``, ``response`` (the answer), ``thinking`` (None without reasoning), ``finish_reason`` and
-    ``num_tokens``; and ``multiple_closes`` if the answer holds ``</think>`` marks. ``eval.score`` reads such rows. A
-    row is written as soon as it and all rows before it are finished.
+    Sample ``r`` of request ``i`` has the place ``i * samples + r`` and the seed ``seed_of(seed, place)``, so that its
+    row does not depend on what else is generated. A row is what ``row_of`` makes; ``eval.score`` reads such rows.
+
+    Args:
+      write: called in any order; ``in_order`` makes one that waits for the rows before.
+      samples: how many completions each request gets.
+      done: places that are left out.
 
     Raises:
-      ValueError: as ``Engine.generate`` does.
+      ValueError: ``samples`` is below 1, or as ``Engine.generate`` does.
     """
-    finished: dict[int, dict[str, Any]] = {}
+    if samples < 1:
+        raise ValueError(f"samples={samples}; give at least 1.")
+    places = [place for place in range(len(requests) * samples) if place not in done]
+
+    def finish(number: int, completion: Completion) -> None:
+        request, sample = divmod(places[number], samples)
+        write(places[number], row_of(requests[request].id, completion, sample if samples > 1 else None))
+
+    engine.generate(
+        [requests[place // samples].token_ids for place in places],
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        seed=[seed_of(seed, place) for place in places],
+        on_finish=finish,
+    )
+
+
+def row_of(request_id: Any, completion: Completion, sample: int | None = None) -> dict[str, Any]:
+    """Returns the output row of a completion.
+
+    It holds ``id``, ``response`` (the answer), ``thinking`` (None without reasoning), ``finish_reason`` and
+    ``num_tokens``. Where they say something it also holds ``repeat`` (which of several samples), ``multiple_closes``
+    (how many ``</think>`` the answer holds), ``closed_by_budget``, and ``logprobs``: for each token its id, its
+    log-probability by the model and by the distribution it was drawn from, and the likeliest tokens.
+    """
+    row: dict[str, Any] = {"id": request_id}
+    if sample is not None:
+        row["repeat"] = sample
+    row |= {
+        "response": completion.answer,
+        "thinking": completion.thinking,
+        "finish_reason": completion.finish_reason,
+        "num_tokens": len(completion.token_ids),
+    }
+    if completion.multiple_closes:
+        row["multiple_closes"] = completion.multiple_closes
+    if completion.closed_by_budget:
+        row["closed_by_budget"] = True
+    if completion.logprobs is not None:
+        row["logprobs"] = [
+            {"token_id": token_id, **dataclasses.asdict(logprobs)}
+            for token_id, logprobs in zip(completion.token_ids, completion.logprobs, strict=True)
+        ]
+    return row
+
+
+def in_order(write: Callable[[dict[str, Any]], None]) -> Callable[[int, dict[str, Any]], None]:
+    """Returns a ``write`` for ``generate_rows`` that holds each row back until those of all places before are there."""
+    waiting: dict[int, dict[str, Any]] = {}
     expected = 0
 
-    def on_finish(number: int, completion: Completion) -> None:
+    def add(place: int, row: dict[str, Any]) -> None:
         nonlocal expected
-        finished[number] = {
-            "id": requests[number].id,
-            "response": completion.answer,
-            "thinking": completion.thinking,
-            "finish_reason": completion.finish_reason,
-            "num_tokens": len(completion.token_ids),
-        }
-        if completion.multiple_closes:
-            finished[number]["multiple_closes"] = completion.multiple_closes
-        while expected in finished:
-            write(finished.pop(expected))
+        waiting[place] = row
+        while expected in waiting:
+            write(waiting.pop(expected))
             expected += 1
 
-    prompts = [request.token_ids for request in requests]
-    engine.generate(prompts, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed, on_finish=on_finish)
+    return add

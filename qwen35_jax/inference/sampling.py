@@ -16,7 +16,7 @@ MAX_LOGPROBS = 20
 BudgetClose = Literal["hard", "sentence"]
 
 _RANGES = {
-    "temperature": (0.0, math.inf, "0 (greedy) or a positive number"),
+    "temperature": (0.0, 1e4, "0 (greedy) or a number from 0.0001 to 10,000"),
     "top_k": (0, 2**31 - 1, "0 (all tokens) or a positive number of tokens"),
     "top_p": (1e-6, 1.0, "a probability above 0 and at most 1 (1 keeps all tokens)"),
     "min_p": (0.0, 1.0, "a share from 0 (keeps all tokens) to 1"),
@@ -71,7 +71,9 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, (low, high, allowed) in _RANGES.items():
             number = getattr(self, name)
-            if not (math.isfinite(number) and low <= number <= high):
+            # Logits divided by a smaller temperature are infinite in float32.
+            tiny = name == "temperature" and 0 < number < 1e-4
+            if tiny or not (math.isfinite(number) and low <= number <= high):
                 raise ValueError(f"{name}={number}; give {allowed}.")
         # Kept as a sorted tuple of pairs, so that settings can be compared and hashed.
         object.__setattr__(self, "logit_bias", tuple(sorted(dict(self.logit_bias).items())))

@@ -22,6 +22,9 @@ OPEN, CLOSE = "<think>", "</think>"
 
 Section = Literal["thinking", "answer"]
 
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+_MOST_WAITING = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -96,11 +99,11 @@ class ThinkingStream:
 
     def __init__(self, tokenizer: Tokenizer, *, opened: bool):
         self._open_id, self._close_id = tokenizer.token_id(OPEN), tokenizer.token_id(CLOSE)
-        self._text = _TextStream(tokenizer)
+        self._text = TextStream(tokenizer)
         self._section: Section = "thinking" if opened else "answer"
         self._thinks = opened
         # White space that a ``<think>`` may still follow; None once something else has come.
-        self._held: str | None = ""
+        self._held: list[str] | None = []
         # Whether line breaks that come next belong to the format.
         self._after_mark = opened
         self._written: dict[Section, list[str]] = {"thinking": [], "answer": []}
@@ -115,8 +118,8 @@ class ThinkingStream:
                 return last
             self._multiple_closes += 1
         if token == self._open_id and self._held is not None:
-            self._held += self._text.flush()
-            if not self._held.strip():
+            self._held.append(self._text.flush())
+            if not self._held[-1].strip():
                 self._section, self._thinks, self._held, self._after_mark = "thinking", True, None, True
                 return self._section, ""
         return self._give(self._text.push(token))
@@ -133,10 +136,11 @@ class ThinkingStream:
 
     def _give(self, text: str, *, last: bool = False) -> tuple[Section, str]:
         if self._held is not None:
-            self._held += text
-            if not (last or self._held.strip()):
+            self._held.append(text)
+            # What has waited before this text is white space.
+            if not (last or text.strip()):
                 return self._section, ""
-            text, self._held = self._held, None
+            text, self._held = "".join(self._held), None
         if self._after_mark:
             text = text.lstrip("\n")
             self._after_mark = not text
@@ -144,8 +148,11 @@ class ThinkingStream:
         return self._section, text
 
 
-class _TextStream:
-    """Turns tokens into text; the broken end of a character waits for the rest of it."""
+class TextStream:
+    """Turns tokens into text while they arrive; the broken end of a character waits for the rest of it.
+
+    The time a token takes does not depend on how many came before it, whatever bytes they are.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -153,16 +160,27 @@ class _TextStream:
         self._given = 0
 
     def push(self, token: int) -> str:
+        """Takes the next token; returns the text that no later token can change."""
         self._waiting.append(token)
         text = self._tokenizer.decode(self._waiting)
-        certain = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        # Only the last mark of broken bytes may still become a character.
+        certain = text.removesuffix(_BROKEN)
         new = certain[self._given :]
         self._given = len(certain)
         if certain == text:
             self._waiting, self._given = [], 0
+        elif len(self._waiting) > _MOST_WAITING:
+            self._forget_settled()
         return new
 
     def flush(self) -> str:
+        """Returns what still waits at the end, a mark of broken bytes included."""
         text = self._tokenizer.decode(self._waiting)[self._given :]
         self._waiting, self._given = [], 0
         return text
+
+    def _forget_settled(self) -> None:
+        """Keeps the tokens that hold the broken end: it has three bytes at most, and a token with text has one."""
+        with_text = [token for token in self._waiting if self._tokenizer.decode([token])]
+        self._waiting = with_text[-3:]
+        self._given = len(self._tokenizer.decode(self._waiting)) - 1

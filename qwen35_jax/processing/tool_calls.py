@@ -14,7 +14,9 @@ The format looks like XML and is not: a value stands in it as it is, nothing is 
 - A value ends at the first ``</parameter>`` after which the format goes on: with the tag of another parameter, or with
   ``</function>`` and the token ``</tool_call>``. Every other mark is part of the value. So is the tag of a parameter
   that the call already has, or that a schema with ``"additionalProperties": false`` does not list.
-- What is not a whole call is text, also a call that the end of the answer cuts off.
+- What is not a whole call is text, also a call that the end of the answer cuts off. So is a call whose first value
+  begins later than after ``LONGEST_HEAD`` characters, or in whose values ``MOST_CLOSES`` tokens ``</tool_call>`` stand:
+  the limits keep the time linear in what a model that has lost its way may write.
 - The white space around a call belongs to the format and is left out.
 - Only an answer holds calls: what the model writes while it thinks must not be given to this parser.
 """
@@ -28,6 +30,8 @@ from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.processing.tool_values import typed_value
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+LONGEST_HEAD = 2000
+MOST_CLOSES = 200
 
 _FUNCTION = re.compile(r"\s*<function=([^<>\n]+)>\s*")
 _PARAMETER = re.compile(r"<parameter=([^<>\n]+)>")
@@ -65,7 +69,11 @@ class ToolCallStream:
         self._awaited: list[tuple[str, int]] = []
         self._after_last_mark = 0
         self._open: int | None = None
+        # How many closing marks the open call has had.
+        self._num_closes = 0
         self._after_call = False
+        # White space after everything else, which may come before a call.
+        self._space: list[str] = []
 
     def push(self, token: int, text: str) -> list[str | ToolCall]:
         """Takes the next token of the answer.
@@ -77,6 +85,10 @@ class ToolCallStream:
         Returns:
           The text and the calls that are now certain, in their order.
         """
+        if token not in self._marks and not self._awaited and self._open is None and not text.strip():
+            self._space.append(text)
+            return []
+        self._take_space()
         if token in self._marks:
             self._awaited.append((self._marks[token], len(self._held)))
         self._held += text
@@ -91,7 +103,12 @@ class ToolCallStream:
     def flush(self) -> list[str | ToolCall]:
         """Returns the text that still waits at the end of the answer, an unfinished call included."""
         self._awaited, self._open = [], None
+        self._take_space()
         return self._give(len(self._held), last=True)
+
+    def _take_space(self) -> None:
+        self._held += "".join(self._space)
+        self._space = []
 
     def _find(self, mark: str, start: int) -> int:
         return self._held.find(mark, max(start, self._after_last_mark))
@@ -100,6 +117,7 @@ class ToolCallStream:
         end = self._after_last_mark = at + len(mark)
         call = None
         if mark == CLOSE and self._open is not None:
+            self._num_closes += 1
             call = _read_call(self._held[self._open + len(OPEN) : at], self._schemas)
         if call and self._open is not None:
             before = self._give(self._open)
@@ -108,11 +126,13 @@ class ToolCallStream:
             return [*before, call]
         self._forget_open_unless_call(end)
         if mark == OPEN and self._open is None:
-            self._open = at
+            self._open, self._num_closes = at, 0
         return []
 
     def _forget_open_unless_call(self, end: int) -> None:
-        if self._open is not None and not _may_be_call(self._held, self._open + len(OPEN), end):
+        if self._open is None:
+            return
+        if self._num_closes >= MOST_CLOSES or not _may_be_call(self._held, self._open + len(OPEN), end):
             self._open = None
 
     def _give(self, end: int, *, last: bool = False) -> list[str | ToolCall]:
@@ -144,15 +164,23 @@ def _name_and_schema(tool: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 def _may_be_call(text: str, start: int, end: int) -> bool:
     """Returns whether ``text[start:end]``, which follows an opening mark, can still grow into a call."""
+    if _first_parameter(text, start, end):
+        return True
+    if end - start > LONGEST_HEAD:
+        return False
     function = _FUNCTION.match(text, start, end)
     if not function:
         return _may_be_tag("<function=", text[start:end].lstrip())
-    if _PARAMETER.match(text, function.end(), end):
-        return True
     rest = text[function.end() : end]
     if function_end := _FUNCTION_END.match(rest):
         return CLOSE.startswith(rest[function_end.end() :])
     return _may_be_tag("<parameter=", rest) or "</function>".startswith(rest)
+
+
+def _first_parameter(text: str, start: int, end: int) -> re.Match | None:
+    end = min(end, start + LONGEST_HEAD)
+    function = _FUNCTION.match(text, start, end)
+    return function and _PARAMETER.match(text, function.end(), end)
 
 
 def _may_be_tag(tag: str, text: str) -> bool:
@@ -162,7 +190,7 @@ def _may_be_tag(tag: str, text: str) -> bool:
 def _read_call(body: str, schemas: Mapping[str, Mapping[str, Any]]) -> ToolCall | None:
     """Reads what stands between the two marks; None if it is not a whole call."""
     function = _FUNCTION.match(body)
-    if not function:
+    if not function or (len(body) > LONGEST_HEAD and not _first_parameter(body, 0, len(body))):
         return None
     schema = schemas.get(function[1], {})
     properties = schema.get("properties") or {}

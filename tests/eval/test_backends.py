@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory):
 def test_a_checkpoint_is_evaluated_by_command(checkpoint, tmp_path, capsys, mode):
     write_rows(tmp_path / "qa" / "test.jsonl", [{"question": f"{n}+1?", "answer": f"{n + 1}"} for n in range(3)])
     command = [str(REPO / "configs" / "tiny_eval.py"), "--model.path", str(checkpoint), "--data-dir", str(tmp_path)]
-    command += ["--mode", mode, "--max-new-tokens", "4", "--max-batch", "4", "--out", str(tmp_path / "out")]
+    command += ["--mode", mode, "--max-new-tokens", "4", "--slots", "4", "--out", str(tmp_path / "out")]
     main(command)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["mode"] == mode
@@ -55,7 +55,7 @@ def evaluate(checkpoint, tmp_path, name, *flags):
     write_rows(tmp_path / "qa" / "test.jsonl", [{"question": f"{n}+1?" + "x" * n, "answer": "1"} for n in range(10)])
     out = tmp_path / name
     command = [str(REPO / "configs" / "tiny_eval.py"), "--model.path", str(checkpoint), "--data-dir", str(tmp_path)]
-    main([*command, "--max-new-tokens", "8", "--max-batch", "4", "--out", str(out), *flags])
+    main([*command, "--max-new-tokens", "8", "--slots", "4", "--out", str(out), *flags])
     samples = [json.loads(line) for line in (out / "samples" / "qa.jsonl").read_text().splitlines()]
     results = json.loads((out / "results.json").read_text())
     return results["tasks"]["qa"], {sample["id"]: sample for sample in samples}

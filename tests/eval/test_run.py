@@ -1,6 +1,7 @@
 """Whole runs with an engine that answers from a table: files, resuming, protocols, wrong input."""
 
 import dataclasses
+import itertools
 import json
 import types
 
@@ -12,6 +13,7 @@ from eval.run import main, run
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.config import MTPConfig
 from qwen35_jax.hf.source import ModelSource
+from qwen35_jax.inference.requests import seed_of
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.sharding import MeshConfig
@@ -104,7 +106,8 @@ def test_repeats_give_several_samples_a_document_and_average_them(config):
         (n, r) for n in range(5) for r in range(3)
     }
     seeds = [call["seed"] for call in engine.calls]
-    assert seeds[0] == config.seed and len(set(seeds)) == 3, "every repeat draws from a stream of its own"
+    assert seeds[0] == [seed_of(config.seed, place) for place in range(5)]
+    assert len(set(itertools.chain(*seeds))) == 15, "every sample draws from a stream of its own"
 
 
 def test_a_run_with_repeats_goes_on_with_the_samples_that_are_missing(config):
@@ -119,6 +122,9 @@ def test_a_run_with_repeats_goes_on_with_the_samples_that_are_missing(config):
     task = run(config, engine)["tasks"]["qa"]
     assert [call["questions"] for call in engine.calls] == [list(ANSWERS)[:3], list(ANSWERS)[:4]]
     assert (task["resumed"], task["samples"]) == (3, 10)
+    whole = FakeEngine(ANSWERS)
+    run(dataclasses.replace(config, out=config.out + "_whole"), whole)
+    assert [call["seed"] for call in engine.calls] == [whole.calls[0]["seed"][:3], whole.calls[1]["seed"][:4]]
 
 
 class Headless(FakeEngine):

@@ -128,7 +128,7 @@ def test_ifeval(verifiers, tmp_path, command):
         ([{"id": 1}], [], "responses.jsonl:1: no field 'response'"),
         ([{"id": 1, "response": None}], [], "response=None is a NoneType, expected str"),
         ([{"id": 1.5, "response": "x"}], [], "id=1.5 is a float, expected int or str"),
-        ([{"id": 1, "response": "x", "finish_reason": "eos"}], [], "finish_reason='eos'"),
+        ([{"id": 1, "response": "x", "finish_reason": "eos"}], [], "finish_reason='eos'; it is one of stop, length"),
         ([{"id": 1, "response": "x", "thinking": 3}], [], "thinking=3 is a int, expected str or NoneType"),
         ([{"id": 1, "response": "x", "repeat": "a"}], [], "repeat='a' is a str, expected int"),
         ([], [], "holds no rows"),

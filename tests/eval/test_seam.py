@@ -1,6 +1,7 @@
 """One completion gives one thinking and one answer, whichever command splits it."""
 
 import io
+import itertools
 import json
 
 import pytest
@@ -10,13 +11,11 @@ from eval.config import EvalConfig
 from eval.run import run
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.inference.chat import chat
-from qwen35_jax.inference.engine import Engine
-from qwen35_jax.inference.generate import generate_rows, read_requests
-from qwen35_jax.inference.requests import Completion
+from qwen35_jax.inference.generate import generate_rows, in_order, read_requests
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing import Tokenizer
 from tests.eval.conftest import write_rows
-from tests.inference.told import told
+from tests.inference.scripted import END, ScriptedEngine
 
 QUESTION = {"role": "user", "content": "2+2?"}
 
@@ -27,26 +26,11 @@ def tokenizer(tmp_path_factory):
     return Tokenizer.from_pretrained(folder)
 
 
-class FixedEngine(Engine):
-    """Writes the same tokens after every prompt."""
-
-    def __init__(self, tokenizer, token_ids, finish_reason):
-        self.tokenizer, self.token_ids, self.finish_reason = tokenizer, token_ids, finish_reason
-
-    def generate(self, prompts, *, sampling, max_new_tokens, seed=0, on_finish):
-        for number, prompt in enumerate(prompts):
-            completion = Completion.from_tokens(self.tokenizer, prompt, self.token_ids, self.finish_reason)
-            on_finish(number, completion)
-
-    def stream(self, prompt, *, sampling, max_new_tokens, seed):
-        return told(self.tokenizer, prompt, self.token_ids)
-
-
 def from_generate(engine, tmp_path):
     path = write_rows(tmp_path / "in.jsonl", [{"messages": [QUESTION]}])
     rows = []
     requests = read_requests(path, engine.tokenizer, enable_thinking=True)
-    generate_rows(engine, requests, rows.append, sampling=SamplingParams(), max_new_tokens=99)
+    generate_rows(engine, requests, in_order(rows.append), sampling=SamplingParams(), max_new_tokens=99)
     return rows[0]
 
 
@@ -92,8 +76,8 @@ def from_score(rows, tmp_path, *flags):
 def test_every_command_splits_alike(
     tokenizer, tmp_path, monkeypatch, completion, finish_reason, thinking, answer, closes, outcome
 ):
-    token_ids = tokenizer.encode(completion + ("<|im_end|>" if finish_reason == "stop" else ""))
-    engine = FixedEngine(tokenizer, token_ids, finish_reason)
+    text = completion + (END if finish_reason == "stop" else "")
+    engine = ScriptedEngine(tokenizer, itertools.repeat(text))
 
     row = from_generate(engine, tmp_path)
     assert (row["thinking"], row["response"], row.get("multiple_closes", 0)) == (thinking, answer, closes)
@@ -103,7 +87,7 @@ def test_every_command_splits_alike(
 
     sample = from_run(engine, tmp_path)
     assert (sample["thinking"], sample["response"], sample["multiple_closes"]) == (thinking, answer, closes)
-    assert (sample["outcome"], sample["token_ids"]) == (outcome, token_ids)
+    assert (sample["outcome"], sample["token_ids"]) == (outcome, tokenizer.encode(text))
 
     raw = {"id": 0, "response": completion, "finish_reason": finish_reason}
     for rows, flags in (([sample], []), ([row], []), ([raw], ["--opened"])):

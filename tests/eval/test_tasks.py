@@ -148,6 +148,8 @@ def test_every_task_is_found_by_its_name(name):
         ("7", True, "length", "truncated"),
         ("", False, "stop", "no_answer"),
         ("", False, "length", "truncated"),
+        ("7", True, "loop", "truncated"),
+        ("7", True, "budget", "wrong"),
     ],
 )
 def test_outcomes(tmp_path, correct, answered, finish_reason, outcome):

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from qwen35_jax.inference.engine import Completion, Engine
-from qwen35_jax.inference.generate import generate_rows, read_requests
+from qwen35_jax.inference.generate import generate_rows, in_order, read_requests, row_of
+from qwen35_jax.inference.requests import Completion, TokenLogprobs, seed_of
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.thinking import ThinkingStream, opens_thinking, split_tokens
+from tests.inference.scripted import ScriptedEngine
 
 
 def write(path, *rows):
@@ -73,6 +74,7 @@ def test_read_requests_renders_rows_and_numbers_them(tokenizer, tmp_path):
         ([{"messages": [*question()["messages"], {"role": "assistant", "content": "yes"}]}], "assistant's turn"),
         ([{"messages": []}], "line 1.*empty"),
         ([], "no rows"),
+        ([{**question(), "id": "\ud83d"}], "line 1.*surrogates"),
     ],
 )
 def test_wrong_rows_are_named(tokenizer, tmp_path, rows, message):
@@ -80,23 +82,33 @@ def test_wrong_rows_are_named(tokenizer, tmp_path, rows, message):
         read_requests(write(tmp_path / "in.jsonl", *rows), tokenizer, enable_thinking=None)
 
 
-class EngineFinishingBackwards(Engine):
-    """Answers each prompt with its number, the last prompt first."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-
-    def generate(self, prompts, *, sampling, max_new_tokens, seed, on_finish):
-        for number in reversed(range(len(prompts))):
-            token_ids = self.tokenizer.encode(f"{number}<|im_end|>")
-            on_finish(number, Completion.from_tokens(self.tokenizer, prompts[number], token_ids, "stop"))
-
-
-def test_rows_are_written_in_the_order_of_the_requests(tokenizer, tmp_path):
+def test_rows_come_in_any_order_and_in_order_where_asked(tokenizer, tmp_path):
     requests = read_requests(write(tmp_path / "in.jsonl", *map(question, "abc")), tokenizer, enable_thinking=False)
-    rows = []
-    generate_rows(
-        EngineFinishingBackwards(tokenizer), requests, rows.append, sampling=SamplingParams(), max_new_tokens=4
-    )
-    assert [(row["id"], row["response"]) for row in rows] == [(0, "0"), (1, "1"), (2, "2")]
-    assert rows[0] == {"id": 0, "response": "0", "thinking": None, "finish_reason": "stop", "num_tokens": 2}
+    places, rows = [], []
+    answers = [f"{letter}<|im_end|>" for letter in "cba"]
+    settings = {"sampling": SamplingParams(), "max_new_tokens": 4}
+    generate_rows(ScriptedEngine(tokenizer, answers), requests, lambda place, _: places.append(place), **settings)
+    generate_rows(ScriptedEngine(tokenizer, answers), requests, in_order(rows.append), **settings)
+    assert places == [2, 1, 0]
+    assert [(row["id"], row["response"]) for row in rows] == [(0, "a"), (1, "b"), (2, "c")]
+    assert rows[0] == {"id": 0, "response": "a", "thinking": None, "finish_reason": "stop", "num_tokens": 2}
+
+
+def test_a_rows_seed_depends_on_its_place_alone(tokenizer, tmp_path):
+    requests = read_requests(write(tmp_path / "in.jsonl", *map(question, "abc")), tokenizer, enable_thinking=False)
+    engine, rest = ScriptedEngine(tokenizer, "uvwxyz"), ScriptedEngine(tokenizer, "uvw")
+    rows = {}
+    settings = {"sampling": SamplingParams(), "max_new_tokens": 4, "seed": 5, "samples": 2}
+    generate_rows(engine, requests, rows.__setitem__, **settings)
+    generate_rows(rest, requests, rows.__setitem__, done=(0, 2, 3), **settings)
+    assert engine.seeds == [seed_of(5, place) for place in reversed(range(6))] and len(set(engine.seeds)) == 6
+    assert rest.seeds == [engine.seeds[place] for place in (0, 1, 4)]
+    assert [(row["id"], row["repeat"]) for _, row in sorted(rows.items())] == [(i, j) for i in range(3) for j in (0, 1)]
+
+
+def test_a_row_says_what_the_budget_did_and_how_likely_its_tokens_were():
+    likely = TokenLogprobs(model=-0.5, sampling=-0.25, top=((7, -0.5), (9, -1.5)))
+    completion = Completion([7], "", "x", "x", "budget", 2, closed_by_budget=True, logprobs=[likely])
+    row = json.loads(json.dumps(row_of("id", completion)))
+    assert (row["multiple_closes"], row["closed_by_budget"], row["finish_reason"]) == (2, True, "budget")
+    assert row["logprobs"] == [{"token_id": 7, "model": -0.5, "sampling": -0.25, "top": [[7, -0.5], [9, -1.5]]}]

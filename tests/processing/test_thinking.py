@@ -5,7 +5,7 @@ import random
 import pytest
 
 from qwen35_jax.processing import Tokenizer
-from qwen35_jax.processing.thinking import Split, ThinkingStream, opens_thinking, split_text, split_tokens
+from qwen35_jax.processing.thinking import Split, TextStream, ThinkingStream, opens_thinking, split_text, split_tokens
 
 
 def stream_split(tokenizer, token_ids, opened) -> tuple[Split, dict[str, str]]:
@@ -126,3 +126,26 @@ def test_a_stream_gives_text_as_soon_as_it_is_certain(tiny_tokenizer):
     given = [stream.push(token)[1] for token in tiny_tokenizer.encode("xé ")]
     assert given == ["x", "", "é", " "]
     assert stream.split == Split(None, "xé ", 0)
+
+
+class CountingTokenizer(Tokenizer):
+    """Counts the tokens that are decoded."""
+
+    num_decoded = 0
+
+    def decode(self, ids, **settings):
+        self.num_decoded += len(ids)
+        return super().decode(ids, **settings)
+
+
+@pytest.mark.parametrize("text", ["🙂", "é", "x🙂<|im_start|>", "<|im_end|>é"])
+def test_an_endless_run_of_broken_bytes_takes_linear_time(tiny_tokenizer, text):
+    rng = random.Random(3)
+    pieces = tiny_tokenizer.encode(text)
+    for choices in (pieces, pieces[1:], pieces[:-1]):
+        token_ids = rng.choices(choices, k=3000)
+        counting = CountingTokenizer(tiny_tokenizer.backend)
+        stream = TextStream(counting)
+        given = [*map(stream.push, token_ids), stream.flush()]
+        assert "".join(given) == tiny_tokenizer.decode(token_ids)
+        assert counting.num_decoded < 20 * len(token_ids)

@@ -1,0 +1,137 @@
+"""``qwen35 generate``: answers to prompts of the command line, or of a file."""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from qwen35_jax.commands.options import (
+    INPUT_HELP,
+    add_answer_options,
+    add_engine_options,
+    add_model_options,
+    add_research_options,
+    add_sampling_options,
+    add_slots_option,
+    engine_of,
+    local_path,
+    sampling_of,
+    slots_of,
+    source_of,
+)
+from qwen35_jax.hf.hub import find_folder
+from qwen35_jax.hf.source import load_tokenizer
+from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.generate import MODES, Request, generate_rows, in_order, read_requests
+from qwen35_jax.inference.row_file import open_row_file
+from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.processing.tokenizer import Tokenizer
+from qwen35_jax.sharding import GENERATION_AXES
+from qwen35_jax.storage import fingerprint
+
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja")
+
+
+def add_generate_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``qwen35 generate``."""
+    parser.epilog = "A command that was killed goes on where it was when it is given again with the same --output."
+    add_model_options(parser)
+    add_slots_option(parser)
+    add_engine_options(parser)
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="user turns, each a conversation of its own")
+    parser.add_argument("--input", metavar="FILE.jsonl", help=INPUT_HELP)
+    parser.add_argument("--output", type=local_path, metavar="FILE.jsonl",
+                        help="where to write JSONL rows; without it, text goes to standard output")  # fmt: skip
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="answers to each prompt")
+    add_answer_options(parser)
+    add_sampling_options(parser)
+    add_research_options(parser)
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    """Answers all prompts."""
+    sampling = sampling_of(args)
+    if bool(args.prompts) == bool(args.input):
+        raise ValueError("give prompts as arguments or a file with --input, one of the two.")
+    if args.input and args.system is not None:
+        raise ValueError("--system goes with prompts given as arguments; in a file it is the first message of a row.")
+    how = {"sampling": sampling, "max_new_tokens": args.max_new_tokens, "seed": args.seed, "samples": args.samples}
+    if args.output is None:
+        engine, requests = _prepare(args, sampling)
+        show = functools.partial(_print_row, titled=len(requests) * args.samples > 1)
+        generate_rows(engine, requests, in_order(show), **how)
+        return
+    with open_row_file(args.output) as rows:
+        # How much memory is free may differ from one start to the next.
+        args.cache_tokens = args.cache_tokens or rows.settings.get("cache_tokens")
+        engine, requests = _prepare(args, sampling)
+        rows.begin(_settings(args, engine, requests, sampling))
+        if len(rows):
+            print(f"{len(rows)} of {len(requests) * args.samples} rows are there already.", file=sys.stderr)
+        generate_rows(engine, requests, rows.add, done=rows, **how)
+        rows.finish()
+
+
+def _prepare(args: argparse.Namespace, sampling: SamplingParams) -> tuple[Engine, list[Request]]:
+    """Reads the requests, loads the model and checks that it can answer them."""
+    tokenizer = load_tokenizer(source_of(args))
+    if args.input:
+        requests = read_requests(args.input, tokenizer, enable_thinking=MODES[args.mode])
+    else:
+        requests = [_request(number, text, args, tokenizer) for number, text in enumerate(args.prompts)]
+    engine = engine_of(args, tokenizer, slots=slots_of(args, len(requests) * args.samples))
+    prompts = [request.token_ids for request in requests]
+    engine.check(prompts, max_new_tokens=args.max_new_tokens, sampling=sampling)
+    return engine, requests
+
+
+def _request(number: int, text: str, args: argparse.Namespace, tokenizer: Tokenizer) -> Request:
+    messages = [] if args.system is None else [{"role": "system", "content": args.system}]
+    messages.append({"role": "user", "content": text})
+    return Request(number, tokenizer.encode_chat(messages, enable_thinking=MODES[args.mode]))
+
+
+def _settings(
+    args: argparse.Namespace, engine: Engine, requests: Sequence[Request], sampling: SamplingParams
+) -> dict[str, Any]:
+    """Returns all that a row depends on, by names that a message can use."""
+    sizes = engine.sizes
+    prompts = json.dumps([[request.id, request.token_ids] for request in requests])
+    return {
+        **{name: getattr(args, name) for name in ("dtype", "max_new_tokens", "samples", "seed")},
+        **{f"mesh.{axis}": getattr(args, f"mesh.{axis}") for axis in GENERATION_AXES},
+        **dataclasses.asdict(sampling),
+        "slots": sizes.slots,
+        "cache_tokens": sizes.cache_tokens,
+        "speculative_tokens": sizes.num_drafts,
+        "page_size": sizes.page_size,
+        "prefill_chunk": sizes.chunk,
+        "model_files": _files_of(args.model),
+        "adapter_files": None if args.adapter is None else _files_of(args.adapter),
+        "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+
+
+def _files_of(model: str) -> str:
+    folder = find_folder(model)
+    return fingerprint(path for pattern in _MODEL_FILES for path in folder.glob(pattern))
+
+
+def _print_row(row: dict[str, Any], *, titled: bool) -> None:
+    if titled:
+        print(f"--- {row['id']}" + (f", sample {row['repeat']}" if "repeat" in row else ""))
+    if row["thinking"]:
+        print(f"thinking:\n{row['thinking']}\n\nanswer:")
+    print(row["response"], flush=True)
+    if row["finish_reason"] == "length":
+        print(f"cut off after {row['num_tokens']} tokens; raise --max-new-tokens.", file=sys.stderr)
+    elif row["finish_reason"] == "loop":
+        print(f"ended after {row['num_tokens']} tokens, which had come to repeat themselves.", file=sys.stderr)

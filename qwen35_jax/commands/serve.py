@@ -1,0 +1,54 @@
+"""``qwen35 serve``: a model behind OpenAI's protocol."""
+
+import argparse
+import os
+import sys
+
+from qwen35_jax.commands.options import add_engine_options, add_model_options, engine_of, source_of
+from qwen35_jax.hf.source import load_tokenizer
+from qwen35_jax.serving.app import MAX_BODY, MAX_WAITING, make_app
+from qwen35_jax.serving.serve import bind, serve
+
+KEY_VARIABLE = "QWEN35_API_KEY"
+
+
+def add_serve_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what ``run_serve`` reads."""
+    add_model_options(parser)
+    add_engine_options(parser)
+    parser.add_argument("--slots", type=int, default=64, metavar="N", help="most answers written at once")
+    parser.add_argument("--name", metavar="NAME", help="what clients call the model; by default as --model has it")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
+                        help=f"where to listen; {KEY_VARIABLE} holds the key that clients must send")  # fmt: skip
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on; 0 for any free one")
+    parser.add_argument("--max-waiting", type=int, default=MAX_WAITING, metavar="N",
+                        help="answers that may wait for a slot; beyond them a request gets a 429")  # fmt: skip
+    parser.add_argument("--max-body", type=int, default=MAX_BODY, metavar="BYTES", help="most bytes of a request")
+    parser.add_argument("--grace-seconds", type=float, default=25.0, metavar="X",
+                        help="how long open requests may go on after SIGTERM")  # fmt: skip
+
+
+def run_serve(args: argparse.Namespace) -> None:
+    """Serves until SIGTERM or Ctrl-C.
+
+    Raises:
+      ValueError: an option is wrong, the port is taken, or the model cannot be loaded.
+    """
+    for name, least in {"slots": 1, "max_waiting": 0, "max_body": 1, "grace_seconds": 0}.items():
+        if not getattr(args, name) >= least:
+            raise ValueError(f"{name}={getattr(args, name)}; give at least {least}.")
+    key = os.environ.get(KEY_VARIABLE) or None
+    if key is None and args.host not in ("127.0.0.1", "::1", "localhost"):
+        print(f"warning: whoever reaches {args.host} can use the model; set {KEY_VARIABLE}.", file=sys.stderr)
+    # A taken port is told before the model is loaded, which takes long.
+    sock = bind(args.host, args.port)
+    tokenizer = load_tokenizer(source_of(args))
+    engine = engine_of(args, tokenizer, slots=args.slots)
+    # Compiles before the first client comes.
+    engine.generate([tokenizer.encode("\n")], max_new_tokens=1)
+    name = args.name or args.model
+    app = make_app(engine, name, api_key=key, max_body=args.max_body, max_waiting=args.max_waiting)
+    address = f"http://{args.host}:{sock.getsockname()[1]}/v1"
+    serve(
+        app, sock, grace_seconds=args.grace_seconds, on_ready=lambda: print(f"serving {name} at {address}", flush=True)
+    )
