@@ -6,6 +6,7 @@ import sys
 
 from qwen35_jax.commands.options import add_engine_options, add_model_options, engine_of, source_of
 from qwen35_jax.hf.source import load_tokenizer
+from qwen35_jax.inference.engine import Engine
 from qwen35_jax.serving.app import MAX_BODY, MAX_WAITING, make_app
 from qwen35_jax.serving.serve import bind, serve
 
@@ -38,17 +39,26 @@ def run_serve(args: argparse.Namespace) -> None:
         if not getattr(args, name) >= least:
             raise ValueError(f"{name}={getattr(args, name)}; give at least {least}.")
     key = os.environ.get(KEY_VARIABLE) or None
-    if key is None and args.host not in ("127.0.0.1", "::1", "localhost"):
-        print(f"warning: whoever reaches {args.host} can use the model; set {KEY_VARIABLE}.", file=sys.stderr)
     # A taken port is told before the model is loaded, which takes long.
-    sock = bind(args.host, args.port)
-    tokenizer = load_tokenizer(source_of(args))
-    engine = engine_of(args, tokenizer, slots=args.slots)
-    # Compiles before the first client comes.
-    engine.generate([tokenizer.encode("\n")], max_new_tokens=1)
-    name = args.name or args.model
-    app = make_app(engine, name, api_key=key, max_body=args.max_body, max_waiting=args.max_waiting)
-    address = f"http://{args.host}:{sock.getsockname()[1]}/v1"
-    serve(
-        app, sock, grace_seconds=args.grace_seconds, on_ready=lambda: print(f"serving {name} at {address}", flush=True)
-    )
+    with bind(args.host, args.port) as sock:
+        if key is None and args.host not in ("127.0.0.1", "::1", "localhost"):
+            print(f"warning: whoever reaches {args.host} can use the model; set {KEY_VARIABLE}.", file=sys.stderr)
+        engine = engine_of(args, load_tokenizer(source_of(args)), slots=args.slots)
+        _compile(engine)
+        name = args.name or args.model
+        app = make_app(engine, name, api_key=key, max_body=args.max_body, max_waiting=args.max_waiting)
+        address = f"http://{args.host}:{sock.getsockname()[1]}/v1"
+
+        def tell() -> None:
+            print(f"serving {name} at {address}", flush=True)
+
+        serve(app, sock, grace_seconds=args.grace_seconds, on_ready=tell)
+
+
+def _compile(engine: Engine) -> None:
+    """Runs every program once, before the first client comes.
+
+    The prompt has a whole chunk and a short one, and comes twice, so that the second request is forked from the first.
+    """
+    length = min(engine.sizes.chunk + engine.sizes.small_chunk + 1, engine.max_length - 1)
+    engine.generate([[engine.tokenizer.pad_token_id] * length] * 2, max_new_tokens=1)

@@ -33,6 +33,11 @@ async def answer_chat(request: Request) -> ASGIApp:
     with contextlib.closing(job):
         async for number, event in job:
             answers[number].take(event)
+    # With log-probabilities it may have megabytes.
+    return await asyncio.to_thread(_respond, service, submissions, answers)
+
+
+def _respond(service: Service, submissions: list[Submission], answers: list[ChatAnswer]) -> JSONResponse:
     return JSONResponse(
         service.head("chat.completion", "chatcmpl")
         | {"choices": [_choice(service, *pair) for pair in enumerate(answers)]}

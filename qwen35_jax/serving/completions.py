@@ -34,6 +34,10 @@ async def answer_completions(request: Request) -> ASGIApp:
     with contextlib.closing(job):
         async for number, event in job:
             answers[number].take(event)
+    return await asyncio.to_thread(_respond, service, answers, num_prompt_tokens)
+
+
+def _respond(service: Service, answers: list[TextAnswer], num_prompt_tokens: int) -> JSONResponse:
     return JSONResponse(
         service.head("text_completion", "cmpl")
         | {"choices": [_choice(service, *pair) for pair in enumerate(answers)]}

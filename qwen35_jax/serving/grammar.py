@@ -42,12 +42,21 @@ class Vocabulary:
         Raises:
           ValueError: the schema is wrong, nothing can fit it, or it uses what llguidance does not support.
         """
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_pattern": _WHITE_SPACE})
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(
+                json.dumps(schema), defaults={"whitespace_pattern": _WHITE_SPACE}
+            )
+        except ValueError as err:
+            raise _unusable(str(err)) from err
         matcher = LLMatcher(self._tokens, grammar, log_level=0)
         if matcher.is_error():
-            reason = " ".join(matcher.get_error().split()).rstrip(".")
-            raise ValueError(f"the JSON schema cannot be used: {reason[:300]}.")
+            raise _unusable(matcher.get_error())
         return matcher
+
+
+def _unusable(reason: str) -> ValueError:
+    reason = " ".join(reason.split()).rstrip(".")
+    return ValueError(f"the JSON schema cannot be used: {reason[:300]}.")
 
 
 class JsonGrammar:

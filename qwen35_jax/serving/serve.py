@@ -59,7 +59,12 @@ def serve(
 
 async def _serve(app: Starlette, sock: socket.socket, grace_seconds: float, on_ready: Callable[[], None]) -> None:
     config = uvicorn.Config(
-        app, lifespan="on", log_level="warning", access_log=False, timeout_graceful_shutdown=_CLOSING_SECONDS
+        app,
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_CLOSING_SECONDS,
     )
     server = _Server(config)
     stopped = asyncio.Event()
@@ -76,6 +81,8 @@ async def _serve(app: Starlette, sock: socket.socket, grace_seconds: float, on_r
     serving = asyncio.ensure_future(server.serve(sockets=[sock]))
     while not (server.started or serving.done()):
         await asyncio.sleep(0.01)
+    if serving.done():
+        await serving
     on_ready()
     worker: EngineWorker = app.state.service.worker
     told = asyncio.ensure_future(stopped.wait())

@@ -76,9 +76,10 @@ class Service:
         Choice ``i`` of them all has ``seed_of(seed, i)``.
 
         Raises:
-          RequestError: a prompt or what is to be written is too long.
+          RequestError: a prompt or what is to be written is too long, or there are too many.
           ValueError: the schema cannot be used.
         """
+        self.worker.check_size(len(prompts) * num_choices)
         seed = secrets.randbits(_SEED_BITS) if seed is None else seed
         matcher = None if schema is None else self.vocabulary.compile(schema)
         found: list[Submission] = []

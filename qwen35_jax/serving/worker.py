@@ -163,11 +163,15 @@ class EngineWorker:
             raise RequestError(_STOPPED, status=500)
         return result.result()
 
-    def _check_capacity(self, count: int) -> None:
-        if self.draining:
-            raise RequestError("this server is ending; ask another one.", status=503, retry_after=1)
+    def check_size(self, count: int) -> None:
+        """Raises ``RequestError`` for more completions than can ever be taken at once; any thread may call it."""
         if count > self._max_open:
             raise RequestError(f"the request asks for {count} completions; this server takes at most {self._max_open}.")
+
+    def _check_capacity(self, count: int) -> None:
+        self.check_size(count)
+        if self.draining:
+            raise RequestError("this server is ending; ask another one.", status=503, retry_after=1)
         if self.num_open + count > self._max_open:
             expected = self._mean_seconds * (self._max_open / self.engine.slots - 1)
             raise RequestError(

@@ -209,6 +209,15 @@ def test_a_wrong_request_ends_in_one_clear_line(scripted, path, settings, status
     assert not engine.submitted
 
 
+def test_deep_nesting_is_refused_or_read_but_breaks_nothing(scripted):
+    _, app = scripted(f"x{END}")
+    for depth, statuses in ((20, {200}), (90, {200, 400}), (180, {200, 400}), (5000, {400})):
+        nested = '{"a":' * depth + "1" + "}" * depth
+        tool = f'{{"type": "function", "function": {{"name": "f", "parameters": {nested}}}}}'
+        tail = f', "tools": [{tool}]}}'
+        assert post(app, (json.dumps(chat())[:-1] + tail).encode()).status_code in statuses
+
+
 def test_a_defect_is_a_500_and_not_a_broken_connection(scripted, monkeypatch):
     _, app = scripted(f"x{END}")
     monkeypatch.setattr("qwen35_jax.serving.chat.ChatAnswer", None)

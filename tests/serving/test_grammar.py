@@ -1,5 +1,6 @@
 """Grammars: whatever is drawn from their masks fits the schema, and ends where the schema ends."""
 
+import functools
 import json
 import random
 
@@ -119,6 +120,7 @@ def test_bytes_of_tokens_join_to_text(vocabulary, tokenizer):
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
         ({"type": "array", "minItems": 5, "maxItems": 2}, "Unsatisfiable"),
         ({"unevaluatedProperties": False}, "Unimplemented"),
+        (functools.reduce(lambda inner, _: {"allOf": [inner]}, range(90), {}), "recursion limit"),
     ],
 )
 def test_a_schema_that_cannot_be_used_is_refused_in_one_line(vocabulary, schema, reason):

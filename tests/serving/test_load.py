@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -180,25 +181,30 @@ def test_malformed_bodies_get_nothing_but_4xx(engine):
 
 
 @contextlib.contextmanager
-def process(checkpoint, *options):
+def process(checkpoint, log, *options):
+    """Runs ``qwen35 serve``; gives the process and its address. What it compiles stands in ``log``."""
     settings = ["--model", checkpoint, "--name", "tiny", "--port", "0", *options]
     command = [sys.executable, "-m", "qwen35_jax.cli", "serve", *settings]
-    server = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"JAX_LOG_COMPILES": "1"}
+    with log.open("w") as errors:
+        server = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
     try:
         line = server.stdout.readline()
-        assert line.startswith("serving tiny at http://127.0.0.1:"), server.stderr.read()
+        assert line.startswith("serving tiny at http://127.0.0.1:"), log.read_text()
         yield server, line.split()[-1].removesuffix("/v1")
     finally:
         server.kill()
         server.wait()
         server.stdout.close()
-        server.stderr.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grace", [60.0, 0.2])
-def test_sigterm_in_the_middle_of_streams_ends_each_cleanly(tiny_checkpoint, grace):
-    """With time enough every stream comes to its own end; without, each ends where it is, with a reason."""
+def test_sigterm_in_the_middle_of_streams_ends_each_cleanly(tiny_checkpoint, tmp_path, grace):
+    """With time enough every stream comes to its own end; without, each ends where it is, with a reason.
+
+    No request compiles anything: the server does it before it is ready.
+    """
     options = ["--dtype", "float32", "--slots", "16", "--cache-tokens", "8192", "--grace-seconds", str(grace)]
 
     async def in_the_middle(client):
@@ -230,9 +236,13 @@ def test_sigterm_in_the_middle_of_streams_ends_each_cleanly(tiny_checkpoint, gra
             answers = await asyncio.gather(*streams)
             return answers, time.perf_counter() - start
 
-    with process(tiny_checkpoint, *options) as (server, address):
+    log = tmp_path / "log"
+    with process(tiny_checkpoint, log, *options) as (server, address):
+        num_compiled = log.read_text().count("Compiling jit(")
         answers, seconds = asyncio.run(run(server, address))
-        assert server.wait(30) == 0 and server.stderr.read() == ""
+        assert server.wait(30) == 0
+    assert num_compiled > 3 and log.read_text().count("Compiling jit(") == num_compiled
+    assert "Traceback" not in log.read_text() and "ERROR" not in log.read_text()
     ends = [events[-1]["choices"][0] for events in answers]
     assert len(ends) == 50 and all(end["finish_reason"] == "length" for end in ends)
     details = [end["finish_detail"] for end in ends]
