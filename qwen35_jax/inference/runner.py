@@ -76,8 +76,10 @@ class Runner:
         self._mesh = mesh_of(model.head_weight())
         text = model.config.text
         with self._on_mesh():
-            self._memory, self._slots = _nothing(text, sizes, model.dtype)
-            self._keep(memory=self._memory, slots=self._slots)
+            memory, slots = _nothing(text, sizes, model.dtype)
+        self._memory: Memory
+        self._slots: Slots
+        self._keep(memory=memory, slots=slots)
         self.scheduler = Scheduler(
             slots=sizes.slots, shards=sizes.shards, num_pages=sizes.num_pages, page_size=sizes.page_size,
             most_pages=sizes.most_pages, window=sizes.num_drafts + 1,
@@ -126,8 +128,10 @@ class Runner:
         """
         if self._mesh is not None and self._mesh.size == 1:
             memory, slots = jax.device_put((memory, slots), NamedSharding(self._mesh, PartitionSpec()))
-        self._memory = self._memory if memory is None else memory
-        self._slots = self._slots if slots is None else slots
+        if memory is not None:
+            self._memory = memory
+        if slots is not None:
+            self._slots = slots
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
