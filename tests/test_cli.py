@@ -17,6 +17,8 @@ from qwen35_jax import lora
 from qwen35_jax.cli import COMMANDS, main
 from qwen35_jax.hf.adapter import save_adapter
 from qwen35_jax.hf.load import load
+from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.presets import PRESETS, card_sampling
 from tests.conftest import REPO
 from train.checkpoint import Checkpoints
 from train.observe.health import new_health
@@ -79,6 +81,25 @@ def test_chat_answers_piped_lines(checkpoint, adapter, capsys, monkeypatch):
     main(["chat", *model, *SHORT, "--temperature", "0"])
     assert capsys.readouterr().out.count(f"{answer}\n\n(cut off; raise --max-new-tokens") == 2
     assert answer
+
+
+def test_chat_samples_as_the_card_advises_where_options_do_not_say_otherwise(checkpoint, monkeypatch):
+    taken = []
+    monkeypatch.setattr("qwen35_jax.commands.chat.engine_of", lambda *_, **__: None)
+    monkeypatch.setattr("qwen35_jax.commands.chat.chat", lambda *_, sampling, **__: taken.append(sampling))
+    for options in ([], ["--mode", "thinking", "--top-p", "0.5"], ["--temperature", "0", "--min-p", "0.1"]):
+        main(["chat", "--model", checkpoint, *options])
+    assert taken == [
+        SamplingParams(temperature=1.0, top_k=20, presence_penalty=2.0),
+        SamplingParams(temperature=1.0, top_k=20, top_p=0.5, presence_penalty=1.5),
+        SamplingParams(min_p=0.1),
+    ]
+
+
+@pytest.mark.parametrize(("preset", "want"), [("0.8b", 1.0), ("2b", 1.0), ("4b", 0.7), ("35b-a3b", 0.7), ("27b", 0.7)])
+def test_cards_of_larger_models_advise_less_chance_without_thinking(preset, want):
+    assert card_sampling(PRESETS[preset], "non_thinking").temperature == want
+    assert card_sampling(PRESETS[preset], "thinking").temperature == 1.0
 
 
 def test_merged_checkpoint_answers_as_with_the_adapter(checkpoint, adapter, conversations, tmp_path):
