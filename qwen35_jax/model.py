@@ -281,13 +281,15 @@ class Qwen35(nnx.Module):
         (ahead,) = self.mtp_forward(hidden, input_ids, segment_ids, position_ids)
         return self.head_logits(ahead)
 
-    def head_logits(self, hidden: Float[Array, "*L D"], num_tokens: int | None = None) -> Float[Array, "*L V"]:
+    def head_logits(
+        self, hidden: Float[Array, "*L D"], head: Float[Array, "V D"] | None = None
+    ) -> Float[Array, "*L V"]:
         """Returns float32 logits of the output head for the output of ``forward`` or ``mtp_forward``.
 
         Args:
-          num_tokens: only those of the first tokens of the vocabulary.
+          head: rows of its weight, for the logits of some tokens only.
         """
-        head = self.head_weight()[:num_tokens].astype(hidden.dtype)
+        head = (self.head_weight() if head is None else head).astype(hidden.dtype)
         return jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
 
     def head_weight(self) -> Float[Array, "V D"]:

@@ -9,7 +9,7 @@ import shlex
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-_VALUE = r"""'[^']*'|"[^"]*"|\[[^\]]*\]|\([^)]*\)|[^\s,;:)?]*[^\s,;:).?]"""
+_VALUE = r"""'[^']*'|"[^"]*"|\[[^\]]*\]|\([^)]*\)|\{[^}]*\}|[^\s,;:)?]*[^\s,;:).?]"""
 _VERBS = ("raise ", "lower ", "set ")
 _CHOICES = re.compile(r"invalid choice:? '([^']*)'.*(?:choose from|one of) \(?([^)]*)")
 
@@ -92,6 +92,8 @@ def _typed_value(option: str, text: str) -> str:
     if isinstance(value, bool):
         start, dot, last = option[2:].rpartition(".")
         return option if value else f"--{start}{dot}no-{last}"
+    if isinstance(value, dict):
+        value = [f"{key}={each}" for key, each in value.items()]
     values = value if isinstance(value, (list, tuple)) else [value]
     return " ".join([option, *(shlex.quote(str(each)) for each in values)])
 

@@ -17,6 +17,8 @@ from qwen35_jax import lora
 from qwen35_jax.cli import COMMANDS, main
 from qwen35_jax.hf.adapter import save_adapter
 from qwen35_jax.hf.load import load
+from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.presets import PRESETS, card_sampling
 from tests.conftest import REPO
 from train.checkpoint import Checkpoints
 from train.observe.health import new_health
@@ -79,6 +81,25 @@ def test_chat_answers_piped_lines(checkpoint, adapter, capsys, monkeypatch):
     main(["chat", *model, *SHORT, "--temperature", "0"])
     assert capsys.readouterr().out.count(f"{answer}\n\n(cut off; raise --max-new-tokens") == 2
     assert answer
+
+
+def test_chat_samples_as_the_card_advises_where_options_do_not_say_otherwise(checkpoint, monkeypatch):
+    taken = []
+    monkeypatch.setattr("qwen35_jax.commands.chat.engine_of", lambda *_, **__: None)
+    monkeypatch.setattr("qwen35_jax.commands.chat.chat", lambda *_, sampling, **__: taken.append(sampling))
+    for options in ([], ["--mode", "thinking", "--top-p", "0.5"], ["--temperature", "0", "--min-p", "0.1"]):
+        main(["chat", "--model", checkpoint, *options])
+    assert taken == [
+        SamplingParams(temperature=1.0, top_k=20, presence_penalty=2.0),
+        SamplingParams(temperature=1.0, top_k=20, top_p=0.5, presence_penalty=1.5),
+        SamplingParams(min_p=0.1),
+    ]
+
+
+@pytest.mark.parametrize(("preset", "want"), [("0.8b", 1.0), ("2b", 1.0), ("4b", 0.7), ("35b-a3b", 0.7), ("27b", 0.7)])
+def test_cards_of_larger_models_advise_less_chance_without_thinking(preset, want):
+    assert card_sampling(PRESETS[preset], "non_thinking").temperature == want
+    assert card_sampling(PRESETS[preset], "thinking").temperature == 1.0
 
 
 def test_merged_checkpoint_answers_as_with_the_adapter(checkpoint, adapter, conversations, tmp_path):
@@ -179,6 +200,30 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(monkeypatch, caps
         (["generate", "--model", "MODEL", "hi", "--max-new-tokens", "0"], "--max-new-tokens 0; give"),
         (["generate", "--model", "MODEL", "hi", "--max-new-tokens", "4090"], "4096 positions"),
         (["generate", "--model", "MODEL", "hi", "--mesh.tensor", "99"], "99 devices"),
+        (["generate", "--model", "MODEL", "hi", "--max-batch", "4"], "unknown options: --max-batch"),
+        (["generate", "--model", "MODEL", "hi", "--slots", "0"], "--slots 0; give"),
+        (["generate", "--model", "MODEL", "hi", "--samples", "0"], "--samples 0; give"),
+        (["generate", "--model", "MODEL", "hi", "--speculative-tokens", "99"], "--speculative-tokens 99; give"),
+        (["generate", "--model", "MODEL", "hi", "--cache-tokens", "64"], "or raise --cache-tokens"),
+        (["generate", "--model", "MODEL", "hi", "--temperature", "-1"], "--temperature -1.0; give 0 (greedy)"),
+        (["generate", "--model", "MODEL", "hi", "--min-p", "2"], "--min-p 2.0; give"),
+        (["generate", "--model", "MODEL", "hi", "--frequency-penalty", "nan"], "--frequency-penalty nan; give"),
+        (["generate", "--model", "MODEL", "hi", "--repetition-penalty", "0"], "--repetition-penalty 0.0; give"),
+        (["generate", "--model", "MODEL", "hi", "--logit-bias", "5"], "'5' is not ID=VALUE"),
+        (["generate", "--model", "MODEL", "hi", "--logit-bias", "5=1000"], "--logit-bias 5=1000.0; give"),
+        (["generate", "--model", "MODEL", "hi", "--logit-bias", "99999=1"], "logit_bias names token 99999"),
+        (["generate", "--model", "MODEL", "hi", "--stop", ""], "an empty text"),
+        (["generate", "--model", "MODEL", "hi", "--stop-token-id", "99999"], "names token 99999"),
+        (["generate", "--model", "MODEL", "hi", "--thinking-budget", "-1"], "--thinking-budget -1; give"),
+        (["generate", "--model", "MODEL", "hi", "--budget-close", "soft"], "invalid choice: 'soft'"),
+        (["generate", "--model", "MODEL", "hi", "--logprobs", "21"], "--logprobs 21; give"),
+        (["generate", "--model", "MODEL", "hi", "--output", "gs://bucket/out.jsonl"], "gs://"),
+        (["chat", "--model", "MODEL", "--top-p", "0"], "--top-p 0.0; give"),
+        (["chat", "--model", "nowhere"], "nowhere"),
+        (["bench", "--model", "MODEL", "--requests", "0"], "--requests 0; give"),
+        (["bench", "--model", "MODEL", "--new-tokens", "0"], "--new-tokens 0; give"),
+        (["bench", "--model", "MODEL", "--prompt-tokens", "4096"], "4096 positions"),
+        (["bench", "--model", "MODEL", "--input", "nowhere.jsonl"], "nowhere.jsonl"),
         (["merge", "--model", "MODEL", "--out", "merged"], "--adapter"),
         (["export", "MODEL", "--out", "out"], "is the configuration of a model"),
         (["export", "nowhere", "--out", "out"], "nowhere is not the directory"),

@@ -32,6 +32,7 @@ OPTIONS = options_of(TrainConfig)
         ("remat='x' of model.delta_rule='chunked'", "remat='x' of --model.delta-rule chunked"),
         ("profile='3:x' names no steps", "--profile 3:x names no steps"),
         ("workdir='my run' is", "--workdir 'my run' is"),
+        ("workdir={5: 1.5, 'x': 'a b'}; give", "--workdir 5=1.5 'x=a b'; give"),
         # Neither a word of English nor a part of another name is a setting.
         ("it has steps, a seed and data/data.path of --data.path 3", None),
         ("data.sources[0] and data.paths=3 and xsteps=3", None),

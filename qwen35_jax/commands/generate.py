@@ -61,6 +61,8 @@ def run_generate(args: argparse.Namespace) -> None:
         raise ValueError("give prompts as arguments or a file with --input, one of the two.")
     if args.input and args.system is not None:
         raise ValueError("--system goes with prompts given as arguments; in a file it is the first message of a row.")
+    if args.samples < 1:
+        raise ValueError(f"samples={args.samples}; give at least 1.")
     how = {"sampling": sampling, "max_new_tokens": args.max_new_tokens, "seed": args.seed, "samples": args.samples}
     if args.output is None:
         engine, requests = _prepare(args, sampling)

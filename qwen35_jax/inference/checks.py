@@ -30,7 +30,7 @@ def check_length(name: str, num_tokens: int, num_new: int, *, positions: int, ma
     if max_length == positions:
         raise ValueError(f"{begins} model's {positions} positions; shorten it or lower max_new_tokens.")
     raise ValueError(
-        f"{begins} {max_length} tokens that the engine's pages hold; shorten it, lower max_new_tokens, or give more "
+        f"{begins} {max_length} tokens that the engine's pages hold; shorten it, lower max_new_tokens, or raise "
         "cache_tokens."
     )
 

@@ -1,7 +1,7 @@
 """The compiled program that writes: a loop of steps, each over the windows of all slots.
 
 Letters: ``B`` slots, ``k`` drafts, ``T = k + 1`` tokens of a window, ``M`` pages a slot may have, ``V`` vocabulary,
-``W`` tokens that a call can write, ``S`` steps it can take, ``L`` likely tokens that are told.
+``D`` model width, ``W`` tokens that a call can write, ``S`` steps it can take, ``L`` likely tokens that are told.
 """
 
 import dataclasses
@@ -111,6 +111,8 @@ def decode(
 ) -> tuple[Memory, Slots, Written]:
     """Takes ``order.steps`` steps; fewer if no slot writes any more, or if one stops and ``order`` says so."""
     model = nnx.merge(graph, weights)
+    # Once for all steps: a part of the head is copied.
+    draft_head = model.head_weight()[: program.draft_vocabulary]
 
     def goes_on(carry):
         _, slots, written = carry
@@ -119,7 +121,7 @@ def decode(
 
     def step(carry):
         memory, slots, written = carry
-        memory, slots, written = _step(model, memory, slots, written, order, program)
+        memory, slots, written = _step(model, draft_head, memory, slots, written, order, program.marks)
         return memory.split(), slots.split(), written
 
     memory, slots, written = lax.while_loop(goes_on, step, (memory, slots, Written.empty(slots, program.most_steps)))
@@ -127,23 +129,30 @@ def decode(
 
 
 def _step(
-    model: Qwen35, memory: Memory, slots: Slots, written: Written, order: Order, program: Program
+    model: Qwen35,
+    draft_head: Float[Array, "_ D"],
+    memory: Memory,
+    slots: Slots,
+    written: Written,
+    order: Order,
+    marks: tuple[int, int],
 ) -> tuple[Memory, Slots, Written]:
-    table = jnp.where(slots.active[:, None], order.table, 0)
+    # Slots that do not write may be reading a prompt: their states stay as they are, their pages are not touched.
+    table, num_past = jnp.where(slots.active[:, None], order.table, 0), jnp.where(slots.active, slots.num_past, 0)
     # A mask knows the next token only.
     valid = jnp.where(order.masks.on, 0, slots.drafts.valid)
     slots = dataclasses.replace(slots, drafts=dataclasses.replace(slots.drafts, valid=valid))
     window = jnp.concatenate([slots.token[:, None], slots.drafts.tokens], axis=1)
-    hidden, state = model.forward(window, state=PagedState(memory.layers, table, slots.length, slots.num_past))
+    hidden, state = model.forward(window, state=PagedState(memory.layers, table, slots.length, num_past))
     raw = model.head_logits(hidden)
     positions = slots.length[:, None] + 1 + jnp.arange(window.shape[1])
-    forced = forced_tokens(slots, program.marks)
+    forced = forced_tokens(slots, marks)
     verified = verify(raw, slots.drafts, forced, slots.settings, slots.seeds, positions, slots.seen, order.masks)
-    after, emitted = advance(slots, verified.tokens, verified.count, program.marks)
+    after, emitted = advance(slots, verified.tokens, verified.count, marks)
     written = _write(written, slots, verified, raw, emitted)
     memory = dataclasses.replace(memory, layers=state.layers)
     if memory.mtp is not None:
-        mtp, drafts = _draft(model, memory.mtp, slots, after, hidden, verified, table, program.draft_vocabulary)
+        mtp, drafts = _draft(model, draft_head, memory.mtp, slots, after, hidden, verified, table)
         memory, after = dataclasses.replace(memory, mtp=mtp), dataclasses.replace(after, drafts=drafts)
     return memory, after, written
 
@@ -188,13 +197,13 @@ def _write(
 
 def _draft(
     model: Qwen35,
+    head: Float[Array, "_ D"],
     mtp: PagedKeyValues,
     before: Slots,
     after: Slots,
     hidden: Float[Array, "B T D"],
     verified: Verified,
     table: Int[Array, "B M"],
-    draft_vocabulary: int | None,
 ) -> tuple[PagedKeyValues, Drafts]:
     """Reads the window's true tokens with the MTP head and draws the next drafts, each from the one before.
 
@@ -211,7 +220,7 @@ def _draft(
         if j:
             state = dataclasses.replace(state, lengths=newest + j - 1)
             vector, state = model.draft_forward(vector, drawn[-1][0][:, None], None, state)
-        logits = model.head_logits(vector[:, 0], draft_vocabulary)
+        logits = model.head_logits(vector[:, 0], head)
         drawn.append(draw_draft(logits, after.settings, after.seeds, newest + 1 + j))
     tokens, ids, probs = (jnp.stack(parts, axis=1) for parts in zip(*drawn, strict=True))
     (keys_values,) = state.layers

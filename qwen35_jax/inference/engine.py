@@ -132,7 +132,7 @@ class Engine:
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int | Sequence[int],
-        sampling: SamplingParams | Sequence[SamplingParams] = SamplingParams(),  # noqa: B008
+        sampling: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
     ) -> None:
         """Raises ``ValueError`` for what ``generate`` would refuse, before anything is computed."""
         settings = one_each("sampling", sampling, len(prompts))
@@ -153,7 +153,7 @@ class Engine:
         self,
         prompt: Sequence[int],
         *,
-        sampling: SamplingParams = SamplingParams(),  # noqa: B008
+        sampling: SamplingParams = SamplingParams(),
         max_new_tokens: int = 1024,
         seed: int = 0,
         grammar: Grammar | None = None,
@@ -250,7 +250,7 @@ class Engine:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        sampling: SamplingParams | Sequence[SamplingParams] = SamplingParams(),  # noqa: B008
+        sampling: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
         max_new_tokens: int | Sequence[int] = 1024,
         seed: int | Sequence[int] = 0,
         on_finish: Callable[[int, Completion], None] | None = None,
@@ -296,7 +296,7 @@ class Engine:
         self,
         prompt: Sequence[int],
         *,
-        sampling: SamplingParams = SamplingParams(),  # noqa: B008
+        sampling: SamplingParams = SamplingParams(),
         max_new_tokens: int = 1024,
         seed: int = 0,
     ) -> Iterator[StreamedToken]:

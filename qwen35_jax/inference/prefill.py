@@ -32,7 +32,7 @@ class Chunk(NamedTuple):
       next_ids: the token after each, which the MTP head reads.
       segment_ids: 1 for tokens, then 0 for padding.
       table: the pages of each row.
-      lengths: tokens of the slot before this chunk. A chunk from 0 forgets what the slot held.
+      lengths: tokens of the slot before this chunk, a multiple of ``C``. A chunk from 0 forgets what the slot held.
     """
 
     slots: Int[Array, " R"]
@@ -64,14 +64,15 @@ def prefill(
     begins = lengths == 0
     taken = tuple(_from_zero(x.take(slots), begins) if isinstance(x, SlotDelta) else x for x in memory.layers)
     none = jnp.zeros_like(lengths)
-    hidden, state = model.forward(ids, segment_ids, state=PagedState(taken, table, lengths, none))
+    hidden, state = model.forward(ids, segment_ids, state=PagedState(taken, table, lengths, none, on_grid=True))
     layers = tuple(
         old.put(slots, new) if isinstance(old, SlotDelta) else new
         for old, new in zip(memory.layers, state.layers, strict=True)
     )
     mtp = memory.mtp
     if mtp is not None:
-        _, drafting = model.draft_forward(hidden, next_ids, segment_ids, PagedState((mtp,), table, lengths, none))
+        state = PagedState((mtp,), table, lengths, none, on_grid=True)
+        _, drafting = model.draft_forward(hidden, next_ids, segment_ids, state)
         (mtp,) = drafting.layers
     places = jnp.where(slots < 0, seen.shape[0], slots)
     kept = jnp.where(begins[:, None], 0, seen.at[slots].get(mode="clip"))

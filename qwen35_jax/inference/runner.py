@@ -5,6 +5,7 @@ A call of ``decode`` is dispatched before the one before it is read: the device 
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
+from qwen35_jax.config import TextConfig
 from qwen35_jax.distributed import to_host
 from qwen35_jax.inference.decode import Order, Program, Written, decode
 from qwen35_jax.inference.distribution import Masks
@@ -49,6 +52,16 @@ class _Call:
     promised: dict[Tenant, int]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _nothing(text: TextConfig, sizes: EngineSizes, dtype: np.dtype) -> tuple[Memory, Slots]:
+    """Makes the memory and the slots of an engine that nobody has used."""
+    memory = Memory.empty(
+        text, slots=sizes.slots, num_drafts=sizes.num_drafts, num_pages=sizes.shards * sizes.num_pages,
+        page_size=sizes.page_size, dtype=dtype,
+    )  # fmt: skip
+    return memory, Slots.empty(sizes.slots, sizes.num_drafts, text.vocab_size)
+
+
 class Runner:
     """The device's side of an engine.
 
@@ -63,13 +76,10 @@ class Runner:
         self._mesh = mesh_of(model.head_weight())
         text = model.config.text
         with self._on_mesh():
-            self._memory = jax.jit(
-                lambda: Memory.empty(
-                    text, slots=sizes.slots, num_drafts=sizes.num_drafts, num_pages=sizes.shards * sizes.num_pages,
-                    page_size=sizes.page_size, dtype=model.dtype,
-                )
-            )()  # fmt: skip
-            self._slots = jax.jit(lambda: Slots.empty(sizes.slots, sizes.num_drafts, text.vocab_size))()
+            memory, slots = _nothing(text, sizes, model.dtype)
+        self._memory: Memory
+        self._slots: Slots
+        self._keep(memory=memory, slots=slots)
         self.scheduler = Scheduler(
             slots=sizes.slots, shards=sizes.shards, num_pages=sizes.num_pages, page_size=sizes.page_size,
             most_pages=sizes.most_pages, window=sizes.num_drafts + 1,
@@ -110,6 +120,19 @@ class Runner:
             self._call = self._dispatch(split, steps) if steps else None
             return news + self._take(before)
 
+    def _keep(self, *, memory: Memory | None = None, slots: Slots | None = None) -> None:
+        """Takes over what a program returned.
+
+        JAX describes results on a mesh of one device now so, now so, and would compile the next program for each of the
+        descriptions. Naming the place copies nothing.
+        """
+        if self._mesh is not None and self._mesh.size == 1:
+            memory, slots = jax.device_put((memory, slots), NamedSharding(self._mesh, PartitionSpec()))
+        if memory is not None:
+            self._memory = memory
+        if slots is not None:
+            self._slots = slots
+
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
@@ -125,13 +148,13 @@ class Runner:
             return self._take_call()
         youngest = self.scheduler.make_room(shard)
         if youngest is not None:
-            self._slots = release(self._slots, youngest.slot)
+            self._keep(slots=release(self._slots, youngest.slot))
             self.metrics.preemptions += 1
         return []
 
     def _leave(self, tenant: Tenant) -> None:
         if tenant.writes:
-            self._slots = release(self._slots, tenant.slot)
+            self._keep(slots=release(self._slots, tenant.slot))
         self.scheduler.leave(tenant)
 
     def _read_prompts(self, split: tuple) -> list[News]:
@@ -159,9 +182,9 @@ class Runner:
             return
         length, size = prefix.point.length, self.sizes.page_size
         source, target = (prefix.pages[length // size], tenant.pages[length // size]) if length % size else (0, 0)
-        self._memory, seen = fork(self._memory, self._slots.seen, prefix.snapshot, np.array([tenant.slot], np.int32),
+        memory, seen = fork(self._memory, self._slots.seen, prefix.snapshot, np.array([tenant.slot], np.int32),
                                   tenant.shard, source, target)  # fmt: skip
-        self._slots = dataclasses.replace(self._slots, seen=seen)
+        self._keep(memory=memory, slots=dataclasses.replace(self._slots, seen=seen))
         tenant.read = length
         self.metrics.forks += 1
         if tenant.read == tenant.to_read:
@@ -188,8 +211,8 @@ class Runner:
             tenant.read += real
             self.metrics.prefilled_tokens += real
         chunk = Chunk(*map(jnp.asarray, (slots, ids, after, segment_ids, pages, lengths)))
-        self._memory, seen, scores = prefill(*split, self._memory, self._slots.seen, chunk, scored=scored)
-        self._slots = dataclasses.replace(self._slots, seen=seen)
+        memory, seen, scores = prefill(*split, self._memory, self._slots.seen, chunk, scored=scored)
+        self._keep(memory=memory, slots=dataclasses.replace(self._slots, seen=seen))
         for tenant in readers if scored else ():
             tenant.scores.append((scores, int(segment_ids[tenant.shard].sum())))
 
@@ -215,7 +238,7 @@ class Runner:
     def _admit(self, tenant: Tenant) -> None:
         """Lets a tenant write, whose prompt is read."""
         assert tenant.request.row is not None
-        self._slots = admit(self._slots, tenant.slot, tenant.request.row)
+        self._keep(slots=admit(self._slots, tenant.slot, tenant.request.row))
         self.scheduler.readers[tenant.shard] = None
         tenant.writes = True
 
@@ -225,7 +248,8 @@ class Runner:
         arrays = self.scheduler.table, running, *self._masks(writers)
         table, running, masked, bits = (jnp.array(array) for array in arrays)
         order = Order(table, steps, running, bool(self.scheduler.waiting), Masks(masked, bits))
-        self._memory, self._slots, written = decode(*split, self._memory, self._slots, order, self._program)
+        memory, slots, written = decode(*split, self._memory, self._slots, order, self._program)
+        self._keep(memory=memory, slots=slots)
         self.metrics.decode_calls += 1
         # What the call under way may add to a tenant is promised besides.
         before = {} if self._call is None else self._call.promised

@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from qwen35_jax.config import TextConfig
+from qwen35_jax.distributed import gather
 from qwen35_jax.model import Qwen35
 from qwen35_jax.sharding import mesh_of, num_shards
 
+# A window is unrolled in the program, and drafts so far ahead are hardly ever right.
+_MOST_DRAFTS = 16
 # Where a device does not say what memory it has, as a CPU does not.
 _UNKNOWN_MEMORY = 4 << 30
 # The share of the free memory that pages may take; the rest is for what the programs hold for a moment.
@@ -94,8 +97,8 @@ class EngineSizes:
 
 
 def _check_drafts(model: Qwen35, speculative_tokens: int, draft_vocabulary: int | None) -> None:
-    if speculative_tokens < 0:
-        raise ValueError(f"speculative_tokens={speculative_tokens}; give 0 or more.")
+    if not 0 <= speculative_tokens <= _MOST_DRAFTS:
+        raise ValueError(f"speculative_tokens={speculative_tokens}; give 0 to {_MOST_DRAFTS}.")
     if speculative_tokens and model.mtp is None:
         raise ValueError(
             f"speculative_tokens={speculative_tokens}, but the model has no MTP head to draft with; give 0, or load a "
@@ -135,4 +138,6 @@ def _fitting_tokens(model: Qwen35, slots: int, shards: int, num_drafts: int) -> 
     logits = 4 * 4 * (num_drafts + 1) * text.vocab_size // tensor
     beside = slots // shards * (bytes_of_slot(text, itemsize, num_drafts) + logits)
     token = bytes_of_token(text, itemsize, drafts=bool(num_drafts), tensor=tensor) // tensor
-    return max(int(_SHARE_FOR_PAGES * free) - beside, 0) // token * shards
+    fitting = max(int(_SHARE_FOR_PAGES * free) - beside, 0) // token * shards
+    # All processes must make the same engine.
+    return min(gather(fitting))

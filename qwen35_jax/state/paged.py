@@ -12,7 +12,7 @@ width, ``W`` inputs that the convolution looks back, ``I = W + T`` inputs that a
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ class PagedPlacement:
       num_past: tokens of the window before that were accepted and that the DeltaNet states still lack.
       state_segment_ids: documents of the DeltaNet states: all slots hold one document, number 1.
       layer: index of the layer in its stack over periods.
+      on_grid: whether ``lengths`` are multiples of the tokens of this call. Known when the program is compiled.
     """
 
     table: Int[Array, "B M"]
@@ -52,6 +53,7 @@ class PagedPlacement:
     num_past: Int[Array, " B"]
     state_segment_ids: Int[Array, " B"]
     layer: Int[Array, ""]
+    on_grid: bool = field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -111,7 +113,7 @@ class PagedKeyValues:
     ) -> tuple[Float[Array, "B T N H"], "PagedKeyValues"]:
         """See ``KeyValues.attend``. A slot holds one document, so ``segment_ids`` says nothing new."""
         where = placement.layer, placement.table, placement.lengths
-        pages = write_pages(self.pages, k, v, *where, placement.num_real)
+        pages = write_pages(self.pages, k, v, *where, placement.num_real, on_grid=placement.on_grid)
         out = paged_attention(q, pages, *where)
         # Padding would see memory that nobody has written.
         is_real = jnp.arange(q.shape[1]) < placement.num_real[:, None]
@@ -215,13 +217,14 @@ class PagedState:
     Attributes:
       layers: one entry for each layer of the period: ``PagedKeyValues``, and ``SlotDelta`` for windows or
         ``DeltaState`` for tokens that all stay.
-      table, lengths, num_past: as in ``PagedPlacement``. Who calls the model keeps count of them.
+      table, lengths, num_past, on_grid: as in ``PagedPlacement``. Who calls the model keeps count of them.
     """
 
     layers: tuple[LayerMemory, ...]
     table: Int[Array, "B M"]
     lengths: Int[Array, " B"]
     num_past: Int[Array, " B"]
+    on_grid: bool = field(default=False, metadata={"static": True})
 
     def continued(self, num_tokens: int) -> Int[Array, "B T"]:
         """Returns segment ids of tokens that are all real."""
@@ -235,7 +238,9 @@ class PagedState:
         """Says where the tokens of a call go; ``segment_ids`` is 1 for tokens, then 0 for padding."""
         num_real = jnp.sum(segment_ids, axis=1, dtype=jnp.int32)
         layer = jnp.zeros((), jnp.int32)
-        return PagedPlacement(self.table, self.lengths, num_real, self.num_past, jnp.ones_like(self.lengths), layer)
+        return PagedPlacement(
+            self.table, self.lengths, num_real, self.num_past, jnp.ones_like(self.lengths), layer, self.on_grid
+        )
 
     def advance(self, layers: tuple[LayerMemory, ...], *_: object) -> "PagedState":
         """Returns the memory after a call whose layers left ``layers``."""

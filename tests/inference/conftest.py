@@ -60,4 +60,4 @@ def model(make_model) -> Qwen35:
 @pytest.fixture(scope="session")
 def prompts(model):
     rng = np.random.default_rng(0)
-    return [rng.integers(30, 500, length).tolist() for length in (1, 3, 17, 40, 16, 33, 2, 64)]
+    return [rng.integers(30, 500, length).tolist() for length in (1, 3, 17, 40, 16, 33, 2, 100)]

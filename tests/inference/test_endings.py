@@ -127,7 +127,7 @@ class Digits:
         self.left, self.last = self.left - 1, token_id
 
 
-@pytest.mark.parametrize("cache_tokens", [1024, 112])
+@pytest.mark.parametrize("cache_tokens", [1024, 128])
 def test_a_grammar_allows_its_tokens_only(model, prompts, cache_tokens):
     engine = make_engine(model, 2, cache_tokens=cache_tokens)
     [want] = engine.generate([prompts[3]], sampling=MIXED[3], max_new_tokens=LIMITS[3], seed=[3])

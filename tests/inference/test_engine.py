@@ -52,7 +52,7 @@ def test_a_request_has_the_same_bits_alone_and_in_a_crowd(model, prompts, drafts
 @pytest.mark.parametrize("drafts", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_preempted_request_comes_out_with_the_same_bits(model, prompts, drafts):
     """There is room for about two requests, so the younger ones give their pages back again and again."""
-    narrow = make_engine(model, drafts, cache_tokens=112, poison=True)
+    narrow = make_engine(model, drafts, cache_tokens=128, poison=True)
     seeds = list(range(8))
     alone = [
         narrow.generate([prompt], sampling=sampling, max_new_tokens=limit, seed=[seed])[0]

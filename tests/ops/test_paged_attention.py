@@ -74,6 +74,19 @@ def test_positions_that_the_table_has_no_place_for_are_written_to_page_0():
     assert np.argwhere(written).tolist() == [[0, 0], [0, 1], [5, S - 1]]
 
 
+def test_whole_pages_hold_what_rows_of_tokens_do():
+    """Chunks of two pages on a grid of them: one is full, one ends inside each page, one holds nothing."""
+    T, lengths, num_real = 2 * S, jnp.asarray([0, 8, 0, 8]), jnp.asarray([8, 5, 3, 0])
+    k, v = jnp.asarray(np.random.default_rng(0).normal(size=(2, B, T, K, H)), jnp.float32)
+    table = jnp.asarray(np.where(np.arange(M) < 4, np.arange(1, B * M + 1).reshape(B, M), 0), jnp.int32)
+    args = jnp.full((L, P, 2 * K, S, H), jnp.nan), k, v, LAYER, table, lengths, num_real
+    whole, rows = write_pages(*args, on_grid=True), write_pages(*args)
+    real = np.isfinite(rows[1, 1:])
+    np.testing.assert_array_equal(np.asarray(whole[1, 1:])[real], np.asarray(rows[1, 1:])[real])
+    touched = np.isfinite(whole).any(axis=(2, 3, 4))
+    assert not touched[0].any() and np.flatnonzero(touched[1]).tolist() == [0, 1, 2, 8, 9, 11]
+
+
 @pytest.mark.parametrize("b", [1, 3])
 def test_a_sequence_alone_is_bit_equal_to_itself_in_a_crowd(b):
     q, k, v, table = make_case(3)

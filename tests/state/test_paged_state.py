@@ -38,8 +38,8 @@ def programs(model):
             for x in taken
         )
         none = jnp.zeros_like(length)
-        hidden, state = model.forward(ids, segment_ids, state=PagedState(taken, table, length, none))
-        _, drafting = model.draft_forward(hidden, next_ids, segment_ids, PagedState((mtp,), table, length, none))
+        hidden, state = model.forward(ids, segment_ids, state=PagedState(taken, table, length, none, on_grid=True))
+        _, drafting = model.draft_forward(hidden, next_ids, segment_ids, PagedState((mtp,), table, length, none, True))
         back = tuple(
             old.put(slot, new) if isinstance(old, SlotDelta) else new
             for old, new in zip(layers, state.layers, strict=True)

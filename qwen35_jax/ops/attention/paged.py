@@ -68,11 +68,17 @@ def write_pages(
     table: Int[Array, "B M"],
     lengths: Int[Array, " B"],
     num_real: Int[Array, " B"],
+    *,
+    on_grid: bool = False,
 ) -> Float[Array, "L P D S H"]:
     """Writes keys and values of the first ``num_real[b]`` tokens of each sequence behind its ``lengths[b]`` tokens.
 
-    Tokens after these, and those whose position the table has no place for, go to page 0. Pages that hold more key
-    heads than there are, for a mesh of more devices, get each head as often as they need it.
+    Tokens after these, and those whose position the table has no place for, go to page 0 or behind the tokens of a
+    last page. Pages that hold more key heads than there are, for a mesh of more devices, get each head as often as
+    they need it.
+
+    Args:
+      on_grid: whether ``lengths`` are multiples of ``T``; tokens that fill pages are then written page by page.
 
     Raises:
       ValueError: the mesh splits heads, but not the key heads of the pages.
@@ -83,14 +89,18 @@ def write_pages(
 
     def local(pages, k, v, layer, table, lengths, num_real):
         T, S = k.shape[1], pages.shape[3]
-        positions = lengths[:, None] + jnp.arange(T)
-        places = positions // S
-        kept = (jnp.arange(T) < num_real[:, None]) & (places < table.shape[1])
-        owned = jnp.take_along_axis(table, jnp.minimum(places, table.shape[1] - 1), axis=1)
         both = jnp.stack([k, v], axis=3).reshape(*k.shape[:2], -1, k.shape[-1]).astype(pages.dtype)
+        step = S if on_grid and T % S == 0 else 1
+        tokens = jnp.arange(0, T, step)
+        places = (lengths[:, None] + tokens) // S
+        kept = (tokens < num_real[:, None]) & (places < table.shape[1])
+        owned = jnp.where(kept, jnp.take_along_axis(table, jnp.minimum(places, table.shape[1] - 1), axis=1), 0)
+        if step == S:
+            by_page = jnp.swapaxes(both.reshape(both.shape[0], T // S, S, *both.shape[2:]), 2, 3)
+            return pages.at[layer, owned].set(by_page)
         # One row of each head a token: whole rows are what a TPU writes in place, without another layout of the pages.
-        page, row = jnp.where(kept, owned, 0)[..., None], (positions % S)[..., None]
-        return pages.at[layer, page, jnp.arange(pages.shape[2]), row].set(both)
+        row = (lengths[:, None] + tokens)[..., None] % S
+        return pages.at[layer, owned[..., None], jnp.arange(pages.shape[2]), row].set(both)
 
     axes = (_PAGES, _HEADS, _HEADS, (), _TABLE, ("batch",), ("batch",))
     return over_mesh(local, pages, k, v, layer, table, lengths, num_real, in_axes=axes, out_axes=_PAGES)

@@ -61,21 +61,47 @@ def plain_replay(
     past: Past,
     num_past: Int[Array, " B"],
 ) -> tuple[Float[Array, "B T N V"], Float32[Array, "L B N K V"]]:
-    """Computes ``gated_delta_replay`` in one scan over both windows: a token's numbers are the same in either."""
-    U, T = past[0].shape[1], q.shape[1]
-    index = jnp.arange(U + T)
-    queries = jnp.pad(q, ((0, 0), (U, 0), (0, 0), (0, 0)))
-    k, v, log_decay, beta = (jnp.concatenate(pair, axis=1) for pair in zip(past, (k, v, log_decay, beta), strict=True))
-    is_real = jnp.pad(counts_of(past[2][..., 0], num_past), ((0, 0), (0, T)), constant_values=True)
-    tokens = Token(queries, k, v, log_decay, beta, is_real, jnp.ones_like(is_real))
-    state = states[layer]
-
-    def body(states, scanned):
-        kept, running = states
-        i, token = scanned
-        running, out = step(running, token)
-        return (jnp.where(i < U, running, kept), running), out
-
+    """Computes ``gated_delta_replay`` token by token for the past, and by products with one state for the window."""
+    counts = counts_of(past[2][..., 0], num_past)
+    tokens = Token(jnp.zeros_like(past[0]), *past, counts, jnp.ones_like(counts))
     by_token = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tokens)
-    (kept, _), out = lax.scan(body, (state, state), (index, by_token))
-    return jnp.moveaxis(out[U:], 0, 1), states.at[layer].set(kept)
+
+    def take_in(state, token):
+        # What a past token's query would read is not asked for.
+        return step(state, token)[0], None
+
+    if counts.shape[1] == 1:
+        state, _ = take_in(states[layer], jax.tree.map(lambda x: x[0], by_token))
+    else:
+        state, _ = lax.scan(take_in, states[layer], by_token)
+    return _read_window(q, k, v, log_decay, beta, state), states.at[layer].set(state)
+
+
+def _read_window(
+    q: Float[Array, "B T N K"],
+    k: Float[Array, "B T N K"],
+    v: Float[Array, "B T N V"],
+    log_decay: Float[Array, "B T N"],
+    beta: Float[Array, "B T N"],
+    state: Float32[Array, "B N K V"],
+) -> Float[Array, "B T N V"]:
+    """Returns what the tokens of a window read: they pass over the state once, and see each other by few products."""
+    T = q.shape[1]
+    q, k, values, log_decay, beta = (jnp.moveaxis(x.astype(jnp.float32), 1, 2) for x in (q, k, v, log_decay, beta))
+    both = jnp.concatenate([k, q], axis=2)
+    from_state = jnp.einsum("BNXK,BNKV->BNXV", both, state, precision=lax.Precision.HIGHEST)
+    from_keys = jnp.einsum("BNXK,BNTK->BNXT", both, k, precision=lax.Precision.HIGHEST)
+    passed = jnp.cumsum(log_decay, axis=-1)
+
+    def read(row: int, t: int, written: list[Array]) -> Array:
+        """Reads with a key or a query at token ``t`` what the state holds and what the tokens before have written."""
+        out = jnp.exp(passed[..., t, None]) * from_state[:, :, row]
+        for j, write in enumerate(written):
+            out += (jnp.exp(passed[..., t] - passed[..., j]) * from_keys[:, :, row, j])[..., None] * write
+        return out
+
+    written, out = [], []
+    for t in range(T):
+        written.append(beta[..., t, None] * (values[:, :, t] - read(t, t, written)))
+        out.append(read(T + t, t, written))
+    return jnp.stack(out, axis=1).astype(v.dtype)

@@ -47,7 +47,7 @@ def replay_kernel(
     U, G = past[0].shape[1], min(N, _HEADS)
     past_k, past_v, *past_gates = (jnp.where(counts_of(x, num_past), x, 0) for x in past)
     keys, values = _by_head(past_k, k, q), _by_head(past_v, v)
-    gates = _gates(q, k, log_decay, beta, *past_gates).reshape(B * N // G, 1, -1)
+    gates = _gates(log_decay, beta, *past_gates).reshape(B * N // G, 1, -1)
 
     def block(*shape: int):
         return pl.BlockSpec((1, G, *shape), lambda b, n, layer: (b, n, 0, 0))
@@ -85,21 +85,14 @@ def _by_head(*windows: Float[Array, "B _ N K"]) -> Float[Array, "B N R K"]:
     return jnp.swapaxes(jnp.pad(joined, ((0, 0), (0, -joined.shape[1] % _TILE), (0, 0), (0, 0))), 1, 2)
 
 
-def _gates(q, k, log_decay, beta, past_log_decay, past_beta) -> Float32[Array, "B N _"]:
+def _gates(log_decay, beta, past_log_decay, past_beta) -> Float32[Array, "B N _"]:
     """Returns the numbers of each head, in the order in which ``_kernel`` takes them.
 
-    What token ``i`` of the window writes, token ``t`` sees decayed since, times the product of the keys; so do
-    queries.
+    The last are by how much what token ``i`` has written is decayed when token ``t`` comes.
     """
-    q, k, log_decay, beta = (x.astype(jnp.float32) for x in (q, k, log_decay, beta))
-    since, T = jnp.cumsum(log_decay, axis=1), k.shape[1]
-
-    def seen(rows, t, i):
-        return jnp.exp(since[:, t] - since[:, i]) * jnp.sum(rows[:, t] * k[:, i], axis=-1)
-
-    pairs = [seen(k, t, i) for t in range(T) for i in range(t)]
-    pairs += [seen(q, t, i) for t in range(T) for i in range(t + 1)]
-    gates = [jnp.exp(past_log_decay), past_beta, jnp.exp(since), beta, jnp.stack(pairs, axis=1)]
+    since, T = jnp.cumsum(log_decay.astype(jnp.float32), axis=1), beta.shape[1]
+    pairs = [jnp.exp(since[:, t] - since[:, i])[:, None] for t in range(T) for i in range(t)]
+    gates = [jnp.exp(past_log_decay), past_beta, jnp.exp(since), beta, *pairs]
     return jnp.swapaxes(jnp.concatenate(gates, axis=1, dtype=jnp.float32), 1, 2)
 
 
@@ -118,28 +111,31 @@ def _kernel(_, gates, keys, values, states, out, after, *, num_past: int, num_to
             state = decays[t] * state
             state = state + key * (betas[t] * (v[t : t + 1] - jnp.sum(key * state, axis=0, keepdims=True)))
         after[0, 0, head] = state
-        held = _times_state(keys[0, head], state)[num_past : num_past + 2 * num_tokens]
-        out[0, head] = _read_window(held, v[num_past:], gate, num_tokens).astype(out.dtype)
+        rows = keys[0, head]
+        found = _times_state(rows, state)[num_past : num_past + 2 * num_tokens]
+        alike = _product(rows, rows, 1, 1)[num_past : num_past + 2 * num_tokens]
+        out[0, head] = _read_window(found, alike[:, num_past:], v[num_past:], gate, num_tokens).astype(out.dtype)
 
 
-def _read_window(held, v, gate: Iterator[Float32[Array, ""]], num_tokens: int) -> Float32[Array, "T V"]:
-    """Returns what the window's queries read; ``held`` is what its keys and queries find in the state before it.
+def _read_window(found, alike, v, gate: Iterator[Float32[Array, ""]], num_tokens: int) -> Float32[Array, "T V"]:
+    """Returns what the window's queries read.
 
     A state of the window is the one before it, decayed, and what the window's tokens have written since. None of
     these states is ever made.
+
+    Args:
+      found: what the window's keys, then its queries, find in the state before it.
+      alike: their products with the window's keys.
     """
     whole, betas = ([next(gate) for _ in range(num_tokens)] for _ in range(2))
     written, read = [], []
     for t in range(num_tokens):
-        known = whole[t] * held[t : t + 1]
-        for one in written:
-            known = known + next(gate) * one
+        known, total = (whole[t] * found[i : i + 1] for i in (t, num_tokens + t))
+        for i, one in enumerate(written):
+            decayed = next(gate) * one
+            known, total = (x + alike[j : j + 1, i : i + 1] * decayed for x, j in ((known, t), (total, num_tokens + t)))
         written.append(betas[t] * (v[t : t + 1] - known))
-    for t in range(num_tokens):
-        total = whole[t] * held[num_tokens + t : num_tokens + t + 1]
-        for one in written[: t + 1]:
-            total = total + next(gate) * one
-        read.append(total)
+        read.append(total + alike[num_tokens + t : num_tokens + t + 1, t : t + 1] * written[t])
     return jnp.concatenate(read, axis=0)
 
 
@@ -149,23 +145,23 @@ def _columns(rows: Float[Array, "R K"], count: int) -> list[Float32[Array, "K V"
     Products with one on the matrix unit are exact, and faster than moves between lanes.
     """
     index = lax.broadcasted_iota(jnp.int32, (rows.shape[0], _WIDTH), 0)
-    return [_product(rows, (index == t).astype(rows.dtype), 0) for t in range(count)]
+    return [_product(rows, (index == t).astype(rows.dtype), 0, 0) for t in range(count)]
 
 
 def _times_state(rows: Float[Array, "R K"], state: Float32[Array, "K V"]) -> Float32[Array, "R V"]:
     """Multiplies rows by a state in float32: a float32 number is the sum of three of bfloat16."""
     if rows.dtype != jnp.bfloat16:
-        return _product(rows, state, 1)
+        return _product(rows, state, 1, 0)
     total = jnp.zeros((rows.shape[0], state.shape[1]), jnp.float32)
     for _ in range(3):
         bits = lax.bitcast_convert_type(state, jnp.int32) & -(1 << 16)
         part = lax.bitcast_convert_type(bits, jnp.float32)
-        total, state = total + _product(rows, part.astype(rows.dtype), 1), state - part
+        total, state = total + _product(rows, part.astype(rows.dtype), 1, 0), state - part
     return total
 
 
-def _product(a: Array, b: Array, axis: int) -> Array:
-    """Multiplies an axis of ``a`` with the first one of ``b``, in float32."""
+def _product(a: Array, b: Array, *axes: int) -> Array:
+    """Multiplies an axis of ``a`` with one of ``b``, in float32."""
     precision = None if a.dtype == jnp.bfloat16 else lax.Precision.HIGHEST
-    axes = (((axis,), (0,)), ((), ()))
-    return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
+    dimensions = (((axes[0],), (axes[1],)), ((), ()))
+    return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
