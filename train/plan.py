@@ -25,10 +25,9 @@ from qwen35_jax.planning.aot import abstract_model, bytes_per_device, compile_ab
 from qwen35_jax.planning.devices import find_device
 from qwen35_jax.planning.flops import training_flops_per_token
 from qwen35_jax.planning.hlo import Costs, read_costs
-from qwen35_jax.presets import PRESETS
+from qwen35_jax.planning.published import find_config
 from qwen35_jax.sharding import check_mesh
 from qwen35_jax.storage import write_atomically
-from qwen35_jax.wording import did_you_mean
 from train.config import TrainConfig
 from train.plan_report import Plan, run_report, to_text
 from train.settle import settle
@@ -99,27 +98,6 @@ def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Pla
                 plan, remedy=f"with {description} it does: peak {other.hbm['peak'] / 2**30:.2f} GiB"
             )
     return plan
-
-
-def find_config(path: str) -> ModelConfig:
-    """Returns the configuration of a checkpoint, or of a published one by its hub id; weights are not downloaded.
-
-    Raises:
-      ValueError: neither.
-    """
-    gcs.check_scheme(path)
-    if gcs.is_address(path):
-        return ModelConfig.from_hf(gcs.local_copy(path, ["config.json"]))
-    if Path(path).is_dir():
-        return ModelConfig.from_hf(path)
-    for size, config in PRESETS.items():
-        if path.lower() in (f"qwen/qwen3.5-{size}", f"qwen/qwen3.5-{size}-base"):
-            return config
-    sizes = [f"Qwen/Qwen3.5-{size.upper()}" for size, config in PRESETS.items() if config.text.moe is None]
-    raise ValueError(
-        f"model.path={path!r} is neither a local folder nor a published size; give a folder or one of "
-        f"{', '.join(sizes)}.{did_you_mean(path, sizes)}"
-    )
 
 
 def nearest_changes(config: TrainConfig) -> list[tuple[str, TrainConfig]]:

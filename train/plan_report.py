@@ -2,32 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from qwen35_jax.planning.devices import Device
 from qwen35_jax.planning.hlo import Costs
+from qwen35_jax.planning.ranges import Range, rate
 from train.config import TrainConfig
 
 _GIB = 2**30
 # By how much the compiler's cycles are too many: see `planning.hlo.Costs`.
 _EXCESS = (1.6, 2.0)
 _UNITS = {"s": 1, "min": 60, "h": 3600}
-
-
-class Range(NamedTuple):
-    """Two ends between which a figure lies."""
-
-    low: float
-    high: float
-
-    def times(self, factor: float) -> "Range":
-        """Returns the range of a multiple."""
-        return Range(self.low * factor, self.high * factor)
-
-    def to_text(self, form: str = ",.0f") -> str:
-        """Returns both ends, or one number where they look the same."""
-        ends = [format(end, form) for end in self]
-        return " to ".join(dict.fromkeys(ends))
 
 
 def step_seconds(seconds: Mapping[str, float], estimated_seconds: float) -> Range:
@@ -42,11 +27,6 @@ def step_seconds(seconds: Mapping[str, float], estimated_seconds: float) -> Rang
     """
     least = max(seconds.values())
     return Range(least, max(least, estimated_seconds + seconds["ici"]))
-
-
-def rate(amount: float, seconds: Range) -> Range:
-    """Returns how much of an amount is done a second."""
-    return Range(amount / seconds.high, amount / seconds.low)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class _Call:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _nothing(text: TextConfig, sizes: EngineSizes, dtype: np.dtype) -> tuple[Memory, Slots]:
+def make_memory(text: TextConfig, sizes: EngineSizes, dtype: np.dtype) -> tuple[Memory, Slots]:
     """Makes the memory and the slots of an engine that nobody has used."""
     memory = Memory.empty(
         text, slots=sizes.slots, num_drafts=sizes.num_drafts, num_pages=sizes.shards * sizes.num_pages,
@@ -76,7 +76,7 @@ class Runner:
         self._mesh = mesh_of(model.head_weight())
         text = model.config.text
         with self._on_mesh():
-            memory, slots = _nothing(text, sizes, model.dtype)
+            memory, slots = make_memory(text, sizes, model.dtype)
         self._memory: Memory
         self._slots: Slots
         self._keep(memory=memory, slots=slots)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from qwen35_jax.config import TextConfig
 from qwen35_jax.distributed import gather
@@ -62,8 +63,12 @@ class EngineSizes:
         prefill_chunk: int | None,
         steps_per_call: int,
         draft_vocabulary: int | None,
+        free_bytes: int | None = None,
     ) -> "EngineSizes":
-        """Works the sizes out for a model on its devices; the arguments are those of ``Engine``.
+        """Works the sizes out for a model on its devices; the other arguments are those of ``Engine``.
+
+        Args:
+          free_bytes: memory of a device beside the weights, by default what the device says.
 
         Raises:
           ValueError: a size is out of range, or the model cannot draft.
@@ -74,20 +79,24 @@ class EngineSizes:
             if size is not None and size < 1:
                 raise ValueError(f"{name}={size}; give at least 1.")
         _check_drafts(model, speculative_tokens, draft_vocabulary)
-        mesh, text = mesh_of(model.head_weight()), model.config.text
+        # A plan's model has a shape in the place of this array.
+        weight, text = model.embed_tokens.weight.get_value(), model.config.text
+        mesh = mesh_of(weight)
         shards, lengths = (1 if mesh is None else num_shards(axis, mesh) for axis in ("batch", "length"))
         if lengths > 1:
             raise ValueError(
                 f"the model's mesh has context={lengths}, but one token at a time cannot be split over positions; "
                 "load the model on a mesh with context=1."
             )
-        on_cpu = next(iter(model.head_weight().devices())).platform == "cpu"
+        on_cpu = next(iter(weight.sharding.device_set)).platform == "cpu"
         page_size = page_size or (64 if on_cpu else 256)
         chunk = prefill_chunk or (128 if on_cpu else 512)
         # In whole slots for every shard.
         slots = -(-slots // shards) * shards
         if cache_tokens is None:
-            cache_tokens = min(_fitting_tokens(model, slots, shards, speculative_tokens),
+            # All processes must make the same engine.
+            free_bytes = min(gather(_free_bytes(model))) if free_bytes is None else free_bytes
+            cache_tokens = min(_fitting_tokens(model, mesh, free_bytes, slots, shards, speculative_tokens),
                                slots * text.max_position_embeddings)  # fmt: skip
         num_pages = max(-(-cache_tokens // (shards * page_size)), 1)
         most_pages = min(num_pages, -(-text.max_position_embeddings // page_size))
@@ -126,18 +135,19 @@ def bytes_of_slot(text: TextConfig, itemsize: int, num_drafts: int) -> int:
     return layers * (state + inputs + replay) + 4 * text.vocab_size
 
 
-def _fitting_tokens(model: Qwen35, slots: int, shards: int, num_drafts: int) -> int:
-    """Returns how many tokens the free memory holds beside the slots, over all shards."""
-    text, itemsize = model.config.text, jnp.dtype(model.dtype).itemsize
-    mesh = mesh_of(model.head_weight())
-    tensor = 1 if mesh is None else num_shards("heads", mesh)
+def _free_bytes(model: Qwen35) -> int:
+    """Returns the memory of a device of this process that nothing holds."""
     device = next(device for device in model.head_weight().devices() if device.process_index == jax.process_index())
     stats = device.memory_stats()
-    free = stats["bytes_limit"] - stats["bytes_in_use"] if stats and "bytes_limit" in stats else _UNKNOWN_MEMORY
+    return stats["bytes_limit"] - stats["bytes_in_use"] if stats and "bytes_limit" in stats else _UNKNOWN_MEMORY
+
+
+def _fitting_tokens(model: Qwen35, mesh: Mesh | None, free: int, slots: int, shards: int, num_drafts: int) -> int:
+    """Returns how many tokens the free memory holds beside the slots, over all shards."""
+    text, itemsize = model.config.text, jnp.dtype(model.dtype).itemsize
+    tensor = 1 if mesh is None else num_shards("heads", mesh)
     # Float32 logits of a window, a few times over.
     logits = 4 * 4 * (num_drafts + 1) * text.vocab_size // tensor
     beside = slots // shards * (bytes_of_slot(text, itemsize, num_drafts) + logits)
     token = bytes_of_token(text, itemsize, drafts=bool(num_drafts), tensor=tensor) // tensor
-    fitting = max(int(_SHARE_FOR_PAGES * free) - beside, 0) // token * shards
-    # All processes must make the same engine.
-    return min(gather(fitting))
+    return max(int(_SHARE_FOR_PAGES * free) - beside, 0) // token * shards

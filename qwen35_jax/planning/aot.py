@@ -101,10 +101,10 @@ def abstract_model(make: Callable[[], Qwen35], mesh: Mesh) -> Qwen35:
     return nnx.merge(graphdef, jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable)))
 
 
-def compile_abstract(function: jax.stages.Wrapped, *arguments, mesh: Mesh) -> Compiled:
+def compile_abstract(function: jax.stages.Wrapped, *arguments, mesh: Mesh, **named) -> Compiled:
     """Compiles a jitted function for the devices of ``mesh``. A program that does not fit is no error here."""
     with jax.set_mesh(mesh):
-        lowered = function.lower(*arguments)
+        lowered = function.lower(*arguments, **named)
     with tempfile.TemporaryDirectory() as dump:
         try:
             compiled = lowered.compile(compiler_options={"xla_dump_to": dump, "xla_dump_hlo_as_text": True})
