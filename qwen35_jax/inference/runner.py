@@ -8,12 +8,12 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen35_jax.config import TextConfig
 from qwen35_jax.distributed import to_host
@@ -28,6 +28,8 @@ from qwen35_jax.inference.sizes import EngineSizes
 from qwen35_jax.inference.slots import LENGTH, RUNNING, Slots, admit, release
 from qwen35_jax.model import Qwen35
 from qwen35_jax.sharding import mesh_of
+
+T = TypeVar("T")
 
 # Beside slots that write: chunks of prompts between two calls, and most steps of a call while prompts are being read.
 _CHUNKS_BESIDE_WRITERS, _STEPS_BESIDE_READERS = 4, 8
@@ -77,9 +79,9 @@ class Runner:
         text = model.config.text
         with self._on_mesh():
             memory, slots = make_memory(text, sizes, model.dtype)
-        self._memory: Memory
-        self._slots: Slots
-        self._keep(memory=memory, slots=slots)
+        self._memory: Memory = memory
+        self._slots: Slots = slots
+        self._places = [[x.sharding for x in jax.tree.leaves(tree)] for tree in (memory, slots)]
         self.scheduler = Scheduler(
             slots=sizes.slots, shards=sizes.shards, num_pages=sizes.num_pages, page_size=sizes.page_size,
             most_pages=sizes.most_pages, window=sizes.num_drafts + 1,
@@ -123,15 +125,23 @@ class Runner:
     def _keep(self, *, memory: Memory | None = None, slots: Slots | None = None) -> None:
         """Takes over what a program returned.
 
-        JAX describes results on a mesh of one device now so, now so, and would compile the next program for each of the
-        descriptions. Naming the place copies nothing.
+        JAX describes the place of a result now so, now so, and would compile the next program for each description.
+        Naming the place as it was at first copies nothing.
         """
-        if self._mesh is not None and self._mesh.size == 1:
-            memory, slots = jax.device_put((memory, slots), NamedSharding(self._mesh, PartitionSpec()))
+        if memory is not None:
+            memory = self._placed(memory, self._places[0])
+        if slots is not None:
+            slots = self._placed(slots, self._places[1])
         if memory is not None:
             self._memory = memory
         if slots is not None:
             self._slots = slots
+
+    def _placed(self, tree: T, places: list[jax.sharding.Sharding]) -> T:
+        leaves, structure = jax.tree.flatten(tree)
+        # Arrays of several processes cannot be named anew.
+        local = self._mesh is not None and jax.process_count() == 1
+        return jax.tree.unflatten(structure, jax.device_put(leaves, places)) if local else tree
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)

@@ -105,7 +105,7 @@ def test_scores_are_the_log_probabilities_of_the_model(model, prompts):
     pairs = [(prompts[i], prompts[j][:n]) for i, j, n in [(3, 5, 9), (3, 7, 4), (3, 2, 1), (0, 1, 3), (7, 3, 40)]]
     several = engine.score(*zip(*pairs, strict=True))
     for (prompt, continuation), scores in zip(pairs, several, strict=True):
-        text = np.zeros((1, 128), np.int32)
+        text = np.zeros((1, 160), np.int32)
         text[0, : len(prompt) + len(continuation)] = prompt + continuation
         logits = np.asarray(model.logits(text))[0, len(prompt) - 1 :][: len(continuation)].astype(np.float64)
         want = logits[np.arange(len(continuation)), continuation] - np.log(np.exp(logits).sum(axis=-1))
@@ -211,7 +211,7 @@ def test_a_list_has_an_entry_for_each_prompt(model, prompts, name):
     "sizes, message",
     [
         *(({name: 0}, f"{name}=0; give at least 1") for name in ("slots", "page_size", "prefill_chunk")),
-        ({"speculative_tokens": -1}, "speculative_tokens=-1; give 0 or more"),
+        ({"speculative_tokens": -1}, "speculative_tokens=-1; give 0 to 16"),
         ({"draft_vocabulary": 513}, "draft_vocabulary=513, but the model knows 512 tokens"),
     ],
 )
