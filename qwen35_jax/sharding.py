@@ -188,8 +188,8 @@ def _name(axis: str | tuple[str, int]) -> str:
     return axis if isinstance(axis, str) else axis[0]
 
 
-def mesh_of(x: jax.Array) -> Mesh | None:
-    """Returns the mesh that an array lies on, None if it was not placed on one."""
+def mesh_of(x: jax.Array | jax.ShapeDtypeStruct) -> Mesh | None:
+    """Returns the mesh that an array or its shape lies on, None if it was not placed on one."""
     if not isinstance(x.sharding, NamedSharding):
         return None
     assert isinstance(x.sharding.mesh, Mesh)
