@@ -1,16 +1,34 @@
-"""The settings of an evaluation run: model, tasks, mode, protocol, and the sampling that each protocol stands for."""
+"""The settings of an evaluation run: model, tasks, how they are asked, and what each protocol stands for."""
 
 import dataclasses
 from typing import Literal
 
+from eval.protocols import Mode, Protocol, ProtocolName, Style
 from qwen35_jax import gcs
+from qwen35_jax.config import ModelConfig
+from qwen35_jax.distributed import ProcessConfig
 from qwen35_jax.hf.source import ModelSource
-from qwen35_jax.inference.sampling import SamplingParams
-from qwen35_jax.presets import CARD_SAMPLING
+from qwen35_jax.inference.sampling import BudgetClose, SamplingParams
+from qwen35_jax.presets import CARD_EVAL_SAMPLING, PRESETS, card_sampling
 from qwen35_jax.sharding import MeshConfig
 
-Mode = Literal["thinking", "non_thinking"]
-Protocol = Literal["card", "official", "lm-eval"]
+Sampling = Literal["card_eval", "card_recommended", "greedy"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerConfig:
+    """An OpenAI-compatible server that writes the responses, in place of a model that is loaded here."""
+
+    url: str | None = None
+    """Its address up to the version, such as http://localhost:8000/v1."""
+    model: str | None = None
+    """The name of the model there; by default the only one that it serves."""
+    key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key, if the server wants one."""
+    connections: int = 64
+    """Most requests at once."""
+    accept_dropped: tuple[str, ...] = ()
+    """Settings that the server may ignore (presence_penalty, top_k, seed, thinking); the results are labelled so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +41,24 @@ class EvalConfig:
 
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """Of each process; several processes share out the documents."""
+    server: ServerConfig = dataclasses.field(default_factory=ServerConfig)
+    processes: ProcessConfig = dataclasses.field(default_factory=ProcessConfig)
     tasks: tuple[str, ...] = ("ifeval",)
-    """Tasks to run, in this order."""
+    """Tasks to run; all of them are written together."""
     mode: Mode = "non_thinking"
     """Whether the chat template opens a think block; what follows </think> is scored."""
-    protocol: Protocol = "official"
+    protocol: ProtocolName = "official"
     """Whose prompt, sampling and scoring rules: the model card's, the benchmark's own, or lm-evaluation-harness's."""
+    style: Style = "chat"
+    """Base models have no chat template: text continues solved examples, likelihood compares the choices."""
+    sampling: Sampling | None = None
+    """By default the protocol's. The model card has two sets: card_eval made its tables, card_recommended is advised to
+    users."""
     limit: int | None = None
     """Only the first so many documents of each task."""
+    split: str | None = None
+    """The split that is scored, such as test where a task scores val by default."""
     data_dir: str | None = None
     """Folder, also of a bucket (``gs://``), with TASK/SPLIT.jsonl or .parquet; without it the task's data comes from
     the hub at a pinned revision."""
@@ -38,10 +66,20 @@ class EvalConfig:
     """Evaluation directory; a rerun with the same settings continues it."""
     max_new_tokens: int | None = None
     """Longest response in tokens, thinking included; by default the protocol's."""
+    thinking_budget: int | None = None
+    """Most tokens of thinking before it is closed. Results with a budget are labelled: no card reports them."""
+    budget_close: BudgetClose = "sentence"
+    """How a budget closes the thinking: by </think> alone (hard), or by the model's own sentence and </think>."""
+    detect_loops: bool = False
+    """End a response that has come to repeat itself: it saves time, and no card does it."""
     repeats: int = 1
     """Samples of each document. A document's values are averaged first, so that every document counts the same."""
-    slots: int = 8
+    slots: int = 64
     """Most responses written at once."""
+    cache_tokens: int | None = None
+    """Tokens that the engine's memory holds; by default what the device has room for."""
+    speculative_tokens: int = 0
+    """Drafts of the MTP head a step."""
     seed: int = 0
     """Seed of sampling; greedy protocols do not use it."""
     mtp_acceptance: bool = False
@@ -62,48 +100,43 @@ class EvalConfig:
                 f"mesh.context={self.mesh.context}: generation cannot split one token at a time over positions; use "
                 "mesh.context=1 and another axis."
             )
-        if self.repeats > 1 and self.sampling.greedy:
+        if self.style != "chat" and self.mode == "thinking":
             raise ValueError(
-                f"repeats={self.repeats}: protocol {self.protocol} decodes greedily, and its samples would all be "
-                "equal; use repeats=1, or one that samples: --protocol card."
+                f"style {self.style} has no chat template to open a think block; give --mode non_thinking."
             )
-        if self.mtp_acceptance and self.sampling != SamplingParams():
+        if self.thinking_budget is not None and self.mode != "thinking":
+            raise ValueError(f"thinking_budget={self.thinking_budget} needs --mode thinking.")
+        if self.server.url is not None and (self.model.path or self.style == "likelihood" or self.mtp_acceptance):
             raise ValueError(
-                f"--mtp-acceptance counts the drafts of greedy decoding, but protocol {self.protocol} samples; use a "
-                "greedy one: --protocol official or lm-eval."
+                f"server.url={self.server.url}: the server's own model writes the responses; leave out --model.path, "
+                "--style likelihood and --mtp-acceptance."
             )
 
-    @property
-    def sampling(self) -> SamplingParams:
-        """How the protocol chooses tokens."""
-        return SamplingParams(**CARD_SAMPLING[self.mode]._asdict()) if self.protocol == "card" else SamplingParams()
 
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """How responses are drawn, and how long they may get (in tokens, thinking included)."""
-
-    sampling: SamplingParams
-    max_new_tokens: int
-
-
-# The length that the model cards advise.
-CARD_MAX_NEW_TOKENS = 32768
-# IFEval and GSM8K prescribe neither sampling nor length: greedy, with room for their longest answers.
-OFFICIAL_MAX_NEW_TOKENS: dict[Mode, int] = {"thinking": 32768, "non_thinking": 4096}
-
-
-def generation(config: EvalConfig, lm_eval_max_new_tokens: int) -> Generation:
-    """Returns the protocol's way of drawing responses.
+def sampling_of(config: EvalConfig, protocol: Protocol, model: ModelConfig | None) -> SamplingParams:
+    """Returns how responses of a protocol are drawn.
 
     Args:
-      config: its ``max_new_tokens`` replaces the protocol's length.
-      lm_eval_max_new_tokens: the length that lm-evaluation-harness gives the task; in thinking mode the
-        think block counts, as it does there.
+      model: whose card is meant; None for a server's model, for which the 2B's counts.
     """
-    lengths = {
-        "card": CARD_MAX_NEW_TOKENS,
-        "official": OFFICIAL_MAX_NEW_TOKENS[config.mode],
-        "lm-eval": lm_eval_max_new_tokens,
-    }
-    return Generation(config.sampling, config.max_new_tokens or lengths[config.protocol])
+    name = config.sampling or ("card_eval" if protocol.sampling == "card" and config.style == "chat" else "greedy")
+    if name == "greedy":
+        settings = {}
+    elif name == "card_eval":
+        settings = CARD_EVAL_SAMPLING._asdict()
+    else:
+        settings = card_sampling(model or PRESETS["2b"], config.mode)._asdict()
+    return SamplingParams(
+        **settings,
+        stop=protocol.stop,
+        thinking_budget=config.thinking_budget,
+        budget_close=config.budget_close,
+        detect_loops=config.detect_loops,
+    )
+
+
+def max_new_tokens_of(config: EvalConfig, protocol: Protocol) -> int:
+    """Returns the longest response of a protocol in tokens."""
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens
+    return protocol.max_new_tokens[config.mode] if config.style == "chat" else protocol.max_text_tokens

@@ -1,14 +1,11 @@
 """The results of a run: results.json, a table, and a page to read."""
 
 import html
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.samples import Sample
-from eval.stats import estimate
-from eval.tasks.base import OUTCOMES
+from eval.samples import Sample, SampleFile, samples_path
 from qwen35_jax.storage import write_json
 
 SAMPLES_SHOWN = 25
@@ -21,56 +18,24 @@ padding: .6rem; max-height: 20rem; overflow: auto; } details { margin: .4rem 0; 
 """
 
 
-def summarize(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Returns the numbers of documents (``n``) and of samples, the metrics with their intervals, and the outcomes.
-
-    Args:
-      samples: stored samples of one task; at least one.
-    """
-    by_document: dict[str, list[Sample]] = {}
-    for sample in samples:
-        by_document.setdefault(str(sample["id"]), []).append(sample)
-    metrics = {}
-    for name in samples[0]["metrics"]:
-        value, low, high = estimate([[each["metrics"][name] for each in own] for own in by_document.values()])
-        metrics[name] = {"value": value, "low": low, "high": high}
-    outcomes = Counter(sample["outcome"] for sample in samples)
-    return {
-        "n": len(by_document),
-        "samples": len(samples),
-        "metrics": metrics,
-        "outcomes": {outcome: outcomes[outcome] for outcome in OUTCOMES},
-        "multiple_closes": sum(sample["multiple_closes"] > 0 for sample in samples),
-    }
-
-
-def write_report(out: Path, results: Mapping[str, Any], samples_by_task: Mapping[str, Sequence[Sample]]) -> None:
-    """Writes ``results.json`` and ``report.html``.
+def write_report(out: Path, results: Mapping[str, Any]) -> None:
+    """Writes ``results.json`` and ``report.html``; the page shows some samples of the directory that are not right.
 
     Args:
       results: what results.json holds.
-      samples_by_task: the page shows some of those that are not right.
     """
     write_json(out / "results.json", results)
     parts = [_settings(results)]
     for task, summary in results["tasks"].items():
-        parts += [f"<h2>{html.escape(task)}</h2>", _metrics(summary), _samples(samples_by_task[task])]
+        file = SampleFile(samples_path(out, task))
+        missed = [key for key, sample in file.finished.items() if not sample["correct"]][:SAMPLES_SHOWN]
+        samples = [file.read(key) for key in missed]
+        parts += [f"<h2>{html.escape(task)}</h2>", _metrics(summary), _samples(samples)]
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title><style>{_STYLE}</style>'
         f"<h1>Evaluation</h1>{''.join(parts)}</html>\n"
     )
     (out / "report.html").write_text(page, encoding="utf-8")
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """Returns the metrics and outcomes as lines for a terminal."""
-    lines = [f"{'task':<10} {'metric':<20} {'value':>7}   95 % interval      n"]
-    for task, summary in results["tasks"].items():
-        for name, metric in summary["metrics"].items():
-            interval = f"[{metric['low']:.4f}, {metric['high']:.4f}]"
-            lines.append(f"{task:<10} {name:<20} {metric['value']:>7.4f}   {interval}  {summary['n']:>5}")
-        lines.append(f"{task:<10} " + ", ".join(f"{name} {count}" for name, count in summary["outcomes"].items()))
-    return "\n".join(lines)
 
 
 def _settings(results: Mapping[str, Any]) -> str:
@@ -96,9 +61,8 @@ def _metrics(summary: Mapping[str, Any]) -> str:
 
 
 def _samples(samples: Sequence[Sample]) -> str:
-    missed = [sample for sample in samples if not sample["correct"]]
-    parts = [f"<h3>The first {min(SAMPLES_SHOWN, len(missed))} of {len(missed)} samples that are not right</h3>"]
-    for sample in missed[:SAMPLES_SHOWN]:
+    parts = [f"<h3>The first {len(samples)} samples that are not right</h3>"]
+    for sample in samples:
         name = f"{sample['id']}, repeat {sample['repeat']}" if sample["repeat"] else sample["id"]
         found = "" if sample["prediction"] is None else f", {sample['prediction']}"
         title = html.escape(f"{name}: {sample['outcome']}{found}")

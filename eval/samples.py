@@ -4,11 +4,12 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from eval.tasks.base import Document
+from eval.protocols import Protocol
+from eval.tasks.base import CUT, Document, Outcome, Verdict
 from qwen35_jax.inference.requests import FinishReason
 from qwen35_jax.storage import write_json
 
@@ -19,6 +20,8 @@ Sample = Mapping[str, Any]
 SampleKey = tuple[str, int]
 """What identifies a sample within its task: the document's id as text, and the number of the repeat."""
 
+_HEAVY = ("response", "thinking", "prompt_ids", "token_ids")
+
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
@@ -27,38 +30,71 @@ class Reply:
     Attributes:
       thinking: the text of the think block; None where there was none.
       response: what is scored; empty if the think block never closed.
-      finish_reason: why the engine ended it; None for stored text that does not say.
-      token_ids: the generated tokens; None for stored text without them.
+      finish_reason: why it ended, ``"error"`` if a backend gave none; None for stored text that does not say.
+      prompt_ids, token_ids: the prompt and the generated tokens; None where they are not known.
+      close_positions: places of ``</think>`` among the generated tokens; the first one ends the thinking.
       multiple_closes: how many ``</think>`` the response holds.
+      seed: of sampling.
+      closed_by_budget: whether a budget ended the thinking.
     """
 
     thinking: str | None
     response: str
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | Literal["error"] | None
+    prompt_ids: list[int] | None = None
     token_ids: list[int] | None = None
+    close_positions: list[int] | None = None
     multiple_closes: int = 0
+    seed: int | None = None
+    closed_by_budget: bool = False
 
 
-def make_sample(document: Document, reply: Reply, repeat: int = 0) -> dict[str, Any]:
+def outcome_of(verdict: Verdict, reply: Reply) -> Outcome:
+    """Returns the one class that a sample falls into. Whether an ``ok`` one is right, ``correct`` says."""
+    cut: dict[str | None, Outcome] = {"length": "truncated", "loop": "loop", "error": "error", "aborted": "error"}
+    if reply.finish_reason in cut:
+        return cut[reply.finish_reason]
+    if not reply.response.strip():
+        return "empty"
+    return "ok" if verdict.parsed else "unparsed"
+
+
+def make_sample(
+    document: Document, reply: Reply, protocol: Protocol, repeat: int = 0, *, template: str | None = None,
+    engine: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Returns the scored sample as it is stored.
 
-    Its keys: ``id`` of the document, ``repeat`` (from 0), ``response``, ``thinking``, ``prediction``, ``correct``,
-    ``outcome``, ``finish_reason``, ``token_ids``, ``multiple_closes``, and ``metrics`` with the list of trials of each
-    metric.
+    Its keys: ``id`` and ``group`` of the document, ``repeat`` (from 0), ``response``, ``thinking``, ``prediction``,
+    ``target``, ``correct``, ``outcome``, ``finish_reason``, ``metrics`` with the list of trials of each metric,
+    ``prompt_ids``, ``token_ids``, ``close_positions``, ``multiple_closes``, ``closed_by_budget``, ``seed``, and
+    ``engine`` and ``template``, the fingerprints of what wrote it and of the chat template. A response that was cut off
+    is wrong under a protocol that says so: ``correct`` and every metric are 0 then.
     """
     verdict = document.score(reply.response)
+    outcome = outcome_of(verdict, reply)
+    lost = outcome == "error" or (outcome in CUT and protocol.cut_is_wrong)
+    metrics = {name: [0.0 if lost else float(value) for value in trials] for name, trials in verdict.metrics.items()}
     return {
         "id": document.id,
+        "group": document.group,
         "repeat": repeat,
         "response": reply.response,
         "thinking": reply.thinking,
         "prediction": verdict.prediction,
-        "correct": verdict.correct,
-        "outcome": verdict.outcome(reply.finish_reason),
+        "target": document.target,
+        "correct": verdict.correct and not lost,
+        "outcome": outcome,
         "finish_reason": reply.finish_reason,
+        "metrics": metrics,
+        "prompt_ids": reply.prompt_ids,
         "token_ids": reply.token_ids,
+        "close_positions": reply.close_positions,
         "multiple_closes": reply.multiple_closes,
-        "metrics": {name: [float(value) for value in trials] for name, trials in verdict.metrics.items()},
+        "closed_by_budget": reply.closed_by_budget,
+        "seed": reply.seed,
+        "engine": engine,
+        "template": template,
     }
 
 
@@ -67,40 +103,93 @@ def sample_key(sample: Sample) -> SampleKey:
     return str(sample["id"]), int(sample.get("repeat", 0))
 
 
-def samples_path(out: Path, task: str) -> Path:
-    """Returns where the samples of a task are stored."""
-    return out / "samples" / f"{task}.jsonl"
+def samples_path(out: Path, task: str, process: int = 0) -> Path:
+    """Returns where the samples of a task are stored; processes but the first have files of their own meanwhile."""
+    return out / "samples" / (f"{task}.process{process}.jsonl" if process else f"{task}.jsonl")
 
 
-def append_sample(path: Path, sample: Sample) -> None:
-    """Adds one finished sample to its file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+class SampleFile:
+    """The samples of one task, appended as they finish and in the documents' order once all are there.
 
+    Of each sample only what the summary needs is held: long runs write gigabytes.
 
-def read_finished(path: Path) -> dict[SampleKey, dict[str, Any]]:
-    """Returns the finished samples, and removes a last line that was cut short.
+    Args:
+      path: the file. A last line that was cut short is removed.
+
+    Attributes:
+      finished: the stored samples without their texts and tokens, but with ``num_tokens``.
 
     Raises:
-      ValueError: another line is not a stored sample.
+      ValueError: a line is not a stored sample.
     """
-    if not path.exists():
-        return {}
-    content = path.read_bytes()
-    complete = content[: content.rfind(b"\n") + 1]
-    if len(complete) < len(content):
-        logger.warning("%s: its last line was cut short; that sample is generated again.", path)
-        os.truncate(path, len(complete))
-    samples = {}
-    for number, line in enumerate(complete.splitlines(), start=1):
-        try:
-            sample = json.loads(line)
-            samples[sample_key(sample)] = sample
-        except (ValueError, KeyError, TypeError) as err:
-            raise ValueError(
-                f"{path}:{number}: not a stored sample ({err}); remove the line or use another --out."
-            ) from err
-    return samples
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.finished: dict[SampleKey, dict[str, Any]] = {}
+        self._places: dict[SampleKey, tuple[int, int]] = {}
+        self._end = 0
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    logger.warning("%s: its last line was cut short; that sample is generated again.", self.path)
+                    break
+                try:
+                    self._note(json.loads(line), len(line))
+                except (ValueError, KeyError, TypeError) as err:
+                    raise ValueError(
+                        f"{self.path}:{number}: not a stored sample ({err}); remove the line or use another --out."
+                    ) from err
+        os.truncate(self.path, self._end)
+
+    def _note(self, sample: Sample, size: int) -> None:
+        key = sample_key(sample)
+        self.finished[key] = light(sample)
+        self._places[key] = self._end, size
+        self._end += size
+
+    def append(self, sample: Sample) -> None:
+        """Adds one finished sample."""
+        line = (json.dumps(sample, ensure_ascii=False) + "\n").encode()
+        with self.path.open("ab") as file:
+            file.write(line)
+        self._note(sample, len(line))
+
+    def read(self, key: SampleKey) -> dict[str, Any]:
+        """Returns a stored sample, whole."""
+        start, size = self._places[key]
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return json.loads(file.read(size))
+
+    def absorb(self, paths: Iterable[Path]) -> None:
+        """Takes over the samples of other files, and removes these."""
+        for path in paths:
+            other = SampleFile(path)
+            for key in other.finished:
+                if key not in self.finished:
+                    self.append(other.read(key))
+            path.unlink()
+
+    def sort(self, keys: Sequence[SampleKey]) -> None:
+        """Writes the file anew with the samples of ``keys``, in this order."""
+        new = self.path.with_suffix(".sorted")
+        with self.path.open("rb") as old, new.open("wb") as file:
+            for start, size in [self._places[key] for key in keys]:
+                old.seek(start)
+                file.write(old.read(size))
+        new.replace(self.path)
+        self.__init__(self.path)
+
+
+def light(sample: Sample) -> dict[str, Any]:
+    """Returns a sample without its texts and tokens, but with ``num_tokens``, how many it has."""
+    small = {name: value for name, value in sample.items() if name not in _HEAVY}
+    tokens = sample.get("token_ids")
+    return small | {"num_tokens": None if tokens is None else len(tokens)}
 
 
 def check_directory(out: Path, settings: Mapping[str, Any]) -> None:

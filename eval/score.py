@@ -18,18 +18,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.config import Protocol
-from eval.report import summarize, table, write_report
+from eval.protocols import ProtocolName
+from eval.report import write_report
 from eval.samples import (
     Reply,
+    SampleFile,
     SampleKey,
-    append_sample,
     check_directory,
+    light,
     make_sample,
     open_directory,
     samples_path,
 )
 from eval.stats import INTERVALS
+from eval.summary import summarize, table
 from eval.tasks import get_task
 from eval.tasks.data import Row, read_rows
 from qwen35_jax import gcs
@@ -41,7 +43,9 @@ from qwen35_jax.wording import options_as_typed, options_of
 
 logger = logging.getLogger(__name__)
 
-_REASONS = ("stop", "length", "budget", "loop")
+_REASONS = ("stop", "length", "budget", "loop", "aborted", "error")
+# What a stored sample says besides its text.
+_KEPT = ("prompt_ids", "token_ids", "close_positions", "seed", "closed_by_budget")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +56,12 @@ class ScoreConfig:
     """Whose rules apply."""
     responses: str
     """JSONL or Parquet file, also of a bucket (``gs://``), with id and response."""
-    protocol: Protocol = "official"
+    protocol: ProtocolName = "official"
     """Whose rules of extraction apply, where a task has several."""
     opened: bool = False
     """Whether the prompts had opened the think block, so that the responses begin inside it."""
+    split: str | None = None
+    """The split that the responses answer, such as test where a task scores val by default."""
     data_dir: str | None = None
     """Folder, also of a bucket (``gs://``), with TASK/SPLIT.jsonl or .parquet; without it the task's data comes from
     the hub at a pinned revision."""
@@ -74,7 +80,9 @@ def score(config: ScoreConfig) -> dict[str, Any]:
       ValueError: task, data, responses or directory are not usable; nothing is overwritten.
     """
     started = time.monotonic()
-    data_file, documents = get_task(config.task).load(config.protocol, config.data_dir)
+    task = get_task(config.task)
+    loaded = task.load(config.protocol, config.data_dir, split=config.split)
+    documents = loaded.documents
     responses = find_file(config.responses)
     replies = _read_replies(responses, config.opened)
     by_document: dict[str, dict[int, Reply]] = {}
@@ -83,7 +91,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     unknown = sorted(by_document.keys() - {str(document.id) for document in documents})
     if unknown:
         raise ValueError(
-            f"{config.responses}: {len(unknown)} ids are not in {data_file} (first {unknown[0]}); its ids run from "
+            f"{config.responses}: {len(unknown)} ids are not in {loaded.source} (first {unknown[0]}); its ids run from "
             f"{documents[0].id} to {documents[-1].id}."
         )
     answered = [document for document in documents if str(document.id) in by_document]
@@ -91,19 +99,21 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if missing:
         logger.warning("%d of %d documents have no response and are left out.", missing, len(documents))
     samples = [
-        make_sample(document, reply, repeat)
+        make_sample(document, reply, task.protocol(config.protocol), repeat)
         for document in answered
         for repeat, reply in by_document[str(document.id)].items()
     ]
+    summary = summarize([light(sample) for sample in samples], headline=task.headline, macro=task.macro)
     results: dict[str, Any] = {
         "responses": config.responses,
         "protocol": config.protocol,
         "intervals": INTERVALS,
-        "tasks": {config.task: summarize(samples) | {"missing": missing}},
-        "total_seconds": time.monotonic() - started,
+        "tasks": {config.task: summary | {"missing": missing}},
+        "seconds": {"total": time.monotonic() - started},
     }
     if config.out is not None:
-        _write(config, Path(config.out), (data_file, responses), samples, results)
+        digests = {"data_sha256": loaded.digest, "responses_sha256": file_digest(responses)}
+        _write(config, Path(config.out), digests, samples, results)
     return results
 
 
@@ -130,30 +140,27 @@ def _reply(row: Row, opened: bool) -> Reply:
     if "thinking" in row.fields:
         closes = row.fields.get("multiple_closes")
         closes = response.count(CLOSE) if closes is None else row.get("multiple_closes", int)
-        return Reply(row.get("thinking", str, type(None)), response, reason, token_ids, closes)
+        known = {name: row.fields[name] for name in _KEPT if row.fields.get(name) is not None}
+        return Reply(row.get("thinking", str, type(None)), response, reason, multiple_closes=closes, **known)
     # Without the flag nobody says that the block was closed, so the text itself shows it.
     split = split_text(response, opened=True if opened else None)
-    return Reply(split.thinking, split.answer, reason, token_ids, split.multiple_closes)
+    return Reply(split.thinking, split.answer, reason, token_ids=token_ids, multiple_closes=split.multiple_closes)
 
 
 def _write(
-    config: ScoreConfig,
-    out: Path,
-    files: tuple[Path, Path],
-    samples: list[dict[str, Any]],
-    results: dict[str, Any],
+    config: ScoreConfig, out: Path, digests: dict[str, str], samples: list[dict[str, Any]], results: dict[str, Any]
 ) -> None:
-    data, responses = map(file_digest, files)
     settings: dict[str, Any] = dataclasses.asdict(config)
     del settings["out"]
-    settings |= {"data_sha256": data, "responses_sha256": responses}
+    settings |= digests
     check_directory(out, settings)
     open_directory(out, settings)
     path = samples_path(out, config.task)
     path.unlink(missing_ok=True)
+    file = SampleFile(path)
     for sample in samples:
-        append_sample(path, sample)
-    write_report(out, results, {config.task: samples})
+        file.append(sample)
+    write_report(out, results)
 
 
 @one_line_errors()

@@ -93,6 +93,10 @@ class CardSampling(NamedTuple):
     presence_penalty: float
 
 
+# What the cards say that their tables were made with, in one line for both modes.
+# Source: the model card of Qwen3.5-2B, the note under its language benchmarks.
+CARD_EVAL_SAMPLING = CardSampling(temperature=1.0, top_k=20, top_p=0.95, presence_penalty=1.5)
+
 # The cards of 0.8B and 2B.
 CARD_SAMPLING = {
     "thinking": CardSampling(temperature=1.0, top_k=20, top_p=0.95, presence_penalty=1.5),

@@ -1,16 +1,17 @@
-"""What a task is: documents with the messages to answer, and a verdict on each response."""
+"""What a task is: documents to ask, and a verdict on each response."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-from eval.config import Protocol
-from eval.tasks.data import HubFile, Row, find_file, read_rows
+from eval.protocols import Protocol, ProtocolName
+from eval.tasks.data import Data, Row, digest_of, read_split
 
-Outcome = Literal["correct", "wrong", "no_answer", "truncated"]
-OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "no_answer", "truncated")
+Outcome = Literal["ok", "unparsed", "truncated", "loop", "empty", "error"]
+OUTCOMES: tuple[Outcome, ...] = ("ok", "unparsed", "truncated", "loop", "empty", "error")
+CUT: tuple[Outcome, ...] = ("truncated", "loop")
+"""Outcomes of responses that did not end by themselves."""
 
 Message = Mapping[str, Any]
 """A chat message, ``{"role", "content", ...}``."""
@@ -26,36 +27,42 @@ class Verdict:
     """The judgement of one response.
 
     Attributes:
-      answered: whether there is something to judge.
       correct: whether it counts as right.
       metrics: for each metric the values of this response: one number, or one for each trial (such as an
-        instruction). Yes and no are 1 and 0.
+        instruction). Yes and no are 1 and 0. A metric that leaves this document out is absent.
       prediction: the extracted answer; None where none was found, or where the task extracts none.
+      parsed: whether an answer was found in the response.
 
     Raises:
       ValueError: a metric has no value, or one that is not a finite number.
     """
 
-    answered: bool
     correct: bool
     metrics: dict[str, list[float]]
     prediction: str | None = None
+    parsed: bool = True
 
     def __post_init__(self):
         for name, values in self.metrics.items():
             if not values or not all(map(math.isfinite, values)):
                 raise ValueError(f"metric {name!r} has the values {values}; give one finite number or more.")
 
-    def outcome(self, finish_reason: str | None) -> Outcome:
-        """Returns the one class this sample falls into; a right answer is right even if it was cut off.
 
-        An answer is cut off by its limit of tokens, or because it had come to repeat itself.
-        """
-        if self.correct:
-            return "correct"
-        if finish_reason in ("length", "loop"):
-            return "truncated"
-        return "wrong" if self.answered else "no_answer"
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """Choices whose log-likelihood is compared.
+
+    Attributes:
+      context: the text before a choice.
+      choices: the texts of which the model should find one most likely, each with the space before it.
+      labels: what the choices are called.
+      gold: places of the right ones.
+    """
+
+    context: str
+    choices: tuple[str, ...]
+    labels: tuple[str, ...]
+    gold: frozenset[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +72,34 @@ class Document:
     Attributes:
       id: what samples and stored responses refer to it by.
       messages: the conversation whose next turn the model writes.
-      score: judges the text after the think block.
+      score: judges the text after the think block. It is a pure function and takes any text.
+      group: the subject or category it belongs to; documents of one group may depend on each other.
+      text: the prompt for a base model, solved examples included; None where the task has none.
+      likelihood: likewise, for choices.
+      target: the right answer as a reader would write it.
     """
 
     id: int | str
     messages: Sequence[Message]
     score: Callable[[str], Verdict]
+    group: str | None = None
+    text: str | None = None
+    likelihood: Likelihood | None = None
+    target: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """The documents of a task and what identifies them.
+
+    Attributes:
+      source: the file or folder they come from.
+      digest: SHA-256 of their rows and of the solved examples.
+    """
+
+    source: str
+    digest: str
+    documents: list[Document]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,34 +108,56 @@ class Task:
 
     Attributes:
       name: on the command line, and of the folder with its data.
-      splits: file stems to look for, in this order.
-      hub: where the data comes from without a data directory.
-      lm_eval_max_new_tokens: response length of lm-evaluation-harness.
-      document: turns a row into a document under a protocol; raises ValueError with the row's place.
+      data: where its rows are; the first split is the one that is scored by default.
+      protocols: how it is asked and read, by the protocol's name.
+      document: turns a row into a document; raises ValueError with the row's place. Its last argument are the rows of
+        ``shots_split``, for protocols with solved examples; else none.
+      shots_split: the split with solved examples.
+      headline: the metric that is compared with published figures.
+      macro: whether the mean over groups is told beside the mean over documents.
       prepare: called with the data directory before any row is read.
     """
 
     name: str
-    splits: tuple[str, ...]
-    hub: HubFile | None
-    lm_eval_max_new_tokens: int
-    document: Callable[[Row, Protocol], Document]
+    data: Data
+    protocols: Mapping[ProtocolName, Protocol]
+    document: Callable[[Row, ProtocolName, Sequence[Row]], Document]
+    shots_split: str | None = None
+    headline: str = "accuracy"
+    macro: bool = False
     prepare: Callable[[str | None], None] = lambda data_dir: None
 
-    def load(self, protocol: Protocol, data_dir: str | None, limit: int | None = None) -> tuple[Path, list[Document]]:
-        """Returns the data file and its documents, all checked, in the file's order.
+    def protocol(self, name: ProtocolName) -> Protocol:
+        """Returns a protocol of the task.
+
+        Raises:
+          ValueError: it has none of that name.
+        """
+        if name not in self.protocols:
+            raise ValueError(f"task {self.name} has no protocol {name}; give --protocol {' or '.join(self.protocols)}.")
+        return self.protocols[name]
+
+    def load(
+        self, protocol: ProtocolName, data_dir: str | None, limit: int | None = None, split: str | None = None
+    ) -> Loaded:
+        """Returns the documents, all checked, in the order of the data.
 
         Raises:
           ValueError: the data or something that scoring needs is missing, or a row is wrong.
         """
+        shots = self.protocol(protocol).shots
         self.prepare(data_dir)
-        path = find_file(self.name, self.splits, self.hub, data_dir)
+        source, rows = read_split(self.name, self.data, data_dir, split or self.data.splits[0], or_any=split is None)
+        rows = rows[:limit]
+        examples: list[Row] = []
+        if shots and self.shots_split is not None:
+            examples = read_split(self.name, self.data, data_dir, self.shots_split)[1]
         documents: list[Document] = []
         places: dict[str, str] = {}
-        for row in read_rows(path)[:limit]:
-            document = self.document(row, protocol)
+        for row in rows:
+            document = self.document(row, protocol, examples)
             if str(document.id) in places:
                 raise ValueError(f"{row.where}: id {document.id!r} stands at {places[str(document.id)]} already.")
             places[str(document.id)] = row.where
             documents.append(document)
-        return path, documents
+        return Loaded(source, digest_of([*rows, *examples]), documents)

@@ -1,8 +1,9 @@
 """Finds and reads the rows of a task; an error names the file and the place of a wrong row."""
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pyarrow.parquet
 
 from qwen35_jax import gcs
 from qwen35_jax.hf.hub import HubFile, find_hub_file
+
+_ENDINGS = (".jsonl", ".parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,34 +53,113 @@ class Row:
         return self.get("id", int, str) if "id" in self.fields else self.number
 
 
-def find_file(task: str, splits: tuple[str, ...], hub: HubFile | None, data_dir: str | None) -> Path:
-    """Returns the data file of a task.
+@dataclasses.dataclass(frozen=True)
+class HubFiles:
+    """Files of a hub dataset at a pinned revision.
 
-    In ``DATA_DIR/TASK`` that is the first of ``splits`` as JSONL or Parquet, else the only such file
-    there. Without a data directory it is the task's hub file, downloaded once.
+    Attributes:
+      pattern: the path of a file, with ``{split}``, and ``{part}`` where the data have parts.
+      names: what the hub calls a split, where it has another name there.
+    """
+
+    repo: str
+    revision: str
+    pattern: str
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the rows of a task are.
+
+    Attributes:
+      splits: known by name; the first is scored if no other is asked for.
+      hub: where they come from without a data directory.
+      parts: the subjects, where each has a file of its own on the hub, in the order in which they are read.
+      part_field: the field that tells a row's subject; rows that lack it get the name of their part.
+    """
+
+    splits: tuple[str, ...]
+    hub: HubFiles | None = None
+    parts: tuple[str, ...] = ()
+    part_field: str = "subject"
+
+
+def read_split(
+    task: str, data: Data, data_dir: str | None, split: str, *, or_any: bool = False
+) -> tuple[str, list[Row]]:
+    """Returns where the rows of a split were found, and the rows in order.
+
+    With a data directory they are in ``DATA_DIR/TASK``: one file ``SPLIT.jsonl`` or ``SPLIT.parquet``, or the hub's
+    shards ``SPLIT-00000-of-00002.parquet``, there, in ``data/``, or in one folder for each subject. Without one they
+    are the task's files of the hub, downloaded once.
+
+    Args:
+      or_any: take another of the task's splits, or the only file there, if that split is missing.
 
     Raises:
-      ValueError: there is no such file, it cannot be chosen, or the hub cannot be reached.
+      ValueError: there are no such files, they cannot be chosen or read, or the hub cannot be reached.
     """
     if data_dir is None:
-        remedy = f"give --data-dir with {task}/test.jsonl in it."
-        if hub is None:
-            raise ValueError(f"task {task} has no public data set; {remedy}")
-        return find_hub_file(hub, remedy=f"Check the network, or {remedy}")
+        return _hub_rows(task, data, split)
     place = f"{data_dir.rstrip('/')}/{task}"
-    wanted = f"{place}/{splits[0]}.jsonl (or .parquet)"
+    wanted = f"{place}/{split}.jsonl (or .parquet)"
     folder = folder_of_data(data_dir, task)
     if folder is None:
         raise ValueError(f"{place} is not a folder; put the data of {task} at {wanted}.")
-    for split in splits:
-        for suffix in (".jsonl", ".parquet"):
-            if (folder / f"{split}{suffix}").is_file():
-                return folder / f"{split}{suffix}"
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".jsonl", ".parquet"))
-    if len(files) != 1:
-        names = [path.name for path in files] or "no data file"
+    for name in (split, *(each for each in data.splits if or_any and each != split)):
+        files = _files_of_split(folder, name)
+        if files:
+            return place, _rows_of_files(files, data.part_field)
+    files = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS)
+    if not or_any or len(files) != 1:
+        names = [path.name for path in sorted(folder.iterdir())] or "no data file"
         raise ValueError(f"{place} holds {names}; put the data of {task} at {wanted}.")
-    return files[0]
+    return place, _rows_of_files([(None, files[0])], data.part_field)
+
+
+def digest_of(rows: Sequence[Row]) -> str:
+    """Returns the SHA-256 of rows, the same however they are stored."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row.fields, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _hub_rows(task: str, data: Data, split: str) -> tuple[str, list[Row]]:
+    remedy = f"give --data-dir with {task}/{split}.jsonl in it."
+    if data.hub is None:
+        raise ValueError(f"task {task} has no public data set; {remedy}")
+    hub, name = data.hub, data.hub.names.get(split, split)
+    files = []
+    for part in data.parts or (None,):
+        file = HubFile(hub.repo, hub.revision, hub.pattern.format(split=name, part=part))
+        files.append((part, find_hub_file(file, remedy=f"Check the network, or {remedy}")))
+    return f"{hub.repo}@{hub.revision}", _rows_of_files(files, data.part_field)
+
+
+def _files_of_split(folder: Path, split: str) -> list[tuple[str | None, Path]]:
+    """Returns the files of a split, each with its subject where every subject has a folder."""
+    for place in (folder, folder / "data"):
+        if files := _files_in(place, split):
+            return [(None, path) for path in files]
+    subjects = sorted(path for path in folder.iterdir() if path.is_dir())
+    return [(subject.name, path) for subject in subjects for path in _files_in(subject, split)]
+
+
+def _files_in(folder: Path, split: str) -> list[Path]:
+    whole = [folder / f"{split}{ending}" for ending in _ENDINGS]
+    found = [path for path in whole if path.is_file()][:1]
+    return found or sorted(folder.glob(f"{split}-*-of-*.parquet"))
+
+
+def _rows_of_files(files: Sequence[tuple[str | None, Path]], part_field: str) -> list[Row]:
+    rows: list[Row] = []
+    for part, path in files:
+        for row in read_rows(path):
+            fields = row.fields if part is None else {part_field: part} | row.fields
+            rows.append(Row(fields, row.where, len(rows)))
+    return rows
 
 
 def folder_of_data(data_dir: str, name: str) -> Path | None:

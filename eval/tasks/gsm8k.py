@@ -21,13 +21,14 @@ A row is ``{"question", "answer"}``. Its answer is a solution with calculator ma
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.config import Protocol
+from eval.protocols import Protocol, ProtocolName
 from eval.scorers.exact_match import final_number, normalize
 from eval.tasks.base import Document, Task, Verdict, user_turn
-from eval.tasks.data import HubFile, Row
+from eval.tasks.data import Data, HubFiles, Row
 from qwen35_jax.command import one_line_errors
 
 CARD_REQUEST = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -53,7 +54,7 @@ def split_answer(answer: str) -> tuple[str, str]:
     return _CALCULATOR_MARK.sub("", answer[: final.start()]).strip(), _without_commas(final[1])
 
 
-def _document(row: Row, protocol: Protocol) -> Document:
+def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Document:
     question, answer = row.get("question", str), row.get("answer", str)
     try:
         number = split_answer(answer)[1]
@@ -74,9 +75,9 @@ def _document(row: Row, protocol: Protocol) -> Document:
         if protocol == "official":
             marked = _AUTHORS.search(response)
             metrics["strict"] = [marked is not None and _without_commas(marked[1]) == number]
-        return Verdict(prediction is not None, prediction == target, metrics, prediction)
+        return Verdict(prediction == target, metrics, prediction, parsed=prediction is not None)
 
-    return Document(row.own_id(), user_turn(prompts[protocol]), score)
+    return Document(row.own_id(), user_turn(prompts[protocol]), score, text=prompts[protocol], target=number)
 
 
 def _score_lm_eval(response: str, answer: str) -> Verdict:
@@ -91,7 +92,7 @@ def _score_lm_eval(response: str, answer: str) -> Verdict:
         "accuracy": [correct],
         "strict": [strict is not None and _lm_eval_form(strict.group(1)) == target],
     }
-    return Verdict(flexible is not None, correct, metrics, flexible)
+    return Verdict(correct, metrics, flexible, parsed=flexible is not None)
 
 
 def _lm_eval_form(text: str) -> str:
@@ -106,11 +107,25 @@ def _without_commas(number: str) -> str:
 
 TASK = Task(
     name="gsm8k",
-    splits=("test",),
-    hub=HubFile("openai/gsm8k", "740312add88f781978c0658806c59bc2815b9866", "main/test-00000-of-00001.parquet"),
-    lm_eval_max_new_tokens=256,
+    data=Data(
+        splits=("test",),
+        hub=HubFiles(
+            "openai/gsm8k", "740312add88f781978c0658806c59bc2815b9866", "main/{split}-00000-of-00001.parquet"
+        ),
+    ),
+    protocols={
+        "card": Protocol("model card of Qwen3.5-2B, Best Practices"),
+        "official": Protocol(
+            "https://arxiv.org/abs/2110.14168", {"thinking": 32_768, "non_thinking": 4_096}, sampling="greedy",
+            cut_is_wrong=False,
+        ),
+        "lm-eval": Protocol(
+            "lm_eval 0.4 gsm8k-cot-zeroshot.yaml", {"thinking": 256, "non_thinking": 256}, sampling="greedy",
+            cut_is_wrong=False,
+        ),
+    },
     document=_document,
-)
+)  # fmt: skip
 
 
 def to_conversation(row: dict[str, str]) -> dict[str, Any]:

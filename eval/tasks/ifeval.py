@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from typing import Protocol as Interface
 
-from eval.config import Protocol
+from eval.protocols import Protocol, ProtocolName
 from eval.tasks.base import Document, Task, Verdict, user_turn
-from eval.tasks.data import HubFile, Row, folder_of_data
+from eval.tasks.data import Data, HubFiles, Row, folder_of_data
 from qwen35_jax import gcs
 
 PUNKT = "tokenizers/punkt_tab/english/"
@@ -125,7 +125,7 @@ def _import(name: str) -> Any:
         raise ValueError(f"IFEval needs the package {err.name}; install the extra: pip install -e '.[eval]'") from err
 
 
-def _document(row: Row, protocol: Protocol) -> Document:
+def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Document:
     prompt, names, arguments = row.get("prompt", str), row.get("instruction_id_list", list), row.get("kwargs", list)
     key = row.get("key", int)
     if not names or len(names) != len(arguments):
@@ -145,16 +145,29 @@ def _document(row: Row, protocol: Protocol) -> Document:
             "prompt_loose": [all(loose)],
             "instruction_loose": [*loose],
         }
-        return Verdict(answered=bool(response.strip()), correct=all(strict), metrics=metrics)
+        return Verdict(correct=all(strict), metrics=metrics)
 
     return Document(key, user_turn(prompt), score)
 
 
+_PAPER = "https://arxiv.org/abs/2311.07911"
+
 TASK = Task(
     name="ifeval",
-    splits=("test", "train"),
-    hub=HubFile("google/IFEval", "966cd89545d6b6acfd7638bc708b98261ca58e84", "ifeval_input_data.jsonl"),
-    lm_eval_max_new_tokens=1280,
+    data=Data(
+        splits=("test", "train"),
+        hub=HubFiles("google/IFEval", "966cd89545d6b6acfd7638bc708b98261ca58e84", "ifeval_input_data.jsonl"),
+    ),
+    protocols={
+        "card": Protocol(_PAPER),
+        "official": Protocol(
+            _PAPER, {"thinking": 32_768, "non_thinking": 4_096}, sampling="greedy", cut_is_wrong=False
+        ),
+        "lm-eval": Protocol(
+            "lm_eval 0.4 ifeval.yaml", {"thinking": 1_280, "non_thinking": 1_280}, sampling="greedy", cut_is_wrong=False
+        ),
+    },
     document=_document,
+    headline="prompt_strict",
     prepare=prepare,
 )

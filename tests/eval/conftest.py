@@ -2,12 +2,16 @@
 
 import json
 import re
+import types
 
 import pytest
 
 from eval.tasks import ifeval
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.requests import Completion
+from qwen35_jax.inference.sizes import EngineSizes
+from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing import Tokenizer
 from tests.conftest import shared_dir
 
@@ -41,6 +45,12 @@ class ByteTokenizer(Tokenizer):
         return self.encode(messages[0]["content"] + ("<think>" if enable_thinking else "<think></think>"))
 
 
+SIZES = EngineSizes(
+    slots=8, shards=1, num_pages=9, page_size=64, most_pages=8, chunk=128, small_chunk=32, num_drafts=0,
+    steps_per_call=8, draft_vocabulary=None,
+)  # fmt: skip
+
+
 class FakeEngine(Engine):
     """Has the interface of ``qwen35_jax.Engine``; answers the question that is in the prompt.
 
@@ -48,8 +58,12 @@ class FakeEngine(Engine):
       calls: the keyword arguments of every call, with the questions.
     """
 
+    model = types.SimpleNamespace(config=PRESETS["2b"])
+    metrics = Metrics()
+
     def __init__(self, answers, *, fail_after=None):
         self.tokenizer = ByteTokenizer()
+        self.sizes = SIZES
         self.answers, self.fail_after, self.calls = answers, fail_after, []
 
     def generate(self, prompts, *, sampling, max_new_tokens, seed=0, on_finish=None):

@@ -1,0 +1,177 @@
+"""Our own engine as a backend: loads a model, renders chats, generates, scores, and counts drafts of the MTP head."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+
+import jax
+
+from eval.backends.base import Request
+from eval.config import EvalConfig
+from eval.protocols import Mode
+from eval.samples import Reply
+from eval.tasks.base import Document, Likelihood
+from qwen35_jax.hf.hub import find_folder
+from qwen35_jax.hf.source import ModelSource, load_model, load_tokenizer
+from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.requests import Completion
+from qwen35_jax.inference.speculative import acceptance_by_completion
+from qwen35_jax.processing.thinking import CLOSE
+from qwen35_jax.processing.tokenizer import Tokenizer
+from qwen35_jax.storage import fingerprint
+
+
+def load_engine(config: EvalConfig) -> Engine:
+    """Loads a tokenizer, and its model onto a mesh of this process's devices.
+
+    Raises:
+      ValueError: no model is named, it cannot be loaded, or the mesh does not fit it.
+    """
+    tokenizer = load_tokenizer(config.model)
+    model = load_model(config.model, config.mesh.mesh(jax.local_devices()))
+    return Engine(
+        model, tokenizer, slots=config.slots, cache_tokens=config.cache_tokens,
+        speculative_tokens=config.speculative_tokens,
+    )  # fmt: skip
+
+
+def weights_of(source: ModelSource) -> str:
+    """Returns what identifies the weights of a model and its adapter."""
+    folders = [find_folder(path) for path in (source.path, source.adapter) if path]
+    return fingerprint(path for folder in folders for path in sorted(folder.glob("*.safetensors")))
+
+
+class EngineBackend:
+    """Lets an engine answer.
+
+    Args:
+      source: where its model comes from; None for a model in training.
+    """
+
+    labels: tuple[str, ...] = ()
+
+    def __init__(self, engine: Engine, source: ModelSource | None = None):
+        self.engine, self._tokenizer = engine, engine.tokenizer
+        parts = {
+            "package": version("qwen35_jax"),
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+            "weights": None if source is None else weights_of(source),
+            "dtype": None if source is None else [source.dtype, source.param_dtype],
+            "sizes": asdict(engine.sizes),
+        }
+        self.fingerprint = _digest(json.dumps(parts, sort_keys=True, default=str))
+        self.template = template_of(engine.tokenizer)
+        self._close = engine.tokenizer.token_id(CLOSE)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens written so far."""
+        return self.engine.metrics.generated_tokens
+
+    def generate(self, requests: Sequence[Request], on_reply: Callable[[int, Reply], None]) -> None:
+        """Writes all responses; ``on_reply`` is called with the place of each as it finishes, in any order.
+
+        Raises:
+          ValueError: a prompt is too long for the engine, or a document has no text for its style.
+        """
+        prompts = [prompt_of(self._tokenizer, request) for request in requests]
+
+        def finish(place: int, completion: Completion) -> None:
+            on_reply(place, self._reply(prompts[place], requests[place], completion))
+
+        self.engine.generate(
+            prompts,
+            sampling=[request.sampling for request in requests],
+            max_new_tokens=[request.max_new_tokens for request in requests],
+            seed=[request.seed for request in requests],
+            on_finish=finish,
+        )
+
+    def _reply(self, prompt: list[int], request: Request, completion: Completion) -> Reply:
+        tokens = completion.token_ids
+        return Reply(
+            thinking=completion.thinking,
+            response=completion.answer,
+            finish_reason=completion.finish_reason,
+            prompt_ids=prompt,
+            token_ids=tokens,
+            close_positions=[place for place, token in enumerate(tokens) if token == self._close],
+            multiple_closes=completion.multiple_closes,
+            seed=request.seed,
+            closed_by_budget=completion.closed_by_budget,
+        )
+
+    def score(self, likelihoods: Sequence[Likelihood]) -> list[list[float]]:
+        """Returns the log-likelihood of each choice of each document."""
+        pairs = [self.pair(each.context, choice) for each in likelihoods for choice in each.choices]
+        sums = iter([float(scores.sum()) for scores in self.engine.score(*zip(*pairs, strict=True))])
+        return [[next(sums) for _ in each.choices] for each in likelihoods]
+
+    def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Returns the tokens of a context and of what follows it, as the two together are tokenised.
+
+        Spaces at the end of the context go with what follows it. An empty context becomes the end-of-text token.
+        """
+        kept = context.rstrip(" ")
+        before = self._tokenizer.encode(kept)
+        whole = self._tokenizer.encode(context + continuation)
+        if not before:
+            return [self._tokenizer.pad_token_id], whole
+        return before, whole[len(before) :]
+
+
+def prompt_of(tokenizer: Tokenizer, request: Request) -> list[int]:
+    """Returns the tokens of a request's prompt.
+
+    Raises:
+      ValueError: the document has no text for a request of style ``text``.
+    """
+    document = request.document
+    if request.style == "chat":
+        return tokenizer.encode_chat(document.messages, enable_thinking=request.mode == "thinking")
+    if document.text is None:
+        raise ValueError(f"document {document.id} has no prompt of style text; give --style chat.")
+    return tokenizer.encode(document.text)
+
+
+def template_of(tokenizer: Tokenizer) -> str | None:
+    """Returns what identifies the chat template; None where there is none."""
+    try:
+        return _digest(tokenizer.chat_template.source)
+    except ValueError:
+        return None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_mtp_head(engine: Engine) -> None:
+    """Checks that the model can draft.
+
+    Raises:
+      ValueError: it has no MTP head.
+    """
+    if not engine.model.config.text.mtp.num_hidden_layers:
+        raise ValueError(
+            "--mtp-acceptance needs a model with an MTP head, and this checkpoint holds no mtp.* tensors; leave out "
+            "--mtp-acceptance, or give a checkpoint that has the head."
+        )
+
+
+def count_drafts(
+    engine: Engine, documents: Sequence[Document], token_ids: Sequence[Sequence[int]], *, mode: Mode
+) -> list[tuple[int, int]]:
+    """Returns for each greedy reply how many of the MTP head's drafts are accepted, and how many are proposed.
+
+    Args:
+      token_ids: the tokens of each reply.
+      mode: the one that the replies were generated in.
+    """
+    prompts = [
+        engine.tokenizer.encode_chat(document.messages, enable_thinking=mode == "thinking") for document in documents
+    ]
+    return acceptance_by_completion(engine.model, prompts, token_ids, max_batch=engine.slots)
