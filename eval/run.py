@@ -7,6 +7,7 @@ what a whole one draws. Several processes share out the documents; the first one
 
 import dataclasses
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -91,8 +92,9 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     out = Path(config.out)
     tasks = [get_task(name) for name in config.tasks]
     with raise_together():
-        model = _model_config(config, engine)
-        settings, jobs = _prepare(config, tasks, out, model, engine)
+        if engine is None and config.server.url is None:
+            load_tokenizer(config.model)  # what is wrong with the model is said before anything about data
+        settings, jobs = _prepare(config, tasks, out, engine)
     wanted = _missing(jobs)
     backend = _backend(config, engine) if wanted or config.mtp_acceptance else None
     if config.mtp_acceptance and isinstance(backend, EngineBackend):
@@ -129,18 +131,17 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
 def _model_config(config: EvalConfig, engine: Engine | None) -> ModelConfig | None:
     if engine is not None:
         return engine.model.config
-    if config.server.url is not None:
-        return None
-    load_tokenizer(config.model)  # what is wrong with the model is said before anything about data
-    return ModelConfig.from_hf(find_folder(config.model.path))
+    return None if config.server.url is not None else ModelConfig.from_hf(find_folder(config.model.path))
 
 
 def _prepare(
-    config: EvalConfig, tasks: Sequence[Task], out: Path, model: ModelConfig | None, engine: Engine | None
+    config: EvalConfig, tasks: Sequence[Task], out: Path, engine: Engine | None
 ) -> tuple[dict[str, Any], list[Job]]:
     """Reads and checks all data, and what the directory holds."""
     loaded = [task.load(config.protocol, config.data_dir, config.limit, config.split) for task in tasks]
-    samplings = [sampling_of(config, task.protocol(config.protocol), model) for task in tasks]
+    samplings = [
+        sampling_of(config, task.protocol(config.protocol), lambda: _model_config(config, engine)) for task in tasks
+    ]
     for task, sampling in zip(tasks, samplings, strict=True):
         if config.repeats > 1 and sampling.greedy:
             raise ValueError(
@@ -152,7 +153,7 @@ def _prepare(
                 f"--mtp-acceptance counts the drafts of greedy decoding, but {task.name} samples under protocol "
                 f"{config.protocol}; use --sampling greedy."
             )
-    settings = _settings(config, tasks, loaded, engine)
+    settings = _settings(config, tasks, loaded)
     check_directory(out, settings)
     jobs = []
     for task, documents, sampling in zip(tasks, loaded, samplings, strict=True):
@@ -172,16 +173,14 @@ def _left_over(out: Path, task: str) -> list[Path]:
     return [path for path in paths if path not in own]
 
 
-def _settings(
-    config: EvalConfig, tasks: Sequence[Task], loaded: Sequence[Loaded], engine: Engine | None
-) -> dict[str, Any]:
+def _settings(config: EvalConfig, tasks: Sequence[Task], loaded: Sequence[Loaded]) -> dict[str, Any]:
     """Returns the settings that samples depend on, and what identifies the weights and the data behind them."""
     settings: dict[str, Any] = dataclasses.asdict(config)
     for name in ("out", "mtp_acceptance", "processes", "data_dir"):
         del settings[name]
     names = [task.name for task in tasks]
     settings["data_sha256"] = {name: documents.digest for name, documents in zip(names, loaded, strict=True)}
-    if engine is None and config.server.url is None:
+    if config.model.path:
         settings["weights"] = weights_of(config.model)
         settings["template"] = template_of(load_tokenizer(config.model))
     return settings
@@ -213,6 +212,8 @@ def _backend(config: EvalConfig, engine: Engine | None) -> Backend:
 def _fill(config: EvalConfig, backend: Backend, wanted: Sequence[_Wanted]) -> None:
     """Writes and stores this process's share of the samples that are missing."""
     wanted = wanted[jax.process_index() :: jax.process_count()]
+    if not wanted:
+        return
 
     def store(place: int, reply: Reply) -> dict[str, Any]:
         each = wanted[place]
@@ -271,7 +272,7 @@ def _summary(config: EvalConfig, job: Job) -> dict[str, Any]:
         "source": job.protocol.source,
         "data": job.loaded.source,
         "data_sha256": job.loaded.digest,
-        "sampling": dataclasses.asdict(job.sampling),
+        "sampling": json.loads(json.dumps(dataclasses.asdict(job.sampling))),
         "max_new_tokens": job.max_new_tokens,
     }
     return gather(asked | summarize(samples, headline=job.task.headline, macro=job.task.macro))[0]
