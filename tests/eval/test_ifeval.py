@@ -158,7 +158,7 @@ def test_absent_arguments_may_be_null_as_in_the_hub_columns(verifiers, tmp_path)
     write_rows(tmp_path / "ifeval" / "train.jsonl", [row])
     (document,) = get_task("ifeval").load("official", str(tmp_path)).documents
     verdict = document.score("two words")
-    assert verdict.correct and verdict.answered and verdict.prediction is None
+    assert verdict.correct and verdict.parsed and verdict.prediction is None
     assert set(verdict.metrics) == {"prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"}
 
 
