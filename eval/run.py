@@ -18,6 +18,7 @@ import jax
 from eval.backends.base import Backend, Request
 from eval.backends.engine import EngineBackend, check_mtp_head, count_drafts, load_engine, template_of, weights_of
 from eval.backends.server import ServerBackend
+from eval.card import against_card
 from eval.config import EvalConfig, max_new_tokens_of, sampling_of
 from eval.likelihood import choose
 from eval.progress import Progress
@@ -116,7 +117,7 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
         "tasks": {},
     }
     for job in jobs:
-        results["tasks"][job.task.name] = _summary(config, job)
+        results["tasks"][job.task.name] = _summary(config, job, model, results["labels"])
         if config.mtp_acceptance and isinstance(backend, EngineBackend):
             acceptance = _mtp_acceptance(backend.engine, config, job)
             results["tasks"][job.task.name]["metrics"]["mtp_acceptance"] = acceptance
@@ -261,7 +262,7 @@ def _gather_samples(jobs: Sequence[Job]) -> None:
             job.file.path.unlink(missing_ok=True)
 
 
-def _summary(config: EvalConfig, job: Job) -> dict[str, Any]:
+def _summary(config: EvalConfig, job: Job, model: ModelConfig | None, labels: Sequence[str]) -> dict[str, Any]:
     """Returns the summary of a task, the same in every process."""
     if jax.process_index():
         return gather(None)[0]
@@ -273,8 +274,14 @@ def _summary(config: EvalConfig, job: Job) -> dict[str, Any]:
         "data_sha256": job.loaded.digest,
         "sampling": dataclasses.asdict(job.sampling),
         "max_new_tokens": job.max_new_tokens,
+        "cut_is_wrong": job.protocol.cut_is_wrong,
     }
-    return gather(asked | summarize(samples, headline=job.task.headline, macro=job.task.macro))[0]
+    summary = asked | summarize(
+        samples, headline=job.task.headline, macro=job.task.macro, max_new_tokens=job.max_new_tokens,
+        thinking=config.mode == "thinking",
+    )  # fmt: skip
+    card = against_card(summary, job.task.name, config, model, labels=labels)
+    return gather(summary if card is None else summary | {"card": card})[0]
 
 
 def _mtp_acceptance(engine: Engine, config: EvalConfig, job: Job) -> dict[str, float]:
