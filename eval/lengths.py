@@ -68,6 +68,6 @@ def _curve(trials: Trials, needed: np.ndarray, last: int) -> list[dict[str, floa
 
 
 def _steps(low: int, high: int) -> list[int]:
-    """Returns the rounded powers of the square root of two from the last one up to ``low`` to the first from ``high``."""
+    """Returns the rounded powers of the square root of two that enclose ``low`` and ``high``."""
     first, last = int(np.floor(2 * np.log2(low))), int(np.ceil(2 * np.log2(high)))
     return sorted({round(2 ** (power / 2)) for power in range(first, max(first, last) + 1)})

@@ -130,9 +130,9 @@ def macro_mean(groups: Sequence[np.ndarray], *, draws: int = DRAWS, seed: int = 
     """Returns the mean over groups of each group's share, with the percentiles of a bootstrap within every group.
 
     Every group counts the same, however many documents it has. One document fewer is drawn than a group has, which
-    makes the variance of a drawn mean equal to that of the mean itself; that matters for groups of 20 documents. A group
-    of one document says nothing about its spread and stays as it is. Where no group has any spread the interval is that
-    of all documents together.
+    makes the variance of a drawn mean equal to that of the mean itself; that matters for groups of 20 documents. A
+    group of one document says nothing about its spread and stays as it is. Where no group has any spread the interval
+    is that of all documents together.
 
     Args:
       groups: for each group one row a document, [documents, 2]: the sum of its trials, and its weight.

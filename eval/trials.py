@@ -32,8 +32,13 @@ class Trials:
     def only(self, wanted: np.ndarray) -> "Trials":
         """Returns the trials of some samples; ``wanted`` says for every stored sample whether it is one of them."""
         kept = wanted[self.place]
-        columns = (each[kept] for each in (self.place, self.document, self.total, self.count))
-        return Trials(*columns, self.binary, self.single)
+        return dataclasses.replace(
+            self,
+            place=self.place[kept],
+            document=self.document[kept],
+            total=self.total[kept],
+            count=self.count[kept],
+        )
 
     def lost(self, lost: np.ndarray) -> "Trials":
         """Returns the trials with those of some samples set to 0; ``lost`` has one entry for every stored sample."""
