@@ -19,6 +19,7 @@ import jax
 from eval.backends.base import Backend, Request
 from eval.backends.engine import EngineBackend, check_mtp_head, count_drafts, load_engine, template_of, weights_of
 from eval.backends.server import ServerBackend
+from eval.card import against_card
 from eval.config import EvalConfig, max_new_tokens_of, sampling_of
 from eval.likelihood import choose
 from eval.progress import Progress
@@ -123,8 +124,9 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
         "intervals": INTERVALS,
         "tasks": {},
     }
+    model = _model_config(config, engine)
     for job in jobs:
-        results["tasks"][job.task.name] = _summary(config, job, team)
+        results["tasks"][job.task.name] = _summary(config, job, model, results["labels"], team)
         if config.mtp_acceptance and isinstance(backend, EngineBackend):
             acceptance = _mtp_acceptance(backend.engine, config, job, team)
             results["tasks"][job.task.name]["metrics"]["mtp_acceptance"] = acceptance
@@ -269,7 +271,9 @@ def _gather_samples(jobs: Sequence[Job], team: Team) -> None:
             job.file.path.unlink(missing_ok=True)
 
 
-def _summary(config: EvalConfig, job: Job, team: Team) -> dict[str, Any]:
+def _summary(
+    config: EvalConfig, job: Job, model: ModelConfig | None, labels: Sequence[str], team: Team
+) -> dict[str, Any]:
     """Returns the summary of a task, the same in every process."""
     if not team.is_first:
         return team.gather(None)[0]
@@ -281,8 +285,14 @@ def _summary(config: EvalConfig, job: Job, team: Team) -> dict[str, Any]:
         "data_sha256": job.loaded.digest,
         "sampling": json.loads(json.dumps(dataclasses.asdict(job.sampling))),
         "max_new_tokens": job.max_new_tokens,
+        "cut_is_wrong": job.protocol.cut_is_wrong,
     }
-    return team.gather(asked | summarize(samples, headline=job.task.headline, macro=job.task.macro))[0]
+    summary = asked | summarize(
+        samples, headline=job.task.headline, macro=job.task.macro, max_new_tokens=job.max_new_tokens,
+        thinking=config.mode == "thinking",
+    )  # fmt: skip
+    card = against_card(summary, job.task.name, config, model, labels=labels)
+    return team.gather(summary if card is None else summary | {"card": card})[0]
 
 
 def _mtp_acceptance(engine: Engine, config: EvalConfig, job: Job, team: Team) -> dict[str, float]:
