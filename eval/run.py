@@ -122,7 +122,7 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
             results["tasks"][job.task.name]["metrics"]["mtp_acceptance"] = acceptance
     results["seconds"] = {"total": time.monotonic() - started, "resumed_samples": resumed}
     if jax.process_index() == 0:
-        write_report(out, results)
+        write_report(out, results, {job.task.name: job.loaded.documents for job in jobs})
     return results
 
 
