@@ -135,7 +135,7 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
         "resumed_samples": sum(len(job.keys) for job in jobs) - len(wanted),
     }
     if team.is_first:
-        write_report(out, results)
+        write_report(out, results, {job.task.name: job.loaded.documents for job in jobs})
     return results
 
 
