@@ -1,26 +1,26 @@
 r"""MMLU-Pro: 12,032 questions of 14 categories with up to ten options (arXiv:2406.01574; MIT).
 
-| protocol | prompt | extraction |
+| protocol | prompt | answer |
 |---|---|---|
-| card | the question, and the model card's request for ``"answer": "C"`` | the last stated choice (``eval.scorers.choice``) |
-| official | five solved examples of the category in one text (evaluate_from_local.py) | ``answer is (X)``, else ``Answer: X``, else the last letter A to J |
-| lm-eval | the same examples; with a chat template as turns (task mmlu_pro) | the first ``answer is (X)`` alone |
+| card | the question, and the model card's request for ``"answer": "C"`` | the last choice that is stated |
+| official | five solved examples of the category and the question, as one text | three patterns, see ``extract`` |
+| lm-eval | the same, and as turns of a chat (task mmlu_pro) | the first ``answer is (X)`` alone |
 
-The authors guess where nothing is found. Here such a response stays unparsed and wrong in ``accuracy``;
-``accuracy_random_fallback`` counts it with what a guess is expected to gain, one over the number of options. Log-likelihoods
-are asked for as in lm_eval's leaderboard_mmlu_pro: the letters after the question, under the first five examples of any
-category. A document's id is its ``question_id``.
-"""  # noqa: E501
+The authors guess where nothing is found. Here such a response stays unparsed, and wrong in ``accuracy``; the metric
+``accuracy_random_fallback`` counts it as what a guess is expected to gain, one over the number of options. The choices
+whose log-likelihoods are compared are the letters, after the first five examples of any category, as in lm_eval's
+leaderboard_mmlu_pro. A document's id is its ``question_id``.
+"""
 
 import re
 from collections.abc import Sequence
 
 from eval.protocols import Protocol, ProtocolName
-from eval.scorers.choice import CARD_REQUEST, LETTERS, final_letter
-from eval.tasks.base import Document, Likelihood, Message, Task, Verdict, user_turn
+from eval.scorers.choice import final_letter
+from eval.tasks.base import Document, Message, Task, Verdict, user_turn
+from eval.tasks.choices import LETTERS, card_prompt, letter_likelihood, letter_verdict, lettered
 from eval.tasks.data import Data, HubFiles, Row
 
-_MOST_OPTIONS = 10
 _SHOTS = 5
 _INSTRUCTION = (
     "The following are multiple choice questions (with answers) about {category}. Think step by step and then finish "
@@ -66,35 +66,31 @@ def _after_answer(response: str) -> str | None:
 
 def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Document:
     question, options, answer, category = _fields(row)
-    own = [example for example in examples if example.fields.get("category") == category][:_SHOTS]
+    own = [example for example in examples if example.get("category", str) == category][:_SHOTS]
     if examples and len(own) < _SHOTS:
         raise ValueError(
-            f"{row.where}: category={category!r} has {len(own)} solved examples in the validation split, and the "
-            f"prompt has {_SHOTS}; give all 70 of them."
+            f"{row.where}: category={category!r} has {len(own)} solved examples in the validation split, but the "
+            f"prompt has {_SHOTS}; give the whole split."
         )
-    prompt = {"card": _card, "official": _official, "lm-eval": _lm_eval}[protocol](row, own)
+    if protocol == "card":
+        prompt = card_prompt(question, options)
+    else:
+        prompt = _official(row, own) if protocol == "official" else _lm_eval(row, own)
     messages = _lm_eval_turns(row, own) if protocol == "lm-eval" else user_turn(prompt)
 
     def score(response: str) -> Verdict:
         if protocol == "card":
-            letter = final_letter(response, len(options))
-        elif protocol == "official":
-            letter = extract(response)
-        else:
+            return letter_verdict(final_letter(response, len(options)), answer)
+        if protocol == "lm-eval":
             found = _ANSWER_IS.search(response)
-            letter = found and found[1]
-        correct = letter == answer
-        metrics: dict[str, list[float]] = {"accuracy": [correct]}
-        if protocol == "official":
-            metrics["accuracy_random_fallback"] = [1 / len(options) if letter is None else correct]
-        return Verdict(correct, metrics, letter, parsed=letter is not None)
+            return letter_verdict(found and found[1], answer)
+        letter = extract(response)
+        return letter_verdict(
+            letter, answer, accuracy_random_fallback=[1 / len(options) if letter is None else letter == answer]
+        )
 
-    likelihood = Likelihood(
-        "".join(f"{_listed(shot)} {shot.get('answer', str)}\n\n" for shot in examples[:_SHOTS]) + _listed(row),
-        tuple(f" {letter}" for letter in LETTERS[: len(options)]),
-        tuple(LETTERS[: len(options)]),
-        frozenset({LETTERS.index(answer)}),
-    )
+    context = "".join(f"{_listed(shot)} {shot.get('answer', str)}\n\n" for shot in examples[:_SHOTS]) + _listed(row)
+    likelihood = letter_likelihood(context, len(options), [LETTERS.index(answer)])
     return Document(
         row.get("question_id", int, str), messages, score,
         group=category, text=prompt, likelihood=likelihood, target=answer,
@@ -103,36 +99,26 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
 
 def _fields(row: Row) -> tuple[str, list[str], str, str]:
     """Returns question, options, answer and category of a row, checked."""
-    question, options, answer = row.get("question", str), row.get("options", list), row.get("answer", str)
-    if not 1 <= len(options) <= _MOST_OPTIONS or not all(type(option) is str for option in options):
-        raise ValueError(f"{row.where}: options={options!r}; give 1 to {_MOST_OPTIONS} strings.")
+    options, answer = row.get("options", list), row.get("answer", str)
+    if not 1 <= len(options) <= len(LETTERS) or not all(type(option) is str for option in options):
+        raise ValueError(f"{row.where}: options={options!r}; give 1 to {len(LETTERS)} strings.")
     if answer not in tuple(LETTERS[: len(options)]):
         raise ValueError(
-            f"{row.where}: answer={answer!r}, but the {len(options)} options have the letters "
-            f"{LETTERS[0]} to {LETTERS[len(options) - 1]}."
+            f"{row.where}: answer={answer!r}; the letters of its {len(options)} options are {LETTERS[: len(options)]}."
         )
-    return question, options, answer, row.get("category", str)
+    return row.get("question", str), options, answer, row.get("category", str)
 
 
 def _listed(row: Row) -> str:
-    """Returns a question with its options, up to the colon after which the letter comes."""
+    """Returns a question with its options, up to the colon that the letter follows."""
     question, options, *_ = _fields(row)
-    lines = "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, options, strict=False))
-    return f"{question}\n{lines}Answer:"
-
-
-def _card(row: Row, own: Sequence[Row]) -> str:
-    question, options, *_ = _fields(row)
-    lines = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
-    return f"{question}\n\n{lines}\n\n{CARD_REQUEST}"
+    return f"{question}\n{lettered(options)}\nAnswer:"
 
 
 def _question(row: Row, *, strip: bool) -> str:
-    """Returns a question as authors and lm_eval write it; only the latter strips the options."""
+    """Returns a question as its authors and lm_eval write it; only the latter strips the options."""
     question, options, *_ = _fields(row)
-    texts = [option.strip() if strip else option for option in options]
-    lines = "".join(f"{letter}. {text}\n" for letter, text in zip(LETTERS, texts, strict=False))
-    return f"Question:\n{question}\nOptions:\n{lines}"
+    return f"Question:\n{question}\nOptions:\n{lettered([each.strip() if strip else each for each in options])}\n"
 
 
 def _official(row: Row, own: Sequence[Row]) -> str:
