@@ -1,5 +1,6 @@
 """Finds and reads the rows of a task; an error names the file and the place of a wrong row."""
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -13,7 +14,7 @@ import pyarrow.parquet
 from qwen35_jax import gcs
 from qwen35_jax.hf.hub import HubFile, find_hub_file
 
-_ENDINGS = (".jsonl", ".parquet")
+_ENDINGS = (".jsonl", ".parquet", ".csv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Row:
 
     Attributes:
       fields: its keys and values.
-      where: the file with the line (JSONL) or row (Parquet), from 1, for messages.
+      where: the file with the line (JSONL) or row (Parquet, CSV), from 1, for messages.
       number: its place in the file, from 0.
     """
 
@@ -90,9 +91,9 @@ def read_split(
 ) -> tuple[str, list[Row]]:
     """Returns where the rows of a split were found, and the rows in order.
 
-    With a data directory they are in ``DATA_DIR/TASK``: one file ``SPLIT.jsonl`` or ``SPLIT.parquet``, or the hub's
-    shards ``SPLIT-00000-of-00002.parquet``, there, in ``data/``, or in one folder for each subject. Without one they
-    are the task's files of the hub, downloaded once.
+    With a data directory they are in ``DATA_DIR/TASK``: one file ``SPLIT.jsonl``, ``.parquet`` or ``.csv``, or the
+    hub's shards ``SPLIT-00000-of-00002.parquet``, there, in ``data/``, or in one folder for each subject. Without one
+    they are the task's files of the hub, downloaded once.
 
     Args:
       or_any: take another of the task's splits, or the only file there, if that split is missing.
@@ -173,14 +174,14 @@ def folder_of_data(data_dir: str, name: str) -> Path | None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Returns all rows of a JSONL or Parquet file, in order.
+    """Returns all rows of a JSONL, Parquet or CSV file (with a header; its values are texts), in order.
 
     Raises:
       ValueError: the file cannot be read, holds no row, or a line is not a JSON object.
     """
     try:
-        rows = list(_parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path))
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowInvalid) as err:
+        rows = list({".parquet": _parquet_rows, ".csv": _csv_rows}.get(path.suffix, _jsonl_rows)(path))
+    except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowInvalid) as err:
         raise ValueError(f"cannot read {path}: {err}") from err
     if not rows:
         raise ValueError(f"{path} holds no rows.")
@@ -207,3 +208,9 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 def _parquet_rows(path: Path) -> Iterator[Row]:
     for number, fields in enumerate(pyarrow.parquet.read_table(path).to_pylist()):
         yield Row(fields, f"{path}: row {number + 1}", number)
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        for number, fields in enumerate(csv.DictReader(lines, restkey="", strict=True)):
+            yield Row(fields, f"{path}: row {number + 1}", number)
