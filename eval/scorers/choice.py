@@ -19,6 +19,11 @@ import unicodedata
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
+# Source: the model card of Qwen3.5-2B, "Best Practices".
+CARD_REQUEST = (
+    'Please show your choice in the `answer` field with only the choice letter, e.g., "answer": "C".'
+)
+
 
 def _plain_characters() -> dict[int, str]:
     """Returns the ASCII characters that full-width, circled and mathematical ones stand for, and plain spaces."""

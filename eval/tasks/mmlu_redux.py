@@ -32,9 +32,9 @@ import re
 from collections.abc import Sequence
 
 from eval.protocols import Protocol, ProtocolName
-from eval.scorers.choice import final_letter
+from eval.scorers.choice import LETTERS, final_letter
 from eval.tasks.base import Document, Task, Verdict, user_turn
-from eval.tasks.choices import LETTERS, card_prompt, letter_likelihood, letter_verdict, lettered
+from eval.tasks.choices import card_prompt, letter_likelihood, letter_verdict, lettered
 from eval.tasks.data import Data, HubFiles, Row
 
 ERROR_TYPES = (

@@ -14,10 +14,10 @@ Data: m-a-p/SuperGPQA on the hub, 26,529 questions in the one split ``train``, O
 from collections.abc import Sequence
 
 from eval.protocols import Protocol, ProtocolName
-from eval.scorers.choice import final_letter
+from eval.scorers.choice import LETTERS, final_letter
 from eval.scorers.option_patterns import stated_letter
 from eval.tasks.base import Document, Task, Verdict, user_turn
-from eval.tasks.choices import LETTERS, card_prompt, letter_likelihood, letter_verdict, lettered
+from eval.tasks.choices import card_prompt, letter_likelihood, letter_verdict, lettered
 from eval.tasks.data import Data, HubFiles, Row
 
 # Source of the prompts: config/prompt/zero-shot.yaml and five-shot.yaml of github.com/SuperGPQA/SuperGPQA.
@@ -94,6 +94,7 @@ SHOTS = (
     "Therefore, the microwave oven uses energy at a rate of 240 watts.\n"
     "Answer: A.\n\n"
 )
+_MOST_OPTIONS = 10
 _NEXT_QUESTION = "\n\nQuestion:"
 
 
@@ -125,8 +126,8 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
 
 def _options(row: Row) -> list[str]:
     options = row.get("options", list)
-    if not 2 <= len(options) <= len(LETTERS) or not all(isinstance(option, str) for option in options):
-        raise ValueError(f"{row.where}: options={options!r} must be 2 to {len(LETTERS)} texts.")
+    if not 2 <= len(options) <= _MOST_OPTIONS or not all(isinstance(option, str) for option in options):
+        raise ValueError(f"{row.where}: options={options!r} must be 2 to {_MOST_OPTIONS} texts.")
     return options
 
 
