@@ -123,7 +123,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     }
     if config.out is not None:
         digests = {"data_sha256": loaded.digest, "responses_sha256": file_digest(responses)}
-        _write(config, Path(config.out), digests, samples, results)
+        _write(config, Path(config.out), digests, samples)
+        write_report(Path(config.out), results, {config.task: documents})
     return results
 
 
@@ -157,9 +158,7 @@ def _reply(row: Row, opened: bool) -> Reply:
     return Reply(split.thinking, split.answer, reason, token_ids=token_ids, multiple_closes=split.multiple_closes)
 
 
-def _write(
-    config: ScoreConfig, out: Path, digests: dict[str, str], samples: list[dict[str, Any]], results: dict[str, Any]
-) -> None:
+def _write(config: ScoreConfig, out: Path, digests: dict[str, str], samples: list[dict[str, Any]]) -> None:
     settings: dict[str, Any] = dataclasses.asdict(config)
     del settings["out"]
     settings |= digests
@@ -170,7 +169,6 @@ def _write(
     file = SampleFile(path)
     for sample in samples:
         file.append(sample)
-    write_report(out, results)
 
 
 @one_line_errors()
