@@ -62,7 +62,9 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, draws: int = DRAWS, seed:
         raise ValueError(f"{len(a)} documents of A and {len(b)} of B: give the same ones, at least one.")
     rows = np.concatenate([a, b], axis=1)
     sums = resampled_sums(rows, len(rows), draws, np.random.default_rng(seed))
-    value, differences = (each[..., 2] / each[..., 3] - each[..., 0] / each[..., 1] for each in (rows.sum(axis=0), sums))
+    value, differences = (
+        each[..., 2] / each[..., 3] - each[..., 0] / each[..., 1] for each in (rows.sum(axis=0), sums)
+    )
     low, high = np.quantile(differences, (0.025, 0.975))
     return float(value), float(low), float(high)
 

@@ -127,7 +127,8 @@ def table(results: Mapping[str, Any]) -> str:
         counts = ", ".join(f"{name} {count:,}" for name, count in summary["outcomes"].items() if count)
         notes += wrapped(f"{task}: {summary['samples']:,} samples of {summary['n']:,} documents; {counts}")
         if card := summary.get("card"):
-            notes += wrapped(f"{task}: {card['note']}")
+            size, published, difference = card["size"], 100 * card["published"], 100 * card["difference"]
+            notes += wrapped(f"{task}: {difference:+.2f} from the {published:.1f} of {size}'s card: {card['note']}")
     labels = wrapped(f"The backend ignores: {', '.join(results['labels'])}") if results.get("labels") else []
     return "\n".join([*columns(header, rows, left=(0, 1, 6, 7, 8)), *notes, *labels])
 

@@ -23,7 +23,7 @@ def verdict(config=CARD, *, task="mmlu_pro", right=8_000, n=12_032, cut=0, size=
     summary = {
         "n": n, "headline": "accuracy", "metrics": {"accuracy": metric}, "cut": {"count": cut, "value": cut / n},
         "finished": {"accuracy": {"value": right / max(1, n - cut)}}, "max_new_tokens": budget,
-        "sampling": dataclasses.asdict(sampling_of(config, Protocol("s"), PRESETS[size])),
+        "sampling": dataclasses.asdict(sampling_of(config, Protocol("s"), lambda: PRESETS[size])),
     }  # fmt: skip
     return against_card(summary, task, config, PRESETS[size], labels=labels)
 
@@ -68,7 +68,10 @@ def test_two_points_are_near_enough_on_many_documents_alone():
 def test_a_missed_figure_is_told_with_the_cut_rate():
     told = verdict(right=6_000, cut=3_000)
     assert told["met"] is False
-    assert "missed, with 24.93 % of the responses cut off, and those that ended by themselves score 66.43 %" in told["note"]
+    assert (
+        "missed, with 24.93 % of the responses cut off, and those that ended by themselves score 66.43 %"
+        in told["note"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,8 +130,6 @@ def test_nothing_in_the_directories_changes(pair):
 
 
 def _files(pair):
-    from pathlib import Path
-
     return [path for directory in pair for path in sorted(Path(directory).rglob("*")) if path.is_file()]
 
 
@@ -174,7 +173,9 @@ def test_a_limit_is_no_hindrance_if_the_common_documents_are_asked_for(pair, eva
 
 
 def test_documents_with_another_right_answer_are_not_common(pair, evaluate, tmp_path):
-    rows = [{"question": question, "answer": str(place if place > 4 else 99)} for place, question in enumerate(QUESTIONS)]
+    rows = [
+        {"question": question, "answer": str(place if place > 4 else 99)} for place, question in enumerate(QUESTIONS)
+    ]
     write_rows(tmp_path / "other" / "qa" / "test.jsonl", rows)
     other = evaluate("other_data", FakeEngine(right(N)), data_dir=str(tmp_path / "other"))
     assert compare(pair[0], other, common=True)["tasks"]["qa"]["left_out"] == 5
@@ -182,6 +183,7 @@ def test_documents_with_another_right_answer_are_not_common(pair, evaluate, tmp_
 
 def refused(capsys, *arguments):
     """Returns the one line that the command ends in."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main([str(each) for each in arguments])
     printed = capsys.readouterr().err
@@ -191,8 +193,6 @@ def refused(capsys, *arguments):
 
 def edit(directory, name, change):
     """Changes what a JSON file of a copy of a directory holds."""
-    from pathlib import Path
-
     path = Path(directory) / name
     content = json.loads(path.read_text())
     change(content)

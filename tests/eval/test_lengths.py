@@ -1,5 +1,7 @@
 """Lengths of responses, and the score of shorter budgets."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def test_lengths_stand_in_the_bin_that_holds_them():
     edges = np.array(told["edges"])
     assert (told["mean"], told["p50"], told["max"]) == (112, 100, 200)
     for kind, tokens in {"right": [10, 100], "wrong": [50], "cut": [200, 200]}.items():
-        want = [sum(low <= each < high for each in tokens) for low, high in zip(edges, edges[1:])]
+        want = [sum(low <= each < high for each in tokens) for low, high in itertools.pairwise(edges)]
         assert told[kind] == want
     assert edges[0] == 0 and np.all(np.diff(edges) > 0) and edges[-1] > 200
 

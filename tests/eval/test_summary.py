@@ -126,8 +126,7 @@ SETTINGS = {
 def test_every_row_of_the_table_carries_all_that_belongs_to_a_number():
     samples = [each | {"group": str(each["id"] % 2)} for each in CUT_RIGHT]
     lines = table(results(summarize(samples, headline="accuracy", macro=True) | SETTINGS)).splitlines()
-    titles = lines[0].split()
-    assert titles == "task metric value 95 % interval n cut protocol mode sampling budget".split()
+    assert " ".join(lines[0].split()) == "task metric value 95 % interval n cut protocol mode sampling budget"
     numbers = [line for line in lines[1:] if line.startswith("mmlu_pro ")]
     named = [line[10:28].strip() for line in numbers]
     assert named == ["accuracy", "cut as wrong", "finished only", "mean of 2 groups", "groups drawn too"]
@@ -146,12 +145,18 @@ def test_the_table_fits_120_columns_with_the_longest_names():
     ]
     sampling = dataclasses.asdict(SamplingParams(temperature=0.65, top_p=0.95, top_k=20, presence_penalty=1.25))
     summary = summarize(samples, headline="instruction_strict", macro=True) | SETTINGS | {"sampling": sampling}
-    summary |= {"card": {"note": "the card of 2B has 66.5 %, " + "this is far from it " * 20}, "n": 26_529}
+    summary |= {
+        "card": {"size": "2B", "published": 0.665, "difference": -0.1, "note": "missed, and far " * 20},
+        "n": 26_529,
+    }
     for mode, style in [("thinking", "chat"), ("non_thinking", "chat"), ("non_thinking", "likelihood")]:
         told = results(summary, mode=mode, style=style, protocol="official", labels=["presence_penalty"])
         lines = table(told | {"tasks": {"gpqa_diamond": summary}}).splitlines()
         assert max(map(len, lines)) <= 120
         assert "The backend ignores: presence_penalty" in lines
+        assert any(
+            line.startswith("gpqa_diamond: -10.00 from the 66.5 of 2B's card: missed, and far") for line in lines
+        )
 
 
 def test_what_nobody_recorded_is_unknown():
