@@ -58,7 +58,7 @@ def against_card(
     Args:
       summary: the task's figures, with ``sampling`` and ``max_new_tokens``.
       model: whose card is meant; None for a server's model, of which nothing is known.
-      labels: settings that the backend ignores.
+      labels: what the backend marks its results with, such as a setting that it ignores.
 
     Returns:
       ``size``, the model's; ``published`` and ``difference`` (ours less the card's), as shares of 1; ``inside``,
@@ -117,7 +117,7 @@ def _reasons(summary: Mapping[str, Any], config: EvalConfig, size: str, labels: 
             f"{share(summary['cut']['value'])} of the responses were cut off at {summary['max_new_tokens']:,} tokens, "
             f"where the card allows {allowed:,}"
         )
-    return reasons + [f"the backend ignores {label}" for label in labels]
+    return [*reasons, *labels]
 
 
 def _recommended(config: EvalConfig, size: str) -> Any:

@@ -100,7 +100,9 @@ def test_a_shorter_budget_matters_only_if_it_cut_something():
 
 
 def test_a_backend_that_ignores_a_setting_is_not_judged():
-    assert verdict(labels=("presence_penalty",))["not_comparable"] == ["the backend ignores presence_penalty"]
+    assert verdict(labels=("the server does not follow top_k",))["not_comparable"] == [
+        "the server does not follow top_k"
+    ]
 
 
 def test_the_recommended_sampling_is_the_cards_too_and_is_named():

@@ -12,6 +12,7 @@ from eval.compare import compare, main, table
 from eval.config import EvalConfig
 from eval.paired import mcnemar
 from eval.run import run
+from eval.score import main as score
 from eval.stats import wilson
 from tests.eval.conftest import FakeEngine, write_rows
 
@@ -110,7 +111,20 @@ def test_equal_runs_have_no_difference(pair, tmp_path):
     told = compare(pair[0], str(tmp_path / "copy"))["tasks"]["qa"]
     assert told["metrics"]["accuracy"]["difference"] == {"value": 0, "low": 0, "high": 0}
     assert told["mcnemar"]["p"] == 1 and told["findable"] is None
-    assert "no difference would have been found" in table(compare(pair[0], str(tmp_path / "copy")))
+    assert "no difference would have been found 4 times in 5" in table(compare(pair[0], str(tmp_path / "copy")))
+
+
+def test_rescored_responses_are_compared_too(pair, tmp_path):
+    asked = ["--task", "qa", "--data-dir", str(tmp_path / "data")]
+    for name in "ab":
+        rows = [{"id": place, "response": "1" if name == "a" else "2"} for place in range(N)]
+        responses = write_rows(tmp_path / f"{name}.jsonl", rows)
+        score([*asked, "--responses", str(responses), "--out", str(tmp_path / f"scored_{name}")])
+    told = compare(str(tmp_path / "scored_a"), str(tmp_path / "scored_b"))
+    assert told["tasks"]["qa"]["mcnemar"] == {"only_a": 1, "only_b": 1, "p": 1}
+    assert "mode unknown, sampling unknown, budget unknown" in table(told)
+    # Rescoring changes nothing that hinders the comparison with the run itself.
+    assert compare(pair[0], str(tmp_path / "scored_b"))["tasks"]["qa"]["n"] == N
 
 
 def test_modes_and_sampling_may_differ_and_are_shown(pair, evaluate):

@@ -128,8 +128,8 @@ def test_every_row_of_the_table_carries_all_that_belongs_to_a_number():
     lines = table(results(summarize(samples, headline="accuracy", macro=True) | SETTINGS)).splitlines()
     assert " ".join(lines[0].split()) == "task metric value 95 % interval n cut protocol mode sampling budget"
     numbers = [line for line in lines[1:] if line.startswith("mmlu_pro ")]
-    named = [line[10:28].strip() for line in numbers]
-    assert named == ["accuracy", "cut as wrong", "finished only", "mean of 2 groups", "groups drawn too"]
+    named = [line[10:30].strip() for line in numbers]
+    assert named == ["accuracy", "cut as wrong", "finished only", "mean of 2 groups", "clustered by group"]
     for line in numbers:
         assert line.split()[-6:] == ["33.33", "%", "card", "thinking", "card_eval", "32,768"]
         assert "[" in line and line.split("]")[1].split()[0] in ("6", "3")
@@ -150,10 +150,12 @@ def test_the_table_fits_120_columns_with_the_longest_names():
         "n": 26_529,
     }
     for mode, style in [("thinking", "chat"), ("non_thinking", "chat"), ("non_thinking", "likelihood")]:
-        told = results(summary, mode=mode, style=style, protocol="official", labels=["presence_penalty"])
+        told = results(
+            summary, mode=mode, style=style, protocol="official", labels=["the server does not follow top_k"]
+        )
         lines = table(told | {"tasks": {"gpqa_diamond": summary}}).splitlines()
         assert max(map(len, lines)) <= 120
-        assert "The backend ignores: presence_penalty" in lines
+        assert "the server does not follow top_k" in lines
         assert any(
             line.startswith("gpqa_diamond: -10.00 from the 66.5 of 2B's card: missed, and far") for line in lines
         )
