@@ -103,7 +103,17 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         for document in answered
         for repeat, reply in by_document[str(document.id)].items()
     ]
-    summary = summarize([light(sample) for sample in samples], headline=task.headline, macro=task.macro)
+    protocol = task.protocol(config.protocol)
+    summary = {
+        "protocol": config.protocol,
+        "source": protocol.source,
+        "data": loaded.source,
+        "data_sha256": loaded.digest,
+        "cut_is_wrong": protocol.cut_is_wrong,
+    } | summarize(
+        [light(sample) for sample in samples], headline=task.headline, macro=task.macro,
+        thinking=any(sample["thinking"] is not None for sample in samples),
+    )  # fmt: skip
     results: dict[str, Any] = {
         "responses": config.responses,
         "protocol": config.protocol,
