@@ -47,8 +47,8 @@ def write_report(
                 "key": f"task{number}",
                 "summary": summary,
                 "conditions": wording.conditions(results, summary),
-                "lengths": charts.histograms(summary.get("lengths"), summary.get("outcomes", {})),
-                "thinking": charts.histograms(thinking, summary.get("outcomes", {})),
+                "lengths": charts.histograms(summary.get("lengths")),
+                "thinking": charts.histograms(thinking),
                 "curve": charts.curve(summary),
                 "failures": failures[task],
             }
@@ -69,8 +69,9 @@ def _plain(value: Any) -> str:
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: wording.visible(value) if isinstance(value, str) else value,
+    )  # fmt: skip
     environment.filters |= {
         "amount": wording.amount,
         "card": wording.card,
@@ -78,6 +79,5 @@ def _template() -> jinja2.Template:
         "interval": wording.interval,
         "number": wording.number,
         "strip": charts.strip,
-        "visible": wording.visible,
     }
     return environment.get_template("page.html")

@@ -72,7 +72,7 @@ class Histograms:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of the curve: SVG points in a box of 100 by 100, and dots as percent across and pixels down."""
+    """A line of the curve and its interval, as SVG points in a box of 100 by 100; dots in percent and pixels."""
 
     kind: str
     name: str
@@ -113,14 +113,14 @@ def _share_place(share: float) -> float:
     return round(2 + 96 * share, 2)
 
 
-def histograms(lengths: Mapping[str, Any] | None, outcomes: Mapping[str, int]) -> Histograms | None:
+def histograms(lengths: Mapping[str, Any] | None) -> Histograms | None:
     """Returns the pictures of ``lengths`` of results.json; None without it."""
     if lengths is None:
         return None
     edges = lengths["edges"]
     rows = [_histogram(kind, edges, lengths[kind]) for kind in KINDS if any(lengths[kind])]
-    every = max(1, math.ceil((len(edges) - 1) / (_MOST_TICKS - 1)))
-    ticks = [_tick(place, edges) for place in range(0, len(edges), every)]
+    last = len(edges) - 1
+    ticks = [_tick(place, edges) for place in range(last, -1, -math.ceil(last / (_MOST_TICKS - 1)))]
     summary = (
         f"mean {round(lengths['mean']):,}, half at most {round(lengths['p50']):,}, 90 % at most "
         f"{round(lengths['p90']):,}, 99 % at most {round(lengths['p99']):,}, longest {round(lengths['max']):,} tokens"
@@ -143,11 +143,10 @@ def _histogram(kind: str, edges: Sequence[float], counts: Sequence[int]) -> Hist
     bars = []
     for place, count in enumerate(counts):
         if count:
-            height = max(1.0, _BARS_HEIGHT * count / most)
+            height = round(max(1.0, _BARS_HEIGHT * count / most), 1)
             words = f"{round(edges[place]):,} to {round(edges[place + 1]):,} tokens: {count:,} {name}"
-            bars.append(
-                Bar(round(place * width, 3), round(0.9 * width, 3), _BARS_HEIGHT - round(height, 1), round(height, 1), words)
-            )
+            left, wide = round(place * width, 3), round(0.9 * width, 3)
+            bars.append(Bar(left, wide, round(_BARS_HEIGHT - height, 1), height, words))
     top = counts.index(most)
     words = (
         f"{sum(counts):,} responses; the highest bar, {most:,}, stands from {round(edges[top]):,} to "
@@ -157,9 +156,13 @@ def _histogram(kind: str, edges: Sequence[float], counts: Sequence[int]) -> Hist
 
 
 def curve(summary: Mapping[str, Any]) -> Curve | None:
-    """Returns the picture of ``curve`` and ``thinking_curve`` of results.json; None without a curve."""
+    """Returns the picture of ``curve`` and ``thinking_curve`` of results.json.
+
+    Returns:
+      None without a curve, and for a score that is no share.
+    """
     points = summary.get("curve")
-    if not points:
+    if not points or not all(map(is_share, points)):
         return None
     series = {"response": points}
     if summary.get("thinking_curve"):
@@ -180,7 +183,7 @@ def curve(summary: Mapping[str, Any]) -> Curve | None:
 
 
 def _ceiling(share: float) -> float:
-    """Returns the top of the axis: the next multiple of a twentieth, four of which make even labels."""
+    """Returns the top of the axis: the next multiple of a fifth, whose quarters make even labels."""
     return min(1.0, math.ceil(share * 5 + 1e-9) / 5)
 
 

@@ -11,12 +11,12 @@ from eval.tasks.base import OUTCOMES, Document
 
 SHOWN = 20
 """Most samples of one kind."""
-_TEXT_BYTES = 1_500_000
-"""All texts of a page, in bytes."""
+_ALL_BYTES = 1_700_000
+"""What all samples of a page may take."""
 _SAMPLE_BYTES = 24_000
-"""Most of one sample."""
-_AROUND = 700
-"""What the page needs for a sample besides its long texts, in bytes."""
+"""What one may take."""
+_MARKUP_BYTES = 1_200
+"""What the page needs around the words of a sample."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Failure:
     """A sample as the page shows it; ``facts`` are its short values by name."""
 
     name: str
-    group: str | None
+    group: str
     facts: dict[str, str]
     texts: dict[str, Text]
 
@@ -66,7 +66,7 @@ def failures_of(
     """
     drawn = {task: _draw(task, file) for task, file in files.items()}
     shown = sum(len(keys) for kinds in drawn.values() for _, keys in kinds.values())
-    room = min(_SAMPLE_BYTES, max(0, _TEXT_BYTES // max(1, shown) - _AROUND))
+    room = min(_SAMPLE_BYTES, _ALL_BYTES // max(1, shown))
     failures = {}
     for task, kinds in drawn.items():
         asked = {str(document.id): document for document in documents.get(task, ())}
@@ -98,21 +98,23 @@ def _failure(sample: Sample, document: Document | None, style: str, room: int) -
         "thinking": sample["thinking"],
         "response": sample["response"],
     }
-    present = {name: visible(text) for name, text in texts.items() if text}
-    rooms = _share_out([_size(text) for text in present.values()], room)
-    return Failure(
-        name=_brief(sample["id"], 60) + number,
-        group=None if sample["group"] is None else _brief(sample["group"], 60),
-        facts=_facts(sample),
-        texts={name: shorten(text, most) for (name, text), most in zip(present.items(), rooms, strict=True)},
-    )
+    present = {name: text for name, text in texts.items() if text}
+    name, group, facts = _brief(sample["id"], 60) + number, _brief(sample["group"] or "", 60), _facts(sample)
+    room = max(0, room - _MARKUP_BYTES - sum(map(_size, (name, group, *facts.values()))))
+    rooms = _share_out([_size(visible(text)) if len(text) <= room else room for text in present.values()], room)
+    shown = {name: shorten(text, most) for (name, text), most in zip(present.items(), rooms, strict=True)}
+    return Failure(name, group, facts, shown)
 
 
 def _facts(sample: Sample) -> dict[str, str]:
-    tokens, closes = sample.get("token_ids"), sample.get("close_positions")
+    tokens, closes, found = sample.get("token_ids"), sample.get("close_positions"), sample["prediction"]
+    # Some tasks extract nothing from any response.
+    found = "nothing" if found is None and sample["outcome"] != "ok" else found
+    metrics = [f"{name} {', '.join(f'{value:g}' for value in values)}" for name, values in sample["metrics"].items()]
     facts: dict[str, Any] = {
-        "extracted": "nothing" if sample["prediction"] is None else _brief(sample["prediction"]),
+        "extracted": None if found is None else _brief(found),
         "right answer": None if sample["target"] is None else _brief(sample["target"]),
+        "scores": _brief("; ".join(metrics), 300),
         "ended by": sample["finish_reason"],
         "tokens": None if tokens is None else f"{len(tokens):,}",
         "thinking tokens": f"{closes[0]:,}" if closes else None,
@@ -122,8 +124,8 @@ def _facts(sample: Sample) -> dict[str, str]:
     return {name: str(value) for name, value in facts.items() if value is not None}
 
 
-def _brief(value: Any, most: int = 120) -> str:
-    text = visible(value)
+def _brief(value: Any, most: int = 100) -> str:
+    text = visible(str(value))
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -162,13 +164,17 @@ def _share_out(sizes: Sequence[int], room: int) -> list[int]:
 
 
 def shorten(text: str, most: int) -> Text:
-    """Returns a text with its middle left out if it takes more than ``most`` bytes when it is escaped."""
-    size = _size(text)
-    if size <= most:
-        return Text(len(text), text)
-    kept = len(text) * most // size
+    """Returns a text with its middle left out if it takes more than ``most`` bytes when it is escaped.
+
+    Its control characters are made visible.
+    """
+    kept = min(len(text), most)  # a character takes a byte or more
     while True:
-        head, tail = text[: kept - kept // 2], text[len(text) - kept // 2 :]
-        if _size(head) + _size(tail) <= most:
-            return Text(len(text), head, len(text) - kept, tail)
-        kept = kept * 9 // 10
+        head, tail = visible(text[: kept - kept // 2]), visible(text[len(text) - kept // 2 :])
+        size = _size(head) + _size(tail)
+        if size <= most:
+            break
+        kept = min(kept - 1, kept * most // size)
+    if kept == len(text):
+        return Text(kept, head + tail)
+    return Text(len(text), head, len(text) - kept, tail)

@@ -3,22 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Sampling settings in the order of their use, with the value that changes nothing.
+# Sampling settings, with the value that changes nothing.
 _SAMPLING = {
-    "repetition_penalty": 1.0,
-    "frequency_penalty": 0.0,
-    "presence_penalty": 0.0,
-    "top_k": 0,
     "top_p": 1.0,
+    "top_k": 0,
     "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
 }
 # Control characters become the pictures that Unicode has of them; a reader sees them, and they do nothing.
 _CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 
 
-def visible(text: Any) -> str:
+def visible(text: str) -> str:
     """Returns text whose control characters can be seen."""
-    return str(text).translate(_CONTROLS)
+    return text.translate(_CONTROLS)
 
 
 def number(value: float) -> str:
@@ -77,7 +77,8 @@ def conditions(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 
     These are protocol, mode, style, sampling, budget, documents, repeats and the share of responses that were cut.
     """
-    parts = [f"protocol {summary.get('protocol') or results.get('protocol')}"]
+    protocol = summary.get("protocol") or results.get("protocol")
+    parts = [f"protocol {protocol}" if protocol else ""]
     if results.get("mode"):
         parts.append(str(results["mode"]).replace("_", "-"))
     if results.get("style", "chat") != "chat":
@@ -96,12 +97,11 @@ def conditions(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 
 
 def _sampling(settings: Mapping[str, Any]) -> str:
-    if not settings.get("temperature"):
-        parts = ["greedy"]
-    else:
-        parts = [f"temperature {settings['temperature']:g}"]
+    greedy = not settings.get("temperature")
+    parts = ["greedy" if greedy else f"temperature {settings['temperature']:g}"]
     for name, neutral in _SAMPLING.items():
-        if settings.get(name, neutral) != neutral and (parts[0] != "greedy" or name.endswith("penalty")):
+        # Greedy decoding ignores the rest.
+        if settings.get(name, neutral) != neutral and (name.endswith("penalty") or not greedy):
             parts.append(f"{name.replace('_', ' ')} {settings[name]:g}")
     if settings.get("detect_loops"):
         parts.append("loops ended")

@@ -1,6 +1,6 @@
 """A made-up run in thinking mode: documents with subjects, samples of every outcome, and the results to them.
 
-    python -m tests.eval.report.fake_run OUT [DOCUMENTS]
+python -m tests.eval.report.fake_run OUT [DOCUMENTS]
 """
 
 import random
@@ -33,7 +33,7 @@ PROTOCOL = Protocol("arXiv:2406.01574, the authors' repository")
 
 def document(number, subject, target):
     options = "\n".join(f"{letter}. the {place}th possibility" for place, letter in enumerate("ABCDEFGHIJ", start=1))
-    question = f"Question {number} about {subject}: which of these follows?\n{options}\nShow your choice in \\boxed{{}}."
+    question = f"Question {number} about {subject}: which follows?\n{options}\nShow your choice in \\boxed{{}}."
 
     def score(response):
         found = response.rpartition("answer is ")[2].strip(" .") if "answer is " in response else None
@@ -88,7 +88,8 @@ def summary_of(samples, scale):
     n = len(samples)
 
     def curve(lengths):
-        return [{"budget": int(b * scale)} | estimate((right & ~cut & (lengths <= b * scale)).sum(), n) for b in BUDGETS]
+        budgets = [int(budget * scale) for budget in BUDGETS]
+        return [{"budget": each} | estimate((right & ~cut & (lengths <= each)).sum(), n) for each in budgets]
 
     groups = {name: estimate(right[subjects == name].sum(), int((subjects == name).sum())) for name in SUBJECTS}
     macro = mean_interval([group["value"] for group in groups.values()])
@@ -108,7 +109,7 @@ def summary_of(samples, scale):
             **{kind: np.histogram(tokens[which], edges)[0].tolist() for kind, which in parts.items()},
         },
         "curve": curve(tokens), "thinking_curve": curve(closes),
-        "card": {"published": 66.5, "difference": 100 * value - 66.5, "inside": abs(value - 0.665) < 0.01, "note": None},
+        "card": {"published": 66.5, "difference": 100 * value - 66.5, "inside": abs(value - 0.665) < 0.01},
     }  # fmt: skip
 
 
