@@ -87,15 +87,18 @@ def test_examples_of_the_subject_are_needed(tmp_path):
 @pytest.mark.parametrize(
     ("response", "letter", "reasoned"),
     [
-        ("所以答案是C。", "C", "C"), ("答案是A。不对，答案是C。", "C", "C"), ("答案是 C 。", "C", "C"), ("答案是(C)。", "C", "C"),
+        ("所以答案是C。", "C", "C"), ("答案是A。不对，答案是C。", "C", "C"), ("答案是 C 。", "C", "C"),
+        ("答案是(C)。", "C", "C"),
         ("答案是c。", "C", "C"), ("答案是 **C**。", "C", "C"), ("答案为C。", "C", "C"), ("选项C是正确的。", "C", "C"),
         ("选项C是正确的。答案为B。", "B", "B"), ("答案是C", "C", None), ("C", "C", None), ("C. 三", "C", None),
         ("D", "D", None), ("答案：C", "C", None), ("答案: 选C", "C", None), ("答案应为C，因为", "C", None),
         ("正确的一项是 C", "C", None), ("选C", "C", None), ("选项C", "C", None), ("答案选项C", "C", None),
         ("答案应该是：C", "C", None), ("因此，正确答案是：选项C", "C", None), ("因此答案是选项 C 吗", "C", None),
-        ("答案：A\n答案：C", "C", None), ("我选C", None, None), ("**C**", None, None), ("", None, None), ("  ", None, None),
+        ("答案：A\n答案：C", "C", None), ("我选C", None, None), ("**C**", None, None), ("", None, None),
+        ("  ", None, None),
         ("不知道", None, None), ("Ｃ", None, None), ("答案是。", None, None), ("答案是正确的。", None, None),
-        ("答案是正确的。答案：C", "C", None), ("答案是CD。", "C", None), ("答案是\nC。", "C", None), ("答案是E。", None, None),
+        ("答案是正确的。答案：C", "C", None), ("答案是CD。", "C", None), ("答案是\nC。", "C", None),
+        ("答案是E。", None, None),
         ("A是错的，答案是C。", "C", "C"), ("Actually, C", "A", None),
     ],
 )  # fmt: skip
@@ -108,7 +111,8 @@ def test_what_the_authors_read(tmp_path, response, letter, reasoned):
 @pytest.mark.parametrize(
     ("response", "letter"),
     [
-        ("答案：C", "C"), ("答案是 C。", "C"), ("答案：Ｃ", "C"), ("故选C", "C"), ("**C**", "C"), ("（C）", "C"), ("C.", "C"),
+        ("答案：C", "C"), ("答案是 C。", "C"), ("答案：Ｃ", "C"), ("故选C", "C"), ("**C**", "C"), ("（C）", "C"),
+        ("C.", "C"),
         ("C)", "C"), ("选项C", "C"), ('"answer": "C"', "C"), ('{"answer": "C"}', "C"), (r"\boxed{C}", "C"), ("C", "C"),
         (r"$\boxed{\text{C}}$", "C"), ("The answer is (C).", "C"), ("Final answer: **C**", "C"), ("Option C", "C"),
         ("答案：A。等等，不对，应该是C", "C"), ("Answer: A. Wait, no: C", "C"), ("A question of taste.", None),

@@ -104,7 +104,8 @@ def test_a_summary_of_hand_made_rows(tmp_path):
     """B to six rows meets 5 of 6 labels, 1 of 1 that is ok, and 3 of the 4 that are corrected or stand."""
     rows = [
         row(), row("wrong_groundtruth", "0"), row("multiple_correct_answers", "1,2"),
-        row("no_correct_answer", "osmium"), row("no_correct_answer", ""), row("multiple_correct_answers", "unclear", answer=0),
+        row("no_correct_answer", "osmium"), row("no_correct_answer", ""),
+        row("multiple_correct_answers", "unclear", answer=0),
     ]  # fmt: skip
     task = get_task("mmlu_redux")
     samples = [
