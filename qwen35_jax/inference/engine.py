@@ -13,7 +13,7 @@ from qwen35_jax.inference.checks import check_length, check_sampling, check_toke
 from qwen35_jax.inference.mailbox import Mailbox
 from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.prefixes import points_of
-from qwen35_jax.inference.requests import Completion, Event, Grammar, StreamedToken, seed_of
+from qwen35_jax.inference.requests import Completion, Event, Grammar, StreamedToken, TokenScores, seed_of
 from qwen35_jax.inference.runner import News, Runner
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.inference.scheduler import Request
@@ -74,7 +74,7 @@ class Engine:
         self._close = tokenizer.token_id(CLOSE)
         self._runner = Runner(model, self.sizes, (tokenizer.token_id(OPEN), self._close))
         self._closing = {"hard": [self._close], "sentence": tokenizer.encode(_EARLY_STOP)}
-        self._scores: dict[int, np.ndarray] = {}
+        self._scores: dict[int, TokenScores] = {}
         self._mailbox = Mailbox()
         self._next_number = 0
 
@@ -325,6 +325,16 @@ class Engine:
           ValueError: an empty prompt or continuation, a token id outside the vocabulary, more tokens than the engine
             holds, or not one continuation a prompt.
         """
+        return [scores.log_probabilities for scores in self.score_tokens(prompts, continuations)]
+
+    def score_tokens(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> list[TokenScores]:
+        """Does the same, and also says which tokens greedy decoding would take.
+
+        Raises:
+          ValueError: as ``score`` does.
+        """
         text = self.model.config.text
         places = {}
         pairs = list(zip(prompts, one_each("continuations", continuations, len(prompts)), strict=True))
@@ -343,5 +353,5 @@ class Engine:
         scores = {}
         for event in self._events_of(set(places)):
             length = len(continuations[places[event.id]])
-            scores[places[event.id]] = self._scores.pop(event.id)[-length:]
+            scores[places[event.id]] = TokenScores(*(x[-length:] for x in self._scores.pop(event.id)))
         return [scores[place] for place in range(len(prompts))]

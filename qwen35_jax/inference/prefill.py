@@ -43,6 +43,18 @@ class Chunk(NamedTuple):
     lengths: Int[Array, " R"]
 
 
+class ChunkScores(NamedTuple):
+    """What the model says of the token after each position.
+
+    Attributes:
+      log_probabilities: of that token.
+      greedy: whether it is the most likely one.
+    """
+
+    log_probabilities: Float32[Array, "R C"]
+    greedy: Bool[Array, "R C"]
+
+
 @functools.partial(jax.jit, static_argnames=("graph", "scored"), donate_argnames=("memory", "seen"))
 def prefill(
     graph: nnx.GraphDef,
@@ -52,12 +64,12 @@ def prefill(
     chunk: Chunk,
     *,
     scored: bool,
-) -> tuple[Memory, Int[Array, "B V"], Float32[Array, "R C"] | None]:
+) -> tuple[Memory, Int[Array, "B V"], ChunkScores | None]:
     """Reads one chunk of some prompts.
 
     Args:
       seen: as in ``Slots``.
-      scored: whether log-probabilities of ``chunk.next_ids`` are returned.
+      scored: whether the scores of ``chunk.next_ids`` are returned.
     """
     model = nnx.merge(graph, weights)
     slots, ids, next_ids, segment_ids, table, lengths = chunk
@@ -80,7 +92,7 @@ def prefill(
     for tokens in (ids, next_ids):
         kept = kept.at[rows, jnp.where(segment_ids > 0, tokens, seen.shape[1])].max(PROMPT, mode="drop")
     seen = constrain(seen.at[places].set(kept, mode="drop"), ("batch", None))
-    scores = _log_probabilities(model, hidden, next_ids) if scored else None
+    scores = _scores(model, hidden, next_ids) if scored else None
     return Memory(layers, mtp).split(), seen, scores
 
 
@@ -89,14 +101,14 @@ def _from_zero(states, begins: Bool[Array, " R"]):
     return jax.tree.map(lambda x: jnp.where(begins.reshape(1, -1, *(1,) * (x.ndim - 2)), 0, x), states)
 
 
-def _log_probabilities(
-    model: Qwen35, hidden: Float[Array, "R C D"], tokens: Int[Array, "R C"]
-) -> Float32[Array, "R C"]:
-    """Returns the model's log-probability of each token, some positions at a time."""
+def _scores(model: Qwen35, hidden: Float[Array, "R C D"], tokens: Int[Array, "R C"]) -> ChunkScores:
+    """Returns what the model says of each token, some positions at a time."""
 
     def of_position(part):
         hidden, tokens = part
-        return log_probabilities(model.head_logits(hidden), tokens, 0)[0]
+        logits = model.head_logits(hidden)
+        return log_probabilities(logits, tokens, 0)[0], jnp.argmax(logits, axis=-1) == tokens
 
     by_position = (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(tokens, 1, 0))
-    return jnp.moveaxis(lax.map(of_position, by_position, batch_size=_POSITIONS_AT_ONCE), 0, 1)
+    scores = lax.map(of_position, by_position, batch_size=_POSITIONS_AT_ONCE)
+    return ChunkScores(*(jnp.moveaxis(x, 0, 1) for x in scores))

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,6 +26,18 @@ class TokenLogprobs:
     model: float
     sampling: float
     top: tuple[tuple[int, float], ...] = ()
+
+
+class TokenScores(NamedTuple):
+    """What a model says of the tokens of a given text.
+
+    Attributes:
+      log_probabilities: of each token, float32.
+      greedy: whether greedy decoding would take it there.
+    """
+
+    log_probabilities: np.ndarray
+    greedy: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from qwen35_jax.inference.distribution import Masks
 from qwen35_jax.inference.memory import Memory, fork, take_snapshot
 from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.prefill import Chunk, prefill
-from qwen35_jax.inference.requests import FinishReason, TokenLogprobs
+from qwen35_jax.inference.requests import FinishReason, TokenLogprobs, TokenScores
 from qwen35_jax.inference.scheduler import NoPagesError, Request, Scheduler, Tenant
 from qwen35_jax.inference.sizes import EngineSizes
 from qwen35_jax.inference.slots import LENGTH, RUNNING, Slots, admit, release
@@ -42,7 +42,7 @@ class News:
     request: Request
     reason: FinishReason | None = None
     closed_by_budget: bool = False
-    scores: np.ndarray | None = None
+    scores: TokenScores | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Runner:
         self.model, self.sizes, self.metrics = model, sizes, Metrics()
         self._program = Program(marks, sizes.steps_per_call, sizes.draft_vocabulary)
         self._mesh = mesh_of(model.head_weight())
+        # Arrays of several processes cannot be named anew.
+        self._is_local = self._mesh is not None and not self._mesh.is_multi_process
         text = model.config.text
         with self._on_mesh():
             memory, slots = make_memory(text, sizes, model.dtype)
@@ -139,9 +141,7 @@ class Runner:
 
     def _placed(self, tree: T, places: list[jax.sharding.Sharding]) -> T:
         leaves, structure = jax.tree.flatten(tree)
-        # Arrays of several processes cannot be named anew.
-        local = self._mesh is not None and jax.process_count() == 1
-        return jax.tree.unflatten(structure, jax.device_put(leaves, places)) if local else tree
+        return jax.tree.unflatten(structure, jax.device_put(leaves, places)) if self._is_local else tree
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
@@ -241,9 +241,10 @@ class Runner:
         self._admit(tenant)
         return False
 
-    def _scores(self, tenant: Tenant) -> np.ndarray:
-        """Returns the log-probabilities of the tokens that a tenant has read itself, the first one's left out."""
-        return np.concatenate([to_host(scores)[tenant.shard, :real] for scores, real in tenant.scores])
+    def _scores(self, tenant: Tenant) -> TokenScores:
+        """Returns the scores of the tokens that a tenant has read itself, the first one's left out."""
+        parts = ([to_host(x)[tenant.shard, :real] for x in scores] for scores, real in tenant.scores)
+        return TokenScores(*map(np.concatenate, zip(*parts, strict=True)))
 
     def _admit(self, tenant: Tenant) -> None:
         """Lets a tenant write, whose prompt is read."""

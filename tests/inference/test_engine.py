@@ -116,6 +116,16 @@ def test_scores_are_the_log_probabilities_of_the_model(model, prompts):
     assert_is_idle(engine)
 
 
+def test_scores_say_which_tokens_greedy_decoding_takes(model, prompts):
+    engine = make_engine(model, 0)
+    taken = engine.generate(prompts[:4], sampling=SamplingParams(ignore_end=True), max_new_tokens=9)
+    others = [[*completion.token_ids[:5], (completion.token_ids[5] + 1) % 100] for completion in taken]
+    for scores in engine.score_tokens(prompts[:4], [completion.token_ids for completion in taken]):
+        assert scores.greedy.tolist() == [True] * 9
+    for scores in engine.score_tokens(prompts[:4], others):
+        assert scores.greedy.tolist() == [True] * 5 + [False]
+
+
 def test_no_setting_compiles_a_program(model, prompts):
     engine = make_engine(model, 2)
     engine.generate(prompts, sampling=MIXED, max_new_tokens=LIMITS)
