@@ -4,9 +4,12 @@ r"""GSM8K: grade-school word problems with one number as the answer (arXiv:2110.
 |---|---|---|---|
 | official | the question | final number | after ``####`` only, as in the authors' script |
 | card | the question, and the model card's request for ``\boxed{}`` | final number | - |
-| lm-eval | ``Q: ... A: Let's think step by step.`` (gsm8k_cot_zeroshot) | flexible-extract | strict-match |
+| lm-eval | five solved problems and the question, as in its task gsm8k | flexible-extract | strict-match |
 
-The final number is found and compared as ``eval.scorers.exact_match`` describes.
+The final number is found and compared as ``eval.scorers.exact_match`` describes; a repeated question is left out of the
+search. lm-evaluation-harness draws the solved problems anew for each document, from the training split with a fixed seed;
+here they are the same, whichever documents are asked. They are also what a base model (style ``text``) needs, so that the
+other protocols have no prompt of that style.
 
 The file is also the command that turns the data (8,792 problems, openai/gsm8k on the hub, MIT) into training
 conversations, with the solution as reasoning and the number as answer, or into questions for the task ``qa``:
@@ -19,7 +22,9 @@ A row is ``{"question", "answer"}``. Its answer is a solution with calculator ma
 """
 
 import argparse
+import functools
 import json
+import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,8 +43,11 @@ _FINAL_ANSWER = re.compile(r"\s*\n####\s*(-?[\d,]*\.?\d+)\s*$")
 # How the two reference scorers read a response; the first group that took part is the answer.
 _AUTHORS = re.compile(r"#### (-?[0-9.,]+)")
 _LM_EVAL_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_LM_EVAL_STRICT = re.compile(r"The answer is (-?[0-9.,]+).")
-_LM_EVAL_STOP = "Q:"
+_LM_EVAL_STRICT = re.compile(r"#### (-?[0-9.,]+)")
+_LM_EVAL_STOPS = ("Question:", "</s>", "<|im_end|>")
+_LM_EVAL_SHOTS, _LM_EVAL_SEED = 5, 1234
+# A shorter one may be a part of the answer.
+_LEAST_QUESTION = 20
 
 
 def split_answer(answer: str) -> tuple[str, str]:
@@ -61,28 +69,52 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
     except ValueError as err:
         raise ValueError(f"{row.where}: answer={answer[-60:]!r} does not end in '#### NUMBER'.") from err
     target = normalize(number)
-    prompts = {
-        "official": question,
-        "card": f"{question}\n\n{CARD_REQUEST}",
-        "lm-eval": f"Q: {question}\nA: Let's think step by step.",
-    }
+    if protocol == "lm-eval":
+        prompt = _lm_eval_prompt(row, question, examples)
+        return Document(
+            row.own_id(), user_turn(prompt), lambda response: _score_lm_eval(response, answer), text=prompt, target=number
+        )
+    prompt = question if protocol == "official" else f"{question}\n\n{CARD_REQUEST}"
 
     def score(response: str) -> Verdict:
-        if protocol == "lm-eval":
-            return _score_lm_eval(response, answer)
-        prediction = final_number(response)
+        own = response.replace(question, " ") if len(question) >= _LEAST_QUESTION else response
+        prediction = final_number(own)
         metrics: dict[str, list[float]] = {"accuracy": [prediction == target]}
         if protocol == "official":
-            marked = _AUTHORS.search(response)
+            marked = _AUTHORS.search(own)
             metrics["strict"] = [marked is not None and _without_commas(marked[1]) == number]
         return Verdict(prediction == target, metrics, prediction, parsed=prediction is not None)
 
-    return Document(row.own_id(), user_turn(prompts[protocol]), score, text=prompts[protocol], target=number)
+    return Document(row.own_id(), user_turn(prompt), score, target=number)
+
+
+def _lm_eval_prompt(row: Row, question: str, examples: Sequence[Row]) -> str:
+    if len(examples) < _LM_EVAL_SHOTS:
+        raise ValueError(
+            f"{row.where}: protocol lm-eval shows {_LM_EVAL_SHOTS} solved problems, but the training split has "
+            f"{len(examples)}; give the whole of it, or --protocol official."
+        )
+    # Drawn for a power of two of documents at a time, which the cache then knows.
+    places = _drawn_places(len(examples), 1 << row.number.bit_length())[row.number]
+    shots = [(examples[place].get("question", str), examples[place].get("answer", str)) for place in places]
+    solved = "".join(f"Question: {asked}\nAnswer: {solution}\n\n" for asked, solution in shots)
+    return f"{solved}Question: {question}\nAnswer:"
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn_places(population: int, documents: int) -> list[list[int]]:
+    """Returns which rows of the training split stand before each document.
+
+    Source: ``ContextSampler`` of lm_eval 0.4.13, which one generator serves for all documents in their order.
+    """
+    rng = random.Random(_LM_EVAL_SEED)
+    return [rng.sample(range(population), _LM_EVAL_SHOTS) for _ in range(documents)]
 
 
 def _score_lm_eval(response: str, answer: str) -> Verdict:
-    """Judges a response as lm-evaluation-harness's gsm8k_cot_zeroshot does, its stop string included."""
-    response = response.split(_LM_EVAL_STOP)[0]
+    """Judges a response as lm-evaluation-harness's gsm8k does, its stop strings included."""
+    for stop in _LM_EVAL_STOPS:
+        response = response.partition(stop)[0]
     numbers = _LM_EVAL_FLEXIBLE.findall(response)
     flexible = "".join(numbers[-1]) if numbers else None
     strict = _LM_EVAL_STRICT.search(response)
@@ -120,11 +152,12 @@ TASK = Task(
             cut_is_wrong=False,
         ),
         "lm-eval": Protocol(
-            "lm_eval 0.4 gsm8k-cot-zeroshot.yaml", {"thinking": 256, "non_thinking": 256}, sampling="greedy",
-            cut_is_wrong=False,
+            "lm_eval 0.4.13 gsm8k.yaml", {"thinking": 32_768, "non_thinking": 256}, sampling="greedy",
+            shots=_LM_EVAL_SHOTS, stop=_LM_EVAL_STOPS, cut_is_wrong=False, max_text_tokens=256,
         ),
     },
     document=_document,
+    shots_split="train",
 )  # fmt: skip
 
 
