@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.report.wording import amount, estimate, is_share, number, published
+from eval.cells import is_share, share
+from eval.report.wording import amount, estimate, interval, number, published
 
 KINDS = {"right": "right", "wrong": "wrong", "cut": "cut off"}
 _BARS_HEIGHT = 56
@@ -102,8 +103,8 @@ def strip(metric: Mapping[str, Any], summary: Mapping[str, Any] | None = None) -
     if not is_share(metric):
         return None
     card = None if summary is None else published(summary)
-    words = f"{amount(metric)}, 95 % interval {100 * metric['low']:.2f} to {100 * metric['high']:.2f}"
-    words += "" if card is None else f"; the model card says {100 * card:.1f} %"
+    words = f"{amount(metric)}, 95 % interval {interval(metric)}"
+    words += "" if card is None else f"; the model card says {share(card)}"
     value, low, high = (_share_place(metric[name]) for name in ("value", "low", "high"))
     return Strip(value, low, high, None if card is None else _share_place(card), words)
 
@@ -167,14 +168,14 @@ def curve(summary: Mapping[str, Any]) -> Curve | None:
     series = {"response": points}
     if summary.get("thinking_curve"):
         series["thought"] = summary["thinking_curve"]
-    names = {"response": "the response ended within the budget", "thought": "the thought closed within the budget"}
+    names = {"response": "budget of the whole response", "thought": "budget of the thinking alone"}
     budgets = sorted({point["budget"] for each in series.values() for point in each})
-    share = published(summary)
-    top = _ceiling(max([point["high"] for each in series.values() for point in each] + [share or 0.0]))
+    card_says = published(summary)
+    top = _ceiling(max([point["high"] for each in series.values() for point in each] + [card_says or 0.0]))
     lines = [_line(kind, names[kind], each, budgets, top) for kind, each in series.items()]
     step = top / 4
     up = [Tick(_height(step * place, top), f"{100 * step * place:g} %", "end") for place in range(5)]
-    card = None if share is None else Tick(_height(share, top), f"model card {100 * share:.1f} %")
+    card = None if card_says is None else Tick(_height(card_says, top), f"model card {share(card_says)}")
     shown = [points[round(place * (len(points) - 1) / 4)] for place in range(5)] if len(points) > 5 else points
     words = "; ".join(f"at {point['budget']:,} tokens {amount(point)}" for point in shown)
     by_budget = [{point["budget"]: estimate(point) for point in each} for each in series.values()]
