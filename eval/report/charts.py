@@ -73,20 +73,23 @@ class Histograms:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of the curve and its interval, as SVG points in a box of 100 by 100; dots in percent and pixels."""
+    """A line of the curve and its interval, as SVG points in a box of 100 by 100."""
 
     kind: str
     name: str
     points: str
     band: str
-    dots: list[tuple[float, float, str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Score against budget: its lines, its axes, the height of the card's figure, and its numbers as rows."""
+    """Score against budget: its lines, its axes, the height of the card's figure, and its numbers as rows.
+
+    The dots of the first line are places in percent across and in pixels down, with words.
+    """
 
     lines: list[Line]
+    dots: list[tuple[float, float, str]]
     across: list[Tick]
     up: list[Tick]
     card: Tick | None
@@ -180,7 +183,15 @@ def curve(summary: Mapping[str, Any]) -> Curve | None:
     words = "; ".join(f"at {point['budget']:,} tokens {amount(point)}" for point in shown)
     by_budget = [{point["budget"]: estimate(point) for point in each} for each in series.values()]
     rows = [(number(budget), [each.get(budget, "") for each in by_budget]) for budget in budgets]
-    return Curve(lines, _budget_ticks(budgets), up, card, words, rows)
+    dots = [
+        (
+            _place(point["budget"], budgets),
+            _height(point["value"], top),
+            f"{point['budget']:,} tokens: {estimate(point)}",
+        )
+        for point in points
+    ]
+    return Curve(lines, dots, _budget_ticks(budgets), up, card, words, rows)
 
 
 def _ceiling(share: float) -> float:
@@ -195,15 +206,7 @@ def _line(kind: str, name: str, points: Sequence[Mapping[str, Any]], budgets: Se
     upper = [box(point["budget"], min(top, point["high"])) for point in points]
     lower = [box(point["budget"], point["low"]) for point in points]
     middle = [box(point["budget"], point["value"]) for point in points]
-    dots = [
-        (
-            round(_CURVE_LEFT + _CURVE_WIDTH * _across(point["budget"], budgets), 2),
-            _height(point["value"], top),
-            f"{point['budget']:,} tokens: {estimate(point)}",
-        )
-        for point in points
-    ]
-    return Line(kind, name, " ".join(middle), " ".join([*upper, *reversed(lower)]), dots)
+    return Line(kind, name, " ".join(middle), " ".join([*upper, *reversed(lower)]))
 
 
 def _across(budget: int, budgets: Sequence[int]) -> float:
@@ -216,6 +219,10 @@ def _across(budget: int, budgets: Sequence[int]) -> float:
     return (budget - low) / (high - low)
 
 
+def _place(budget: int, budgets: Sequence[int]) -> float:
+    return round(_CURVE_LEFT + _CURVE_WIDTH * _across(budget, budgets), 2)
+
+
 def _height(share: float, top: float) -> float:
     return round(_CURVE_TOP + _CURVE_HEIGHT * (1 - share / top), 1)
 
@@ -224,8 +231,7 @@ def _budget_ticks(budgets: Sequence[int]) -> list[Tick]:
     """Returns labels of some budgets, none closer to the next than a sixth of the width."""
     ticks: list[Tick] = []
     for budget in reversed(budgets):
-        place = _across(budget, budgets)
-        if not ticks or ticks[-1].place - _CURVE_LEFT - _CURVE_WIDTH * place >= _CURVE_WIDTH / _MOST_TICKS:
-            anchor = "end" if budget == budgets[-1] else "middle"
-            ticks.append(Tick(round(_CURVE_LEFT + _CURVE_WIDTH * place, 2), _short(budget), anchor))
+        place = _place(budget, budgets)
+        if not ticks or ticks[-1].place - place >= _CURVE_WIDTH / _MOST_TICKS:
+            ticks.append(Tick(place, _short(budget), "middle" if ticks else "end"))
     return ticks[::-1]

@@ -55,7 +55,7 @@ def test_the_curve_stands_on_a_logarithmic_axis():
     assert [tick.label for tick in drawn.up] == ["0 %", "15 %", "30 %", "45 %", "60 %"]
     assert response.points == "0.00,83.33 50.00,66.67 100.00,50.00"
     assert response.band == "0.00,66.67 50.00,50.00 100.00,33.33 100.00,75.00 50.00,83.33 0.00,91.67"
-    assert response.dots[1][:2] == (55, 150) and response.dots[1][2] == "1,024 tokens: 20.00 % [10.00, 30.00]"
+    assert drawn.dots[1][:2] == (55, 150) and drawn.dots[1][2] == "1,024 tokens: 20.00 % [10.00, 30.00]"
     assert thought.points.startswith("0.00,66.67")
     assert drawn.card.place == pytest.approx(80) and drawn.card.label == "model card 40.00 %"
     assert drawn.rows[0] == ("256", ["10.00 % [5.00, 20.00]", "20.00 % [10.00, 30.00]"])
