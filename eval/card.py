@@ -58,12 +58,12 @@ def against_card(
     Args:
       summary: the task's figures, with ``sampling`` and ``max_new_tokens``.
       model: whose card is meant; None for a server's model, of which nothing is known.
-      labels: settings that the backend ignores.
+      labels: what the backend marks its results with, such as a setting that it ignores.
 
     Returns:
-      ``published`` and ``difference`` (ours less the card's) as shares of 1; ``inside``, whether it lies in the
-      interval; ``met``, by the rule above (both None where it is not comparable); ``not_comparable`` with the reasons;
-      and ``note``, all of it as a sentence.
+      ``size``, the model's; ``published`` and ``difference`` (ours less the card's), as shares of 1; ``inside``,
+      whether the figure lies in the interval; ``met``, by the rule above (both None where it is not comparable);
+      ``not_comparable``, the reasons; and ``note``, the verdict in words with what the card leaves open.
     """
     size = None if model is None else size_of(model)
     if size is None or task not in PUBLISHED.get((size, config.mode), {}):
@@ -76,15 +76,15 @@ def against_card(
     reasons = _reasons(summary, config, size, labels)
     if reasons:
         inside = met = None
-    told = f"the card of {size.upper()} has {100 * published:.1f} %, this is {100 * difference:+.2f} points from it: "
     verdict = f"not comparable ({'; '.join(reasons)})" if reasons else _verdict(summary, inside, met)
     return {
+        "size": size.upper(),
         "published": published,
         "difference": difference,
         "inside": inside,
         "met": met,
         "not_comparable": reasons,
-        "note": f"{told}{verdict}. {_caveat(task, config, size, summary)}",
+        "note": f"{verdict}. {_caveat(task, config, size, summary)}",
     }
 
 
@@ -101,7 +101,7 @@ def _reasons(summary: Mapping[str, Any], config: EvalConfig, size: str, labels: 
     reasons = []
     if config.style != "chat":
         reasons.append(f"style {config.style}; the card's models chat")
-    if config.model.adapter is not None:
+    if config.model.adapter:
         reasons.append("an adapter is applied")
     if config.limit is not None:
         reasons.append(f"only the first {config.limit:,} documents")
@@ -117,7 +117,7 @@ def _reasons(summary: Mapping[str, Any], config: EvalConfig, size: str, labels: 
             f"{share(summary['cut']['value'])} of the responses were cut off at {summary['max_new_tokens']:,} tokens, "
             f"where the card allows {allowed:,}"
         )
-    return reasons + [f"the backend ignores {label}" for label in labels]
+    return [*reasons, *labels]
 
 
 def _recommended(config: EvalConfig, size: str) -> Any:

@@ -34,8 +34,9 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """
     if only_a < 0 or only_b < 0:
         raise ValueError(f"only_a={only_a}, only_b={only_b}: counts of documents are not negative.")
-    n, ways, tail = only_a + only_b, 1, 0
-    for k in range(min(only_a, only_b) + 1):
+    # Python's own integers never overflow.
+    n, fewer, ways, tail = int(only_a + only_b), int(min(only_a, only_b)), 1, 0
+    for k in range(fewer + 1):
         tail += ways
         ways = ways * (n - k) // (k + 1)
     return min(1.0, 2 * tail / 2**n)
@@ -59,15 +60,13 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, draws: int = DRAWS, seed:
     """
     if a.shape != b.shape or not len(a):
         raise ValueError(f"{len(a)} documents of A and {len(b)} of B: give the same ones, at least one.")
-    value = _difference(*np.concatenate([a, b], axis=1).sum(axis=0))
     rows = np.concatenate([a, b], axis=1)
     sums = resampled_sums(rows, len(rows), draws, np.random.default_rng(seed))
-    low, high = np.quantile(_difference(*sums.T), (0.025, 0.975))
+    value, differences = (
+        each[..., 2] / each[..., 3] - each[..., 0] / each[..., 1] for each in (rows.sum(axis=0), sums)
+    )
+    low, high = np.quantile(differences, (0.025, 0.975))
     return float(value), float(low), float(high)
-
-
-def _difference(hits_a: np.ndarray, sizes_a: np.ndarray, hits_b: np.ndarray, sizes_b: np.ndarray) -> np.ndarray:
-    return hits_b / sizes_b - hits_a / sizes_a
 
 
 def flips(a: np.ndarray, b: np.ndarray) -> Flips:

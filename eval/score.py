@@ -1,8 +1,9 @@
 """Scores stored responses without a model: ``python -m eval.score --task NAME --responses FILE.jsonl``.
 
-A row is ``{"id", "response"}``, where ``id`` is the document's (IFEval: ``key``; else its ``id`` or
-its row number from 0), ``finish_reason`` may say ``"length"`` or ``"loop"``, and ``repeat`` tells several responses
-to one document apart. Documents without a response are left out and counted as ``missing``.
+A row is ``{"id", "response"}``, where ``id`` is the document's (IFEval: ``key``; MMLU-Pro: ``question_id``; else its
+``id`` or its row number from 0), ``finish_reason`` may say ``"length"`` or ``"loop"``, and ``repeat`` tells several
+responses to one document apart. Documents without a response are left out and counted as ``missing``. Solved examples
+of a prompt are not needed.
 
 A row with ``thinking`` (None if there was none), as ``eval.run`` and ``qwen35 generate`` write it, is
 split already and taken as it stands. Other responses lose their think block by the rule of
@@ -81,7 +82,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     task = get_task(config.task)
-    loaded = task.load(config.protocol, config.data_dir, split=config.split)
+    loaded = task.load(config.protocol, config.data_dir, split=config.split, asked=False)
     documents = loaded.documents
     responses = find_file(config.responses)
     replies = _read_replies(responses, config.opened)

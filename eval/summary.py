@@ -127,8 +127,9 @@ def table(results: Mapping[str, Any]) -> str:
         counts = ", ".join(f"{name} {count:,}" for name, count in summary["outcomes"].items() if count)
         notes += wrapped(f"{task}: {summary['samples']:,} samples of {summary['n']:,} documents; {counts}")
         if card := summary.get("card"):
-            notes += wrapped(f"{task}: {card['note']}")
-    labels = wrapped(f"The backend ignores: {', '.join(results['labels'])}") if results.get("labels") else []
+            size, published, difference = card["size"], 100 * card["published"], 100 * card["difference"]
+            notes += wrapped(f"{task}: {difference:+.2f} from the {published:.1f} of {size}'s card: {card['note']}")
+    labels = [line for label in results.get("labels") or () for line in wrapped(label)]
     return "\n".join([*columns(header, rows, left=(0, 1, 6, 7, 8)), *notes, *labels])
 
 
@@ -145,7 +146,7 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
         if "macro" in summary:
             yield f"  mean of {summary['macro']['groups']} groups", summary["macro"]
         if "clustered" in summary:
-            yield "  groups drawn too", summary["clustered"]
+            yield "  clustered by group", summary["clustered"]
         for k, chance in summary.get("pass_at", {}).items():
             if k != "1":
                 yield f"  pass@{k}", chance

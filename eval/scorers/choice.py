@@ -14,6 +14,7 @@ incorrect``) and a list of the options state nothing. A small letter counts wher
 Letters of full width, in circles and of mathematical alphabets are letters.
 """
 
+import functools
 import re
 import unicodedata
 
@@ -38,12 +39,16 @@ _FILLER = (
     r"(?:(?:therefore|thus|hence|then|clearly|definitely|most|likely|probably|indeed|simply|actually|just|indicated|by|"
     r"given|option|choice|letter|the|选项|应该|应|就)[\s,:]{0,3}){0,4}+"
 )
-_LINK = r"[\s*_`\"'”’)\]]{0,6}(?::|=|-|–|—|→|⇒|\b(?:is|was|would be|should be|must be|will be)\b)[\s:：]{0,4}"
+_LINK = r"[\s*_`\"'”’)\]]{0,6}(?::|=>?|->?|–|—|→|⇒|\b(?:is|was|would be|should be|must be|will be)\b)[\s:]{0,4}"
 _HEADING = r"[ \t*_:]{0,6}\r?\n[\s]{0,4}"
-_MARK_NAMES = r"(?:answer|ans|choice|correct option|best option|right option|final option)(?:_\w{1,12})?"
+_MARK_NAMES = (
+    r"(?:answer|ans|choice|(?:correct|right|best|final|true|false|incorrect) (?:option|statement|one|letter))"
+    r"(?:_\w{1,12})?"
+)
 
 _MARKS = re.compile(
-    rf"(?:(?<![A-Za-z]){_MARK_NAMES}(?:{_LINK}|{_HEADING})"
+    rf"(?:(?<![A-Za-z]){_MARK_NAMES}(?:{_LINK}|{_HEADING}|\s{{1,2}}(?=\())"
+    r"|<\w{0,12}answer\w{0,12}>"
     r"|\\(?:boxed|fbox)\s?\{?"
     r"|答案[\s*_\"'”」』】)]{0,6}(?:应该|应|就|必)?(?:是|为|選|选|:)[\s:]{0,4}"
     r"|(?<![不未勿别没])(?:选择|选|選擇|選)(?!项)[\s:]{0,3}"
@@ -66,15 +71,16 @@ _VERDICTS = re.compile(
     rf"|{_LETTER.replace('letter', 'chinese')}(?:项|選項|选项)?(?:是|为)?(?:正确|對的|对的)"
 )
 _DRESSED = re.compile(
-    r"(?:\((?P<round>[A-Z])\)|\[(?P<square>[A-Z])\]|\*\*\(?(?P<bold>[A-Z])[).:]{0,2}(?:\*\*|\s)"
-    rf"|(?<!{_WORD})(?:[Oo]ption|OPTION|[Cc]hoice|选项|選項)\s{{0,3}}[*(\"'`]{{0,4}}(?P<option>[A-Z])(?!{_WORD}|'[A-Za-z]))"
+    r"(?<![\w/=+^_)}\]\\])(?:\((?P<round>[A-Z])\)|\[(?P<square>[A-Z])\](?=[*_.!,;:]{0,3}\s|[*_.!]{0,3}$))"
+    r"|\*\*\(?(?P<bold>[A-Z])(?=[).:]{0,2}\*\*|[).:]\s)"
+    rf"|(?<!{_WORD})(?:[Oo]ption|OPTION|[Cc]hoice|[Aa]nswer|选项|選項)\s{{0,3}}[*(\"'`]{{0,4}}"
+    rf"(?P<option>[A-Z])(?!{_WORD}|'[A-Za-z])"
+    r"|(?:\b(?:is|are|was|as|to|except)|:)\s{1,3}(?P<inline>[A-Z])(?=[.)]\s)"
 )
-_LINE = re.compile(
-    r"[\s*_`#>\-\"'$]{0,12}(?:\((?P<round>[A-Z])\)|\(?(?P<plain>[A-Z])[*_`]{0,3}[.):])[*_`]{0,3}(?P<rest>.?)"
-)
+_LINE = re.compile(r"[\s*_`#>\-\"'$]{0,12}(?:\((?P<round>[A-Z])\)|\(?(?P<plain>[A-Z])[*_`]{0,3}[.):])")
 _ALONE = re.compile(rf"{_OPEN}(?P<letter>[A-Za-z])[\s*_`\"'”’)\]}}$>」』】》.:,!。]{{0,12}}$")
 _AS_WORD = re.compile(
-    r"[*_`\"')\]]{0,3}\s{1,3}(?!(?:because|since|as|is|for|due|which|based|given|so|with|would|by|while|from|"
+    r"[ \t]{1,3}(?!(?:because|since|as|is|for|due|which|based|given|so|with|would|by|while|from|"
     r"in|and|or|but|here|seems|appears|fits|matches)\b)[^\W\d_A-Z]"
 )
 _AFTER_SMALL = re.compile(r"[)\]}\"'*_`$”’]{0,6}\s{0,2}(?:[.,;:!。，]|\\[)\]]|\r?\n|$)|[)\]}\"”]")
@@ -91,6 +97,9 @@ _WRONG = re.compile(
 _EXAMPLE = re.compile(
     r"(?:\be\.g\.|\bfor example|\bfor instance|\bsuch as|\bin the form(?:at)?(?: of)?|例如|比如)[^\n]{0,30}$",
     re.IGNORECASE,
+)
+_QUOTE = re.compile(
+    r"(?:[\"“](?:the|my|so|thus|therefore)\b[ \w,]{0,20}|^[ \t]{0,3}>[^\n]{0,50})$", re.IGNORECASE | re.MULTILINE
 )
 _CLAUSE_END = re.compile(
     r"[)\]}*_`\"'$”’]{0,6}\s{0,2}(?:[.!,;。！，；]|\r?\n|$)|[)\].:]{0,2}\s{0,2}(?:is\s|是)?(?:the\s)?(?:correct|right|正确)"
@@ -110,19 +119,23 @@ def final_letter(text: str, count: int) -> str | None:
     if alone is not None:
         letter = alone["letter"].upper()
         return letter if letter in allowed else None
-    for statements in (_marked, _judged, _dressed):
-        letter = statements(text, allowed)
-        if letter is not None:
-            return letter
-    return None
+    letter = _marked(text, allowed, quoted=False)
+    for statements in (_judged, functools.partial(_marked, quoted=True), _dressed):
+        letter = statements(text, allowed) if letter is None else letter
+    return letter or None
 
 
-def _marked(text: str, allowed: str) -> str | None:
+def _marked(text: str, allowed: str, *, quoted: bool) -> str | None:
+    """Returns the last letter after a mark, or the empty text where the last mark names several."""
     letter = None
     for found in _MARKS.finditer(text):
-        if _is_choice(text, found, "letter", allowed) and not _is_example(text, found.start()):
-            if found["correction"] is not None and not _CLAUSE_END.match(text, found.end()):
-                continue
+        if _is_example(text, found.start()) or _is_quoted(text, found.start()) is not quoted:
+            continue
+        if found["correction"] is not None and not _CLAUSE_END.match(text, found.end()):
+            continue
+        if found["letter"].upper() in allowed and _MORE.match(text, found.end()):
+            letter = ""
+        elif _is_choice(text, found, "letter", allowed):
             letter = found["letter"].upper()
     return letter
 
@@ -147,7 +160,7 @@ def _dressed(text: str, allowed: str) -> str | None:
         if name != "option" or not _is_word(text, dressed.end(), dressed[name]):
             ends = _CLAUSE_END.match(text, dressed.end()) is not None
             found[dressed.start(name)] = dressed[name], ends
-    listed: dict[int, str] = {}
+    listed: list[tuple[int, str]] = []
     start = 0
     for line in text.split("\n"):
         alone, first = _ALONE.match(line), _LINE.match(line)
@@ -155,11 +168,11 @@ def _dressed(text: str, allowed: str) -> str | None:
             found[start + alone.start("letter")] = alone["letter"], True
         elif first is not None and (first["round"] or first["plain"]) in allowed:
             name = "round" if first["round"] else "plain"
-            listed[start + first.start(name)] = first[name]
+            listed.append((start + first.start(name), first[name]))
         start += len(line) + 1
-    one = len(set(listed.values())) == 1
-    for place, letter in listed.items():
-        if not one:
+    chosen = _chosen_line(listed)
+    for place, letter in listed:
+        if place != chosen:
             found.pop(place, None)
         elif not _WRONG.match(text, place + 1):
             found.setdefault(place, (letter, False))
@@ -168,6 +181,15 @@ def _dressed(text: str, allowed: str) -> str | None:
     letters = "".join(found[place][0] for place in sorted(found))
     letter, ends = found[max(found)]
     return letter if ends or letters != allowed else None
+
+
+def _chosen_line(listed: list[tuple[int, str]]) -> int | None:
+    """Returns the place of the last line that begins with an option's letter, unless it belongs to a list of them."""
+    if not listed:
+        return None
+    place, letter = listed[-1]
+    others = [each for _, each in listed[:-1]]
+    return place if not others or letter in others else None
 
 
 def _is_choice(text: str, found: re.Match[str], name: str, allowed: str) -> bool:
@@ -181,6 +203,10 @@ def _is_choice(text: str, found: re.Match[str], name: str, allowed: str) -> bool
 
 def _is_word(text: str, end: int, letter: str) -> bool:
     return letter in "AI" and _AS_WORD.match(text, end) is not None
+
+
+def _is_quoted(text: str, start: int) -> bool:
+    return _QUOTE.search(text, max(0, start - 60), start) is not None
 
 
 def _is_example(text: str, start: int) -> bool:

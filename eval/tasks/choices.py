@@ -2,12 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from eval.scorers.choice import CARD_REQUEST, LETTERS
 from eval.tasks.base import Likelihood, Verdict
-
-LETTERS = "ABCDEFGHIJ"
-
-# Source: the model card of Qwen3.5-2B, Best Practices, "Standardize Output Format".
-CARD_REQUEST = 'Please show your choice in the `answer` field with only the choice letter, e.g., "answer": "C".'
 
 
 def lettered(options: Sequence[str], mark: str = ".") -> str:
