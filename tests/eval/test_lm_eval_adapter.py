@@ -129,14 +129,13 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-def compare(data, engine, mode):
-    """Runs the stock tasks through the adapter and ours through ``eval.run``; returns the values, which are equal."""
-    ours = run(
-        EvalConfig(tasks=tuple(STOCK), protocol="lm-eval", mode=mode, data_dir=str(data), out=str(data / "out")), engine
-    )
+def compare(data, engine, mode, length=None):
+    """Runs the stock tasks through the adapter and ours by ``eval.run``; checks that they are equal, returns the values."""
+    config = EvalConfig(tasks=tuple(STOCK), protocol="lm-eval", mode=mode, data_dir=str(data), out=str(data / "out"))
+    ours = run(dataclasses.replace(config, max_new_tokens=length), engine)
     lm = Qwen35LM(LMEvalConfig(enable_thinking=mode == "thinking"), engine)
     configs = [stock_task(STOCK[name], data / name / "test.jsonl") for name in STOCK]
-    theirs = evaluate(lm, configs)
+    theirs = evaluate(lm, configs, gen_kwargs={"max_gen_toks": length} if length else None)
     values = {}
     for task, names in METRICS.items():
         own, stock = ours["tasks"][task]["metrics"], theirs["results"][f"{STOCK[task]}_local"]
@@ -165,7 +164,7 @@ def test_a_model_answers_stock_tasks_as_it_answers_our_own(data, engine, verifie
     for task in STOCK:
         path = data / task / "test.jsonl"
         path.write_text("\n".join(path.read_text().splitlines()[:3]) + "\n")
-    compare(data, engine, "non_thinking")
+    compare(data, engine, "non_thinking", length=40)
 
 
 LAMBADA = [
