@@ -7,25 +7,12 @@ fraction is `eval_qa_accuracy` in metrics.jsonl.
 """
 
 import dataclasses
-import tempfile
 
 from configs import tiny_eval, tiny_sft
-from eval.run import run
-from qwen35_jax.inference.engine import Engine
-from qwen35_jax.model import Qwen35
-from qwen35_jax.processing.tokenizer import Tokenizer
+from configs.scoring import scored
 from train.config import TrainConfig
-
-DATA_DIR = "runs/quickstart/data"
-
-
-def score(model: Qwen35, tokenizer: Tokenizer, data_dir: str = DATA_DIR) -> dict[str, float]:
-    """Answers 64 held-out questions, thinking first."""
-    with tempfile.TemporaryDirectory() as out:
-        settings = dataclasses.replace(tiny_eval.config(), mode="thinking", data_dir=data_dir, limit=64, out=out)
-        results = run(settings, Engine(model, tokenizer, slots=settings.slots))
-    return {"qa_accuracy": results["tasks"]["qa"]["metrics"]["accuracy"]["value"]}
 
 
 def config() -> TrainConfig:
-    return tiny_sft.config().replace(evaluate=score, evaluate_every=50)
+    questions = dataclasses.replace(tiny_eval.config(), mode="thinking", data_dir="runs/quickstart/data", limit=64)
+    return scored(tiny_sft.config(), questions, every=50)

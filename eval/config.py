@@ -1,6 +1,7 @@
 """The settings of an evaluation run: model, tasks, how they are asked, and what each protocol stands for."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 from eval.protocols import Mode, Protocol, ProtocolName, Style
@@ -101,9 +102,7 @@ class EvalConfig:
                 "mesh.context=1 and another axis."
             )
         if self.style != "chat" and self.mode == "thinking":
-            raise ValueError(
-                f"style {self.style} has no chat template to open a think block; give --mode non_thinking."
-            )
+            raise ValueError(f"style {self.style} opens no think block; give --mode non_thinking.")
         if self.thinking_budget is not None and self.mode != "thinking":
             raise ValueError(f"thinking_budget={self.thinking_budget} needs --mode thinking.")
         if self.server.url is not None and (self.model.path or self.style == "likelihood" or self.mtp_acceptance):
@@ -113,11 +112,11 @@ class EvalConfig:
             )
 
 
-def sampling_of(config: EvalConfig, protocol: Protocol, model: ModelConfig | None) -> SamplingParams:
+def sampling_of(config: EvalConfig, protocol: Protocol, model: Callable[[], ModelConfig | None]) -> SamplingParams:
     """Returns how responses of a protocol are drawn.
 
     Args:
-      model: whose card is meant; None for a server's model, for which the 2B's counts.
+      model: gives the model whose card is meant; None for a server's, for which the 2B's counts.
     """
     name = config.sampling or ("card_eval" if protocol.sampling == "card" and config.style == "chat" else "greedy")
     if name == "greedy":
@@ -125,7 +124,7 @@ def sampling_of(config: EvalConfig, protocol: Protocol, model: ModelConfig | Non
     elif name == "card_eval":
         settings = CARD_EVAL_SAMPLING._asdict()
     else:
-        settings = card_sampling(model or PRESETS["2b"], config.mode)._asdict()
+        settings = card_sampling(model() or PRESETS["2b"], config.mode)._asdict()
     return SamplingParams(
         **settings,
         stop=protocol.stop,

@@ -7,6 +7,7 @@ what a whole one draws. Several processes share out the documents; the first one
 
 import dataclasses
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import jax
 from eval.backends.base import Backend, Request
 from eval.backends.engine import EngineBackend, check_mtp_head, count_drafts, load_engine, template_of, weights_of
 from eval.backends.server import ServerBackend
+from eval.card import against_card
 from eval.config import EvalConfig, max_new_tokens_of, sampling_of
 from eval.likelihood import choose
 from eval.progress import Progress
@@ -36,10 +38,11 @@ from eval.stats import INTERVALS, clustered_counts
 from eval.summary import summarize, table
 from eval.tasks import get_task
 from eval.tasks.base import Document, Loaded, Task
+from eval.team import Team
 from qwen35_jax.command import config_from_command_line, one_line_errors
 from qwen35_jax.compiled import keep_compiled_programs
 from qwen35_jax.config import ModelConfig
-from qwen35_jax.distributed import gather, join, leave_out_absent_tpu, raise_together
+from qwen35_jax.distributed import join, leave_out_absent_tpu, raise_together
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.source import load_tokenizer
 from qwen35_jax.inference.engine import Engine
@@ -90,18 +93,24 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     started = time.monotonic()
     out = Path(config.out)
     tasks = [get_task(name) for name in config.tasks]
-    with raise_together():
-        model = _model_config(config, engine)
-        settings, jobs = _prepare(config, tasks, out, model, engine)
-    wanted = _missing(jobs)
+    # An engine that is given may span all processes: each of them then makes the same calls and gets all results.
+    team = Team() if engine is not None else Team.of_all_processes()
+    with raise_together(team.gather):
+        if engine is None and config.server.url is None:
+            load_tokenizer(config.model)  # what is wrong with the model is said before anything about data
+        settings, jobs = _prepare(config, tasks, out, engine, team)
+    wanted = _missing(jobs, team)
     backend = _backend(config, engine) if wanted or config.mtp_acceptance else None
     if config.mtp_acceptance and isinstance(backend, EngineBackend):
         check_mtp_head(backend.engine)
-    open_directory(out, settings)
-    resumed = sum(len(job.keys) for job in jobs) - sum(gather(len(wanted)))
+    if team.is_first:
+        open_directory(out, settings)
+    team.gather(None)
+    if not (out / "config.json").exists():  # the processes do not share the disk
+        open_directory(out, settings)
     if backend is not None:
-        _fill(config, backend, wanted)
-    _gather_samples(jobs)
+        _fill(config, backend, wanted[team.index :: team.count])
+    _gather_samples(jobs, team)
     results: dict[str, Any] = {
         "model": config.model.path or config.server.model,
         "adapter": config.model.adapter,
@@ -115,32 +124,35 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
         "intervals": INTERVALS,
         "tasks": {},
     }
+    model = _model_config(config, engine)
     for job in jobs:
-        results["tasks"][job.task.name] = _summary(config, job)
+        results["tasks"][job.task.name] = _summary(config, job, model, results["labels"], team)
         if config.mtp_acceptance and isinstance(backend, EngineBackend):
-            acceptance = _mtp_acceptance(backend.engine, config, job)
+            acceptance = _mtp_acceptance(backend.engine, config, job, team)
             results["tasks"][job.task.name]["metrics"]["mtp_acceptance"] = acceptance
-    results["seconds"] = {"total": time.monotonic() - started, "resumed_samples": resumed}
-    if jax.process_index() == 0:
-        write_report(out, results)
+    results["seconds"] = {
+        "total": time.monotonic() - started,
+        "resumed_samples": sum(len(job.keys) for job in jobs) - len(wanted),
+    }
+    if team.is_first:
+        write_report(out, results, {job.task.name: job.loaded.documents for job in jobs})
     return results
 
 
 def _model_config(config: EvalConfig, engine: Engine | None) -> ModelConfig | None:
     if engine is not None:
         return engine.model.config
-    if config.server.url is not None:
-        return None
-    load_tokenizer(config.model)  # what is wrong with the model is said before anything about data
-    return ModelConfig.from_hf(find_folder(config.model.path))
+    return None if config.server.url is not None else ModelConfig.from_hf(find_folder(config.model.path))
 
 
 def _prepare(
-    config: EvalConfig, tasks: Sequence[Task], out: Path, model: ModelConfig | None, engine: Engine | None
+    config: EvalConfig, tasks: Sequence[Task], out: Path, engine: Engine | None, team: Team
 ) -> tuple[dict[str, Any], list[Job]]:
     """Reads and checks all data, and what the directory holds."""
     loaded = [task.load(config.protocol, config.data_dir, config.limit, config.split) for task in tasks]
-    samplings = [sampling_of(config, task.protocol(config.protocol), model) for task in tasks]
+    samplings = [
+        sampling_of(config, task.protocol(config.protocol), lambda: _model_config(config, engine)) for task in tasks
+    ]
     for task, sampling in zip(tasks, samplings, strict=True):
         if config.repeats > 1 and sampling.greedy:
             raise ValueError(
@@ -152,44 +164,42 @@ def _prepare(
                 f"--mtp-acceptance counts the drafts of greedy decoding, but {task.name} samples under protocol "
                 f"{config.protocol}; use --sampling greedy."
             )
-    settings = _settings(config, tasks, loaded, engine)
+    settings = _settings(config, tasks, loaded)
     check_directory(out, settings)
     jobs = []
     for task, documents, sampling in zip(tasks, loaded, samplings, strict=True):
         protocol = task.protocol(config.protocol)
-        file = SampleFile(samples_path(out, task.name, jax.process_index()))
-        if jax.process_index() == 0:
-            file.absorb(path for path in _left_over(out, task.name))
+        file = SampleFile(samples_path(out, task.name, team.index))
+        if team.is_first:
+            file.absorb(_left_over(out, task.name, team))
         limit = max_new_tokens_of(config, protocol)
         jobs.append(Job(task, protocol, documents, sampling, limit, config.repeats, file))
     return settings, jobs
 
 
-def _left_over(out: Path, task: str) -> list[Path]:
+def _left_over(out: Path, task: str, team: Team) -> list[Path]:
     """Returns the files of processes that an earlier start had and this one lacks."""
     paths = sorted((out / "samples").glob(f"{task}.process*.jsonl"))
-    own = {samples_path(out, task, process) for process in range(jax.process_count())}
+    own = {samples_path(out, task, process) for process in range(team.count)}
     return [path for path in paths if path not in own]
 
 
-def _settings(
-    config: EvalConfig, tasks: Sequence[Task], loaded: Sequence[Loaded], engine: Engine | None
-) -> dict[str, Any]:
+def _settings(config: EvalConfig, tasks: Sequence[Task], loaded: Sequence[Loaded]) -> dict[str, Any]:
     """Returns the settings that samples depend on, and what identifies the weights and the data behind them."""
     settings: dict[str, Any] = dataclasses.asdict(config)
     for name in ("out", "mtp_acceptance", "processes", "data_dir"):
         del settings[name]
     names = [task.name for task in tasks]
     settings["data_sha256"] = {name: documents.digest for name, documents in zip(names, loaded, strict=True)}
-    if engine is None and config.server.url is None:
+    if config.model.path:
         settings["weights"] = weights_of(config.model)
         settings["template"] = template_of(load_tokenizer(config.model))
     return settings
 
 
-def _missing(jobs: Sequence[Job]) -> list[_Wanted]:
+def _missing(jobs: Sequence[Job], team: Team) -> list[_Wanted]:
     """Returns the samples that no process has stored."""
-    stored = gather([[list(key) for key in job.file.finished] for job in jobs])
+    stored = team.gather([[list(key) for key in job.file.finished] for job in jobs])
     wanted = []
     for place, job in enumerate(jobs):
         finished = {(key, repeat) for keys in stored for key, repeat in keys[place]}
@@ -211,8 +221,9 @@ def _backend(config: EvalConfig, engine: Engine | None) -> Backend:
 
 
 def _fill(config: EvalConfig, backend: Backend, wanted: Sequence[_Wanted]) -> None:
-    """Writes and stores this process's share of the samples that are missing."""
-    wanted = wanted[jax.process_index() :: jax.process_count()]
+    """Writes and stores samples that are missing."""
+    if not wanted:
+        return
 
     def store(place: int, reply: Reply) -> dict[str, Any]:
         each = wanted[place]
@@ -245,49 +256,56 @@ def seed_of_sample(seed: int, task: str, document: int | str, repeat: int) -> in
     return int.from_bytes(digest, "big") >> 11
 
 
-def _gather_samples(jobs: Sequence[Job]) -> None:
+def _gather_samples(jobs: Sequence[Job], team: Team) -> None:
     """Brings the samples of all processes into the files of the first one, in the order of the documents."""
-    first = jax.process_index() == 0
     for job in jobs:
-        own = [] if first else list(job.file.finished)
-        for start in range(0, max(gather(len(own))), _GATHERED_AT_ONCE):
-            for samples in gather([job.file.read(key) for key in own[start : start + _GATHERED_AT_ONCE]]):
-                for sample in samples if first else ():
+        own = [] if team.is_first else list(job.file.finished)
+        for start in range(0, max(team.gather(len(own))), _GATHERED_AT_ONCE):
+            for samples in team.gather([job.file.read(key) for key in own[start : start + _GATHERED_AT_ONCE]]):
+                for sample in samples if team.is_first else ():
                     job.file.append(sample)
-        if first:
+        if team.is_first:
             job.file.sort(job.keys)
-        gather(None)
-        if not first:
+        team.gather(None)
+        if not team.is_first:
             job.file.path.unlink(missing_ok=True)
 
 
-def _summary(config: EvalConfig, job: Job) -> dict[str, Any]:
+def _summary(
+    config: EvalConfig, job: Job, model: ModelConfig | None, labels: Sequence[str], team: Team
+) -> dict[str, Any]:
     """Returns the summary of a task, the same in every process."""
-    if jax.process_index():
-        return gather(None)[0]
+    if not team.is_first:
+        return team.gather(None)[0]
     samples = [job.file.finished[key] for key in job.keys]
     asked = {
         "protocol": config.protocol,
         "source": job.protocol.source,
         "data": job.loaded.source,
         "data_sha256": job.loaded.digest,
-        "sampling": dataclasses.asdict(job.sampling),
+        "sampling": json.loads(json.dumps(dataclasses.asdict(job.sampling))),
         "max_new_tokens": job.max_new_tokens,
+        "cut_is_wrong": job.protocol.cut_is_wrong,
     }
-    return gather(asked | summarize(samples, headline=job.task.headline, macro=job.task.macro))[0]
+    summary = asked | summarize(
+        samples, headline=job.task.headline, macro=job.task.macro, max_new_tokens=job.max_new_tokens,
+        thinking=config.mode == "thinking",
+    )  # fmt: skip
+    card = against_card(summary, job.task.name, config, model, labels=labels)
+    return team.gather(summary if card is None else summary | {"card": card})[0]
 
 
-def _mtp_acceptance(engine: Engine, config: EvalConfig, job: Job) -> dict[str, float]:
+def _mtp_acceptance(engine: Engine, config: EvalConfig, job: Job, team: Team) -> dict[str, float]:
     """Returns the share of accepted drafts, with an interval that takes the drafts of one sample as a cluster."""
-    if jax.process_index():
-        return gather(None)[0]
+    if not team.is_first:
+        return team.gather(None)[0]
     tokens = [job.file.read((str(document.id), 0))["token_ids"] for document in job.loaded.documents]
     counts = count_drafts(engine, job.loaded.documents, tokens, mode=config.mode)
     drafted = [count for count in counts if count[1]]
     # Where no reply has a second token nothing is known.
     value, low, high = clustered_counts(*zip(*drafted, strict=True)) if drafted else (0.0, 0.0, 1.0)
     accepted, proposed = (sum(each[place] for each in counts) for place in (0, 1))
-    return gather({"value": value, "low": low, "high": high, "accepted": accepted, "proposed": proposed})[0]
+    return team.gather({"value": value, "low": low, "high": high, "accepted": accepted, "proposed": proposed})[0]
 
 
 @one_line_errors()

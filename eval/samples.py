@@ -36,6 +36,7 @@ class Reply:
       multiple_closes: how many ``</think>`` the response holds.
       seed: of sampling.
       closed_by_budget: whether a budget ended the thinking.
+      num_tokens: how many were generated, where the tokens themselves are not known.
     """
 
     thinking: str | None
@@ -47,6 +48,7 @@ class Reply:
     multiple_closes: int = 0
     seed: int | None = None
     closed_by_budget: bool = False
+    num_tokens: int | None = None
 
 
 def outcome_of(verdict: Verdict, reply: Reply) -> Outcome:
@@ -67,9 +69,10 @@ def make_sample(
 
     Its keys: ``id`` and ``group`` of the document, ``repeat`` (from 0), ``response``, ``thinking``, ``prediction``,
     ``target``, ``correct``, ``outcome``, ``finish_reason``, ``metrics`` with the list of trials of each metric,
-    ``prompt_ids``, ``token_ids``, ``close_positions``, ``multiple_closes``, ``closed_by_budget``, ``seed``, and
-    ``engine`` and ``template``, the fingerprints of what wrote it and of the chat template. A response that was cut off
-    is wrong under a protocol that says so: ``correct`` and every metric are 0 then.
+    ``prompt_ids``, ``token_ids``, ``num_tokens`` (generated), ``close_positions``, ``multiple_closes``,
+    ``closed_by_budget``, ``seed``, and ``engine`` and ``template``, the fingerprints of what wrote it and of the chat
+    template. A response that was cut off is wrong under a protocol that says so: ``correct`` and every metric are 0
+    then.
     """
     verdict = document.score(reply.response)
     outcome = outcome_of(verdict, reply)
@@ -89,6 +92,7 @@ def make_sample(
         "metrics": metrics,
         "prompt_ids": reply.prompt_ids,
         "token_ids": reply.token_ids,
+        "num_tokens": reply.num_tokens if reply.token_ids is None else len(reply.token_ids),
         "close_positions": reply.close_positions,
         "multiple_closes": reply.multiple_closes,
         "closed_by_budget": reply.closed_by_budget,
@@ -186,10 +190,10 @@ class SampleFile:
 
 
 def light(sample: Sample) -> dict[str, Any]:
-    """Returns a sample without its texts and tokens, but with ``num_tokens``, how many it has."""
+    """Returns a sample without its texts and tokens, but with ``num_tokens``, how many were generated."""
     small = {name: value for name, value in sample.items() if name not in _HEAVY}
     tokens = sample.get("token_ids")
-    return small | {"num_tokens": None if tokens is None else len(tokens)}
+    return small | {"num_tokens": sample.get("num_tokens") if tokens is None else len(tokens)}
 
 
 def check_directory(out: Path, settings: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """Scores stored responses without a model: ``python -m eval.score --task NAME --responses FILE.jsonl``.
 
-A row is ``{"id", "response"}``, where ``id`` is the document's (IFEval: ``key``; else its ``id`` or
-its row number from 0), ``finish_reason`` may say ``"length"`` or ``"loop"``, and ``repeat`` tells several responses
-to one document apart. Documents without a response are left out and counted as ``missing``.
+A row is ``{"id", "response"}``, where ``id`` is the document's (IFEval: ``key``; MMLU-Pro: ``question_id``; else its
+``id`` or its row number from 0), ``finish_reason`` may say ``"length"`` or ``"loop"``, and ``repeat`` tells several
+responses to one document apart. Documents without a response are left out and counted as ``missing``. Solved examples
+of a prompt are not needed.
 
 A row with ``thinking`` (None if there was none), as ``eval.run`` and ``qwen35 generate`` write it, is
 split already and taken as it stands. Other responses lose their think block by the rule of
@@ -81,7 +82,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     task = get_task(config.task)
-    loaded = task.load(config.protocol, config.data_dir, split=config.split)
+    loaded = task.load(config.protocol, config.data_dir, split=config.split, asked=False)
     documents = loaded.documents
     responses = find_file(config.responses)
     replies = _read_replies(responses, config.opened)
@@ -103,7 +104,17 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         for document in answered
         for repeat, reply in by_document[str(document.id)].items()
     ]
-    summary = summarize([light(sample) for sample in samples], headline=task.headline, macro=task.macro)
+    protocol = task.protocol(config.protocol)
+    summary = {
+        "protocol": config.protocol,
+        "source": protocol.source,
+        "data": loaded.source,
+        "data_sha256": loaded.digest,
+        "cut_is_wrong": protocol.cut_is_wrong,
+    } | summarize(
+        [light(sample) for sample in samples], headline=task.headline, macro=task.macro,
+        thinking=any(sample["thinking"] is not None for sample in samples),
+    )  # fmt: skip
     results: dict[str, Any] = {
         "responses": config.responses,
         "protocol": config.protocol,
@@ -113,7 +124,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     }
     if config.out is not None:
         digests = {"data_sha256": loaded.digest, "responses_sha256": file_digest(responses)}
-        _write(config, Path(config.out), digests, samples, results)
+        _write(config, Path(config.out), digests, samples)
+        write_report(Path(config.out), results, {config.task: documents})
     return results
 
 
@@ -147,9 +159,7 @@ def _reply(row: Row, opened: bool) -> Reply:
     return Reply(split.thinking, split.answer, reason, token_ids=token_ids, multiple_closes=split.multiple_closes)
 
 
-def _write(
-    config: ScoreConfig, out: Path, digests: dict[str, str], samples: list[dict[str, Any]], results: dict[str, Any]
-) -> None:
+def _write(config: ScoreConfig, out: Path, digests: dict[str, str], samples: list[dict[str, Any]]) -> None:
     settings: dict[str, Any] = dataclasses.asdict(config)
     del settings["out"]
     settings |= digests
@@ -160,7 +170,6 @@ def _write(
     file = SampleFile(path)
     for sample in samples:
         file.append(sample)
-    write_report(out, results)
 
 
 @one_line_errors()

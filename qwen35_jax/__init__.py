@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from qwen35_jax.hf.load import load
     from qwen35_jax.hf.save import save
     from qwen35_jax.inference.engine import Engine
+    from qwen35_jax.inference.sampling import SamplingParams
     from qwen35_jax.model import Qwen35
     from qwen35_jax.presets import PRESETS
 
@@ -20,11 +21,12 @@ _HOMES = {
     "ModelConfig": "config",
     "PRESETS": "presets",
     "Qwen35": "model",
+    "SamplingParams": "inference.sampling",
     "load": "hf.load",
     "save": "hf.save",
 }
 
-__all__ = ["PRESETS", "Engine", "ModelConfig", "Qwen35", "load", "save"]
+__all__ = ["PRESETS", "Engine", "ModelConfig", "Qwen35", "SamplingParams", "load", "save"]
 
 
 def __getattr__(name: str):

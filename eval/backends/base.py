@@ -43,6 +43,11 @@ class Backend(Protocol):
     labels: tuple[str, ...]
 
     @property
+    def slots(self) -> int:
+        """Most responses that are written at once."""
+        ...
+
+    @property
     def generated_tokens(self) -> int:
         """Tokens written so far."""
         ...

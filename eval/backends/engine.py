@@ -67,6 +67,11 @@ class EngineBackend:
         self._close = engine.tokenizer.token_id(CLOSE)
 
     @property
+    def slots(self) -> int:
+        """Most responses that are written at once."""
+        return self.engine.slots
+
+    @property
     def generated_tokens(self) -> int:
         """Tokens written so far."""
         return self.engine.metrics.generated_tokens

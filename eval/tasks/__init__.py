@@ -5,7 +5,7 @@ import importlib
 from eval.tasks.base import Task
 from qwen35_jax.wording import did_you_mean
 
-TASKS = ("gsm8k", "ifeval", "qa")
+TASKS = ("ceval", "gpqa_diamond", "gsm8k", "ifeval", "mmlu", "mmlu_pro", "mmlu_redux", "qa", "supergpqa")
 
 
 def get_task(name: str) -> Task:

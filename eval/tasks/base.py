@@ -138,9 +138,13 @@ class Task:
         return self.protocols[name]
 
     def load(
-        self, protocol: ProtocolName, data_dir: str | None, limit: int | None = None, split: str | None = None
-    ) -> Loaded:
+        self, protocol: ProtocolName, data_dir: str | None, limit: int | None = None, split: str | None = None, *,
+        asked: bool = True,
+    ) -> Loaded:  # fmt: skip
         """Returns the documents, all checked, in the order of the data.
+
+        Args:
+          asked: whether a model will read the prompts; else they lack solved examples whose split is missing.
 
         Raises:
           ValueError: the data or something that scoring needs is missing, or a row is wrong.
@@ -151,7 +155,11 @@ class Task:
         rows = rows[:limit]
         examples: list[Row] = []
         if shots and self.shots_split is not None:
-            examples = read_split(self.name, self.data, data_dir, self.shots_split)[1]
+            try:
+                examples = read_split(self.name, self.data, data_dir, self.shots_split)[1]
+            except ValueError:
+                if asked:
+                    raise
         documents: list[Document] = []
         places: dict[str, str] = {}
         for row in rows:

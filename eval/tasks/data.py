@@ -1,5 +1,6 @@
 """Finds and reads the rows of a task; an error names the file and the place of a wrong row."""
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -8,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 
 from qwen35_jax import gcs
 from qwen35_jax.hf.hub import HubFile, find_hub_file
 
-_ENDINGS = (".jsonl", ".parquet")
+_ENDINGS = (".jsonl", ".parquet", ".csv")
+_SHARD_ENDINGS = (".parquet", ".arrow")
+# What ``datasets`` calls the files of a saved split.
+_UNNAMED_SPLIT = "data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Row:
 
     Attributes:
       fields: its keys and values.
-      where: the file with the line (JSONL) or row (Parquet), from 1, for messages.
+      where: the file with the line (JSONL) or row (Parquet, CSV), from 1, for messages.
       number: its place in the file, from 0.
     """
 
@@ -90,9 +95,9 @@ def read_split(
 ) -> tuple[str, list[Row]]:
     """Returns where the rows of a split were found, and the rows in order.
 
-    With a data directory they are in ``DATA_DIR/TASK``: one file ``SPLIT.jsonl`` or ``SPLIT.parquet``, or the hub's
-    shards ``SPLIT-00000-of-00002.parquet``, there, in ``data/``, or in one folder for each subject. Without one they
-    are the task's files of the hub, downloaded once.
+    With a data directory they are in ``DATA_DIR/TASK``: one file ``SPLIT.jsonl``, ``.parquet`` or ``.csv``, or the
+    hub's shards ``SPLIT-00000-of-00002.parquet`` (or ``data-00000-of-00001.arrow``, where a task has one split), there,
+    in ``data/``, or in one folder for each subject. Without one they are the task's files of the hub, downloaded once.
 
     Args:
       or_any: take another of the task's splits, or the only file there, if that split is missing.
@@ -107,7 +112,8 @@ def read_split(
     folder = folder_of_data(data_dir, task)
     if folder is None:
         raise ValueError(f"{place} is not a folder; put the data of {task} at {wanted}.")
-    for name in (split, *(each for each in data.splits if or_any and each != split)):
+    others = [each for each in data.splits if each != split] or [_UNNAMED_SPLIT]
+    for name in (split, *(others if or_any else ())):
         files = _files_of_split(folder, name)
         if files:
             return place, _rows_of_files(files, data.part_field)
@@ -150,7 +156,7 @@ def _files_of_split(folder: Path, split: str) -> list[tuple[str | None, Path]]:
 def _files_in(folder: Path, split: str) -> list[Path]:
     whole = [folder / f"{split}{ending}" for ending in _ENDINGS]
     found = [path for path in whole if path.is_file()][:1]
-    return found or sorted(folder.glob(f"{split}-*-of-*.parquet"))
+    return found or sorted(path for path in folder.glob(f"{split}-*-of-*") if path.suffix in _SHARD_ENDINGS)
 
 
 def _rows_of_files(files: Sequence[tuple[str | None, Path]], part_field: str) -> list[Row]:
@@ -173,14 +179,15 @@ def folder_of_data(data_dir: str, name: str) -> Path | None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Returns all rows of a JSONL or Parquet file, in order.
+    """Returns all rows of a JSONL, Parquet or CSV file (with a header; its values are texts), in order.
 
     Raises:
       ValueError: the file cannot be read, holds no row, or a line is not a JSON object.
     """
     try:
-        rows = list(_parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path))
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowInvalid) as err:
+        readers = {".parquet": _table_rows, ".arrow": _table_rows, ".csv": _csv_rows}
+        rows = list(readers.get(path.suffix, _jsonl_rows)(path))
+    except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowInvalid) as err:
         raise ValueError(f"cannot read {path}: {err}") from err
     if not rows:
         raise ValueError(f"{path} holds no rows.")
@@ -204,6 +211,17 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             number += 1
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    for number, fields in enumerate(pyarrow.parquet.read_table(path).to_pylist()):
+def _table_rows(path: Path) -> Iterator[Row]:
+    if path.suffix == ".arrow":
+        with pyarrow.ipc.open_stream(path) as stream:
+            table = stream.read_all()
+    else:
+        table = pyarrow.parquet.read_table(path)
+    for number, fields in enumerate(table.to_pylist()):
         yield Row(fields, f"{path}: row {number + 1}", number)
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        for number, fields in enumerate(csv.DictReader(lines, restkey="", strict=True)):
+            yield Row(fields, f"{path}: row {number + 1}", number)

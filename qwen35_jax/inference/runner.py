@@ -76,6 +76,8 @@ class Runner:
         self.model, self.sizes, self.metrics = model, sizes, Metrics()
         self._program = Program(marks, sizes.steps_per_call, sizes.draft_vocabulary)
         self._mesh = mesh_of(model.head_weight())
+        # Arrays of several processes cannot be named anew.
+        self._is_local = self._mesh is not None and not self._mesh.is_multi_process
         text = model.config.text
         with self._on_mesh():
             memory, slots = make_memory(text, sizes, model.dtype)
@@ -139,9 +141,7 @@ class Runner:
 
     def _placed(self, tree: T, places: list[jax.sharding.Sharding]) -> T:
         leaves, structure = jax.tree.flatten(tree)
-        # Arrays of several processes cannot be named anew.
-        local = self._mesh is not None and jax.process_count() == 1
-        return jax.tree.unflatten(structure, jax.device_put(leaves, places)) if local else tree
+        return jax.tree.unflatten(structure, jax.device_put(leaves, places)) if self._is_local else tree
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)

@@ -10,19 +10,21 @@ from eval.tasks import ifeval
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.requests import Completion
-from qwen35_jax.inference.sizes import EngineSizes
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing import Tokenizer
 from tests.conftest import shared_dir
+from tests.inference.scripted import SIZES
 
 
 class ByteTokenizer(Tokenizer):
     """Has a token for each byte and each think mark; its template is the question and the mark that the mode sets."""
 
     MARKS = ("<think>", "</think>")
+    pad_token_id = 0
 
     def __init__(self):
         """Needs no files."""
+        self._chat_template, self._name = None, "bytes"
 
     def token_id(self, token):
         return 256 + self.MARKS.index(token)
@@ -43,12 +45,6 @@ class ByteTokenizer(Tokenizer):
         assert [message["role"] for message in messages] == ["user"]
         assert type(enable_thinking) is bool, "the template tests identity with true and false"
         return self.encode(messages[0]["content"] + ("<think>" if enable_thinking else "<think></think>"))
-
-
-SIZES = EngineSizes(
-    slots=8, shards=1, num_pages=9, page_size=64, most_pages=8, chunk=128, small_chunk=32, num_drafts=0,
-    steps_per_call=8, draft_vocabulary=None,
-)  # fmt: skip
 
 
 class FakeEngine(Engine):

@@ -156,9 +156,9 @@ def test_absent_arguments_may_be_null_as_in_the_hub_columns(verifiers, tmp_path)
     arguments = {"num_words": 2, "relation": "at least", "language": None, "keywords": None}
     row = ROW | {"instruction_id_list": ["length_constraints:number_words"], "kwargs": [arguments]}
     write_rows(tmp_path / "ifeval" / "train.jsonl", [row])
-    _, (document,) = get_task("ifeval").load("official", str(tmp_path))
+    (document,) = get_task("ifeval").load("official", str(tmp_path)).documents
     verdict = document.score("two words")
-    assert verdict.correct and verdict.answered and verdict.prediction is None
+    assert verdict.correct and verdict.parsed and verdict.prediction is None
     assert set(verdict.metrics) == {"prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"}
 
 
@@ -186,7 +186,7 @@ def test_verdicts_on_all_prompts_equal_the_reference(verifiers):
     from lm_eval.tasks.ifeval.utils import process_results
 
     data = shared_dir() / "data"
-    _, documents = get_task("ifeval").load("official", str(data))
+    documents = get_task("ifeval").load("official", str(data)).documents
     rows = [json.loads(line) for line in (data / "ifeval" / "input_data_541.jsonl").read_text().splitlines()]
     assert len(documents) == len(rows) == 541
     names = {

@@ -1,7 +1,6 @@
 """Whole runs with an engine that answers from a table: files, resuming, protocols, wrong input."""
 
 import dataclasses
-import itertools
 import json
 import types
 
@@ -9,11 +8,10 @@ import pytest
 
 from eval import run as run_module
 from eval.config import EvalConfig
-from eval.run import main, run
+from eval.run import main, run, seed_of_sample
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.config import MTPConfig
 from qwen35_jax.hf.source import ModelSource
-from qwen35_jax.inference.requests import seed_of
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.sharding import MeshConfig
@@ -40,22 +38,32 @@ def samples(config, task="qa"):
     return [json.loads(line) for line in open(f"{config.out}/samples/{task}.jsonl")]
 
 
+def files(folder):
+    """What the files of an evaluation hold, apart from times and from where it lies."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file()}
+    results = json.loads(texts.pop("results.json"))
+    del results["seconds"], texts["report.html"]
+    return texts | {"results": results}
+
+
 def test_a_run_writes_what_the_contract_names(config, tmp_path):
     results = run(config, FakeEngine(ANSWERS))
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored == results
     qa = stored["tasks"]["qa"]
     assert qa["n"] == 5
-    assert qa["outcomes"] == {"correct": 2, "wrong": 1, "no_answer": 1, "truncated": 1}
+    assert qa["outcomes"] == {"ok": 3, "unparsed": 0, "truncated": 1, "loop": 0, "empty": 1, "error": 0}
     assert qa["metrics"]["accuracy"]["value"] == pytest.approx(0.4)
     assert 0 < qa["metrics"]["accuracy"]["low"] < 0.4 < qa["metrics"]["accuracy"]["high"] < 1
     assert (stored["mode"], stored["protocol"]) == ("non_thinking", "official")
     rows = {row["id"]: row for row in samples(config)}
     assert set(rows[0]) == {
-        "id", "repeat", "response", "thinking", "prediction", "correct", "outcome", "finish_reason", "token_ids",
-        "multiple_closes", "metrics",
+        "id", "group", "repeat", "response", "thinking", "prediction", "target", "correct", "outcome", "finish_reason",
+        "metrics", "prompt_ids", "token_ids", "close_positions", "multiple_closes", "closed_by_budget", "seed",
+        "engine", "template",
     }  # fmt: skip
-    assert [rows[index]["outcome"] for index in range(5)] == ["correct", "wrong", "truncated", "no_answer", "correct"]
+    assert [rows[index]["outcome"] for index in range(5)] == ["ok", "ok", "truncated", "empty", "ok"]
+    assert [rows[index]["correct"] for index in range(5)] == [True, False, False, False, True]
     assert (rows[1]["prediction"], rows[2]["finish_reason"], rows[3]["prediction"]) == ("5", "length", None)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "accuracy" in page and "40.00" in page and "The answer is 5" in page
@@ -69,9 +77,9 @@ def test_thinking_is_kept_apart_from_what_is_scored(config):
     engine = FakeEngine(answers)
     run(dataclasses.replace(config, mode="thinking", limit=3), engine)
     rows = {row["id"]: row for row in samples(config)}
-    assert (rows[0]["thinking"], rows[0]["response"], rows[0]["outcome"]) == ("maybe 3", "2", "correct")
+    assert (rows[0]["thinking"], rows[0]["response"], rows[0]["outcome"]) == ("maybe 3", "2", "ok")
     assert (rows[1]["thinking"], rows[1]["response"], rows[1]["outcome"]) == ("4 4 4 4", "", "truncated")
-    assert (rows[2]["thinking"], rows[2]["response"], rows[2]["outcome"]) == ("6", "", "no_answer")
+    assert (rows[2]["thinking"], rows[2]["response"], rows[2]["outcome"]) == ("6", "", "empty")
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(config, tmp_path):
@@ -85,14 +93,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(config, tmp_path):
     engine = FakeEngine(ANSWERS)
     resumed = run(config, engine)
     assert engine.calls[0]["questions"] == ["1+1?", "2+2??", "3+3???"]
-    assert resumed["tasks"]["qa"]["resumed"] == 2
+    assert resumed["seconds"]["resumed_samples"] == 2
     whole = run(dataclasses.replace(config, out=config.out + "_whole"), FakeEngine(ANSWERS))
-    for results in (resumed, whole):
-        del results["total_seconds"], results["tasks"]["qa"]["generation_seconds"], results["tasks"]["qa"]["resumed"]
-    assert resumed == whole
+    assert files(tmp_path / "out") == files(tmp_path / "out_whole")
+    assert resumed | {"seconds": 0} == whole | {"seconds": 0}
 
     idle = FakeEngine({})
-    assert run(config, idle)["tasks"]["qa"]["resumed"] == 5
+    assert run(config, idle)["seconds"]["resumed_samples"] == 5
     assert idle.calls == []
 
 
@@ -105,26 +112,22 @@ def test_repeats_give_several_samples_a_document_and_average_them(config):
     assert {(sample["id"], sample["repeat"]) for sample in samples(config)} == {
         (n, r) for n in range(5) for r in range(3)
     }
-    seeds = [call["seed"] for call in engine.calls]
-    assert seeds[0] == [seed_of(config.seed, place) for place in range(5)]
-    assert len(set(itertools.chain(*seeds))) == 15, "every sample draws from a stream of its own"
+    [call] = engine.calls
+    assert call["seed"] == [seed_of_sample(0, "qa", id, repeat) for id in range(5) for repeat in range(3)]
+    assert len(set(call["seed"])) == 15, "every sample draws from a stream of its own"
+    assert [sample["seed"] for sample in samples(config)] == call["seed"]
 
 
 def test_a_run_with_repeats_goes_on_with_the_samples_that_are_missing(config):
     config = dataclasses.replace(config, protocol="card", repeats=2)
     with pytest.raises(KeyboardInterrupt):
-        run(config, FakeEngine(ANSWERS, fail_after=2))
-    # Two of the first repeat are there; of the second, one is put there.
-    stored = samples(config)[0] | {"repeat": 1}
-    with open(f"{config.out}/samples/qa.jsonl", "a") as file:
-        file.write(json.dumps(stored) + "\n")
+        run(config, FakeEngine(ANSWERS, fail_after=3))
+    stored = {(sample["id"], sample["repeat"]) for sample in samples(config)}
     engine = FakeEngine(ANSWERS)
-    task = run(config, engine)["tasks"]["qa"]
-    assert [call["questions"] for call in engine.calls] == [list(ANSWERS)[:3], list(ANSWERS)[:4]]
-    assert (task["resumed"], task["samples"]) == (3, 10)
-    whole = FakeEngine(ANSWERS)
-    run(dataclasses.replace(config, out=config.out + "_whole"), whole)
-    assert [call["seed"] for call in engine.calls] == [whole.calls[0]["seed"][:3], whole.calls[1]["seed"][:4]]
+    task = run(config, engine)
+    missing = [(id, repeat) for id in range(5) for repeat in range(2) if (id, repeat) not in stored]
+    assert [call["seed"] for call in engine.calls] == [[seed_of_sample(0, "qa", *key) for key in missing]]
+    assert (task["seconds"]["resumed_samples"], task["tasks"]["qa"]["samples"]) == (3, 10)
 
 
 class Headless(FakeEngine):
@@ -145,15 +148,19 @@ def test_mtp_acceptance_needs_a_head(config, tmp_path):
     ("change", "message"),
     [
         ({"repeats": 0}, "repeats=0 must be at least 1"),
-        ({"repeats": 2}, "protocol official decodes greedily"),
-        ({"repeats": 2, "protocol": "lm-eval"}, "protocol lm-eval decodes greedily"),
-        ({"mtp_acceptance": True, "protocol": "card"}, "protocol card samples"),
+        ({"repeats": 2}, "qa decodes greedily under protocol official"),
+        ({"repeats": 2, "protocol": "lm-eval"}, "qa decodes greedily under protocol lm-eval"),
+        ({"mtp_acceptance": True, "protocol": "card"}, "qa samples under protocol card"),
+        ({"style": "text", "mode": "thinking"}, "style text opens no think block"),
+        ({"thinking_budget": 5}, "thinking_budget=5 needs --mode thinking"),
+        ({"style": "likelihood"}, "document 0 has no choices"),
+        ({"split": "val"}, "put the data of qa at"),
         ({"mesh": MeshConfig(context=2)}, "mesh.context=2"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(config, change, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(config, **change)
+        run(dataclasses.replace(config, **change), FakeEngine(ANSWERS))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +181,7 @@ def test_other_settings_or_data_need_another_directory(config, tmp_path, change)
 
 def test_other_weights_at_the_same_path_need_another_directory(config, tmp_path):
     weights = tmp_path / "model" / "model.safetensors"
-    weights.parent.mkdir()
+    build_tiny_tokenizer(["a"], weights.parent, vocab_size=300)
     weights.write_bytes(b"first")
     config = dataclasses.replace(config, model=ModelSource(path=str(weights.parent)))
     run(config, FakeEngine(ANSWERS))
@@ -190,19 +197,36 @@ def test_other_weights_at_the_same_path_need_another_directory(config, tmp_path)
         ("official", "thinking", SamplingParams(), 32768),
         ("lm-eval", "non_thinking", SamplingParams(), 256),
         ("card", "thinking", SamplingParams(1.0, 20, 0.95, 1.5), 32768),
-        ("card", "non_thinking", SamplingParams(1.0, 20, 1.0, 2.0), 32768),
+        ("card", "non_thinking", SamplingParams(1.0, 20, 0.95, 1.5), 32768),
     ],
 )
 def test_protocols_set_sampling_and_length(config, protocol, mode, sampling, max_new_tokens):
     engine = FakeEngine(ANSWERS)
     run(dataclasses.replace(config, protocol=protocol, mode=mode), engine)
-    assert (engine.calls[0]["sampling"], engine.calls[0]["max_new_tokens"]) == (sampling, max_new_tokens)
+    [call] = engine.calls
+    sampling = dataclasses.replace(sampling, budget_close="sentence")
+    assert (call["sampling"], call["max_new_tokens"]) == ([sampling] * 5, [max_new_tokens] * 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "sampling"),
+    [
+        ("greedy", "thinking", SamplingParams()),
+        ("card_recommended", "thinking", SamplingParams(1.0, 20, 0.95, 1.5)),
+        ("card_recommended", "non_thinking", SamplingParams(1.0, 20, 1.0, 2.0)),
+        ("card_eval", "non_thinking", SamplingParams(1.0, 20, 0.95, 1.5)),
+    ],
+)
+def test_both_sampling_sets_of_the_card_are_presets(config, name, mode, sampling):
+    engine = FakeEngine(ANSWERS)
+    run(dataclasses.replace(config, sampling=name, mode=mode), engine)
+    assert engine.calls[0]["sampling"][0] == dataclasses.replace(sampling, budget_close="sentence")
 
 
 def test_a_length_of_its_own_replaces_the_protocols(config):
     engine = FakeEngine(ANSWERS)
     run(dataclasses.replace(config, protocol="card", max_new_tokens=7), engine)
-    assert engine.calls[0]["max_new_tokens"] == 7
+    assert engine.calls[0]["max_new_tokens"] == [7] * 5
 
 
 def test_ifeval_runs_end_to_end(verifiers, tmp_path):
@@ -225,7 +249,7 @@ def test_ifeval_runs_end_to_end(verifiers, tmp_path):
         "prompt_loose": 1.0,
         "instruction_loose": 1.0,
     }
-    assert [row["id"] for row in samples(config, "ifeval")] == [12, 11]
+    assert [row["id"] for row in samples(config, "ifeval")] == [11, 12]
 
 
 @pytest.mark.parametrize("name", ["tiny_eval", "eval_2b"])
@@ -258,7 +282,7 @@ def test_the_run_files_take_the_documented_flags(name, monkeypatch, tmp_path, ca
     [
         (["--data-dir", "DATA"], "no model is named; give --model.path"),
         (["--model.path", "nowhere/at/all", "--data-dir", "DATA"], "nowhere/at/all"),
-        (["--tasks", "mmlu"], "task 'mmlu' does not exist"),
+        (["--tasks", "mmul"], "task 'mmul' does not exist"),
         (["--tasks"], "--tasks names no task"),
         (["--tasks", "qa", "qa"], "names a task twice"),
         (["--data-dir", "nowhere"], "no model is named; give --model.path"),
@@ -268,8 +292,11 @@ def test_the_run_files_take_the_documented_flags(name, monkeypatch, tmp_path, ca
         (["--limit", "0"], "--limit 0 must be at least 1"),
         (["--mode", "loud"], "loud"),
         (["--modes", "thinking"], "--modes"),
-        (["--repeats", "2"], "decodes greedily"),
-        (["--protocol", "card", "--mtp-acceptance"], "protocol card samples"),
+        (["--repeats", "2", "--model.path", "MODEL", "--data-dir", "DATA"], "decodes greedily"),
+        (
+            ["--protocol", "card", "--mtp-acceptance", "--model.path", "MODEL", "--data-dir", "DATA"],
+            "under protocol card",
+        ),
         (["--mesh.context", "2"], "--mesh.context 2: generation cannot split"),
         (["--tasks", "ifevall"], "Did you mean ifeval?"),
         (["--temperature", "1"], "Unrecognized options: --temperature, 1. (--help"),

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from eval.samples import append_sample, check_directory, open_directory, read_finished
+from eval.protocols import Protocol
+from eval.samples import Reply, SampleFile, check_directory, make_sample, open_directory
+from eval.tasks.base import Document, Verdict
 from qwen35_jax.processing.thinking import split_text
 
 
@@ -29,17 +31,79 @@ def test_split_thinking(text, inside, thinking, response):
     assert (split.thinking, split.answer) == (thinking, response)
 
 
+def judged(response):
+    return Verdict(response == "4", {"accuracy": [response == "4"], "length": [2.5]}, response, parsed=response != "?")
+
+
+@pytest.mark.parametrize(
+    ("response", "reason", "outcome", "right"),
+    [
+        ("4", "stop", "ok", (True, True)),
+        ("4", "budget", "ok", (True, True)),
+        ("4", None, "ok", (True, True)),
+        ("5", "stop", "ok", (False, False)),
+        ("?", "stop", "unparsed", (False, False)),
+        (" \n", "stop", "empty", (False, False)),
+        ("4", "length", "truncated", (False, True)),
+        ("", "length", "truncated", (False, False)),
+        ("4", "loop", "loop", (False, True)),
+        ("4", "aborted", "error", (False, False)),
+        ("", "error", "error", (False, False)),
+    ],
+)
+def test_each_sample_has_one_outcome_and_a_cut_one_counts_by_the_protocol(response, reason, outcome, right):
+    document, reply = Document(1, [], judged), Reply(None, response, reason)
+    for wrong, correct in zip((True, False), right, strict=True):
+        stored = make_sample(document, reply, Protocol("here", cut_is_wrong=wrong))
+        assert (stored["outcome"], stored["correct"]) == (outcome, correct)
+        lost = outcome == "error" or (wrong and outcome in ("truncated", "loop"))
+        assert stored["metrics"] == {"accuracy": [float(correct)], "length": [0.0 if lost else 2.5]}
+
+
+def sample(number, **fields):
+    return {"id": number, "repeat": 0, "response": f"answer {number}", "token_ids": [1] * number} | fields
+
+
 def test_a_sample_that_was_cut_short_is_forgotten(tmp_path, caplog):
     path = tmp_path / "s.jsonl"
-    append_sample(path, {"id": 1, "response": "é\n\u2028"})
+    SampleFile(path).append(sample(1, response="é\n\u2028"))
     with path.open("a") as file:
         file.write('{"id": 2, "resp')
-    assert list(read_finished(path)) == [("1", 0)]
+    again = SampleFile(path)
+    assert list(again.finished) == [("1", 0)]
     assert "cut short" in caplog.text
-    append_sample(path, {"id": 2, "response": "again"})
-    assert list(read_finished(path)) == [("1", 0), ("2", 0)]
-    assert read_finished(path)["1", 0]["response"] == "é\n\u2028"
-    assert read_finished(tmp_path / "absent.jsonl") == {}
+    again.append(sample(2))
+    whole = SampleFile(path)
+    assert list(whole.finished) == [("1", 0), ("2", 0)]
+    assert whole.read(("1", 0)) == sample(1, response="é\n\u2028")
+    assert SampleFile(tmp_path / "absent.jsonl").finished == {}
+
+
+def test_of_a_sample_only_what_is_small_is_held(tmp_path):
+    file = SampleFile(tmp_path / "s.jsonl")
+    file.append(sample(3))
+    assert file.finished["3", 0] == {"id": 3, "repeat": 0, "num_tokens": 3}
+    assert SampleFile(file.path).finished == file.finished
+
+
+def test_finished_samples_are_put_in_order(tmp_path):
+    file = SampleFile(tmp_path / "s.jsonl")
+    for number in (3, 1, 2):
+        file.append(sample(number))
+    file.sort([("1", 0), ("2", 0), ("3", 0)])
+    assert [json.loads(line)["id"] for line in file.path.open()] == [1, 2, 3]
+    file.append(sample(4))
+    assert file.read(("4", 0)) == sample(4) and file.read(("2", 0)) == sample(2)
+
+
+def test_files_of_processes_that_are_gone_are_taken_over(tmp_path):
+    mine, other = SampleFile(tmp_path / "s.jsonl"), SampleFile(tmp_path / "s.process1.jsonl")
+    mine.append(sample(1))
+    other.append(sample(1, response="later"))
+    other.append(sample(2))
+    mine.absorb([other.path])
+    assert mine.read(("1", 0)) == sample(1) and mine.read(("2", 0)) == sample(2)
+    assert not other.path.exists()
 
 
 @pytest.mark.parametrize("line", ["{broken", "[]", '{"response": "no id"}'])
@@ -47,7 +111,7 @@ def test_a_damaged_sample_file_is_refused(tmp_path, line):
     path = tmp_path / "s.jsonl"
     path.write_text(f'{{"id": 1}}\n{line}\n')
     with pytest.raises(ValueError, match=r"s\.jsonl:2: not a stored sample"):
-        read_finished(path)
+        SampleFile(path)
 
 
 def test_a_directory_belongs_to_its_settings(tmp_path):

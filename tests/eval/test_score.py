@@ -40,7 +40,7 @@ def test_responses_are_scored_in_the_order_of_the_documents(command, capsys):
     assert (task["n"], task["missing"]) == (4, 0)
     assert task["metrics"]["accuracy"]["value"] == 0.5
     assert task["metrics"]["strict"]["value"] == 0.25
-    assert task["outcomes"] == {"correct": 2, "wrong": 1, "no_answer": 0, "truncated": 1}
+    assert task["outcomes"] == {"ok": 3, "unparsed": 0, "truncated": 1, "loop": 0, "empty": 0, "error": 0}
     rows = [json.loads(line) for line in (out / "samples" / "gsm8k.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [0, 1, 2, 3]
     assert (rows[2]["thinking"], rows[2]["response"]) == ("hm 5", "#### 4")
@@ -88,7 +88,7 @@ def test_opened_says_that_the_prompt_had_opened_the_think_block(command):
         ("#### 2", ""),
         ("hm", "#### 4"),
     ]
-    assert [each["outcome"] for each in samples] == ["no_answer", "truncated", "correct"]
+    assert [each["outcome"] for each in samples] == ["empty", "truncated", "ok"]
 
 
 def test_several_responses_to_a_document_are_averaged_first(command):

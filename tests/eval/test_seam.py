@@ -66,10 +66,10 @@ def from_score(rows, tmp_path, *flags):
 @pytest.mark.parametrize(
     ("completion", "finish_reason", "thinking", "answer", "closes", "outcome"),
     [
-        ("why\n</think>\n\n4</think>\n\n5</think>", "stop", "why", "4</think>\n\n5</think>", 2, "wrong"),
-        ("why\n</think>\n\n4<think>\nno\n</think>\n\n4", "stop", "why", "4<think>\nno\n</think>\n\n4", 1, "correct"),
+        ("why\n</think>\n\n4</think>\n\n5</think>", "stop", "why", "4</think>\n\n5</think>", 2, "ok"),
+        ("why\n</think>\n\n4<think>\nno\n</think>\n\n4", "stop", "why", "4<think>\nno\n</think>\n\n4", 1, "ok"),
         ("why 4", "length", "why 4", "", 0, "truncated"),
-        ("why\n</think>\n\n4", "stop", "why", "4", 0, "correct"),
+        ("why\n</think>\n\n4", "stop", "why", "4", 0, "ok"),
     ],
     ids=["several closes", "a reopening", "a cut", "one close"],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from eval.tasks import TASKS, get_task
 from eval.tasks.base import Verdict
+from eval.tasks.data import Data, digest_of, read_rows, read_split
 from eval.tasks.gsm8k import CARD_REQUEST
 from tests.eval.conftest import write_rows
 
@@ -19,17 +20,44 @@ SOLUTION = "She has 1,000 + 200 = <<1000+200=1200>>1,200.\n#### 1,200"
 
 def load(tmp_path, rows, task="qa", protocol="official", name="test.jsonl", limit=None):
     write_rows(tmp_path / task / name, rows)
-    return get_task(task).load(protocol, str(tmp_path), limit)[1]
+    return get_task(task).load(protocol, str(tmp_path), limit).documents
 
 
 def test_unknown_task():
-    with pytest.raises(ValueError, match=r"'mmlu' does not exist; choose from gsm8k, ifeval, qa"):
-        get_task("mmlu")
+    with pytest.raises(ValueError, match=r"'gms8k' does not exist; choose from .*gsm8k, .*Did you mean gsm8k\?"):
+        get_task("gms8k")
 
 
 def test_ids_are_given_or_row_numbers_from_zero(tmp_path):
     assert [document.id for document in load(tmp_path, [*QA_ROWS, QA_ROWS[0]])] == [0, "sky", 2]
     assert [document.id for document in load(tmp_path, QA_ROWS, limit=1)] == [0]
+
+
+def test_data_may_lie_in_one_folder_a_subject_or_in_shards(tmp_path):
+    data = Data(splits=("val",))
+    write_rows(tmp_path / "t" / "law" / "val.jsonl", [{"x": 2}])
+    write_rows(tmp_path / "t" / "art" / "val.jsonl", [{"x": 0}, {"x": 1, "subject": "own"}])
+    _, rows = read_split("t", data, str(tmp_path), "val")
+    assert [row.fields for row in rows] == [
+        {"subject": "art", "x": 0}, {"subject": "own", "x": 1}, {"subject": "law", "x": 2},
+    ]  # fmt: skip
+    assert [row.number for row in rows] == [0, 1, 2]
+    for shard in (1, 0):
+        path = tmp_path / "s" / "data" / f"val-0000{shard}-of-00002.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"x": shard}]), path)
+    _, rows = read_split("s", data, str(tmp_path), "val")
+    assert [row.fields["x"] for row in rows] == [0, 1]
+    with pytest.raises(ValueError, match=r"s holds \['data'\]; put the data of s at .*s/test.jsonl"):
+        read_split("s", data, str(tmp_path), "test")
+
+
+def test_equal_rows_have_equal_digests_however_they_are_stored(tmp_path):
+    rows = [{"question": "é?", "answer": "4", "n": 1}]
+    write_rows(tmp_path / "a.jsonl", rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    one, other = (digest_of(read_rows(tmp_path / name)) for name in ("a.jsonl", "a.parquet"))
+    assert one == other != digest_of([])
 
 
 @pytest.mark.parametrize("names", [["test.jsonl", "train.jsonl"], ["questions.jsonl"], ["test.parquet"]])
@@ -38,8 +66,8 @@ def test_the_data_file_is_found(tmp_path, names):
         path = write_rows(tmp_path / "qa" / name, QA_ROWS if name != "train.jsonl" else [])
         if path.suffix == ".parquet":
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist([QA_ROWS[0]]), path)
-    found, documents = get_task("qa").load("official", str(tmp_path))
-    assert found.name == names[0]
+    documents = get_task("qa").load("official", str(tmp_path)).documents
+    assert len(documents) == (1 if path.suffix == ".parquet" else 2)
     assert documents[0].messages == [{"role": "user", "content": "2+2?"}]
 
 
@@ -100,7 +128,7 @@ def test_without_a_data_directory_the_hub_file_is_fetched_at_its_revision(tmp_pa
         return str(write_rows(tmp_path / "x.jsonl", [{"question": "q", "answer": SOLUTION}]))
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    _, documents = get_task("gsm8k").load("official", None)
+    documents = get_task("gsm8k").load("official", None).documents
     assert len(documents) == 1
     ((repo, filename, repo_type, revision),) = asked
     assert (repo, filename, repo_type) == ("openai/gsm8k", "main/test-00000-of-00001.parquet", "dataset")
@@ -124,39 +152,19 @@ def test_an_unreachable_hub_is_a_clear_error(monkeypatch):
 )
 def test_qa_verdicts(tmp_path, response, prediction, correct):
     verdict = load(tmp_path, QA_ROWS)[1].score(response)
-    assert (verdict.prediction, verdict.correct, verdict.answered) == (prediction, correct, prediction is not None)
+    assert (verdict.prediction, verdict.correct, verdict.parsed) == (prediction, correct, prediction is not None)
     assert verdict.metrics == {"accuracy": [correct]}
 
 
 @pytest.mark.parametrize("values", [[], [float("nan")], [1.0, float("inf")]])
 def test_a_metric_is_one_finite_number_or_more(values):
     with pytest.raises(ValueError, match="metric 'length' has the values"):
-        Verdict(True, True, {"length": values})
+        Verdict(True, {"length": values})
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_is_found_by_its_name(name):
     assert get_task(name).name == name
-
-
-@pytest.mark.parametrize(
-    ("correct", "answered", "finish_reason", "outcome"),
-    [
-        ("1200", True, "stop", "correct"),
-        ("1200", True, "length", "correct"),
-        ("7", True, None, "wrong"),
-        ("7", True, "length", "truncated"),
-        ("", False, "stop", "no_answer"),
-        ("", False, "length", "truncated"),
-        ("7", True, "loop", "truncated"),
-        ("7", True, "budget", "wrong"),
-    ],
-)
-def test_outcomes(tmp_path, correct, answered, finish_reason, outcome):
-    (document,) = load(tmp_path, [{"question": "q", "answer": SOLUTION}], task="gsm8k")
-    verdict = document.score(correct)
-    assert verdict.answered == answered
-    assert verdict.outcome(finish_reason) == outcome
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,21 @@
 """An engine whose answers are known, for tests of what is done with answers."""
 
+import types
 from collections.abc import Iterable
 
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.requests import Completion, Event, StreamedToken
+from qwen35_jax.inference.sizes import EngineSizes
+from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing.thinking import ThinkingStream, opens_thinking
 from qwen35_jax.processing.tokenizer import Tokenizer
 
 END = "<|im_end|>"
+SIZES = EngineSizes(
+    slots=8, shards=1, num_pages=9, page_size=64, most_pages=8, chunk=128, small_chunk=32, num_drafts=0,
+    steps_per_call=8, draft_vocabulary=None,
+)  # fmt: skip
 
 
 class ScriptedEngine(Engine):
@@ -16,9 +24,13 @@ class ScriptedEngine(Engine):
     An answer is cut off if it lacks the end of turn. The answer ``too long`` refuses the prompt.
     """
 
+    model = types.SimpleNamespace(config=PRESETS["2b"])
+    metrics = Metrics()
+
     def __init__(self, tokenizer: Tokenizer, answers: Iterable[str]):
         self.tokenizer, self.answers, self.prompts, self.seeds = tokenizer, iter(answers), [], []
         self.running = []
+        self.sizes = SIZES
 
     def submit(self, prompt, *, seed=0, stream=False, **_):
         answer = next(self.answers)

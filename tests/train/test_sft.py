@@ -296,13 +296,13 @@ def test_resuming_with_other_settings_is_refused(whole_run, inputs, capsys):
 
 
 SCORED = """
-from configs.tiny_sft_scored import config as scored, score
-
-def on_these_questions(model, tokenizer):
-    return score(model, tokenizer, data_dir={data_dir!r})
+from configs import tiny_sft
+from configs.scoring import scored
+from eval.config import EvalConfig
 
 def config():
-    return scored().replace(evaluate=on_these_questions, evaluate_every=4)
+    questions = EvalConfig(tasks=("qa",), data_dir={data_dir!r}, max_new_tokens=16, slots=2, cache_tokens=512)
+    return scored(tiny_sft.config(), questions, every=4)
 """
 
 
@@ -315,8 +315,10 @@ def test_a_run_scores_itself_and_traces_chosen_steps(command, whole_run, tmp_pat
     command.run(workdir, *LORA, "--profile", "4:5", config=str(tmp_path / "scored.py"))
     rows = timeless(workdir)
     assert [row["step"] for row in rows if "eval_qa_accuracy" in row] == [4, 8, 9]
-    assert [row | {"eval_qa_accuracy": 0} for row in rows] == [
-        row | {"eval_qa_accuracy": 0} for row in timeless(whole_run[0])
-    ]
-    assert json.loads((workdir / "config.json").read_text())["options"]["evaluate"].endswith(".on_these_questions")
+    assert [row["step"] for row in rows if "eval_qa_cut" in row] == [4, 8, 9]
+    figures = {"eval_qa_accuracy", "eval_qa_cut"}
+    trained = [{name: value for name, value in row.items() if name not in figures} for row in rows]
+    assert trained == timeless(whole_run[0])
+    evaluate = json.loads((workdir / "config.json").read_text())["options"]["evaluate"]
+    assert evaluate.startswith("configs.scoring.scored.")
     assert list((workdir / "profile").rglob("*.xplane.pb"))

@@ -1,0 +1,131 @@
+"""A made-up run in thinking mode: documents with subjects, samples of every outcome, and the results to them.
+
+python -m tests.eval.report.fake_run OUT [DOCUMENTS]
+"""
+
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from eval.protocols import Protocol
+from eval.report import write_report
+from eval.samples import Reply, SampleFile, make_sample, samples_path
+from eval.stats import INTERVALS, mean_interval, wilson
+from eval.summary import summarize
+from eval.tasks.base import CUT, Document, Verdict, user_turn
+
+SUBJECTS = {
+    "biology": 0.83, "business": 0.71, "chemistry": 0.69, "computer science": 0.68, "economics": 0.72,
+    "engineering": 0.47, "health": 0.6, "history": 0.53, "law": 0.36, "mathematics": 0.79, "other": 0.55,
+    "philosophy": 0.56, "physics": 0.72, "psychology": 0.69,
+}  # fmt: skip
+LIMIT = 32_768
+BUDGETS = (256, 512, 1024, 2048, 4096, 8192, 16_384, LIMIT)
+EDGES = [0, *(int(2 ** (5 + each / 2)) for each in range(21))]
+SAMPLING = {
+    "temperature": 1.0, "top_k": 20, "top_p": 0.95, "presence_penalty": 1.5, "thinking_budget": None,
+    "budget_close": "sentence",
+}  # fmt: skip
+PROTOCOL = Protocol("arXiv:2406.01574, the authors' repository")
+
+
+def document(number, subject, target):
+    options = "\n".join(f"{letter}. the {place}th possibility" for place, letter in enumerate("ABCDEFGHIJ", start=1))
+    question = f"Question {number} about {subject}: which follows?\n{options}\nShow your choice in \\boxed{{}}."
+
+    def score(response):
+        found = response.rpartition("answer is ")[2].strip(" .") if "answer is " in response else None
+        return Verdict(found == target, {"accuracy": [found == target]}, found, parsed=found is not None)
+
+    return Document(number, user_turn(question), score, group=subject, target=target)
+
+
+def reply(draw, each, ability, scale):
+    """Returns what a model might write; ``scale`` shrinks the numbers of stored tokens, not their distribution."""
+    length = int(min(LIMIT, draw.lognormvariate(7.6, 1.1)) * scale)
+    thinking = " ".join(["Let me think about the possibilities one by one."] * (length // 20 + 1))
+    ids = [0] * length
+    fate = draw.random()
+    if length >= int(LIMIT * scale) or fate < 0.01:
+        reason = "length" if fate < 0.6 else "loop"
+        return Reply(thinking, "", reason, [1] * 120, ids, [])
+    right = draw.random() < ability * (1.1 if length < 2000 * scale else 0.93)
+    letter = each.target if right else draw.choice([letter for letter in "ABCDEFGHIJ" if letter != each.target])
+    response = f"The second possibility follows from the first.\n\nThe answer is {letter}."
+    if fate > 0.985:
+        response = "" if fate > 0.99 else "I cannot choose among these."
+    reason = "error" if fate > 0.998 else "stop"
+    return Reply(thinking, response, reason, [1] * 120, ids, [max(0, length - 30)], seed=draw.getrandbits(50))
+
+
+def write_samples(out, task, num_documents, scale):
+    """Writes a task's samples and returns its documents and summary."""
+    draw = random.Random(task)
+    documents, file = [], SampleFile(samples_path(out, task))
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(num_documents):
+        subject = draw.choice(list(SUBJECTS))
+        each = document(number, subject, draw.choice("ABCDEFGHIJ"))
+        documents.append(each)
+        file.append(make_sample(each, reply(draw, each, SUBJECTS[subject], scale), PROTOCOL))
+    return documents, summary_of(list(file.finished.values()), scale)
+
+
+def estimate(hits, n):
+    low, high = wilson(float(hits), n)
+    return {"value": float(hits / n), "low": float(low), "high": float(high), "n": n}
+
+
+def summary_of(samples, scale):
+    right = np.array([sample["correct"] for sample in samples])
+    cut = np.array([sample["outcome"] in CUT for sample in samples])
+    tokens = np.array([sample["num_tokens"] for sample in samples])
+    closes = np.array([sample["close_positions"][0] if sample["close_positions"] else 10**9 for sample in samples])
+    subjects = np.array([sample["group"] for sample in samples])
+    edges = [edge * scale for edge in EDGES]
+    n = len(samples)
+
+    def curve(lengths):
+        budgets = [int(budget * scale) for budget in BUDGETS]
+        return [{"budget": each} | estimate((right & ~cut & (lengths <= each)).sum(), n) for each in budgets]
+
+    groups = {name: estimate(right[subjects == name].sum(), int((subjects == name).sum())) for name in SUBJECTS}
+    macro = mean_interval([group["value"] for group in groups.values()])
+    value = float(right.mean())
+    parts = {"right": right, "wrong": ~right & ~cut, "cut": cut}
+    return summarize(samples, headline="accuracy", macro=True) | {
+        "protocol": "card", "source": PROTOCOL.source, "data": "TIGER-Lab/MMLU-Pro@b189ec7", "data_sha256": "9f" * 32,
+        "sampling": SAMPLING, "max_new_tokens": LIMIT, "cut_is_wrong": True,
+        "cut": {"count": int(cut.sum())} | estimate(cut.sum(), n),
+        "cut_as_wrong": {"accuracy": estimate(right.sum(), n)},
+        "closed_by_budget": 0,
+        "groups": groups,
+        "macro": dict(zip(("value", "low", "high"), macro, strict=True)) | {"n": len(groups)},
+        "lengths": {
+            "mean": float(tokens.mean()), "max": int(tokens.max()), "edges": edges,
+            **{f"p{p}": int(np.percentile(tokens, p)) for p in (50, 90, 99)},
+            **{kind: np.histogram(tokens[which], edges)[0].tolist() for kind, which in parts.items()},
+        },
+        "curve": curve(tokens), "thinking_curve": curve(closes),
+        "card": {"published": 66.5, "difference": 100 * value - 66.5, "inside": abs(value - 0.665) < 0.01},
+    }  # fmt: skip
+
+
+def write_run(out, tasks=("mmlu_pro",), num_documents=300, scale=0.02):
+    """Writes a whole evaluation directory and returns its results and documents."""
+    results = {
+        "model": "Qwen/Qwen3.5-2B", "adapter": None, "mode": "thinking", "protocol": "card", "style": "chat",
+        "repeats": 1, "seed": 0, "thinking_budget": None, "labels": [], "intervals": INTERVALS, "tasks": {},
+        "seconds": {"total": 1.0},
+    }  # fmt: skip
+    documents = {}
+    for task in tasks:
+        documents[task], results["tasks"][task] = write_samples(out, task, num_documents, scale)
+    write_report(out, results, documents)
+    return results, documents
+
+
+if __name__ == "__main__":
+    write_run(Path(sys.argv[1]), ("mmlu_pro", "supergpqa"), int(sys.argv[2]) if sys.argv[2:] else 3000, scale=1.0)
