@@ -51,10 +51,10 @@ _RESPONSES: dict[tuple[Mode, str | None, str | None], Expected] = {
 
 
 def expected_documents(task: str, split: str | None) -> Expected | None:
-    """Returns the documents of a split; None for a task whose data are the user's own."""
+    """Returns the documents of a split; None where they are not known, as those of the user's own data."""
     splits = DOCUMENTS.get(task, {})
-    name = split if split in splits else next(iter(splits), None)
-    return None if name is None else Expected(splits[name], f"split {name} of the published data")
+    name = next(iter(splits), None) if split is None else split
+    return Expected(splits[name], f"split {name} of the published data") if name in splits else None
 
 
 def expected_prompt(protocol: ProtocolName, shots: int) -> Expected:

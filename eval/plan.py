@@ -95,7 +95,8 @@ def load_of(config: PlanConfig, task: Task, model: ModelConfig, mode: Mode) -> L
         documents = Expected(len(loaded.documents), f"counted in {loaded.source}")
         prompt = _measured_prompt(run, loaded.documents) or prompt
     if documents is None:
-        raise ValueError(f"how many documents {task.name} has is not known; give --data-dir.")
+        split = "" if run.split is None else f" in split {run.split}"
+        raise ValueError(f"how many documents {task.name} has{split} is not known; give --data-dir.")
     if run.limit is not None and run.limit < documents.value:
         documents = Expected(run.limit, f"--limit {run.limit} of {documents.value:,}")
     response = expected_response(task.name, mode, run.style, size, limit)
@@ -163,16 +164,24 @@ def _with_slots(model: ModelConfig, topology: str, workload: Workload, run: Eval
     return lay_out(model, topology, dataclasses.replace(workload, slots=-(-run.slots // shards) * shards), mesh)
 
 
+def read_command(arguments: Sequence[str]) -> PlanConfig:
+    """Returns the settings of ``CONFIG.py [overrides]``.
+
+    Raises:
+      ValueError: no run file of an evaluation first, or a wrong override.
+    """
+    usage = f"{_PROGRAM} CONFIG.py"
+    if arguments and arguments[0] in ("-h", "--help"):
+        parse(["--help"], PlanConfig(EvalConfig()), program=usage)
+    run = config_from_command_line(arguments[:1], EvalConfig, program=_PROGRAM)
+    return parse(arguments[1:], PlanConfig(run), program=usage)
+
+
 @one_line_errors()
 @options_as_typed(lambda: options_of(PlanConfig))
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    usage = f"{_PROGRAM} CONFIG.py"
-    if arguments[:1] in (["-h"], ["--help"]):
-        parse(["--help"], PlanConfig(EvalConfig()), program=usage)
-    run = config_from_command_line(arguments[:1], EvalConfig, program=_PROGRAM)
-    config = parse(arguments[1:], PlanConfig(run), program=usage)
+    config = read_command(sys.argv[1:] if argv is None else argv)
     plans = make_plans(config)
     if config.json is not None:
         write_json(Path(config.json), to_json(plans, config.price_per_chip_hour))

@@ -11,7 +11,7 @@ from eval.config import EvalConfig
 from eval.expected import DOCUMENTS, Expected, expected_documents, expected_prompt, expected_response
 from eval.plan import PlanConfig, load_of, main
 from eval.plan_report import Load, TaskPlan, to_json, to_text
-from eval.tasks import get_task
+from eval.tasks import TASKS, get_task
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.inference.sizes import EngineSizes
@@ -112,6 +112,10 @@ def test_five_language_benchmarks_of_the_2b_take_415_million_tokens():
     assert tokens == pytest.approx(415e6, rel=0.01)
 
 
+def test_every_benchmark_has_its_documents():
+    assert DOCUMENTS.keys() == {*TASKS} - {"qa"}
+
+
 def test_figures_say_where_they_come_from():
     assert expected_documents("ceval", "test") == (12_342, "split test of the published data")
     assert expected_documents("ceval", None).value == 1_346 and expected_documents("qa", None) is None
@@ -161,6 +165,7 @@ def test_documents_and_prompts_are_counted_where_data_and_tokenizer_are_at_hand(
         (["--topology"], "--topology"),
         (["--tasks", "gsm9k"], "task 'gsm9k' does not exist"),
         (["--tasks", "qa"], "how many documents qa has is not known; give --data-dir"),
+        (["--tasks", "mmlu", "--split", "dev"], "how many documents mmlu has in split dev is not known"),
         (["--price-per-chip-hour", "-1"], "--price-per-chip-hour -1.0; give a price from 0"),
         (["--price-per-chip-hour", "cheap"], "cheap"),
         (["--mean-tokens", "0"], "--mean-tokens 0; give at least 1"),
@@ -170,7 +175,7 @@ def test_documents_and_prompts_are_counted_where_data_and_tokenizer_are_at_hand(
         (["--modes", "loud"], "loud"),
         (["--json", RUN_FILE], "exists; name a new file"),
         (["--topologies", "v5e:2x4"], "Did you mean --topology?"),
-        (["--data-dir", "nowhere"], "nowhere/ifeval is not a folder"),
+        (["--data-dir", "nowhere"], "nowhere/mmlu_pro is not a folder"),
     ],
 )
 def test_wrong_commands_end_in_one_line(flags, message, capsys, monkeypatch):
