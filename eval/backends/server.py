@@ -186,7 +186,7 @@ class ServerBackend:
 
 def needed_settings(config: EvalConfig) -> set[Setting]:
     """Returns the settings that the responses of the configured tasks depend on."""
-    samplings = [sampling_of(config, get_task(name).protocol(config.protocol), None) for name in config.tasks]
+    samplings = [sampling_of(config, get_task(name).protocol(config.protocol), lambda: None) for name in config.tasks]
     sampled = [sampling for sampling in samplings if not sampling.greedy]
     needed: dict[Setting, bool] = {
         "presence_penalty": any(sampling.presence_penalty for sampling in samplings),
