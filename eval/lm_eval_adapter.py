@@ -297,10 +297,12 @@ def _seeds(seed: int, requests: Sequence[Instance]) -> list[int]:
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs ``lm_eval`` with our model, unless a configuration file or another model is named."""
+    """Runs the command ``lm_eval`` with our model, unless the arguments or a configuration file name another."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] not in (["run"], ["ls"], ["validate"]):
+        arguments = ["run", *arguments]
     names = {argument.partition("=")[0] for argument in arguments}
-    if not names & {"-h", "--help", "ls", "validate", "--model", "-M", "--config", "-C"}:
+    if arguments[0] == "run" and not names & {"--model", "-M", "--config", "-C"}:
         arguments += ["--model", NAME]
     leave_out_absent_tpu()
     keep_compiled_programs()

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from eval.config import EvalConfig
+from eval.plan import read_command
 from eval.score import ScoreConfig
 from qwen35_jax import cli
 from qwen35_jax.command import config_from_command_line, parse
@@ -56,6 +57,8 @@ def _parse_module(module: str, arguments: list[str]) -> Any:
     if module in _RUN_FILES:
         run_file, *overrides = arguments
         return config_from_command_line([str(REPO / run_file), *overrides], _RUN_FILES[module], program=program)
+    if module == "eval.plan":
+        return read_command([str(REPO / arguments[0]), *arguments[1:]])
     if module == "eval.score":
         return parse(arguments, ScoreConfig, program=program)
     # Argparse modules have their own help; an option that it does not show does not exist.

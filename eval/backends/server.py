@@ -100,9 +100,12 @@ class ServerBackend:
           ServerGoneError: the server no longer answers anything.
         """
         bodies = [(_PATHS[request.style], self._body(request)) for request in requests]
+        # As in an engine, the longest may begin first, so that none of them is left alone at the end.
+        places = sorted(range(len(requests)), key=lambda place: -requests[place].max_new_tokens)
         failures: list[Failure] = []
 
-        def finish(place: int, answer: Answer | Failure) -> None:
+        def finish(number: int, answer: Answer | Failure) -> None:
+            place = places[number]
             request = requests[place]
             if isinstance(answer, Answer):
                 on_reply(place, self._reply(request, answer))
@@ -111,7 +114,7 @@ class ServerBackend:
             failures.append(answer)
             on_reply(place, Reply(None, "", "error", seed=request.seed))
 
-        self._client.ask_all(bodies, finish)
+        self._client.ask_all([bodies[place] for place in places], finish)
         if failures:
             logger.warning("%d of %d requests failed; the first: %s", len(failures), len(requests), failures[0])
 
@@ -186,7 +189,7 @@ class ServerBackend:
 
 def needed_settings(config: EvalConfig) -> set[Setting]:
     """Returns the settings that the responses of the configured tasks depend on."""
-    samplings = [sampling_of(config, get_task(name).protocol(config.protocol), None) for name in config.tasks]
+    samplings = [sampling_of(config, get_task(name).protocol(config.protocol), lambda: None) for name in config.tasks]
     sampled = [sampling for sampling in samplings if not sampling.greedy]
     needed: dict[Setting, bool] = {
         "presence_penalty": any(sampling.presence_penalty for sampling in samplings),

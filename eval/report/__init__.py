@@ -13,7 +13,7 @@ import jinja2
 
 from eval.report import charts, wording
 from eval.report.failures import failures_of
-from eval.report.lengths import thinking_lengths
+from eval.report.thinking import thinking_lengths
 from eval.samples import SampleFile, samples_path
 from eval.tasks.base import Document
 from qwen35_jax.storage import write_atomically, write_json
@@ -40,7 +40,7 @@ def write_report(
     for number, (task, summary) in enumerate(results["tasks"].items(), start=1):
         thinking = None
         if results.get("mode") != "non_thinking":
-            thinking = thinking_lengths(files[task].finished.values(), summary.get("lengths"))
+            thinking = thinking_lengths(files[task].finished.values())
         tasks.append(
             {
                 "name": task,

@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.report.wording import amount, estimate, is_share, number, published
+from eval.cells import is_share, share
+from eval.report.wording import amount, estimate, interval, number, published
 
 KINDS = {"right": "right", "wrong": "wrong", "cut": "cut off"}
 _BARS_HEIGHT = 56
@@ -72,20 +73,23 @@ class Histograms:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of the curve and its interval, as SVG points in a box of 100 by 100; dots in percent and pixels."""
+    """A line of the curve and its interval, as SVG points in a box of 100 by 100."""
 
     kind: str
     name: str
     points: str
     band: str
-    dots: list[tuple[float, float, str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Score against budget: its lines, its axes, the height of the card's figure, and its numbers as rows."""
+    """Score against budget: its lines, its axes, the height of the card's figure, and its numbers as rows.
+
+    The dots of the first line are places in percent across and in pixels down, with words.
+    """
 
     lines: list[Line]
+    dots: list[tuple[float, float, str]]
     across: list[Tick]
     up: list[Tick]
     card: Tick | None
@@ -102,8 +106,8 @@ def strip(metric: Mapping[str, Any], summary: Mapping[str, Any] | None = None) -
     if not is_share(metric):
         return None
     card = None if summary is None else published(summary)
-    words = f"{amount(metric)}, 95 % interval {100 * metric['low']:.2f} to {100 * metric['high']:.2f}"
-    words += "" if card is None else f"; the model card says {100 * card:.1f} %"
+    words = f"{amount(metric)}, 95 % interval {interval(metric)}"
+    words += "" if card is None else f"; the model card says {share(card)}"
     value, low, high = (_share_place(metric[name]) for name in ("value", "low", "high"))
     return Strip(value, low, high, None if card is None else _share_place(card), words)
 
@@ -167,19 +171,27 @@ def curve(summary: Mapping[str, Any]) -> Curve | None:
     series = {"response": points}
     if summary.get("thinking_curve"):
         series["thought"] = summary["thinking_curve"]
-    names = {"response": "the response ended within the budget", "thought": "the thought closed within the budget"}
+    names = {"response": "budget of the whole response", "thought": "budget of the thinking alone"}
     budgets = sorted({point["budget"] for each in series.values() for point in each})
-    share = published(summary)
-    top = _ceiling(max([point["high"] for each in series.values() for point in each] + [share or 0.0]))
+    card_says = published(summary)
+    top = _ceiling(max([point["high"] for each in series.values() for point in each] + [card_says or 0.0]))
     lines = [_line(kind, names[kind], each, budgets, top) for kind, each in series.items()]
     step = top / 4
     up = [Tick(_height(step * place, top), f"{100 * step * place:g} %", "end") for place in range(5)]
-    card = None if share is None else Tick(_height(share, top), f"model card {100 * share:.1f} %")
+    card = None if card_says is None else Tick(_height(card_says, top), f"model card {share(card_says)}")
     shown = [points[round(place * (len(points) - 1) / 4)] for place in range(5)] if len(points) > 5 else points
     words = "; ".join(f"at {point['budget']:,} tokens {amount(point)}" for point in shown)
     by_budget = [{point["budget"]: estimate(point) for point in each} for each in series.values()]
     rows = [(number(budget), [each.get(budget, "") for each in by_budget]) for budget in budgets]
-    return Curve(lines, _budget_ticks(budgets), up, card, words, rows)
+    dots = [
+        (
+            _place(point["budget"], budgets),
+            _height(point["value"], top),
+            f"{point['budget']:,} tokens: {estimate(point)}",
+        )
+        for point in points
+    ]
+    return Curve(lines, dots, _budget_ticks(budgets), up, card, words, rows)
 
 
 def _ceiling(share: float) -> float:
@@ -194,15 +206,7 @@ def _line(kind: str, name: str, points: Sequence[Mapping[str, Any]], budgets: Se
     upper = [box(point["budget"], min(top, point["high"])) for point in points]
     lower = [box(point["budget"], point["low"]) for point in points]
     middle = [box(point["budget"], point["value"]) for point in points]
-    dots = [
-        (
-            round(_CURVE_LEFT + _CURVE_WIDTH * _across(point["budget"], budgets), 2),
-            _height(point["value"], top),
-            f"{point['budget']:,} tokens: {estimate(point)}",
-        )
-        for point in points
-    ]
-    return Line(kind, name, " ".join(middle), " ".join([*upper, *reversed(lower)]), dots)
+    return Line(kind, name, " ".join(middle), " ".join([*upper, *reversed(lower)]))
 
 
 def _across(budget: int, budgets: Sequence[int]) -> float:
@@ -215,6 +219,10 @@ def _across(budget: int, budgets: Sequence[int]) -> float:
     return (budget - low) / (high - low)
 
 
+def _place(budget: int, budgets: Sequence[int]) -> float:
+    return round(_CURVE_LEFT + _CURVE_WIDTH * _across(budget, budgets), 2)
+
+
 def _height(share: float, top: float) -> float:
     return round(_CURVE_TOP + _CURVE_HEIGHT * (1 - share / top), 1)
 
@@ -223,8 +231,7 @@ def _budget_ticks(budgets: Sequence[int]) -> list[Tick]:
     """Returns labels of some budgets, none closer to the next than a sixth of the width."""
     ticks: list[Tick] = []
     for budget in reversed(budgets):
-        place = _across(budget, budgets)
-        if not ticks or ticks[-1].place - _CURVE_LEFT - _CURVE_WIDTH * place >= _CURVE_WIDTH / _MOST_TICKS:
-            anchor = "end" if budget == budgets[-1] else "middle"
-            ticks.append(Tick(round(_CURVE_LEFT + _CURVE_WIDTH * place, 2), _short(budget), anchor))
+        place = _place(budget, budgets)
+        if not ticks or ticks[-1].place - place >= _CURVE_WIDTH / _MOST_TICKS:
+            ticks.append(Tick(place, _short(budget), "middle" if ticks else "end"))
     return ticks[::-1]

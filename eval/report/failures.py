@@ -107,7 +107,7 @@ def _failure(sample: Sample, document: Document | None, style: str, room: int) -
 
 
 def _facts(sample: Sample) -> dict[str, str]:
-    tokens, closes, found = sample.get("token_ids"), sample.get("close_positions"), sample["prediction"]
+    tokens, closes, found = sample.get("num_tokens"), sample.get("close_positions"), sample["prediction"]
     # Some tasks extract nothing from any response.
     found = "nothing" if found is None and sample["outcome"] != "ok" else found
     metrics = [f"{name} {', '.join(f'{value:g}' for value in values)}" for name, values in sample["metrics"].items()]
@@ -116,7 +116,7 @@ def _facts(sample: Sample) -> dict[str, str]:
         "right answer": None if sample["target"] is None else _brief(sample["target"]),
         "scores": _brief("; ".join(metrics), 300),
         "ended by": sample["finish_reason"],
-        "tokens": None if tokens is None else f"{len(tokens):,}",
+        "tokens": None if tokens is None else f"{tokens:,}",
         "thinking tokens": f"{closes[0]:,}" if closes else None,
         "thought closed by the budget": "yes" if sample.get("closed_by_budget") else None,
         "seed": sample.get("seed"),

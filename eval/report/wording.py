@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from eval.cells import figure, is_share, share
+
 # Sampling settings, with the value that changes nothing.
 _SAMPLING = {
     "top_p": 1.0,
@@ -26,21 +28,14 @@ def number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def is_share(metric: Mapping[str, Any]) -> bool:
-    """Whether an estimate is a share, which is told in percent; any other number is told as it is."""
-    return metric["low"] >= 0 and metric["high"] <= 1
-
-
 def amount(metric: Mapping[str, Any]) -> str:
-    """Returns the value of an estimate."""
-    return f"{100 * metric['value']:.2f} %" if is_share(metric) else number(float(metric["value"]))
+    """Returns the value of an estimate: a share in percent, any other number as it is."""
+    return figure(metric)[0] + (" %" if is_share(metric) else "")
 
 
 def interval(metric: Mapping[str, Any]) -> str:
     """Returns the ends of the interval of an estimate."""
-    if is_share(metric):
-        return f"[{100 * metric['low']:.2f}, {100 * metric['high']:.2f}]"
-    return f"[{number(float(metric['low']))}, {number(float(metric['high']))}]"
+    return figure(metric)[1]
 
 
 def estimate(metric: Mapping[str, Any]) -> str:
@@ -49,51 +44,60 @@ def estimate(metric: Mapping[str, Any]) -> str:
 
 
 def published(summary: Mapping[str, Any]) -> float | None:
-    """Returns the model card's figure as a share; cards write percent."""
-    value = (summary.get("card") or {}).get("published")
-    return None if value is None else value / 100 if value > 1 else value
+    """Returns the model card's figure, a share of 1; None where it has none."""
+    return (summary.get("card") or {}).get("published")
 
 
 def card(summary: Mapping[str, Any]) -> str:
     """Returns how a score compares with the model card; a figure that is missed is told with the share cut."""
-    told, share = summary["card"], published(summary)
-    if share is None:
-        return told.get("note") or ""
-    parts = [f"card {100 * share:.1f} %"]
-    if told.get("difference") is not None:
-        scale = 1 if told["published"] > 1 else 100
-        parts.append(f"difference {scale * told['difference']:+.2f} points".replace("-", "\u2212"))
-    if told.get("inside") is not None:
-        parts.append("inside the interval" if told["inside"] else "outside the interval")
-    if told.get("inside") is False and "cut" in summary:
-        parts.append(f"{estimate(summary['cut'])} cut")
-    if told.get("note"):
-        parts.append(told["note"])
-    return ", ".join(parts)
+    told = summary["card"]
+    points = f"{100 * told['difference']:+.2f} points".replace("-", "\u2212")
+    return f"card {share(told['published'])}, difference {points}, {_verdict(summary)}"
+
+
+def _verdict(summary: Mapping[str, Any]) -> str:
+    told = summary["card"]
+    if told.get("not_comparable"):
+        return f"not comparable: {'; '.join(told['not_comparable'])}"
+    if told.get("inside"):
+        return "inside the interval"
+    if told.get("met"):
+        return "outside the interval, but within 2 points"
+    return f"outside the interval, with {estimate(summary['cut'])} of the responses cut off"
 
 
 def conditions(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """Returns what a task's figures were measured under, as far as it is known.
+    """Returns what a task's figures were measured under.
 
     These are protocol, mode, style, sampling, budget, documents, repeats and the share of responses that were cut.
+    What nobody recorded is named.
     """
-    protocol = summary.get("protocol") or results.get("protocol")
-    parts = [f"protocol {protocol}" if protocol else ""]
-    if results.get("mode"):
-        parts.append(str(results["mode"]).replace("_", "-"))
-    if results.get("style", "chat") != "chat":
-        parts.append(f"style {results['style']}")
-    if summary.get("sampling") is not None:
-        parts.append(_sampling(summary["sampling"]))
-    if summary.get("max_new_tokens") is not None:
-        parts.append(f"at most {number(summary['max_new_tokens'])} tokens")
-    parts.append(_budget(results, summary))
+    parts = [f"protocol {results['protocol']}" if results.get("protocol") else ""]
+    style = results.get("style", "chat")
+    if style != "likelihood":
+        parts += _of_generation(results, summary)
+    if style != "chat":
+        parts.append(f"style {style}")
     parts.append(f"N {number(summary['n'])}")
     if results.get("repeats", 1) > 1:
         parts.append(f"{results['repeats']} samples each")
-    if "cut" in summary:
-        parts.append(f"cut {estimate(summary['cut'])}")
+    if "cut" in summary and style != "likelihood":
+        unknown = summary["cut"].get("unknown") == summary["samples"]
+        parts.append("cut unknown" if unknown else f"cut {estimate(summary['cut'])}")
     return " · ".join(part for part in parts if part)
+
+
+def _of_generation(results: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
+    """Returns mode, sampling and budget of responses that were written."""
+    mode, sampling, longest = results.get("mode"), summary.get("sampling"), summary.get("max_new_tokens")
+    known = {
+        "mode": None if mode is None else mode.replace("_", "-"),
+        "sampling": None if sampling is None else _sampling(sampling),
+        "budget": None if longest is None else f"at most {number(longest)} tokens",
+    }
+    lacking = [name for name, words in known.items() if words is None]
+    told = [words for words in known.values() if words is not None]
+    return [*told, _thinking_budget(results, summary), f"{', '.join(lacking)} not recorded" if lacking else ""]
 
 
 def _sampling(settings: Mapping[str, Any]) -> str:
@@ -108,7 +112,7 @@ def _sampling(settings: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _budget(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+def _thinking_budget(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     sampling = summary.get("sampling") or {}
     budget = results.get("thinking_budget") or sampling.get("thinking_budget")
     if not budget:

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-from eval.scorers.choice import CARD_REQUEST, LETTERS
+from eval.scorers.choice import LETTERS
 from eval.tasks.base import Likelihood, Verdict
+
+# Source: the model card of Qwen3.5-2B, "Best Practices".
+CARD_REQUEST = 'Please show your choice in the `answer` field with only the choice letter, e.g., "answer": "C".'
 
 
 def lettered(options: Sequence[str], mark: str = ".") -> str:

@@ -25,7 +25,7 @@ from qwen35_jax.inference.slots import Slots
 from qwen35_jax.model import Qwen35
 from qwen35_jax.planning.aot import Compiled, abstract_model, bytes_per_device, compile_abstract, topology_devices
 from qwen35_jax.planning.decode_report import DecodePlan, Work
-from qwen35_jax.planning.devices import find_device
+from qwen35_jax.planning.devices import Device, find_device
 from qwen35_jax.planning.flops import forward_flops_per_token
 from qwen35_jax.planning.hlo import Collective, read_costs
 from qwen35_jax.sharding import AXES, MeshConfig, check_mesh, num_shards
@@ -53,10 +53,53 @@ class Workload:
     draft_vocabulary: int | None = None
 
 
-def plan_decode(
+@dataclass(frozen=True)
+class Layout:
+    """An engine on the chips of a topology, as known before anything is compiled. Bytes are those of one device.
+
+    Attributes:
+      mesh: size of each mesh axis, which ``on_mesh`` has.
+      model: shapes in the place of arrays.
+      engine: the sizes that the engine chooses by itself.
+      weights: bytes.
+    """
+
+    config: ModelConfig
+    topology: str
+    device: Device
+    mesh: Mapping[str, int]
+    on_mesh: Mesh
+    model: Qwen35
+    engine: EngineSizes
+    weights: int
+
+    @property
+    def num_devices(self) -> int:
+        """Chips of the topology."""
+        return self.on_mesh.size
+
+    @property
+    def tensor(self) -> int:
+        """Devices that share out each layer."""
+        return num_shards("heads", self.on_mesh)
+
+    def model_bytes(self) -> dict[str, int]:
+        """Returns what one device reads of the decoder, the output head and the MTP head each time that they run."""
+        return _model_bytes(self.model, num_shards("embed", self.on_mesh))
+
+    def step(self, length: int, sent: tuple[Collective, ...] = ()) -> Work:
+        """Returns what one device does in a step in which all slots write, each after ``length`` tokens."""
+        return decode_work(self.config, self.engine, length, self.tensor, self.model_bytes(), sent)
+
+    def chunk(self, length: int, sent: tuple[Collective, ...] = ()) -> Work:
+        """Returns what one device does for one chunk of a prompt of ``length`` tokens."""
+        return prefill_work(self.config, self.engine, length, self.tensor, self.model_bytes(), sent)
+
+
+def lay_out(
     config: ModelConfig, topology: str, workload: Workload, mesh: Mapping[str, int | None] | None = None
-) -> DecodePlan:
-    """Compiles the programs of an engine for a topology and says what they need.
+) -> Layout:
+    """Lays an engine out on a topology; compiles nothing.
 
     Args:
       topology: chips, such as ``v5e:2x4``.
@@ -79,23 +122,37 @@ def plan_decode(
         prefill_chunk=None, steps_per_call=_STEPS_PER_CALL, draft_vocabulary=workload.draft_vocabulary,
         free_bytes=device.hbm_bytes - weights,
     )  # fmt: skip
+    return Layout(config, topology, device, sizes, on_mesh, model, engine, weights)
+
+
+def plan_decode(
+    config: ModelConfig, topology: str, workload: Workload, mesh: Mapping[str, int | None] | None = None
+) -> DecodePlan:
+    """Compiles the programs of an engine for a topology and says what they need.
+
+    Args:
+      topology, mesh: as in ``lay_out``.
+
+    Raises:
+      ValueError: as ``lay_out`` does.
+    """
+    layout = lay_out(config, topology, workload, mesh)
+    model, engine, on_mesh = layout.model, layout.engine, layout.on_mesh
     memory, state = _abstract_memory(model, engine, on_mesh)
     decoding = _compile_decode(model, memory, state, engine, on_mesh)
     reading = _compile_prefill(model, memory, state, engine, on_mesh)
     pages = sum(bytes_per_device(x) for x in _pages(memory))
     states = bytes_per_device((memory, state)) - pages
     peak = max(decoding.peak_bytes, reading.peak_bytes)
-    hbm = {"weights": weights, "states": states, "pages": pages, "temporaries": peak - weights - states - pages,
-           "peak": peak, "capacity": device.hbm_bytes}  # fmt: skip
-    length, tensor = workload.length, num_shards("heads", on_mesh)
-    model_bytes, sent = _model_bytes(model, num_shards("embed", on_mesh)), _collectives(decoding)
+    hbm = {"weights": layout.weights, "states": states, "pages": pages,
+           "temporaries": peak - layout.weights - states - pages, "peak": peak,
+           "capacity": layout.device.hbm_bytes}  # fmt: skip
+    length, sent = workload.length, _collectives(decoding)
     return DecodePlan(
-        topology=topology, device=device, num_devices=len(devices), mesh=sizes, engine=engine, length=length,
-        max_length=config.text.max_position_embeddings, compiles=decoding.fits and reading.fits, hbm=hbm,
-        page_bytes=pages // engine.num_pages,
-        half=decode_work(config, engine, length // 2, tensor, model_bytes, sent),
-        full=decode_work(config, engine, length, tensor, model_bytes, sent),
-        chunk=prefill_work(config, engine, length, tensor, model_bytes, _collectives(reading)),
+        topology=topology, device=layout.device, num_devices=layout.num_devices, mesh=layout.mesh, engine=engine,
+        length=length, max_length=config.text.max_position_embeddings, compiles=decoding.fits and reading.fits, hbm=hbm,
+        page_bytes=pages // engine.num_pages, half=layout.step(length // 2, sent), full=layout.step(length, sent),
+        chunk=layout.chunk(length, _collectives(reading)),
     )  # fmt: skip
 
 

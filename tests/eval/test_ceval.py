@@ -5,6 +5,9 @@ import re
 import string
 import time
 
+import huggingface_hub
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from eval.samples import Reply, make_sample
@@ -87,15 +90,18 @@ def test_examples_of_the_subject_are_needed(tmp_path):
 @pytest.mark.parametrize(
     ("response", "letter", "reasoned"),
     [
-        ("所以答案是C。", "C", "C"), ("答案是A。不对，答案是C。", "C", "C"), ("答案是 C 。", "C", "C"), ("答案是(C)。", "C", "C"),
+        ("所以答案是C。", "C", "C"), ("答案是A。不对，答案是C。", "C", "C"), ("答案是 C 。", "C", "C"),
+        ("答案是(C)。", "C", "C"),
         ("答案是c。", "C", "C"), ("答案是 **C**。", "C", "C"), ("答案为C。", "C", "C"), ("选项C是正确的。", "C", "C"),
         ("选项C是正确的。答案为B。", "B", "B"), ("答案是C", "C", None), ("C", "C", None), ("C. 三", "C", None),
         ("D", "D", None), ("答案：C", "C", None), ("答案: 选C", "C", None), ("答案应为C，因为", "C", None),
         ("正确的一项是 C", "C", None), ("选C", "C", None), ("选项C", "C", None), ("答案选项C", "C", None),
         ("答案应该是：C", "C", None), ("因此，正确答案是：选项C", "C", None), ("因此答案是选项 C 吗", "C", None),
-        ("答案：A\n答案：C", "C", None), ("我选C", None, None), ("**C**", None, None), ("", None, None), ("  ", None, None),
+        ("答案：A\n答案：C", "C", None), ("我选C", None, None), ("**C**", None, None), ("", None, None),
+        ("  ", None, None),
         ("不知道", None, None), ("Ｃ", None, None), ("答案是。", None, None), ("答案是正确的。", None, None),
-        ("答案是正确的。答案：C", "C", None), ("答案是CD。", "C", None), ("答案是\nC。", "C", None), ("答案是E。", None, None),
+        ("答案是正确的。答案：C", "C", None), ("答案是CD。", "C", None), ("答案是\nC。", "C", None),
+        ("答案是E。", None, None),
         ("A是错的，答案是C。", "C", "C"), ("Actually, C", "A", None),
     ],
 )  # fmt: skip
@@ -108,7 +114,8 @@ def test_what_the_authors_read(tmp_path, response, letter, reasoned):
 @pytest.mark.parametrize(
     ("response", "letter"),
     [
-        ("答案：C", "C"), ("答案是 C。", "C"), ("答案：Ｃ", "C"), ("故选C", "C"), ("**C**", "C"), ("（C）", "C"), ("C.", "C"),
+        ("答案：C", "C"), ("答案是 C。", "C"), ("答案：Ｃ", "C"), ("故选C", "C"), ("**C**", "C"), ("（C）", "C"),
+        ("C.", "C"),
         ("C)", "C"), ("选项C", "C"), ('"answer": "C"', "C"), ('{"answer": "C"}', "C"), (r"\boxed{C}", "C"), ("C", "C"),
         (r"$\boxed{\text{C}}$", "C"), ("The answer is (C).", "C"), ("Final answer: **C**", "C"), ("Option C", "C"),
         ("答案：A。等等，不对，应该是C", "C"), ("Answer: A. Wait, no: C", "C"), ("A question of taste.", None),
@@ -207,6 +214,23 @@ def test_one_file_has_the_subject_in_its_rows(tmp_path):
     write_rows(tmp_path / "ceval" / "val.jsonl", [row()])
     with pytest.raises(ValueError, match="no field 'subject'"):
         get_task("ceval").load("card", str(tmp_path))
+
+
+def test_files_of_each_subject_are_fetched_from_the_hub(tmp_path, monkeypatch):
+    def download(repo, filename, *, repo_type, revision):
+        path = tmp_path / filename
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row(number) for number in range(5)]), path)
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    documents = get_task("ceval").load("lm-eval", None, split="test").documents
+    assert [document.id for document in documents][:6] == [f"computer_network/{n}" for n in range(5)] + [
+        "operating_system/0"
+    ]
+    assert len(documents) == 52 * 5
+    files = {path.name for path in (tmp_path / "logic").iterdir()}
+    assert files == {"test-00000-of-00001.parquet", "dev-00000-of-00001.parquet"}
 
 
 def test_val_is_scored_by_default_and_test_on_demand(tmp_path):

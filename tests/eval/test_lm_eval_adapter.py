@@ -31,6 +31,7 @@ from tests.eval.conftest import FakeEngine, write_rows
 # Ours with lm_eval's name for each metric.
 METRICS = {
     "gsm8k": {"accuracy": "exact_match,flexible-extract", "strict": "exact_match,strict-match"},
+    "mmlu_pro": {"accuracy": "exact_match,custom-extract"},
     "ifeval": {
         "prompt_strict": "prompt_level_strict_acc,none",
         "instruction_strict": "inst_level_strict_acc,none",
@@ -38,11 +39,14 @@ METRICS = {
         "instruction_loose": "inst_level_loose_acc,none",
     },
 }
-STOCK = {"gsm8k": "gsm8k_cot_zeroshot", "ifeval": "ifeval"}
+STOCK = {"gsm8k": "gsm8k_cot_zeroshot", "ifeval": "ifeval", "mmlu_pro": "mmlu_pro_math"}
 
 ANSWERS = [
     "So 9 + 9 = 18.\nThe answer is 18.",
-    "The answer is 17. Q: What is 18?",
+    "The answer is 17. Q: Is it 18?",
+    "It is twice nine.\n#### 18",
+    "I think that the answer is (C).",
+    "The answer is D. Question: why not? The answer is (C).",
     "It costs $18",
     "I write no comma and no digit",
     '"Two words"',
@@ -51,6 +55,13 @@ ANSWERS = [
     "",
 ]
 NUM_ROWS = 40
+
+# The files of each task, the one that is scored first.
+SPLITS = {
+    "gsm8k": ("test.jsonl",),
+    "ifeval": ("train.jsonl",),
+    "mmlu_pro": ("test.jsonl", "validation.jsonl"),
+}
 
 
 class TableEngine(FakeEngine):
@@ -88,13 +99,23 @@ def manager():
     return TaskManager()
 
 
-def stock_task(name, path, split="test"):
-    """Returns the configuration of a task as lm_eval ships it, with rows of a file in the place of the hub's."""
+def stock_task(name, **splits):
+    """Returns the configuration of a task as lm_eval ships it, with rows of files in the place of the hub's.
+
+    Args:
+      splits: the file of each; the task's other splits are left out.
+    """
     config = load_yaml(manager().task_index[name].yaml_path)
-    for key in ("tag", "training_split", "validation_split", "fewshot_split", "dataset_name"):
-        config.pop(key, None)
-    files = {"data_files": {split: str(path)}, "cache_dir": str(path.parent / "cache")}
-    return {**config, "dataset_path": "json", "dataset_kwargs": files, "task": f"{name}_local", "test_split": split}
+    kept = {key: value for key, value in config.items() if not key.endswith("_split") or value in splits}
+    for key in ("tag", "dataset_name"):
+        kept.pop(key, None)
+    files = {split: str(path) for split, path in splits.items()}
+    first = next(iter(splits.values()))
+    return kept | {
+        "task": f"{name}_local",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": files, "cache_dir": str(first.parent / "cache")},
+    }
 
 
 def evaluate(lm, configs, **settings):
@@ -115,28 +136,40 @@ def engine(tiny_checkpoint, tokenizer):
 
 @pytest.fixture
 def data(tmp_path):
-    """The first rows of the benchmarks, without the prompts for which lm_eval draws a letter."""
+    """The first rows of benchmarks, without the prompts for which lm_eval draws a letter; MMLU-Pro's are made up."""
     shared = shared_dir()
     if shared is None:
         pytest.skip("the benchmarks' data are not beside the checkout")
-    files = {"gsm8k": "gsm8k/test.jsonl", "ifeval": "ifeval/input_data_541.jsonl"}
-    for task, name in files.items():
-        rows = [json.loads(line) for line in (shared / "data" / name).open(encoding="utf-8")]
-        rows = [row for row in rows if row.get("key") not in (1122, 1129)][:NUM_ROWS]
+    folder = tmp_path / "data"
+    for task, name in {"gsm8k": "gsm8k/test.jsonl", "ifeval": "ifeval/input_data_541.jsonl"}.items():
+        with (shared / "data" / name).open(encoding="utf-8") as file:
+            rows = [row for row in map(json.loads, file) if row.get("key") not in (1122, 1129)][:NUM_ROWS]
         if task == "gsm8k":
             rows = [row | {"answer": "9 + 9 = 18\n#### 18"} if n % 2 else row for n, row in enumerate(rows)]
-        write_rows(tmp_path / "data" / task / "test.jsonl", rows)
-    return tmp_path / "data"
+        write_rows(folder / task / SPLITS[task][0], rows)
+    for split, count in {"test": NUM_ROWS, "validation": 5}.items():
+        write_rows(folder / "mmlu_pro" / f"{split}.jsonl", [multiplication(n, split) for n in range(count)])
+    return folder
 
 
-def compare(data, engine, mode):
-    """Runs the stock tasks through the adapter and ours through ``eval.run``; returns the values, which are equal."""
-    ours = run(
-        EvalConfig(tasks=tuple(STOCK), protocol="lm-eval", mode=mode, data_dir=str(data), out=str(data / "out")), engine
-    )
+def multiplication(number, split):
+    options = [f" {number * factor}" for factor in range(1, 2 + number % 9)]
+    solution = f"A: Let's think step by step. It is {number}. The answer is (A)."
+    return {
+        "question_id": number, "question": f"What is {number} times 1 ({split})?", "options": options,
+        "answer": "ABC"[number % 3 % len(options)], "answer_index": number % 3 % len(options),
+        "cot_content": solution if split == "validation" else "", "category": "math", "src": "made up",
+    }  # fmt: skip
+
+
+def compare(data, engine, mode, length=None):
+    """Runs the stock tasks by the adapter and ours by ``eval.run``; checks that they agree, and returns the values."""
+    config = EvalConfig(tasks=tuple(STOCK), protocol="lm-eval", mode=mode, data_dir=str(data), out=str(data / "out"))
+    ours = run(dataclasses.replace(config, max_new_tokens=length), engine)
     lm = Qwen35LM(LMEvalConfig(enable_thinking=mode == "thinking"), engine)
-    configs = [stock_task(STOCK[name], data / name / "test.jsonl") for name in STOCK]
-    theirs = evaluate(lm, configs)
+    files = {task: {name.split(".")[0]: data / task / name for name in names} for task, names in SPLITS.items()}
+    configs = [stock_task(STOCK[task], **splits) for task, splits in files.items()]
+    theirs = evaluate(lm, configs, gen_kwargs={"max_gen_toks": length} if length else None)
     values = {}
     for task, names in METRICS.items():
         own, stock = ours["tasks"][task]["metrics"], theirs["results"][f"{STOCK[task]}_local"]
@@ -162,10 +195,10 @@ def test_stock_tasks_score_as_our_own(data, tokenizer, verifiers, mode):
 @pytest.mark.slow
 def test_a_model_answers_stock_tasks_as_it_answers_our_own(data, engine, verifiers):
     """The texts of a random model are equal, so the prompts and the settings are."""
-    for task in STOCK:
-        path = data / task / "test.jsonl"
-        path.write_text("\n".join(path.read_text().splitlines()[:3]) + "\n")
-    compare(data, engine, "non_thinking")
+    for task, (name, *_) in SPLITS.items():
+        path = data / task / name
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    compare(data, engine, "non_thinking", length=40)
 
 
 LAMBADA = [
@@ -185,7 +218,7 @@ ARC = [
 def likelihood_tasks(folder):
     """Returns two stock tasks over rows of our own: one with a greedy check, and one with several choices."""
     rows = {"lambada_openai": LAMBADA, "arc_easy": [row | {"answerKey": row["choices"]["label"][1]} for row in ARC]}
-    return [stock_task(name, write_rows(folder / f"{name}.jsonl", each)) for name, each in rows.items()]
+    return [stock_task(name, test=write_rows(folder / f"{name}.jsonl", each)) for name, each in rows.items()]
 
 
 def likelihoods_of(results):

@@ -43,15 +43,19 @@ def first_of(text, heads, answer, flags=0):
         ("**Answer: B**", "B"), ("Answer: \\text{C}", "C"), ("Answer:\n\nJ", "J"), ("Answer : B", "B"),
         ("The final answer to this question is: A.", None), ("The correct answer is (C).", "C"),
         ("The best option is $\\boxed{B}:", "B"), ("the answer is **D**", "D"), ("The answer is B, not C", None),
-        ("So the answer is:\nE", "E"), ("The answer is\\ F", None), ("the option is [G]", "G"), ("B", "B"), ("(C).", "C"),
+        ("So the answer is:\nE", "E"), ("The answer is\\ F", "F"), ("the option is [G]", "G"), ("B", "B"),
+        ("(C).", "C"),
         ("$\\boxed{B}$", "B"), ("[D]:", "D"), ("\\boxed{\\text{A}}", "A"), ("Answer: K", None), ("Answer: AB", None),
-        ("I think so.", None), ("A good guess is tin", "A"), ("a", "a"), ("Answer: b", "b"), ("", None), ("  \n ", None),
+        ("I think so.", "I"), ("So I think.", None), ("A good guess is tin", "A"), ("a", "a"), ("Answer: b", "b"),
+        ("", None),
+        ("  \n ", None),
         ("Answer: A\nThat is all.", "A"), ("Answer: A\nAnswer: B", "B"), ("Answer: A\nAnswer: B\nSo it is.", "A"),
         ("At first A seems right.\nAnswer: C", "C"), ("B) solid gold", "B"), ("B. solid gold", "B"),
         ("The answer is iron.", "A"), ("the correct option is solid gold", "B"), ("Answer solid gold", "B"),
         ("Answer: solid gold", None), ("$x^2$", "D"), ("The answer is $x^2$.", "D"), ("tin", "C"), ("**tin**", "C"),
-        ("tinsel", None), ("The answer is \\boxed{tin}", "C"), ("答案：C", None), ("“C”", None), ("```\nC\n```", None),
-        ('"answer": "C"', None), ("Ａ", None), ("The answer is “B”", None), ("Answer: C ", "C"), ("Final answer: **C**", "C"),
+        ("tinsel", None), ("The answer is \\boxed{tin}", "C"), ("答案：C", None), ("“C”", None), ("```\nC\n```", "C"),
+        ('"answer": "C"', None), ("Ａ", None), ("The answer is “B”", None), ("Answer: C ", "C"),
+        ("Final answer: **C**", "C"),
     ],
 )  # fmt: skip
 def test_forms(text, letter):
@@ -60,12 +64,16 @@ def test_forms(text, letter):
 
 
 PIECES = [
-    "The", "the", "THE", " ", "  ", "\n", "\r", "\t", "correct ", "answer", "option", "Answer", "is", "is:", "i", ":", "*",
-    "$", "(", "[", "{", "\\", "\\boxed{", "\\text{", "\\mathbf{", "\\mathrm", "}", ")", "]", ".", ",", "A", "B", "J", "K", "b",
-    "x", "1", '"', "-", "final ", "answers", "ſ", "İ", "x y", "$x$", "(1", "1}", "\\frac", "x.", "The answer is", "Answer: ",
+    "The", "the", "THE", " ", "  ", "\n", "\r", "\t", "correct ", "answer", "option", "Answer", "is", "is:", "i", ":",
+    "*",
+    "$", "(", "[", "{", "\\", "\\boxed{", "\\text{", "\\mathbf{", "\\mathrm", "}", ")", "]", ".", ",", "A", "B", "J",
+    "K", "b",
+    "x", "1", '"', "-", "final ", "answers", "ſ", "İ", "x y", "$x$", "(1", "1}", "\\frac", "x.", "The answer is",
+    "Answer: ",
 ]  # fmt: skip
 STRANGE_OPTIONS = [
-    "x", "$x$", "(1", "1}", "\\frac", "x y", "x.", "*", "A B", "\\boxed{1}", "$", "{", ": x", "\\", "[x]", "1", "\\text{x}",
+    "x", "$x$", "(1", "1}", "\\frac", "x y", "x.", "*", "A B", "\\boxed{1}", "$", "{", ": x", "\\", "[x]", "1",
+    "\\text{x}",
     "}", ")", " x", "K", "",
 ]  # fmt: skip
 
@@ -93,7 +101,8 @@ def test_no_text_raises(text, options):
 @pytest.mark.parametrize(
     "piece",
     [
-        "$", "(", "\\", "}", " ", "\n ", "A ", "the ", "the answer is ", "The answer is ", "the answer is (", "answer", "answer:",
+        "$", "(", "\\", "}", " ", "\n ", "A ", "the ", "the answer is ", "The answer is ", "the answer is (", "answer",
+        "answer:",
         "Answer: $\\boxed{", "\\boxed{", "The answerx  is ", "answer * ", "w", "w ", "The answer is $", ")", "1", "Ａ",
     ],
 )  # fmt: skip

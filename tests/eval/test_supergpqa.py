@@ -9,14 +9,17 @@ from tests.eval.conftest import write_rows
 # shared/eval.md 2.4 quotes it from config/prompt/zero-shot.yaml.
 INSTRUCTION = (
     "Answer the following multiple choice question. There is only one correct answer. The last line of your response "
-    "should be in the format 'Answer: $LETTER' (without quotes), where LETTER is one of A, B, C, D, E, F, G, H, I, or J."
+    "should be in the format 'Answer: $LETTER' (without quotes), where LETTER is one of A, B, C, D, E, F, G, H, I, or "
+    "J."
 )
 
 
 def row(**changes):
     return {
-        "uuid": "u0", "question": "What is heavy?", "options": ["air", "lead", "wool", "hope", "light"], "answer": "lead",
-        "answer_letter": "B", "discipline": "Science", "field": "Physics", "subfield": "Mechanics", "difficulty": "easy",
+        "uuid": "u0", "question": "What is heavy?", "options": ["air", "lead", "wool", "hope", "light"],
+        "answer": "lead",
+        "answer_letter": "B", "discipline": "Science", "field": "Physics", "subfield": "Mechanics",
+        "difficulty": "easy",
         "is_calculation": False,
     } | changes  # fmt: skip
 
@@ -48,7 +51,7 @@ def test_a_base_model_sees_five_solved_examples(tmp_path):
         parts[6]
         == "What is heavy?\nA) air\nB) lead\nC) wool\nD) hope\nE) light\n\nAnswer: Let's think step by step. \n"
     )
-    assert [part[-3] for part in [each.rstrip("\n") + "\n" for each in parts[1:6]]] == list("HEAEA")
+    assert [part.strip()[-2:] for part in parts[1:6]] == ["H.", "E.", "A.", "E.", "A."]
     assert all("\nAnswer: Let's think step by step. " in part for part in parts[1:6])
     assert "{{" not in supergpqa.SHOTS
 
@@ -57,7 +60,8 @@ def test_a_base_model_sees_five_solved_examples(tmp_path):
     ("response", "letter"),
     [
         ("Answer: B", "B"), ("It sinks.\nAnswer: $\\boxed{B}$.", "B"), ("The correct answer is (B).", "B"),
-        ("Answer: A", "A"), ("Answer: b", "b"), ("The answer is lead.", "B"), ("I do not know", None), ("", None),
+        ("Answer: A", "A"), ("Answer: b", "b"), ("The answer is lead.", "B"), ("I do not know", "I"), ("No idea", None),
+        ("", None),
         ("It sinks.\nAnswer: B.\n\nQuestion: \nWhat is light?\nA) air\n\nAnswer: A.", "B"),
         ("Hm.\n\nQuestion: What is heavy?\nAnswer: B", "B"), ("Question: What is heavy?\nAnswer: B", "B"),
     ],
@@ -72,7 +76,8 @@ def test_what_the_authors_read(tmp_path, response, letter):
 @pytest.mark.parametrize(
     ("response", "letter"),
     [
-        ('"answer": "B"', "B"), ("Answer: B", "B"), ("Answer: F", None), ("Answer: A. Wait, no: B", "B"), ("答案：B", "B"),
+        ('"answer": "B"', "B"), ("Answer: B", "B"), ("Answer: F", None), ("Answer: A. Wait, no: B", "B"),
+        ("答案：B", "B"),
         ("**B**", "B"), ("(B)", "B"), ("Option B", "B"), (r"\boxed{B}", "B"), ("I am sure.", None), ("", None),
     ],
 )  # fmt: skip
@@ -101,16 +106,8 @@ def test_wrong_rows(tmp_path, changes, message):
 
 
 def test_the_hubs_file_and_its_revision(tmp_path):
-    assert (
-        len(
-            load(
-                tmp_path,
-                [row(), row(uuid="u1", options=list("abcdefghij"), answer_letter="J")],
-                name="SuperGPQA-all.jsonl",
-            )
-        )
-        == 2
-    )
+    rows = [row(), row(uuid="u1", options=list("abcdefghij"), answer_letter="J")]
+    assert len(load(tmp_path, rows, name="SuperGPQA-all.jsonl")) == 2
     with pytest.raises(ValueError, match="task supergpqa has no protocol lm-eval; give --protocol card or official"):
         get_task("supergpqa").load("lm-eval", str(tmp_path))
     for name in ("ceval", "mmlu_redux", "supergpqa"):

@@ -13,9 +13,9 @@ LENGTHS = {
 def test_a_strip_runs_from_0_to_1():
     ends = strip({"value": 0.5, "low": 0.0, "high": 1.0})
     assert (ends.low, ends.value, ends.high, ends.card) == (2, 50, 98, None)
-    marked = strip({"value": 0.25, "low": 0.2, "high": 0.3}, {"card": {"published": 75.0}})
+    marked = strip({"value": 0.25, "low": 0.2, "high": 0.3}, {"card": {"published": 0.75}})
     assert (marked.value, marked.card) == (26, 74)
-    assert marked.words == "25.00 %, 95 % interval 20.00 to 30.00; the model card says 75.0 %"
+    assert marked.words == "25.00 %, 95 % interval [20.00, 30.00]; the model card says 75.00 %"
     assert strip({"value": 12.0, "low": 8.0, "high": 16.0}) is None
 
 
@@ -49,15 +49,15 @@ def points(*values):
 
 
 def test_the_curve_stands_on_a_logarithmic_axis():
-    drawn = curve({"curve": points(0.1, 0.2, 0.3), "thinking_curve": points(0.2, 0.2, 0.3), "card": {"published": 40}})
+    drawn = curve({"curve": points(0.1, 0.2, 0.3), "thinking_curve": points(0.2, 0.2, 0.3), "card": {"published": 0.4}})
     response, thought = drawn.lines
     # The top of the axis is the next fifth over the card's 40 %.
     assert [tick.label for tick in drawn.up] == ["0 %", "15 %", "30 %", "45 %", "60 %"]
     assert response.points == "0.00,83.33 50.00,66.67 100.00,50.00"
     assert response.band == "0.00,66.67 50.00,50.00 100.00,33.33 100.00,75.00 50.00,83.33 0.00,91.67"
-    assert response.dots[1][:2] == (55, 150) and response.dots[1][2] == "1,024 tokens: 20.00 % [10.00, 30.00]"
+    assert drawn.dots[1][:2] == (55, 150) and drawn.dots[1][2] == "1,024 tokens: 20.00 % [10.00, 30.00]"
     assert thought.points.startswith("0.00,66.67")
-    assert drawn.card.place == pytest.approx(80) and drawn.card.label == "model card 40.0 %"
+    assert drawn.card.place == pytest.approx(80) and drawn.card.label == "model card 40.00 %"
     assert drawn.rows[0] == ("256", ["10.00 % [5.00, 20.00]", "20.00 % [10.00, 30.00]"])
     assert [tick.label for tick in drawn.across] == ["256", "1,024", "4,096"]
 

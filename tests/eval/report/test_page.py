@@ -105,8 +105,8 @@ def test_the_figures_stand_beside_what_they_were_measured_under(fake):
         )
         # Under the task's name, and again with thinking, lengths, curve, subjects and samples.
         assert text.count(conditions) == 6
-        difference = f"{summary['card']['difference']:+.2f}".replace("-", "\u2212")
-        assert f"card 66.5 %, difference {difference} points" in text
+        difference = f"{100 * summary['card']['difference']:+.2f}".replace("-", "\u2212")
+        assert f"card 66.50 %, difference {difference} points" in text and summary["card"]["note"] in text
         for subject, group in summary["groups"].items():
             assert subject in text and f"n {group['n']}" in text
         for point in summary["curve"]:
@@ -144,7 +144,9 @@ def one_sample_run(out, hostile):
         "tasks": {
             "qa": {
                 "n": 1, "samples": 1, "headline": hostile, "metrics": {hostile: metric}, "outcomes": {hostile: 1},
-                "groups": {hostile: metric}, "card": {"note": hostile}, "source": hostile, "data": hostile,
+                "groups": {hostile: metric},
+                "card": {"published": 0.5, "difference": 0.1, "not_comparable": [hostile], "note": hostile},
+                "source": hostile, "data": hostile,
             }
         },
     }  # fmt: skip
@@ -222,10 +224,11 @@ PARTS = {
     "outcomes": "How responses ended",
     "groups": "Subjects",
     "macro": "mean of the groups",
+    "clustered": "groups drawn too",
     "lengths": "Length of responses",
     "curve": "Score against budget",
-    "thinking_curve": "the thought closed within the budget",
-    "card": "card 66.5 %",
+    "thinking_curve": "budget of the thinking alone",
+    "card": "card 66.50 %",
 }
 
 
@@ -262,14 +265,12 @@ def test_several_samples_labels_and_missing_documents_are_told(fake, tmp_path):
         "missing": 1234,
         "closed_by_budget": 17,
         "pass_at": {"1": {"value": 0.5, "low": 0.4, "high": 0.6}, "2": {"value": 0.7, "low": 0.6, "high": 0.8}},
-        "card": {"published": 66.5, "difference": None, "inside": None, "note": "not comparable: 300 documents"},
     }
-    changed = {"labels": ["seed ignored by the server"], "repeats": 2, "thinking_budget": 512}
+    changed = {"labels": ["seed", "top_k"], "repeats": 2, "thinking_budget": 512}
     write_report(tmp_path, results | changed | {"tasks": {"mmlu_pro": summary}})
     text = page_of(tmp_path).text
     for words in (
-        "Marked: seed ignored by the server", "1,234 documents have no response", "pass@2", "70.00 % [60.00, 80.00]",
+        "The backend ignores: seed, top_k", "1,234 documents have no response", "pass@2", "70.00 % [60.00, 80.00]",
         "The budget closed the thinking of 17.", "thinking budget 512 tokens (sentence) · N 300 · 2 samples each",
-        "card 66.5 %, not comparable: 300 documents",
     ):  # fmt: skip
         assert words in text, words

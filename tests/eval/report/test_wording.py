@@ -4,7 +4,8 @@ import pytest
 
 from eval.report.wording import amount, card, conditions, estimate, number, visible
 
-SUMMARY = {"n": 12_032, "protocol": "card", "max_new_tokens": 32_768}
+SUMMARY = {"n": 12_032, "samples": 12_032, "max_new_tokens": 32_768, "sampling": {"temperature": 0.0, "top_k": 20}}
+CARD = {"protocol": "card", "mode": "thinking"}
 
 
 def test_shares_are_told_in_percent_and_other_numbers_as_they_are():
@@ -18,26 +19,38 @@ def test_controls_can_be_seen():
 
 
 @pytest.mark.parametrize(
-    ("results", "sampling", "told"),
+    ("results", "summary", "told"),
     [
-        ({}, None, "protocol card · at most 32,768 tokens · N 12,032"),
-        ({"mode": "non_thinking"}, {"temperature": 0.0, "top_k": 20}, "non-thinking · greedy · at most"),
-        ({}, {"temperature": 0.7, "top_p": 0.8, "detect_loops": True}, "temperature 0.7, top p 0.8, loops ended"),
-        ({"mode": "thinking"}, {}, "greedy · at most 32,768 tokens · no thinking budget"),
-        ({}, {"thinking_budget": 64, "budget_close": "hard"}, "thinking budget 64 tokens (hard) · N"),
-        ({"style": "likelihood", "repeats": 1}, None, "protocol card · style likelihood · at most"),
-        ({"repeats": 4}, None, "N 12,032 · 4 samples each"),
+        ({}, {}, "protocol card · thinking · greedy · at most 32,768 tokens · no thinking budget · N 12,032"),
+        ({"mode": "non_thinking"}, {}, "card · non-thinking · greedy · at most 32,768 tokens · N 12,032"),
+        (
+            {},
+            {"sampling": {"temperature": 0.7, "top_p": 0.8, "detect_loops": True}},
+            "temperature 0.7, top p 0.8, loops ended",
+        ),
+        ({}, {"sampling": {"thinking_budget": 64, "budget_close": "hard"}}, "thinking budget 64 tokens (hard) · N"),
+        ({"style": "text", "mode": "non_thinking"}, {}, "at most 32,768 tokens · style text · N 12,032"),
+        ({"style": "likelihood"}, {"cut": {"value": 0.0}}, "protocol card · style likelihood · N 12,032"),
+        ({"mode": None}, {"sampling": None, "max_new_tokens": None}, "card · mode, sampling, budget not recorded · N"),
+        ({"repeats": 4}, {}, "N 12,032 · 4 samples each"),
+        ({}, {"cut": {"unknown": 12_032, "value": 0.0, "low": 0.0, "high": 0.1}}, "N 12,032 · cut unknown"),
+        ({}, {"cut": {"unknown": 7, "value": 0.5, "low": 0.4, "high": 0.6}}, "N 12,032 · cut 50.00 % [40.00, 60.00]"),
     ],
 )
-def test_conditions_tell_what_is_known(results, sampling, told):
-    assert told in conditions(results, SUMMARY | ({} if sampling is None else {"sampling": sampling}))
+def test_conditions_tell_what_is_known(results, summary, told):
+    assert told in conditions(CARD | results, SUMMARY | summary)
 
 
-@pytest.mark.parametrize("published, difference", [(66.5, -2.25), (0.665, -0.0225)])
-def test_a_missed_figure_is_told_with_the_share_that_was_cut(published, difference):
-    cut = {"value": 0.1, "low": 0.05, "high": 0.15}
-    told = {"published": published, "difference": difference, "inside": False, "note": "another prompt"}
-    words = "card 66.5 %, difference \u22122.25 points, outside the interval, 10.00 % [5.00, 15.00] cut, another prompt"
-    assert card({"card": told, "cut": cut}) == words
-    inside = told | {"inside": True, "note": None}
-    assert card({"card": inside, "cut": cut}) == "card 66.5 %, difference \u22122.25 points, inside the interval"
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [
+        ({"inside": True, "met": True}, "inside the interval"),
+        ({"inside": False, "met": True}, "outside the interval, but within 2 points"),
+        ({}, "outside the interval, with 10.00 % [5.00, 15.00] of the responses cut off"),
+        ({"not_comparable": ["no chat", "only 3"], "inside": None, "met": None}, "not comparable: no chat; only 3"),
+    ],
+)
+def test_a_score_is_told_beside_the_cards_figure(changed, verdict):
+    told = {"published": 0.665, "difference": -0.0225, "inside": False, "met": False, "not_comparable": []}
+    summary = {"card": told | changed, "cut": {"value": 0.1, "low": 0.05, "high": 0.15}}
+    assert card(summary) == f"card 66.50 %, difference \u22122.25 points, {verdict}"
