@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 
 import pytest
 
@@ -39,13 +40,15 @@ METRICS = {
         "instruction_loose": "inst_level_loose_acc,none",
     },
 }
-STOCK = {"gsm8k": "gsm8k_cot_zeroshot", "ifeval": "ifeval", "mmlu_pro": "mmlu_pro_math"}
+STOCK = {"gsm8k": "gsm8k", "ifeval": "ifeval", "mmlu_pro": "mmlu_pro_math"}
 
 ANSWERS = [
     "So 9 + 9 = 18.\nThe answer is 18.",
-    "The answer is 17. Q: Is it 18?",
+    "The answer is 17. Question: is it 18?",
     "It is twice nine.\n#### 18",
     "I think that the answer is (C).",
+    "Surely the answer is A",
+    "The answer is (B).",
     "The answer is D. Question: why not? The answer is (C).",
     "It costs $18",
     "I write no comma and no digit",
@@ -58,7 +61,7 @@ NUM_ROWS = 40
 
 # The files of each task, the one that is scored first.
 SPLITS = {
-    "gsm8k": ("test.jsonl",),
+    "gsm8k": ("test.jsonl", "train.jsonl"),
     "ifeval": ("train.jsonl",),
     "mmlu_pro": ("test.jsonl", "validation.jsonl"),
 }
@@ -72,9 +75,9 @@ class TableEngine(FakeEngine):
         self.tokenizer, self.thinks = tokenizer, thinks
 
     def answer_to(self, prompt):
-        number = hashlib.sha256(bytes(str(prompt), "utf-8")).digest()[0]
-        answer = ANSWERS[number % len(ANSWERS)]
-        thought = "Q: is 5 the answer?\n</think>\n\n" if number % 3 else "Q: the answer is 18"
+        first, second, third = hashlib.sha256(bytes(str(prompt), "utf-8")).digest()[:3]
+        answer = f"{ANSWERS[first % len(ANSWERS)]}\n{ANSWERS[second % len(ANSWERS)]}"
+        thought = "Question: 5?\n</think>\n\n" if third % 3 else "Question: the answer is 18, or (C)"
         return f"{thought}{answer}" if self.thinks else answer
 
     def generate(self, prompts, *, sampling, max_new_tokens, seed=0, on_finish=None):
@@ -147,6 +150,8 @@ def data(tmp_path):
         if task == "gsm8k":
             rows = [row | {"answer": "9 + 9 = 18\n#### 18"} if n % 2 else row for n, row in enumerate(rows)]
         write_rows(folder / task / SPLITS[task][0], rows)
+    # All of it: the solved problems are drawn from the whole split.
+    shutil.copy(shared / "data" / "gsm8k" / "train.jsonl", folder / "gsm8k")
     for split, count in {"test": NUM_ROWS, "validation": 5}.items():
         write_rows(folder / "mmlu_pro" / f"{split}.jsonl", [multiplication(n, split) for n in range(count)])
     return folder
@@ -168,17 +173,21 @@ def compare(data, engine, mode, length=None):
     ours = run(dataclasses.replace(config, max_new_tokens=length), engine)
     lm = Qwen35LM(LMEvalConfig(enable_thinking=mode == "thinking"), engine)
     files = {task: {name.split(".")[0]: data / task / name for name in names} for task, names in SPLITS.items()}
-    configs = [stock_task(STOCK[task], **splits) for task, splits in files.items()]
-    theirs = evaluate(lm, configs, gen_kwargs={"max_gen_toks": length} if length else None)
     values = {}
     for task, names in METRICS.items():
+        theirs = evaluate(
+            lm,
+            [stock_task(STOCK[task], **files[task])],
+            gen_kwargs={"max_gen_toks": length} if length else None,
+            # Our GSM8K shows its solved problems in one turn.
+            fewshot_as_multiturn=task != "gsm8k",
+        )
         own, stock = ours["tasks"][task]["metrics"], theirs["results"][f"{STOCK[task]}_local"]
         lines = (data / "out" / "samples" / f"{task}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
         samples = [json.loads(line) for line in lines]
         answers = {sample["doc_id"]: sample["resps"][0][0] for sample in theirs["samples"][f"{STOCK[task]}_local"]}
         for number, sample in enumerate(samples):
-            # Our scorer cuts GSM8K's answer at the stop text, which ends theirs.
-            assert answers[number] == (sample["response"].split("Q:")[0] if task == "gsm8k" else sample["response"])
+            assert answers[number] == sample["response"], (task, number)
         for mine, name in names.items():
             assert own[mine]["value"] == pytest.approx(stock[name], abs=1e-12), (task, mine)
             values[task, mine] = own[mine]["value"]

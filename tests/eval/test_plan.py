@@ -162,7 +162,7 @@ def test_documents_and_prompts_are_counted_where_data_and_tokenizer_are_at_hand(
     [
         (["--topology", "v5e:9"], "topology 'v5e:9' is unknown"),
         (["--topology", "v5litepod-8"], "Did you mean v5e:2x4?"),
-        (["--topology"], "--topology"),
+        (["--topology"], "topology names no chips"),
         (["--tasks", "gsm9k"], "task 'gsm9k' does not exist"),
         (["--tasks", "qa"], "how many documents qa has is not known; give --data-dir"),
         (["--tasks", "mmlu", "--split", "dev"], "how many documents mmlu has in split dev is not known"),
