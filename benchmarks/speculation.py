@@ -77,7 +77,9 @@ def compare(path: Path, slots: int) -> None:
             counts, accepted = engine.metrics.drafts, ""
             if drafts:
                 by_position = {place: round(part.acceptance, 3) for place, part in engine.metrics.by_position.items()}
-                accepted = f"accepted {counts.acceptance:.3f} of {counts.proposed:,}, by position {json.dumps(by_position)}"
+                accepted = (
+                    f"accepted {counts.acceptance:.3f} of {counts.proposed:,}, by position {json.dumps(by_position)}"
+                )
             print(f"{name:<14} {drafts} drafts {speed:8.1f} tokens/s  {speed / plain_speed:5.2f}x  {accepted}")
 
 

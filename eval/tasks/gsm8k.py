@@ -72,7 +72,11 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
     if protocol == "lm-eval":
         prompt = _lm_eval_prompt(row, question, examples)
         return Document(
-            row.own_id(), user_turn(prompt), lambda response: _score_lm_eval(response, answer), text=prompt, target=number
+            row.own_id(),
+            user_turn(prompt),
+            lambda response: _score_lm_eval(response, answer),
+            text=prompt,
+            target=number,
         )
     prompt = question if protocol == "official" else f"{question}\n\n{CARD_REQUEST}"
 
@@ -89,6 +93,8 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
 
 
 def _lm_eval_prompt(row: Row, question: str, examples: Sequence[Row]) -> str:
+    if not examples:  # stored answers are scored, and nobody reads the prompt
+        return f"Question: {question}\nAnswer:"
     if len(examples) < _LM_EVAL_SHOTS:
         raise ValueError(
             f"{row.where}: protocol lm-eval shows {_LM_EVAL_SHOTS} solved problems, but the training split has "

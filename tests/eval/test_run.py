@@ -60,6 +60,7 @@ def test_a_run_writes_what_the_contract_names(config, tmp_path):
     assert set(rows[0]) == {
         "id", "group", "repeat", "response", "thinking", "prediction", "target", "correct", "outcome", "finish_reason",
         "metrics", "prompt_ids", "token_ids", "close_positions", "multiple_closes", "closed_by_budget", "seed",
+        "num_tokens",
         "engine", "template",
     }  # fmt: skip
     assert [rows[index]["outcome"] for index in range(5)] == ["ok", "ok", "truncated", "empty", "ok"]
@@ -243,6 +244,7 @@ def test_ifeval_runs_end_to_end(verifiers, tmp_path):
     config = EvalConfig(tasks=("ifeval",), data_dir=str(tmp_path / "data"), out=str(tmp_path / "out"))
     results = run(config, FakeEngine({"a": "yes", "bb": 'Here:\n"yes"'}))
     values = {name: metric["value"] for name, metric in results["tasks"]["ifeval"]["metrics"].items()}
+    assert {name: values.pop(f"{name}_fixed") for name in list(values) if not name.endswith("_fixed")} == values
     assert values == {
         "prompt_strict": 0.5,
         "instruction_strict": pytest.approx(2 / 3),

@@ -111,12 +111,9 @@ def test_ifeval(verifiers, tmp_path, command):
     write_rows(tmp_path / "data" / "ifeval" / "prompts.jsonl", [row, row | {"key": 6}])
     out = command([{"id": 5, "response": "fine"}, {"id": 6, "response": "a, b"}], task="ifeval")
     task = json.loads((out / "results.json").read_text())["tasks"]["ifeval"]
-    assert {name: metric["value"] for name, metric in task["metrics"].items()} == {
-        "prompt_strict": 0.5,
-        "instruction_strict": 0.5,
-        "prompt_loose": 0.5,
-        "instruction_loose": 0.5,
-    }
+    names = [f"{level}_{way}" for level in ("prompt", "instruction") for way in ("strict", "loose")]
+    wanted = dict.fromkeys([*names, *(f"{name}_fixed" for name in names)], 0.5)
+    assert {name: metric["value"] for name, metric in task["metrics"].items()} == wanted
 
 
 @pytest.mark.parametrize(
