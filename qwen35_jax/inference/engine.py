@@ -15,7 +15,7 @@ from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.prefixes import points_of
 from qwen35_jax.inference.requests import Completion, Event, Grammar, StreamedToken, TokenScores, seed_of
 from qwen35_jax.inference.runner import News, Runner
-from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.inference.sampling import EARLY_STOP, SamplingParams
 from qwen35_jax.inference.scheduler import Request
 from qwen35_jax.inference.sizes import EngineSizes
 from qwen35_jax.inference.slots import row_of
@@ -23,13 +23,6 @@ from qwen35_jax.inference.transcript import Transcript
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.thinking import CLOSE, OPEN, opens_thinking
 from qwen35_jax.processing.tokenizer import Tokenizer
-
-# The sentence by which the model itself is used to ending a thought early.
-# Source: the report of Qwen3, section 4.3 (arXiv:2505.09388).
-_EARLY_STOP = (
-    "Considering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
-    "</think>\n\n"
-)
 
 
 class Engine:
@@ -73,7 +66,7 @@ class Engine:
         )  # fmt: skip
         self._close = tokenizer.token_id(CLOSE)
         self._runner = Runner(model, self.sizes, (tokenizer.token_id(OPEN), self._close))
-        self._closing = {"hard": [self._close], "sentence": tokenizer.encode(_EARLY_STOP)}
+        self._closing = {"hard": [self._close], "sentence": tokenizer.encode(EARLY_STOP)}
         self._scores: dict[int, TokenScores] = {}
         self._mailbox = Mailbox()
         self._next_number = 0

@@ -14,6 +14,12 @@ MAX_STOP_TOKENS = 14
 MAX_LOGPROBS = 20
 
 BudgetClose = Literal["hard", "sentence"]
+# The sentence by which the model itself is used to ending a thought early.
+# Source: the report of Qwen3, section 4.3 (arXiv:2505.09388).
+EARLY_STOP = (
+    "Considering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
+    "</think>\n\n"
+)
 
 _RANGES = {
     "temperature": (0.0, 1e4, "0 (greedy) or a number from 0.0001 to 10,000"),
