@@ -156,10 +156,10 @@ def _thinking_fault(ask: Ask) -> str | None:
 
     on, off = both(_BRIEF_THOUGHT)
     reads_switch = None not in (on.prompt_tokens, off.prompt_tokens) and on.prompt_tokens != off.prompt_tokens
-    if not reads_switch and not (on.reasoning or off.reasoning):
+    if not reads_switch and not (on.reasoning + off.reasoning).strip():
         # Without either sign a thought shows only when it ends.
         on, off = both(_WHOLE_THOUGHT)
-    if off.reasoning or (not reads_switch and _shows_thinking(off)):
+    if off.reasoning.strip() or (not reads_switch and _shows_thinking(off)):
         return "with the switch off there is thinking"
     if not reads_switch and not _shows_thinking(on):
         return "with the switch on there is no thinking"
@@ -167,7 +167,7 @@ def _thinking_fault(ask: Ask) -> str | None:
 
 
 def _shows_thinking(answer: Answer) -> bool:
-    return bool(answer.reasoning) or CLOSE in answer.text or answer.text.lstrip().startswith(OPEN)
+    return bool(answer.reasoning.strip()) or CLOSE in answer.text or answer.text.lstrip().startswith(OPEN)
 
 
 _FAULTS: Mapping[Setting, Callable[[Ask], str | None]] = {

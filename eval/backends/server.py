@@ -208,9 +208,14 @@ def split_answer(answer: Answer, mode: Mode | None, *, always_apart: bool) -> Sp
       always_apart: whether the server keeps all thinking out of the content. Others may leave it there whole, or only
         where it has not ended.
     """
-    if answer.reasoning or always_apart:
-        text = answer.text.lstrip("\n") if answer.reasoning else answer.text
-        return Split(answer.reasoning.strip("\n") if answer.reasoning else None, text, text.count(CLOSE))
+    if answer.reasoning:
+        # Without thinking, a server may take the empty block of the prompt for a thought.
+        thinks = mode == "thinking" or answer.reasoning.strip()
+        thinking = answer.reasoning.strip("\n") if thinks else None
+        text = answer.text.lstrip("\n")
+        return Split(thinking, text, text.count(CLOSE))
+    if always_apart:
+        return Split(None, answer.text, answer.text.count(CLOSE))
     return split_text(answer.text, opened=None if mode is None else mode == "thinking")
 
 
@@ -225,7 +230,8 @@ def _model_of(client: Client, settings: ServerConfig) -> Mapping[str, Any]:
     except UnansweredError as err:
         raise ValueError(f"{client.url} does not answer: {err}; start the server, or correct --server.url.") from err
     except RefusedError as err:
-        if err.status == 404 and settings.model is not None:
+        # Not every server lists its models.
+        if settings.model is not None and err.status not in (401, 403):
             return {"id": settings.model}
         raise ValueError(f"{client.url}/models: {err}{_hint(err, settings)}") from err
     names = [str(model.get("id")) for model in models]

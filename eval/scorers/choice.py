@@ -39,7 +39,7 @@ _FILLER = (
     r"(?:(?:therefore|thus|hence|then|clearly|definitely|most|likely|probably|indeed|simply|actually|just|indicated|by|"
     r"given|option|choice|letter|the|选项|应该|应|就)[\s,:]{0,3}){0,4}+"
 )
-_LINK = r"[\s*_`\"'”’)\]]{0,6}(?::|=>?|->?|–|—|→|⇒|\b(?:is|was|would be|should be|must be|will be)\b)[\s:]{0,4}"
+_LINK = r"[\s*_`\"'”’)\]]{0,6}(?::|\||=>?|->?|–|—|→|⇒|\b(?:is|was|would be|should be|must be|will be)\b)[\s:]{0,4}"
 _HEADING = r"[ \t*_:]{0,6}\r?\n[\s]{0,4}"
 _MARK_NAMES = (
     r"(?:answer|ans|choice|(?:correct|right|best|final|true|false|incorrect) (?:option|statement|one|letter))"
@@ -50,7 +50,7 @@ _MARKS = re.compile(
     rf"(?:(?<![A-Za-z]){_MARK_NAMES}(?:{_LINK}|{_HEADING}|\s{{1,2}}(?=\())"
     r"|<\w{0,12}answer\w{0,12}>"
     r"|\\(?:boxed|fbox)\s?\{?"
-    r"|答案[\s*_\"'”」』】)]{0,6}(?:应该|应|就|必)?(?:是|为|選|选|:)[\s:]{0,4}"
+    r"|(?:答案|正确的?选项)[\s*_\"'”」』)]{0,6}(?:应该|应|就|必)?(?:】|是|为|選|选|:)[\s:]{0,4}|正确的是"
     r"|(?<![不未勿别没])(?:选择|选|選擇|選)(?!项)[\s:]{0,3}"
     r"|(?:\b(?:wait|actually|correction|sorry|oops|scratch that|on second thoughts?)\b"
     r"|\bno(?=[,:;.!—–-])|不对|更正|等等)"
@@ -66,7 +66,8 @@ _VERDICTS = re.compile(
     r"(?:single |only |most )?(?:correct|right|best|answer|true answer)\b(?!\s{0,2}\?)"
     rf"|(?<!{_WORD})(?:choose|choosing|chose|pick|select|go with|going with)\s{{1,3}}{_FILLER}{_OPEN}"
     rf"{_LETTER.replace('letter', 'chosen')}"
-    rf"|(?<!{_WORD})(?:it|this|that)(?:'s|\s(?:is|must be|should be|would be|has to be))\s{{1,3}}{_FILLER}{_OPEN}"
+    rf"|(?<!{_WORD})(?:(?:[Ii]t|[Tt]his|[Tt]hat)(?:'s|\s(?:is|must be|should be|would be|has to be))|"
+    rf"(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),?)\s{{1,3}}{_FILLER}{_OPEN}"
     rf"{_LETTER.replace('letter', 'last')}(?=[)\]*_`\"'.!]{{0,4}}[ \t]{{0,4}}(?:\r?\n|$))"
     rf"|{_LETTER.replace('letter', 'chinese')}(?:项|選項|选项)?(?:是|为)?(?:正确|對的|对的)"
 )
@@ -83,10 +84,10 @@ _AS_WORD = re.compile(
     r"[ \t]{1,3}(?!(?:because|since|as|is|for|due|which|based|given|so|with|would|by|while|from|"
     r"in|and|or|but|here|seems|appears|fits|matches)\b)[^\W\d_A-Z]"
 )
-_AFTER_SMALL = re.compile(r"[)\]}\"'*_`$”’]{0,6}\s{0,2}(?:[.,;:!。，]|\\[)\]]|\r?\n|$)|[)\]}\"”]")
+_AFTER_SMALL = re.compile(r"[)\]}\"'*_`$”’]{0,6}\s{0,2}(?:[.,;:!。，](?![A-Za-z])|\\[)\]]|\r?\n|$)|[)\]}\"”]")
 _MORE = re.compile(
     r"[)\]*_`\"'”]{0,4}\s{0,2}(?:/|(?:,\s{0,2})?\b(?:and|or)\b|[&、和或与及]|,(?=\s{0,2}[(*\"']{0,3}[A-Z][)*\"']{0,3}\s{0,2}"
-    r"(?:,|\band\b|\bor\b|[.)]?\s{0,2}$)))\s{0,2}(?:option |choice )?[(*\"'\[]{0,4}[A-Z](?![A-Za-z0-9_'])",
+    r"(?:,|\band\b|\bor\b|[.)}]{0,3}\s{0,2}$)))\s{0,2}(?:option |choice )?[(*\"'\[]{0,4}[A-Z](?![A-Za-z0-9_'])",
     re.MULTILINE,
 )
 _WRONG = re.compile(

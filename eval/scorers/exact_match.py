@@ -49,7 +49,7 @@ def final_text(response: str) -> str | None:
         [
             (hashed, marks.hashes(text)),
             (lambda mark: mark.text.strip() or None, marks.boxes(text)),
-            (lambda mark: mark.text.strip(" \t*_") or None, marks.statements(text)),
+            (lambda mark: mark.text.strip().strip("*_").strip() or None, marks.statements(text)),
         ],
     )
     return found or last or None

@@ -8,8 +8,8 @@ A response without any is searched for the same forms with the text of an option
 
 The authors' regular expressions nest repetitions, and are given up after 5 seconds. These find the same: a repetition
 whose characters cannot begin what follows it is possessive, and where an option may begin with such a character the
-places are tried one by one in the order of the original. Small letters match, and count as wrong, as they do there; and a
-response that begins with the word "I" or "A" and has no other form is read as that letter, as it is there.
+places are tried one by one in the order of the original. Two weaknesses are kept: a small letter matches and counts as
+wrong, and a response that begins with the word "I" or "A" is read as that letter if it has none of the other forms.
 
 Source: eval/eval.py of github.com/SuperGPQA/SuperGPQA.
 """

@@ -39,7 +39,7 @@ from qwen35_jax.command import one_line_errors
 CARD_REQUEST = "Please reason step by step, and put your final answer within \\boxed{}."
 
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
-_FINAL_ANSWER = re.compile(r"\s*\n####\s*(-?[\d,]*\.?\d+)\s*$")
+_FINAL_ANSWER = re.compile(r"(?:^|\s*\n)####\s*(-?[\d,]*\.?\d+)\s*$")
 # How the two reference scorers read a response; the first group that took part is the answer.
 _AUTHORS = re.compile(r"#### (-?[0-9.,]+)")
 _LM_EVAL_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")

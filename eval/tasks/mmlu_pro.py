@@ -22,6 +22,7 @@ from eval.tasks.choices import LETTERS, card_prompt, letter_likelihood, letter_v
 from eval.tasks.data import Data, HubFiles, Row
 
 _SHOTS = 5
+_MOST_OPTIONS = 10
 _INSTRUCTION = (
     "The following are multiple choice questions (with answers) about {category}. Think step by step and then finish "
     'your answer with "the answer is (X)" where X is the correct letter choice.\n'
@@ -100,8 +101,8 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
 def _fields(row: Row) -> tuple[str, list[str], str, str]:
     """Returns question, options, answer and category of a row, checked."""
     options, answer = row.get("options", list), row.get("answer", str)
-    if not 1 <= len(options) <= len(LETTERS) or not all(type(option) is str for option in options):
-        raise ValueError(f"{row.where}: options={options!r}; give 1 to {len(LETTERS)} strings.")
+    if not 1 <= len(options) <= _MOST_OPTIONS or not all(type(option) is str for option in options):
+        raise ValueError(f"{row.where}: options={options!r}; give 1 to {_MOST_OPTIONS} strings.")
     if answer not in tuple(LETTERS[: len(options)]):
         raise ValueError(
             f"{row.where}: answer={answer!r}; the letters of its {len(options)} options are {LETTERS[: len(options)]}."

@@ -6,9 +6,9 @@
 | official | HELM's, whose scores the authors published, without its five solved examples | the first line, bare |
 | lm-eval | that of mmlu_redux_generative: the letter alone | the first capital A, B, C or D |
 
-lm-evaluation-harness takes the first capital of the response, so that "Because ..." answers B, and leaves no room to
-reason; it is here to be compared with, not for thinking models. It also asks the ``ok`` rows only: compare it with
-``accuracy_ok``.
+lm-evaluation-harness takes the first capital of the response, so that "Answer: B" answers A and "Because ..." B, and
+leaves no room to reason; it is here to be compared with, not for thinking models. It also asks the ``ok`` rows only:
+compare it with ``accuracy_ok``.
 
 Which labels the model card uses is not known. Three scores come from one run:
 

@@ -25,7 +25,7 @@ class FakeServer:
       answers: texts by question; other questions get words without end. Text before ``</think>`` is left out without
         thinking.
       key: which a request must bring.
-      models: what it lists.
+      models: what it lists; None for a failure of the list.
     """
 
     def __init__(
@@ -110,7 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.refused():
             return
-        if self.path == "/v1/models":
+        if self.fake.models is None:
+            self.send(500, b"no list")
+        elif self.path == "/v1/models":
             self.send(200, {"data": list(self.fake.models)})
         else:
             self.send(404, {"detail": "Not Found"})
@@ -160,6 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
             pieces = [{"reasoning_content": parts[0]}, {"content": parts[1] if len(parts) == 2 else ""}]
         elif is_chat:
             pieces = [{"content": piece} for piece in (text[:7], text[7:])]
+            if self.fake.parses_thinking:
+                # Some servers take the empty block of the prompt for a thought.
+                pieces.insert(0, {"reasoning_content": "\n\n"})
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Connection", "close")

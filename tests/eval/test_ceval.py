@@ -5,6 +5,9 @@ import re
 import string
 import time
 
+import huggingface_hub
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from eval.samples import Reply, make_sample
@@ -211,6 +214,23 @@ def test_one_file_has_the_subject_in_its_rows(tmp_path):
     write_rows(tmp_path / "ceval" / "val.jsonl", [row()])
     with pytest.raises(ValueError, match="no field 'subject'"):
         get_task("ceval").load("card", str(tmp_path))
+
+
+def test_files_of_each_subject_are_fetched_from_the_hub(tmp_path, monkeypatch):
+    def download(repo, filename, *, repo_type, revision):
+        path = tmp_path / filename
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row(number) for number in range(5)]), path)
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    documents = get_task("ceval").load("lm-eval", None, split="test").documents
+    assert [document.id for document in documents][:6] == [f"computer_network/{n}" for n in range(5)] + [
+        "operating_system/0"
+    ]
+    assert len(documents) == 52 * 5
+    files = {path.name for path in (tmp_path / "logic").iterdir()}
+    assert files == {"test-00000-of-00001.parquet", "dev-00000-of-00001.parquet"}
 
 
 def test_val_is_scored_by_default_and_test_on_demand(tmp_path):

@@ -3,12 +3,14 @@
 import json
 import random
 import sys
+import types
 
 import pytest
 
 from eval.tasks import get_task, ifeval
 from tests.conftest import shared_dir
 from tests.eval.conftest import write_rows
+from tests.eval.ifeval_responses import responses
 
 ENGLISH = "the little boat sailed quietly over the lake while the children watched from the shore"
 GERMAN = "Das kleine Boot segelte ruhig über den See, während die Kinder am Ufer standen und ihm nachsahen."
@@ -159,7 +161,7 @@ def test_absent_arguments_may_be_null_as_in_the_hub_columns(verifiers, tmp_path)
     (document,) = get_task("ifeval").load("official", str(tmp_path)).documents
     verdict = document.score("two words")
     assert verdict.correct and verdict.parsed and verdict.prediction is None
-    assert set(verdict.metrics) == {"prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"}
+    assert set(verdict.metrics) == {f"{name}{ending}" for name in OFFICIAL for ending in ("", "_fixed")}
 
 
 def test_missing_splitter_data_is_an_error_that_says_how_to_get_it(tmp_path, monkeypatch):
@@ -180,35 +182,41 @@ def test_missing_packages_are_an_error_that_names_the_extra(monkeypatch):
         ifeval.prepare(None)
 
 
+OFFICIAL = {
+    "prompt_strict": "prompt_level_strict_acc",
+    "instruction_strict": "inst_level_strict_acc",
+    "prompt_loose": "prompt_level_loose_acc",
+    "instruction_loose": "inst_level_loose_acc",
+}
+
+
 @pytest.mark.skipif(shared_dir() is None, reason="the IFEval prompts are not beside this checkout")
-def test_verdicts_on_all_prompts_equal_the_reference(verifiers):
-    """Responses made from the prompts, so that many instructions are followed and many are not."""
+def test_verdicts_on_all_prompts_equal_those_of_lm_eval(verifiers, monkeypatch):
+    """2,705 responses, every instruction, strict and loose; where lm_eval draws a letter it is given the one drawn here."""
+    from lm_eval.tasks.ifeval import instructions
     from lm_eval.tasks.ifeval.utils import process_results
 
     data = shared_dir() / "data"
     documents = get_task("ifeval").load("official", str(data)).documents
     rows = [json.loads(line) for line in (data / "ifeval" / "input_data_541.jsonl").read_text().splitlines()]
-    assert len(documents) == len(rows) == 541
-    names = {
-        "prompt_strict": "prompt_level_strict_acc",
-        "instruction_strict": "inst_level_strict_acc",
-        "prompt_loose": "prompt_level_loose_acc",
-        "instruction_loose": "inst_level_loose_acc",
-    }
-    followed = 0
-    for index, (document, row) in enumerate(zip(documents, rows, strict=True)):
-        response = f"Sure, here it is:\n{row['prompt']}\n\n* one\n* [two]\n<<A title>>\n******\nP.S. done"
-        response = response.replace(",", "") if index % 2 else response.upper()
-        metrics = document.score(response).metrics
-        if any(
-            name == "keywords:letter_frequency" and not arguments["letter"].isalpha()
-            for name, arguments in zip(row["instruction_id_list"], row["kwargs"], strict=True)
-        ):
-            continue  # the reference draws a new letter each time
-        want = process_results(row, [response])
-        assert {ours: metrics[ours] for ours in names} == {
-            ours: list(want[theirs]) if isinstance(want[theirs], list) else [want[theirs]]
-            for ours, theirs in names.items()
-        }
-        followed += sum(metrics["instruction_strict"])
-    assert 100 < followed < 734
+    problems = (data / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:400]
+    sentences = [json.loads(line)["question"].split(". ")[0].strip() + "." for line in problems]
+    assert [document.messages[0]["content"] for document in documents] == [row["prompt"] for row in rows]
+    followed = dict.fromkeys(OFFICIAL, 0)
+    of_first = 0
+    for document, row in zip(documents, rows, strict=True):
+        with monkeypatch.context() as patch:
+            built = ifeval.build_instructions(row["key"], row["instruction_id_list"], row["kwargs"])
+            drawn = [each.get_instruction_args()["letter"] for each in built if hasattr(each, "_letter")]
+            patch.setattr(instructions, "random", types.SimpleNamespace(choice=lambda letters, drawn=drawn: drawn[0]))
+            for place, response in enumerate(responses(row, sentences, seed=0)):
+                metrics = document.score(response).metrics
+                wanted = process_results(row, [response])
+                for ours, theirs in OFFICIAL.items():
+                    values = wanted[theirs] if isinstance(wanted[theirs], list) else [wanted[theirs]]
+                    assert metrics[ours] == values, (row["key"], response)
+                    followed[ours] += sum(values)
+                of_first += sum(metrics["instruction_strict"]) if place == 0 else 0
+    assert len(documents) == 541
+    assert of_first > 700, "the first response is made to follow"
+    assert 900 < followed["instruction_strict"] < followed["instruction_loose"] < 5 * 834

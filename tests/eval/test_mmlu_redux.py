@@ -5,6 +5,7 @@ import io
 import json
 from collections import Counter
 
+import huggingface_hub
 import pyarrow
 import pyarrow.ipc
 import pytest
@@ -172,7 +173,7 @@ def test_lm_eval_reads_the_same(tmp_path):
     rows = [row()]
     task = lm_eval_task("mmlu-redux/generative/mmlu_college_chemistry.yaml", {"test": rows})
     (document,) = load(tmp_path, rows, "lm-eval")
-    for response in ["B", "b", "(B)", "Because", "ABCD", "no", "", " C", "Dense: B", "\nB"]:
+    for response in ["B", "b", "(B)", "Because", "ABCD", "no", "", " C", "Dense: B", "Answer: B", "\nB"]:
         found = [[response]]
         for step in task._filters[0].filters:
             found = list(step().apply(found, [{}]))
@@ -198,15 +199,33 @@ def test_wrong_rows(tmp_path, changes, message):
         load(tmp_path, [row(**changes)])
 
 
+def write_stream(path):
+    """Writes a row without its subject, as the hub's files are."""
+    table = pyarrow.Table.from_pylist([{name: value for name, value in row().items() if name != "subject"}])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pyarrow.ipc.new_stream(path, table.schema) as stream:
+        stream.write_table(table)
+    return path
+
+
+def test_a_file_of_each_subject_is_fetched_from_the_hub(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repo, filename, *, repo_type, revision):
+        asked.append((repo, revision))
+        return str(write_stream(tmp_path / filename))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    loaded = get_task("mmlu_redux").load("card", None)
+    assert [document.group for document in loaded.documents] == list(mmlu_redux.SUBJECTS)
+    assert set(asked) == {tuple(loaded.source.split("@"))}
+    assert (tmp_path / "anatomy" / "data-00000-of-00001.arrow").is_file()
+
+
 def test_the_hubs_own_files_are_read(tmp_path):
     """One folder a subject, each with the stream that ``datasets`` saves; the subject is the folder's name."""
     for subject in ("anatomy", "virology"):
-        fields = {name: value for name, value in row(question=subject).items() if name != "subject"}
-        table = pyarrow.Table.from_pylist([fields])
-        path = tmp_path / "mmlu_redux" / subject / "data-00000-of-00001.arrow"
-        path.parent.mkdir(parents=True)
-        with pyarrow.ipc.new_stream(path, table.schema) as stream:
-            stream.write_table(table)
+        write_stream(tmp_path / "mmlu_redux" / subject / "data-00000-of-00001.arrow")
     documents = get_task("mmlu_redux").load("card", str(tmp_path)).documents
     assert [(document.group, document.id) for document in documents] == [("anatomy", 0), ("virology", 1)]
     with pytest.raises(ValueError, match="put the data of mmlu_redux at"):

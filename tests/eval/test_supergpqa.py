@@ -60,7 +60,8 @@ def test_a_base_model_sees_five_solved_examples(tmp_path):
     ("response", "letter"),
     [
         ("Answer: B", "B"), ("It sinks.\nAnswer: $\\boxed{B}$.", "B"), ("The correct answer is (B).", "B"),
-        ("Answer: A", "A"), ("Answer: b", "b"), ("The answer is lead.", "B"), ("I do not know", "I"), ("No idea", None), ("", None),
+        ("Answer: A", "A"), ("Answer: b", "b"), ("The answer is lead.", "B"), ("I do not know", "I"), ("No idea", None),
+        ("", None),
         ("It sinks.\nAnswer: B.\n\nQuestion: \nWhat is light?\nA) air\n\nAnswer: A.", "B"),
         ("Hm.\n\nQuestion: What is heavy?\nAnswer: B", "B"), ("Question: What is heavy?\nAnswer: B", "B"),
     ],

@@ -1,5 +1,6 @@
 """Evaluations whose responses a server writes: an imitation that can misbehave, and our own with a real engine."""
 
+import dataclasses
 import json
 import socket
 from pathlib import Path
@@ -113,6 +114,8 @@ def test_greedy_tasks_need_fewer_settings(config):
         (Answer("so 42", "", "length"), "thinking", False, "so 42", ""),
         (Answer("so 42", "", "stop"), "thinking", False, "so 42", ""),
         (Answer("42", "", "stop"), "thinking", True, None, "42"),
+        (Answer("\n\n42", "\n", "stop"), "thinking", False, "", "42"),
+        (Answer("\n\n42", "\n\n", "stop"), "non_thinking", False, None, "42"),
         (Answer("42", "", "stop"), "non_thinking", False, None, "42"),
         (Answer("<think>\nso", "", "length"), "non_thinking", False, "so", ""),
         (Answer("so</think>42", "", "stop"), None, False, "so", "42"),
@@ -186,6 +189,15 @@ def test_a_server_that_goes_away_ends_the_run_and_leaves_no_error_behind(config)
         with pytest.raises(ServerGoneError, match=r"does not answer any more.*start the same command again"):
             backend.generate([request_of(settings)] * 9, lambda *reply: replies.append(reply))
         assert replies == []
+
+
+def test_a_server_need_not_list_its_models(config):
+    with FakeServer(answers=ANSWERS, models=None).serve() as url:
+        settings = config(url, sampling="greedy")
+        named = dataclasses.replace(settings, server=dataclasses.replace(settings.server, model="fake"))
+        assert ServerBackend(named).labels == ()
+        with pytest.raises(ValueError, match="HTTP 500: no list"):
+            ServerBackend(settings)
 
 
 def test_a_key_is_sent(config, monkeypatch):
