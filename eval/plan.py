@@ -27,6 +27,7 @@ from qwen35_jax.planning.decode import Layout, Workload, lay_out
 from qwen35_jax.planning.published import find_config
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing.tokenizer import TOKENIZER_FILES, Tokenizer
+from qwen35_jax.sharding import GENERATION_AXES
 from qwen35_jax.storage import write_json
 from qwen35_jax.wording import options_as_typed, options_of
 
@@ -158,7 +159,7 @@ def _in_mode(config: PlanConfig, mode: Mode) -> PlanConfig:
 
 def _with_slots(model: ModelConfig, topology: str, workload: Workload, run: EvalConfig) -> Layout:
     """Lays the engine out with the run's slots, rounded up as the engine does; ``data`` takes the chips left."""
-    mesh = {"fsdp": run.mesh.fsdp, "tensor": run.mesh.tensor}
+    mesh = {axis: getattr(run.mesh, axis) for axis in GENERATION_AXES if axis != "data"}
     layout = lay_out(model, topology, workload, mesh)
     shards = layout.engine.shards
     return lay_out(model, topology, dataclasses.replace(workload, slots=-(-run.slots // shards) * shards), mesh)

@@ -169,7 +169,7 @@ def to_text(plans: Plans, price: float | None) -> str:
         for plan in own:
             lines += [f"  {plan.load.task}", *(f"    {line}" for line in _lines(plan))]
         lines += [f"  {line}" for line in _sum(own, price)]
-    if any(own[0].layout.mesh[axis] > 1 for own in plans.values() for axis in ("fsdp", "tensor")):
+    if any(size > 1 for own in plans.values() for axis, size in own[0].layout.mesh.items() if axis != "data"):
         lines.append("What chips of one model send each other is left out: `qwen35 plan` compiles, and counts it.")
     lines.append("Peak rates of data sheets, nothing measured on a TPU; starting and compiling are left out.")
     return "\n".join(lines)

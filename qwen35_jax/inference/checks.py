@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen35_jax.config import TextConfig
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.inference.slots import MAX_CLOSING_TOKENS, MAX_END_TOKENS
 
@@ -33,6 +34,15 @@ def check_length(name: str, num_tokens: int, num_new: int, *, positions: int, ma
         f"{begins} {max_length} tokens that the engine's pages hold; shorten it, lower max_new_tokens, or raise "
         "cache_tokens."
     )
+
+
+def check_scored(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], text: TextConfig, *, max_length: int) -> None:
+    """Raises ``ValueError`` for a prompt and its continuation, by their place, that cannot be scored."""
+    for number, (prompt, continuation) in enumerate(pairs):
+        check_tokens(f"prompt {number}", prompt, text.vocab_size)
+        check_tokens(f"continuation {number}", continuation, text.vocab_size)
+        check_length(f"prompt {number}", len(prompt), len(continuation),
+                     positions=text.max_position_embeddings, max_length=max_length)  # fmt: skip
 
 
 def check_sampling(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from qwen35_jax.inference.checks import check_length, check_sampling, check_tokens, one_each
+from qwen35_jax.inference.checks import check_length, check_sampling, check_scored, check_tokens, one_each
 from qwen35_jax.inference.mailbox import Mailbox
 from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.prefixes import points_of
@@ -323,19 +323,10 @@ class Engine:
     def score_tokens(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
     ) -> list[TokenScores]:
-        """Does the same, and also says which tokens greedy decoding would take.
-
-        Raises:
-          ValueError: as ``score`` does.
-        """
-        text = self.model.config.text
+        """Does the same, and also says which tokens greedy decoding would take; raises as ``score`` does."""
         places = {}
         pairs = list(zip(prompts, one_each("continuations", continuations, len(prompts)), strict=True))
-        for number, (prompt, continuation) in enumerate(pairs):
-            check_tokens(f"prompt {number}", prompt, text.vocab_size)
-            check_tokens(f"continuation {number}", continuation, text.vocab_size)
-            check_length(f"prompt {number}", len(prompt), len(continuation),
-                         positions=text.max_position_embeddings, max_length=self.max_length)  # fmt: skip
+        check_scored(pairs, self.model.config.text, max_length=self.max_length)
         for place, (prompt, continuation) in enumerate(pairs):
             # Whoever begins with a snapshot has no log-probabilities of what the other one has read.
             last = (len(prompt) - 1) // self.sizes.chunk * self.sizes.chunk
