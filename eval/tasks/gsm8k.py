@@ -89,6 +89,8 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
 
 
 def _lm_eval_prompt(row: Row, question: str, examples: Sequence[Row]) -> str:
+    if not examples:  # only responses are scored
+        return f"Question: {question}\nAnswer:"
     if len(examples) < _LM_EVAL_SHOTS:
         raise ValueError(
             f"{row.where}: protocol lm-eval shows {_LM_EVAL_SHOTS} solved problems, but the training split has "
