@@ -159,9 +159,7 @@ def _reply(row: Row, opened: bool) -> Reply:
     return Reply(split.thinking, split.answer, reason, token_ids=token_ids, multiple_closes=split.multiple_closes)
 
 
-def _write(
-    config: ScoreConfig, task: str, out: Path, digests: dict[str, str], samples: list[dict[str, Any]]
-) -> None:
+def _write(config: ScoreConfig, task: str, out: Path, digests: dict[str, str], samples: list[dict[str, Any]]) -> None:
     settings: dict[str, Any] = dataclasses.asdict(config)
     del settings["out"]
     settings |= digests

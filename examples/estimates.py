@@ -1,6 +1,6 @@
 """A benchmark of one's own: estimates, right within a tenth of the true value.
 
-    python -m eval.run configs/eval_2b.py --tasks examples/estimates.py --data-dir DATA
+python -m eval.run configs/eval_2b.py --tasks examples/estimates.py --data-dir DATA
 """
 
 from collections.abc import Sequence

@@ -29,10 +29,14 @@ _LEADING_DRESS = " \t*_`$([{\\"
 _LEADS_WITH_NUMBER = re.compile(r"(?:[-+]?[$€£¥₹]?\s?-?\.?\d)")
 _COUNTS = re.compile(r"\d{1,3}[.):]\**\s+\S")
 _LIST_NUMBER = re.compile(r"^[ \t>#*_]{0,12}(\d{1,3})[.)](?=[*_]{0,3}[ \t]+\S)", re.MULTILINE)
-_STEP = re.compile(r"\b(?:step|part|section|question|problem|example|case|method)[ \t]{1,3}#?\d+\b(?![.,]\d)", re.IGNORECASE)
+_STEP = re.compile(
+    r"\b(?:step|part|section|question|problem|example|case|method)[ \t]{1,3}#?\d+\b(?![.,]\d)", re.IGNORECASE
+)
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _QUOTES = "\"'`*_“”‘’"
-_WRAPPED = re.compile(r"\$+([^$]+)\$+|\\\((.+)\\\)|\\\[(.+)\\\]|\\(?:text|math)(?:bf|rm|it|sf|tt)?\{([^{}]*)\}", re.DOTALL)
+_WRAPPED = re.compile(
+    r"\$+([^$]+)\$+|\\\((.+)\\\)|\\\[(.+)\\\]|\\(?:text|math)(?:bf|rm|it|sf|tt)?\{([^{}]*)\}", re.DOTALL
+)
 
 
 def final_text(response: str) -> str | None:

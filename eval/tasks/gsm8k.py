@@ -72,7 +72,11 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
     if protocol == "lm-eval":
         prompt = _lm_eval_prompt(row, question, examples)
         return Document(
-            row.own_id(), user_turn(prompt), lambda response: _score_lm_eval(response, answer), text=prompt, target=number
+            row.own_id(),
+            user_turn(prompt),
+            lambda response: _score_lm_eval(response, answer),
+            text=prompt,
+            target=number,
         )
     prompt = question if protocol == "official" else f"{question}\n\n{CARD_REQUEST}"
 

@@ -14,7 +14,9 @@ from tests.eval.conftest import write_rows
 
 QUESTION = "Sixteen eggs, three eaten, four baked, the rest sold at 2 dollars each. How much?"
 SOLUTION = "She has 1,000 + 200 = <<1000+200=1200>>1,200.\n#### 1,200"
-TRAIN = [{"question": f"What is {n}+{n}? ", "answer": f"{n}+{n}=<<{n}+{n}={2 * n}>>{2 * n}\n#### {2 * n}"} for n in range(9)]
+TRAIN = [
+    {"question": f"What is {n}+{n}? ", "answer": f"{n}+{n}=<<{n}+{n}={2 * n}>>{2 * n}\n#### {2 * n}"} for n in range(9)
+]
 
 
 def load(folder, rows, protocol, train=()):
@@ -24,9 +26,7 @@ def load(folder, rows, protocol, train=()):
     return get_task("gsm8k").load(protocol, str(folder)).documents
 
 
-@pytest.mark.parametrize(
-    ("protocol", "prompt"), [("official", "How many?"), ("card", f"How many?\n\n{CARD_REQUEST}")]
-)
+@pytest.mark.parametrize(("protocol", "prompt"), [("official", "How many?"), ("card", f"How many?\n\n{CARD_REQUEST}")])
 def test_prompts_without_solved_problems(tmp_path, protocol, prompt):
     (document,) = load(tmp_path, [{"question": "How many?", "answer": SOLUTION}], protocol)
     assert document.messages == [{"role": "user", "content": prompt}]

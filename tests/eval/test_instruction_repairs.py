@@ -9,8 +9,20 @@ ENGLISH = "THE TOTAL COST OF THE TRIP IS PAID."
 
 # instruction, arguments, response, official verdict, repaired verdict
 CASES = [
-    ("keywords:letter_frequency", {"letter": "#", "let_frequency": 2, "let_relation": "at least"}, "#a #b", False, True),
-    ("keywords:letter_frequency", {"letter": "!", "let_frequency": 2, "let_relation": "less than"}, "a!b!", True, False),
+    (
+        "keywords:letter_frequency",
+        {"letter": "#", "let_frequency": 2, "let_relation": "at least"},
+        "#a #b",
+        False,
+        True,
+    ),
+    (
+        "keywords:letter_frequency",
+        {"letter": "!", "let_frequency": 2, "let_relation": "less than"},
+        "a!b!",
+        True,
+        False,
+    ),
     ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "---\n* a\n* **b:** c\n\n---", False, True),
     ("detectable_format:number_bullet_lists", {"num_bullets": 1}, "*so* it is\n- a\n-5 degrees", False, True),
     ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "- a\n  * b", True, True),

@@ -57,7 +57,13 @@ def test_equal_numbers_have_equal_forms(digits, places):
     sign, magnitude = ("-", plain[1:]) if plain.startswith("-") else ("", plain)
     whole, _, decimals = magnitude.partition(".")
     grouped = f"{int(whole):,}" + (f".{decimals}" if decimals else "")
-    written = [grouped, grouped.replace(",", " "), grouped.replace(",", "{,}"), grouped.replace(",", r"\,"), f"{magnitude}00"]
+    written = [
+        grouped,
+        grouped.replace(",", " "),
+        grouped.replace(",", "{,}"),
+        grouped.replace(",", r"\,"),
+        f"{magnitude}00",
+    ]
     for form in written if decimals else written[:-1]:
         assert number(sign + form) == expected, form
     assert number(f"{digits}/{10**places}") == expected
