@@ -46,7 +46,7 @@ class EvalConfig:
     server: ServerConfig = dataclasses.field(default_factory=ServerConfig)
     processes: ProcessConfig = dataclasses.field(default_factory=ProcessConfig)
     tasks: tuple[str, ...] = ("ifeval",)
-    """Tasks to run; all of them are written together."""
+    """Tasks to run, by name or as Python files of your own that define TASK; all of them are written together."""
     mode: Mode = "non_thinking"
     """Whether the chat template opens a think block; what follows </think> is scored."""
     protocol: ProtocolName = "official"

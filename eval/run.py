@@ -93,6 +93,9 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     started = time.monotonic()
     out = Path(config.out)
     tasks = [get_task(name) for name in config.tasks]
+    names = [task.name for task in tasks]
+    if len(set(names)) != len(names):
+        raise ValueError(f"tasks={list(config.tasks)} have the names {names}; give each file's TASK a name of its own.")
     # An engine that is given may span all processes: each of them then makes the same calls and gets all results.
     team = Team() if engine is not None else Team.of_all_processes()
     with raise_together(team.gather):

@@ -54,7 +54,7 @@ class ScoreConfig:
     """How stored responses are scored."""
 
     task: str
-    """Whose rules apply."""
+    """Whose rules apply: a task by name, or a Python file of your own that defines TASK."""
     responses: str
     """JSONL or Parquet file, also of a bucket (``gs://``), with id and response."""
     protocol: ProtocolName = "official"
@@ -119,13 +119,13 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         "responses": config.responses,
         "protocol": config.protocol,
         "intervals": INTERVALS,
-        "tasks": {config.task: summary | {"missing": missing}},
+        "tasks": {task.name: summary | {"missing": missing}},
         "seconds": {"total": time.monotonic() - started},
     }
     if config.out is not None:
         digests = {"data_sha256": loaded.digest, "responses_sha256": file_digest(responses)}
-        _write(config, Path(config.out), digests, samples)
-        write_report(Path(config.out), results, {config.task: documents})
+        _write(config, task.name, Path(config.out), digests, samples)
+        write_report(Path(config.out), results, {task.name: documents})
     return results
 
 
@@ -159,13 +159,13 @@ def _reply(row: Row, opened: bool) -> Reply:
     return Reply(split.thinking, split.answer, reason, token_ids=token_ids, multiple_closes=split.multiple_closes)
 
 
-def _write(config: ScoreConfig, out: Path, digests: dict[str, str], samples: list[dict[str, Any]]) -> None:
+def _write(config: ScoreConfig, task: str, out: Path, digests: dict[str, str], samples: list[dict[str, Any]]) -> None:
     settings: dict[str, Any] = dataclasses.asdict(config)
     del settings["out"]
     settings |= digests
     check_directory(out, settings)
     open_directory(out, settings)
-    path = samples_path(out, config.task)
+    path = samples_path(out, task)
     path.unlink(missing_ok=True)
     file = SampleFile(path)
     for sample in samples:
