@@ -1,8 +1,10 @@
 r"""Places where a response marks its final answer.
 
 - hashes: ``#### 18``, the mark of GSM8K's solutions. A heading such as ``#### Step 2: Multiply`` is none.
-- boxes: ``\boxed{18}``, ``\fbox{18}``, ``\boxed 18``; the innermost of nested ones, and one that the text's end cuts off.
-- statements: ``The answer is 18``, ``**Final answer:** 18``, ``"answer": "18"``, ``答案：18``, a line ``Answer`` before one.
+- boxes: ``\boxed{18}``, ``\fbox{18}``, ``\boxed 18``; the innermost of nested ones, and one that the end of the
+  text cuts off.
+- statements: ``The answer is 18``, ``**Final answer:** 18``, ``"answer": "18"``, ``答案：18``, a line
+  ``Answer`` before one.
 - corrections: ``Wait, no: 18``, only after a mark that they can correct.
 
 Marks of a quotation (a Markdown line ``> ...``, or within quotation marks in a line) do not count.
