@@ -1,6 +1,5 @@
-"""CONTRIBUTING.md: its targets and paths exist, and its benchmark is one."""
+"""CONTRIBUTING.md: its targets and paths exist."""
 
-import json
 import re
 
 import pytest
@@ -21,16 +20,3 @@ def test_every_make_target_exists():
 def test_every_path_exists(path):
     # The README of an op is named without its folder.
     assert (REPO / path).exists() or (REPO / "qwen35_jax" / "ops" / "gated_delta" / path).exists()
-
-
-def test_the_benchmark_can_be_scored(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    namespace: dict = {}
-    exec(example, namespace)
-    rows = [{"question": "Is the sky blue?", "answer": True}, {"question": "Is 2 odd?", "answer": False}]
-    path = tmp_path / "yes_no" / "test.jsonl"
-    path.parent.mkdir()
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    _, documents = namespace["TASK"].load("official", str(tmp_path))
-    assert [document.score("Yes, it is.").correct for document in documents] == [True, False]
-    assert [document.score("Perhaps").answered for document in documents] == [False, False]

@@ -11,8 +11,8 @@ A response states its final answer in the first of these that it contains; of se
 
 A later correction goes before all of them: a mark after a word such as ``wait``, or ``Wait, no: ANSWER``.
 
-Where a number is asked for, it is the first one of a marked text, after the last ``=`` of its first sentence if that has
-any (``The answer is 2 * 9 = 18 a day.``). A mark without a number does not count. ``eval.scorers.numbers`` says how
+Where a number is asked for, it is the first one of a marked text, after the last ``=`` of its first sentence if that
+has any (``The answer is 2 * 9 = 18 a day.``). A mark without a number does not count. ``eval.scorers.numbers`` says how
 numbers are read.
 """
 

@@ -10,8 +10,8 @@
   a bullet (``* **so**``) twice. Here Markdown's emphasis counts, each once.
 - english_capital: it detects the language of capitals, most of which langdetect leaves out of account. Here the
   language of the same text in small letters counts.
-- response_language: a text in which no language is found, such as ``123``, is in any language that is asked for. Here it
-  is in none.
+- response_language: a text in which no language is found, such as ``123``, is in any language that is asked for. Here
+  it is in none.
 
 What is a matter of definition stays as it is: a keyword counts inside of words, ``don't`` is two words, and ``I`` is a
 word in capitals.

@@ -1,11 +1,11 @@
 r"""Places where a response marks its final answer.
 
-| kind | written |
-|---|---|
-| hashes | ``#### 18``, the mark of GSM8K's solutions; a heading such as ``#### Step 2: Multiply`` is none |
-| box | ``\boxed{18}``, ``\fbox{18}``, ``\boxed 18``; the innermost of nested ones; one that the end of the text cuts off |
-| stated | ``The answer is 18``, ``**Final answer:** 18``, ``"answer": "18"``, ``答案：18``, a line ``Answer`` before one |
-| corrected | ``Wait, no: 18``, only after a mark that it can correct |
+- hashes: ``#### 18``, the mark of GSM8K's solutions. A heading such as ``#### Step 2: Multiply`` is none.
+- boxes: ``\boxed{18}``, ``\fbox{18}``, ``\boxed 18``; the innermost of nested ones, and one that the end of the
+  text cuts off.
+- statements: ``The answer is 18``, ``**Final answer:** 18``, ``"answer": "18"``, ``答案：18``, a line
+  ``Answer`` before one.
+- corrections: ``Wait, no: 18``, only after a mark that they can correct.
 
 Marks of a quotation (a Markdown line ``> ...``, or within quotation marks in a line) do not count.
 """
@@ -80,7 +80,11 @@ def boxes(text: str) -> list[Mark]:
         spans.append((*cut_off, len(text) if end < 0 else end))
     spans.sort()
     following = [start for start, _, _ in spans[1:]] + [len(text)]
-    return [Mark(start, text[begin:end]) for (start, begin, end), after in zip(spans, following) if end <= after]
+    return [
+        Mark(start, text[begin:end])
+        for (start, begin, end), after in zip(spans, following, strict=False)
+        if end <= after
+    ]
 
 
 def statements(text: str) -> list[Mark]:
@@ -103,7 +107,7 @@ def cues(text: str) -> list[int]:
 def _to_line_end(text: str, spans: Sequence[tuple[int, int]], *, or_next_line: bool = False) -> list[Mark]:
     marks = []
     starts = [start for start, _ in spans[1:]] + [len(text)]
-    for (start, end), following in zip(spans, starts):
+    for (start, end), following in zip(spans, starts, strict=False):
         line_end = text.find("\n", end, max(end, following))
         stop = max(end, following) if line_end < 0 else line_end
         if or_next_line and _ONLY_DRESS.match(text[end:stop]) and (following_line := _NEXT_LINE.match(text, stop)):

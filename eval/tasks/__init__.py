@@ -26,7 +26,8 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         listed = " Put spaces between the names." if "," in name else did_you_mean(name, TASKS)
         raise ValueError(
-            f"task {name!r} does not exist; choose from {', '.join(TASKS)}, or give a Python file that defines TASK.{listed}"
+            f"task {name!r} does not exist; choose from {', '.join(TASKS)}, or give a Python file that defines TASK."
+            f"{listed}"
         )
     # Imported when asked for, so that a task's file can also be run as a command.
     return importlib.import_module(f"eval.tasks.{name}").TASK

@@ -7,9 +7,9 @@ r"""GSM8K: grade-school word problems with one number as the answer (arXiv:2110.
 | lm-eval | five solved problems and the question, as in its task gsm8k | flexible-extract | strict-match |
 
 The final number is found and compared as ``eval.scorers.exact_match`` describes; a repeated question is left out of the
-search. lm-evaluation-harness draws the solved problems anew for each document, from the training split with a fixed seed;
-here they are the same, whichever documents are asked. They are also what a base model (style ``text``) needs, so that the
-other protocols have no prompt of that style.
+search. lm-evaluation-harness draws the solved problems anew for each document, from the training split with a fixed
+seed; here they are the same, whichever documents are asked. They are also what a base model (style ``text``) needs, so
+that the other protocols have no prompt of that style.
 
 The file is also the command that turns the data (8,792 problems, openai/gsm8k on the hub, MIT) into training
 conversations, with the solution as reasoning and the number as answer, or into questions for the task ``qa``:

@@ -192,7 +192,7 @@ OFFICIAL = {
 
 @pytest.mark.skipif(shared_dir() is None, reason="the IFEval prompts are not beside this checkout")
 def test_verdicts_on_all_prompts_equal_those_of_lm_eval(verifiers, monkeypatch):
-    """2,705 responses, every instruction, strict and loose; where lm_eval draws a letter it is given the one drawn here."""
+    """2,705 responses, every instruction, strict and loose; lm_eval is given the letters that are drawn here."""
     from lm_eval.tasks.ifeval import instructions
     from lm_eval.tasks.ifeval.utils import process_results
 

@@ -18,9 +18,12 @@ TABLE = [
     if line
 ]
 PIECES = [
-    "18", "-3", "1,234", "0.5", "٣", "½", "²", "{", "}", "\\boxed{", "\\boxed ", "\\fbox{", "\\frac{1}{2}", "\\frac", "^", "_",
-    "$", "\\$", "####", "#### ", "The answer is ", "Answer:", "answer\n", "答案：", '"answer": ', "wait, no: ", "Actually ",
-    "\\text{", "\\,", "\\!", "\\times 10^{", "e5", "/", "/0", "*", "**", "`", ">", "\n", "\n1. ", "Step 2:", "=", ".", ",", " ",
+    "18", "-3", "1,234", "0.5", "٣", "½", "²", "{", "}", "\\boxed{", "\\boxed ", "\\fbox{", "\\frac{1}{2}", "\\frac",
+    "^", "_",
+    "$", "\\$", "####", "#### ", "The answer is ", "Answer:", "answer\n", "答案：", '"answer": ', "wait, no: ",
+    "Actually ",
+    "\\text{", "\\,", "\\!", "\\times 10^{", "e5", "/", "/0", "*", "**", "`", ">", "\n", "\n1. ", "Step 2:", "=",
+    ".", ",", " ",
     "\u00a0", "\x00", "\ud800", "５", "%", "’", "\\",
 ]  # fmt: skip
 
@@ -29,7 +32,8 @@ def test_the_table_covers_every_form():
     assert len(TABLE) >= 200
     assert len({row["response"] for row in TABLE}) == len(TABLE)
     assert {row["form"] for row in TABLE} == {
-        "thousands", "signs", "decimals", "fractions", "percent", "dress", "boxes", "hashes", "statements", "corrections",
+        "thousands", "signs", "decimals", "fractions", "percent", "dress", "boxes", "hashes", "statements",
+    "corrections",
         "no answer",
     }  # fmt: skip
 
@@ -81,8 +85,10 @@ def test_names_give_way_to_numbers(text, first, last):
 
 
 UNITS = [
-    "A ", "{", "}", "\\boxed{", "\\boxed{}", "\\boxed{1}", "\\boxed ", "\\frac{", "7", "1,234", "1 ", "1.000.", "1,00,", "1/", "½",
-    "#", "#### ", "#### 1 ", "#### Step 1:\n", "the answer is ", "answer\n", "Answer:\n\n", '"answer is ', "wait no ", "no, ",
+    "A ", "{", "}", "\\boxed{", "\\boxed{}", "\\boxed{1}", "\\boxed ", "\\frac{", "7", "1,234", "1 ", "1.000.",
+    "1,00,", "1/", "½",
+    "#", "#### ", "#### 1 ", "#### Step 1:\n", "the answer is ", "answer\n", "Answer:\n\n", '"answer is ',
+    "wait no ", "no, ",
     "1. a\n", "> 1\n", "**1**", "\n   ", "\\", "10^2", "x 10^", "_",
 ]  # fmt: skip
 

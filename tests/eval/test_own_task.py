@@ -11,7 +11,8 @@ from eval.tasks import get_task
 from tests.conftest import REPO
 from tests.eval.conftest import FakeEngine, write_rows
 
-EXAMPLE = str(REPO / "examples" / "estimates.py")
+FILE = REPO / "examples" / "estimates.py"
+EXAMPLE = str(FILE)
 ROWS = [
     {"question": "How many bones?", "value": 206, "topic": "body"},
     {"question": "How many keys on a piano?", "value": 88, "topic": "music"},
@@ -33,7 +34,7 @@ def check(results):
 
 
 def test_the_example_is_short():
-    assert len(open(EXAMPLE).read().splitlines()) <= 40
+    assert len(FILE.read_text().splitlines()) <= 40
 
 
 def test_the_example_scores_stored_responses(tmp_path, data):
@@ -53,12 +54,13 @@ def test_the_example_asks_a_model(tmp_path, data):
 
 def test_two_files_of_one_name_are_refused(tmp_path, data):
     copy = tmp_path / "copy.py"
-    copy.write_text(open(EXAMPLE).read())
+    copy.write_text(FILE.read_text())
     with pytest.raises(ValueError, match="give each file's TASK a name of its own"):
         run(EvalConfig(tasks=(EXAMPLE, str(copy)), data_dir=data, out=str(tmp_path / "out")), FakeEngine({}))
 
 
-TASK = "from eval.tasks.base import Task\nfrom eval.tasks.data import Data\nTASK = Task({}, Data(('test',)), {{}}, print)\n"
+IMPORTS = "from eval.tasks.base import Task\nfrom eval.tasks.data import Data\n"
+TASK = IMPORTS + "TASK = Task({}, Data(('test',)), {{}}, print)\n"
 
 
 @pytest.mark.parametrize(

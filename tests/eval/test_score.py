@@ -111,9 +111,10 @@ def test_ifeval(verifiers, tmp_path, command):
     write_rows(tmp_path / "data" / "ifeval" / "prompts.jsonl", [row, row | {"key": 6}])
     out = command([{"id": 5, "response": "fine"}, {"id": 6, "response": "a, b"}], task="ifeval")
     task = json.loads((out / "results.json").read_text())["tasks"]["ifeval"]
-    names = [f"{level}_{way}" for level in ("prompt", "instruction") for way in ("strict", "loose")]
-    wanted = dict.fromkeys([*names, *(f"{name}_fixed" for name in names)], 0.5)
-    assert {name: metric["value"] for name, metric in task["metrics"].items()} == wanted
+    names = ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose")
+    assert {name: metric["value"] for name, metric in task["metrics"].items()} == {
+        f"{name}{ending}": 0.5 for name in names for ending in ("", "_fixed")
+    }
 
 
 @pytest.mark.parametrize(
