@@ -103,7 +103,8 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
             load_tokenizer(config.model)  # what is wrong with the model is said before anything about data
         settings, jobs = _prepare(config, tasks, out, engine, team)
     wanted = _missing(jobs, team)
-    backend = _backend(config, engine) if wanted or config.mtp_acceptance else None
+    is_told = config.server.url is None or (out / "results.json").exists()
+    backend = _backend(config, engine) if wanted or config.mtp_acceptance or not is_told else None
     if config.mtp_acceptance and isinstance(backend, EngineBackend):
         check_mtp_head(backend.engine)
     if team.is_first:
@@ -123,7 +124,7 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
         "repeats": config.repeats,
         "seed": config.seed,
         "thinking_budget": config.thinking_budget,
-        "labels": list(backend.labels) if backend is not None else [],
+        "labels": list(backend.labels) if backend is not None else _stored_labels(out),
         "intervals": INTERVALS,
         "tasks": {},
     }
@@ -140,6 +141,12 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     if team.is_first:
         write_report(out, results, {job.task.name: job.loaded.documents for job in jobs})
     return results
+
+
+def _stored_labels(out: Path) -> list[str]:
+    """Returns what an evaluation that was finished before must be marked with."""
+    path = out / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("labels", []) if path.exists() else []
 
 
 def _model_config(config: EvalConfig, engine: Engine | None) -> ModelConfig | None:
@@ -192,6 +199,8 @@ def _settings(config: EvalConfig, tasks: Sequence[Task], loaded: Sequence[Loaded
     settings: dict[str, Any] = dataclasses.asdict(config)
     for name in ("out", "mtp_acceptance", "processes", "data_dir"):
         del settings[name]
+    for name in ("connections", "key_variable"):
+        del settings["server"][name]
     names = [task.name for task in tasks]
     settings["data_sha256"] = {name: documents.digest for name, documents in zip(names, loaded, strict=True)}
     if config.model.path:
@@ -201,8 +210,9 @@ def _settings(config: EvalConfig, tasks: Sequence[Task], loaded: Sequence[Loaded
 
 
 def _missing(jobs: Sequence[Job], team: Team) -> list[_Wanted]:
-    """Returns the samples that no process has stored."""
-    stored = team.gather([[list(key) for key in job.file.finished] for job in jobs])
+    """Returns the samples that no process has stored; those that failed are asked for again."""
+    answered = [[key for key, sample in job.file.finished.items() if sample["outcome"] != "error"] for job in jobs]
+    stored = team.gather([[list(key) for key in keys] for keys in answered])
     wanted = []
     for place, job in enumerate(jobs):
         finished = {(key, repeat) for keys in stored for key, repeat in keys[place]}

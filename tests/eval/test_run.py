@@ -104,6 +104,16 @@ def test_an_interrupted_run_goes_on_where_it_stopped(config, tmp_path):
     assert idle.calls == []
 
 
+def test_a_sample_that_failed_is_asked_for_again(config):
+    run(config, FakeEngine(ANSWERS | {"1+1?": ("", "aborted")}))
+    assert samples(config)[0]["outcome"] == "error"
+    engine = FakeEngine(ANSWERS)
+    results = run(config, engine)
+    assert engine.calls[0]["questions"] == ["1+1?"]
+    assert results["tasks"]["qa"]["outcomes"]["error"] == 0
+    assert [sample["id"] for sample in samples(config)] == [0, 1, 2, 3, 4]
+
+
 def test_repeats_give_several_samples_a_document_and_average_them(config):
     config = dataclasses.replace(config, protocol="card", repeats=3)
     engine = FakeEngine(ANSWERS)

@@ -22,9 +22,8 @@ def crowd(model):
     return [rng.integers(30, 500, length).tolist() for length in lengths], limits.tolist()
 
 
-@pytest.mark.parametrize(
-    "drafts", [*(pytest.param(k, marks=pytest.mark.soak) for k in (0, 1)), pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("drafts", [0, 1, 3])
 def test_greedy_text_of_64_prompts_is_what_the_model_finds_most_likely(model, crowd, drafts):
     prompts, limits = crowd
     engine = make_engine(model, drafts, cache_tokens=8 * LENGTH, poison=True, **SIZES)
