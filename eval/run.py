@@ -92,10 +92,7 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     """
     started = time.monotonic()
     out = Path(config.out)
-    tasks = [get_task(name) for name in config.tasks]
-    names = [task.name for task in tasks]
-    if len(set(names)) != len(names):
-        raise ValueError(f"tasks={list(config.tasks)} have the names {names}; give each file's TASK a name of its own.")
+    tasks = _tasks(config)
     # An engine that is given may span all processes: each of them then makes the same calls and gets all results.
     team = Team() if engine is not None else Team.of_all_processes()
     with raise_together(team.gather):
@@ -115,7 +112,32 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     if backend is not None:
         _fill(config, backend, wanted[team.index :: team.count])
     _gather_samples(jobs, team)
-    results: dict[str, Any] = {
+    labels = list(backend.labels) if backend is not None else _stored_labels(out)
+    results = _described(config, labels)
+    model = _model_config(config, engine)
+    for job in jobs:
+        results["tasks"][job.task.name] = _summary(config, job, model, labels, team)
+        if config.mtp_acceptance and isinstance(backend, EngineBackend):
+            acceptance = _mtp_acceptance(backend.engine, config, job, team)
+            results["tasks"][job.task.name]["metrics"]["mtp_acceptance"] = acceptance
+    resumed = sum(len(job.keys) for job in jobs) - len(wanted)
+    results["seconds"] = {"total": time.monotonic() - started, "resumed_samples": resumed}
+    if team.is_first:
+        write_report(out, results, {job.task.name: job.loaded.documents for job in jobs})
+    return results
+
+
+def _tasks(config: EvalConfig) -> list[Task]:
+    tasks = [get_task(name) for name in config.tasks]
+    names = [task.name for task in tasks]
+    if len(set(names)) != len(names):
+        raise ValueError(f"tasks={list(config.tasks)} have the names {names}; give each file's TASK a name of its own.")
+    return tasks
+
+
+def _described(config: EvalConfig, labels: list[str]) -> dict[str, Any]:
+    """Returns the results without figures: how they came about."""
+    return {
         "model": config.model.path or config.server.model,
         "adapter": config.model.adapter,
         "mode": config.mode,
@@ -124,23 +146,10 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
         "repeats": config.repeats,
         "seed": config.seed,
         "thinking_budget": config.thinking_budget,
-        "labels": list(backend.labels) if backend is not None else _stored_labels(out),
+        "labels": labels,
         "intervals": INTERVALS,
         "tasks": {},
     }
-    model = _model_config(config, engine)
-    for job in jobs:
-        results["tasks"][job.task.name] = _summary(config, job, model, results["labels"], team)
-        if config.mtp_acceptance and isinstance(backend, EngineBackend):
-            acceptance = _mtp_acceptance(backend.engine, config, job, team)
-            results["tasks"][job.task.name]["metrics"]["mtp_acceptance"] = acceptance
-    results["seconds"] = {
-        "total": time.monotonic() - started,
-        "resumed_samples": sum(len(job.keys) for job in jobs) - len(wanted),
-    }
-    if team.is_first:
-        write_report(out, results, {job.task.name: job.loaded.documents for job in jobs})
-    return results
 
 
 def _stored_labels(out: Path) -> list[str]:

@@ -99,7 +99,7 @@ def test_every_row_can_be_trained_on(folder, tmp_path, name):
 
 
 def test_the_evaluation_reads_the_held_out_set(folder):
-    _, documents = get_task("qa").load("official", str(folder))
+    documents = get_task("qa").load("official", str(folder)).documents
     rows = read(folder / "qa" / "test.jsonl")
     assert [document.messages[0]["content"] for document in documents] == [row["question"] for row in rows]
     for document, row in zip(documents, rows, strict=True):

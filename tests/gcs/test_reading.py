@@ -11,7 +11,7 @@ from eval.config import EvalConfig
 from eval.score import ScoreConfig
 from eval.score import main as score
 from eval.tasks import ifeval
-from eval.tasks.data import find_file as find_task_file
+from eval.tasks.data import Data, read_split
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax import gcs, lora
 from qwen35_jax.cli import main
@@ -220,11 +220,11 @@ def test_no_data_of_a_task(place):
     with pytest.raises(
         ValueError, match=r"^gs://.*/data/qa is not a folder; put the data of qa at gs://.*/data/qa/test"
     ):
-        find_task_file("qa", ("test",), None, f"{place.address}/data")
+        read_split("qa", Data(splits=("test",)), f"{place.address}/data", "test", or_any=True)
     place.put("data/qa/a.jsonl", b"{}")
     place.put("data/qa/b.jsonl", b"{}")
     with pytest.raises(ValueError, match=r"^gs://.*/data/qa holds \['a\.jsonl', 'b\.jsonl'\]; put the data"):
-        find_task_file("qa", ("test",), None, f"{place.address}/data")
+        read_split("qa", Data(splits=("test",)), f"{place.address}/data", "test", or_any=True)
 
 
 def test_the_sentence_splitter_is_looked_for_in_the_bucket(place, monkeypatch):

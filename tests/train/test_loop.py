@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from flax import nnx
 
 from qwen35_jax.best import Goal
+from tests.conftest import REPO
 from train.agreement import AgreedBatches
 from train.best import Best
 from train.config import EarlyStopConfig, HealthConfig
@@ -243,12 +246,19 @@ def test_samples_are_written_every_few_steps_and_after_the_last(tmp_path):
     assert sampled == [2, 4, 5]
 
 
+def traced(workdir, settings):
+    """Runs in a process of its own: the profiler looks at all threads, and crashes if another test's ends meanwhile."""
+    code = (
+        f"from pathlib import Path; from tests.train.test_loop import train; train(Path({str(workdir)!r}), {settings})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
+    assert list((workdir / "profile").rglob("*.xplane.pb")), done.stderr
+    return done
+
+
 def test_a_trace_of_chosen_steps_is_written(tmp_path):
-    train(tmp_path, steps=4, profile=range(2, 4))
-    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert traced(tmp_path, "steps=4, profile=range(2, 4)").returncode == 0
 
 
 def test_a_run_that_ends_early_writes_the_trace_it_began(tmp_path):
-    with pytest.raises(ValueError, match="step 3"):
-        train(tmp_path, steps=9, profile=range(2, 8), unsound=[3])
-    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert "ValueError: step 3" in traced(tmp_path, "steps=9, profile=range(2, 8), unsound=[3]").stderr
