@@ -21,7 +21,7 @@ class ServerConfig:
     """An OpenAI-compatible server that writes the responses, in place of a model that is loaded here."""
 
     url: str | None = None
-    """Its address up to the version, such as http://localhost:8000/v1."""
+    """Its address up to the version, such as http://localhost:8000/v1; ``model`` and ``mesh`` are not used then."""
     model: str | None = None
     """The name of the model there; by default the only one that it serves."""
     key_variable: str = "OPENAI_API_KEY"
@@ -105,9 +105,9 @@ class EvalConfig:
             raise ValueError(f"style {self.style} opens no think block; give --mode non_thinking.")
         if self.thinking_budget is not None and self.mode != "thinking":
             raise ValueError(f"thinking_budget={self.thinking_budget} needs --mode thinking.")
-        if self.server.url is not None and (self.model.path or self.style == "likelihood" or self.mtp_acceptance):
+        if self.server.url is not None and (self.style == "likelihood" or self.mtp_acceptance):
             raise ValueError(
-                f"server.url={self.server.url}: the server's own model writes the responses; leave out --model.path, "
+                f"server.url={self.server.url}: no server compares log-likelihoods or tells drafts; leave out "
                 "--style likelihood and --mtp-acceptance."
             )
 

@@ -138,7 +138,7 @@ def _tasks(config: EvalConfig) -> list[Task]:
 def _described(config: EvalConfig, labels: list[str]) -> dict[str, Any]:
     """Returns the results without figures: how they came about."""
     return {
-        "model": config.model.path or config.server.model,
+        "model": config.model.path if config.server.url is None else config.server.model or config.server.url,
         "adapter": config.model.adapter,
         "mode": config.mode,
         "protocol": config.protocol,
@@ -212,7 +212,7 @@ def _settings(config: EvalConfig, tasks: Sequence[Task], loaded: Sequence[Loaded
         del settings["server"][name]
     names = [task.name for task in tasks]
     settings["data_sha256"] = {name: documents.digest for name, documents in zip(names, loaded, strict=True)}
-    if config.model.path:
+    if config.model.path and config.server.url is None:
         settings["weights"] = weights_of(config.model)
         settings["template"] = template_of(load_tokenizer(config.model))
     return settings

@@ -212,7 +212,7 @@ def test_responses_are_scored_with_data_of_a_bucket(place, capsys):
     place.put("data/gsm8k/test.jsonl", "".join(json.dumps(row) + "\n" for row in questions).encode())
     responses = place.put("responses.jsonl", b'{"id": 1, "response": "#### 2"}\n{"id": 2, "response": "#### 5"}\n')
     score(["--task", "gsm8k", "--responses", responses, "--data-dir", f"{place.address}/data/"])
-    assert "accuracy              0.5000" in capsys.readouterr().out
+    assert "gsm8k  accuracy  50.00" in capsys.readouterr().out
 
 
 def test_no_data_of_a_task(place):
