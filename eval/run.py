@@ -6,7 +6,6 @@ what a whole one draws. Several processes share out the documents; the first one
 """
 
 import dataclasses
-import hashlib
 import json
 import sys
 import time
@@ -30,6 +29,7 @@ from eval.samples import (
     SampleFile,
     SampleKey,
     check_directory,
+    left_over,
     make_sample,
     open_directory,
     samples_path,
@@ -46,6 +46,7 @@ from qwen35_jax.distributed import join, leave_out_absent_tpu, raise_together
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.source import load_tokenizer
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.requests import seed_of
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.wording import options_as_typed, options_of
 
@@ -96,9 +97,9 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     # An engine that is given may span all processes: each of them then makes the same calls and gets all results.
     team = Team() if engine is not None else Team.of_all_processes()
     with raise_together(team.gather):
-        if engine is None and config.server.url is None:
-            load_tokenizer(config.model)  # what is wrong with the model is said before anything about data
-        settings, jobs = _prepare(config, tasks, out, engine, team)
+        # What is wrong with the model is said before anything about data.
+        template = _template(config, engine)
+        settings, jobs = _prepare(config, tasks, out, engine, template, team)
     wanted = _missing(jobs, team)
     is_told = config.server.url is None or (out / "results.json").exists()
     backend = _backend(config, engine) if wanted or config.mtp_acceptance or not is_told else None
@@ -125,6 +126,12 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     if team.is_first:
         write_report(out, results, {job.task.name: job.loaded.documents for job in jobs})
     return results
+
+
+def _template(config: EvalConfig, engine: Engine | None) -> str | None:
+    if config.server.url is not None:
+        return None
+    return template_of(load_tokenizer(config.model) if engine is None else engine.tokenizer)
 
 
 def _tasks(config: EvalConfig) -> list[Task]:
@@ -165,7 +172,7 @@ def _model_config(config: EvalConfig, engine: Engine | None) -> ModelConfig | No
 
 
 def _prepare(
-    config: EvalConfig, tasks: Sequence[Task], out: Path, engine: Engine | None, team: Team
+    config: EvalConfig, tasks: Sequence[Task], out: Path, engine: Engine | None, template: str | None, team: Team
 ) -> tuple[dict[str, Any], list[Job]]:
     """Reads and checks all data, and what the directory holds."""
     loaded = [task.load(config.protocol, config.data_dir, config.limit, config.split) for task in tasks]
@@ -183,27 +190,22 @@ def _prepare(
                 f"--mtp-acceptance counts the drafts of greedy decoding, but {task.name} samples under protocol "
                 f"{config.protocol}; use --sampling greedy."
             )
-    settings = _settings(config, tasks, loaded)
+    settings = _settings(config, tasks, loaded, template)
     check_directory(out, settings)
     jobs = []
     for task, documents, sampling in zip(tasks, loaded, samplings, strict=True):
         protocol = task.protocol(config.protocol)
         file = SampleFile(samples_path(out, task.name, team.index))
         if team.is_first:
-            file.absorb(_left_over(out, task.name, team))
+            file.absorb(left_over(out, task.name, team.count))
         limit = max_new_tokens_of(config, protocol)
         jobs.append(Job(task, protocol, documents, sampling, limit, config.repeats, file))
     return settings, jobs
 
 
-def _left_over(out: Path, task: str, team: Team) -> list[Path]:
-    """Returns the files of processes that an earlier start had and this one lacks."""
-    paths = sorted((out / "samples").glob(f"{task}.process*.jsonl"))
-    own = {samples_path(out, task, process) for process in range(team.count)}
-    return [path for path in paths if path not in own]
-
-
-def _settings(config: EvalConfig, tasks: Sequence[Task], loaded: Sequence[Loaded]) -> dict[str, Any]:
+def _settings(
+    config: EvalConfig, tasks: Sequence[Task], loaded: Sequence[Loaded], template: str | None
+) -> dict[str, Any]:
     """Returns the settings that samples depend on, and what identifies the weights and the data behind them."""
     settings: dict[str, Any] = dataclasses.asdict(config)
     for name in ("out", "mtp_acceptance", "processes", "data_dir"):
@@ -214,7 +216,7 @@ def _settings(config: EvalConfig, tasks: Sequence[Task], loaded: Sequence[Loaded
     settings["data_sha256"] = {name: documents.digest for name, documents in zip(names, loaded, strict=True)}
     if config.model.path and config.server.url is None:
         settings["weights"] = weights_of(config.model)
-        settings["template"] = template_of(load_tokenizer(config.model))
+        settings["template"] = template
     return settings
 
 
@@ -273,9 +275,8 @@ def _fill(config: EvalConfig, backend: Backend, wanted: Sequence[_Wanted]) -> No
 
 
 def seed_of_sample(seed: int, task: str, document: int | str, repeat: int) -> int:
-    """Returns the seed of one sample, a function of these four alone; JSON's readers are exact up to 53 bits."""
-    digest = hashlib.blake2b(f"{seed}/{task}/{document}/{repeat}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 11
+    """Returns the seed of one sample, a function of these four alone."""
+    return seed_of(seed, f"{task}/{document}/{repeat}")
 
 
 def _gather_samples(jobs: Sequence[Job], team: Team) -> None:

@@ -1,6 +1,7 @@
 """An evaluation directory: its settings, and one line for every finished sample."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -112,6 +113,12 @@ def samples_path(out: Path, task: str, process: int = 0) -> Path:
     return out / "samples" / (f"{task}.process{process}.jsonl" if process else f"{task}.jsonl")
 
 
+def left_over(out: Path, task: str, processes: int) -> list[Path]:
+    """Returns the files of processes that an earlier start had and this one, of so many processes, lacks."""
+    own = {samples_path(out, task, process) for process in range(processes)}
+    return [path for path in sorted((out / "samples").glob(f"{task}.process*.jsonl")) if path not in own]
+
+
 class SampleFile:
     """The samples of one task, appended as they finish and in the documents' order once all are there.
 
@@ -186,7 +193,10 @@ class SampleFile:
                 old.seek(start)
                 file.write(old.read(size))
         new.replace(self.path)
-        self.__init__(self.path)
+        sizes = [self._places[key][1] for key in keys]
+        *starts, self._end = itertools.accumulate(sizes, initial=0)
+        self.finished = {key: self.finished[key] for key in keys}
+        self._places = dict(zip(keys, zip(starts, sizes, strict=True), strict=True))
 
 
 def light(sample: Sample) -> dict[str, Any]:

@@ -126,8 +126,8 @@ class Grammar(Protocol):
         ...
 
 
-def seed_of(seed: int, number: int) -> int:
-    """Derives the seed of prompt ``number`` from one seed for all; a function of both alone."""
-    digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest()
+def seed_of(seed: int, name: int | str) -> int:
+    """Derives the seed of one prompt, by its number or its name, from one seed for all; a function of both alone."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     # JSON's readers are exact up to 53 bits.
     return int.from_bytes(digest, "big") >> 11

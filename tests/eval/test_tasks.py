@@ -178,22 +178,6 @@ def test_gsm8k_prompts(tmp_path, protocol, prompt):
     assert document.messages == [{"role": "user", "content": prompt}]
 
 
-@pytest.mark.parametrize(
-    ("response", "accuracy", "strict"),
-    [
-        ("... #### 1200", True, True),
-        ("... #### 1,200", True, True),
-        (r"\boxed{1,200.0}", True, False),
-        ("so #### 1200.", True, False),
-        ("It is 1,200 in all.", True, False),
-        ("#### 12", False, False),
-    ],
-)
-def test_gsm8k_official(tmp_path, response, accuracy, strict):
-    (document,) = load(tmp_path, [{"question": "q", "answer": SOLUTION}], task="gsm8k")
-    assert document.score(response).metrics == {"accuracy": [accuracy], "strict": [strict]}
-
-
 def test_gsm8k_needs_the_solution_mark(tmp_path):
     with pytest.raises(ValueError, match=r"test\.jsonl:1: .* does not end in '#### NUMBER'"):
         load(tmp_path, [{"question": "q", "answer": "1200"}], task="gsm8k")
