@@ -3,7 +3,6 @@
 import random
 import re
 import string
-import time
 
 import huggingface_hub
 import pyarrow
@@ -16,6 +15,7 @@ from eval.tasks import ceval, get_task
 from eval.tasks.choices import CARD_REQUEST
 from tests.eval.conftest import write_rows
 from tests.eval.lm_eval_task import lm_eval_task, lm_eval_tasks, read_config
+from tests.linear_time import assert_linear
 
 OPTIONS = "A. 一\nB. 二\nC. 三\nD. 四"
 
@@ -167,15 +167,7 @@ def test_reasoned_answers_as_the_authors_patterns_find_them():
     ["答案是", "答案是。", "选项", "选项是正确的", "答案是\n", "。", "答案 ", "A ", "答案：选项", "答案是C。", "选"],
 )
 def test_time_is_linear(tmp_path, piece):
-    """Ten times the text takes far less than a hundred times as long."""
-    document = one(tmp_path)
-    seconds = []
-    for size in (100_000, 1_000_000):
-        text = piece * (size // len(piece)) + "完"
-        started = time.perf_counter()
-        document.score(text)
-        seconds.append(time.perf_counter() - started)
-    assert seconds[1] < 5 + 40 * seconds[0]
+    assert_linear(one(tmp_path).score, piece, end="完")
 
 
 @pytest.mark.parametrize("answer", ["", None])

@@ -2,13 +2,13 @@
 
 import random
 import re
-import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.scorers.option_patterns import stated_letter
+from tests.linear_time import assert_linear
 
 OPTIONS = ["iron", "solid gold", "tin", "$x^2$"]
 
@@ -107,15 +107,8 @@ def test_no_text_raises(text, options):
     ],
 )  # fmt: skip
 def test_time_is_linear(piece):
-    """Eight times the text takes far less than 64 times as long, whatever the options."""
     options = ["$", "((", "\\", "}", "the answer is", " ", "\\boxed{", "x", "$$$$$$", "1"]
-    seconds = []
-    for size in (25_000, 200_000):
-        text = piece * (size // len(piece)) + "z"
-        started = time.perf_counter()
-        stated_letter(text, options)
-        seconds.append(time.perf_counter() - started)
-    assert seconds[1] < 5 + 32 * seconds[0]
+    assert_linear(lambda text: stated_letter(text, options), piece, end="z")
 
 
 @pytest.mark.parametrize("piece", ["the answer is ((", "A ", "$\\boxed{"])
