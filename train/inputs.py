@@ -72,8 +72,7 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
         config = config.replace(objective=dataclasses.replace(objective, teacher=teacher.settings))
     settled = settle(config, model_config)
     sequences = sequences_of_process(sequences=data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh)
-    signals = None if teacher is None else teacher.store
-    batches = make_batches(data, tokenizer, sequences, signals)
+    batches = make_batches(data, tokenizer, sequences)
     found = measure(batches.corpus, whole=False)
     check_lost(found, data)
     for line in describe(found, data, recipe.steps):
@@ -81,7 +80,7 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     if recipe.steps is not None and data.epochs is None:
         for warning in many_epochs(recipe.steps / found.steps_of_epoch(data), recipe.steps):
             logger.warning(warning)
-    validation = read_validation(data, tokenizer, sequences, batches.corpus, signals)
+    validation = read_validation(data, tokenizer, sequences, batches.corpus)
     return Inputs(settled, folder, model_config, tokenizer, batches, found, sequences, validation, teacher)
 
 
