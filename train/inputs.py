@@ -16,13 +16,14 @@ from qwen35_jax.hf.safetensors import read_checkpoint
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.sharding import check_mesh
 from train.batch import sequences_of_process
-from train.config import TrainConfig
+from train.config import Distillation, TrainConfig
 from train.data.epochs import batches_of_epochs
 from train.data.measure import Measurement, check_lost, describe, measure
 from train.data.pipeline import BatchIterator, make_batches
 from train.data.validation import ValidationData, read_validation
 from train.observe.warnings import many_epochs
 from train.settle import Settled, announce, settle
+from train.teacher import Teacher, find_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class Inputs(NamedTuple):
     sequences: range
     """The sequences of every batch that this process feeds."""
     validation: ValidationData | None
+    teacher: Teacher | None = None
+    """Of a distillation."""
 
 
 def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
@@ -61,11 +64,16 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
         tokens=data.sequence_length,
     )
     recipe.objective.check_model(model_config.text, folder)
-    settled = settle(config, model_config)
     tokenizer = Tokenizer.from_pretrained(folder)
     tokenizer.check_vocabulary(model_config.text.vocab_size)
+    teacher, objective = None, recipe.objective
+    if isinstance(objective, Distillation):
+        teacher = find_teacher(recipe, objective, folder=folder, student=model_config, tokenizer=tokenizer)
+        config = config.replace(objective=dataclasses.replace(objective, teacher=teacher.settings))
+    settled = settle(config, model_config)
     sequences = sequences_of_process(sequences=data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh)
-    batches = make_batches(data, tokenizer, sequences)
+    signals = None if teacher is None else teacher.store
+    batches = make_batches(data, tokenizer, sequences, signals)
     found = measure(batches.corpus, whole=False)
     check_lost(found, data)
     for line in describe(found, data, recipe.steps):
@@ -73,8 +81,8 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     if recipe.steps is not None and data.epochs is None:
         for warning in many_epochs(recipe.steps / found.steps_of_epoch(data), recipe.steps):
             logger.warning(warning)
-    validation = read_validation(data, tokenizer, sequences, batches.corpus)
-    return Inputs(settled, folder, model_config, tokenizer, batches, found, sequences, validation)
+    validation = read_validation(data, tokenizer, sequences, batches.corpus, signals)
+    return Inputs(settled, folder, model_config, tokenizer, batches, found, sequences, validation, teacher)
 
 
 def settle_steps(config: TrainConfig, inputs: Inputs) -> TrainConfig:
