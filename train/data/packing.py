@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from train.batch import TOKEN_FIELDS, Fields, HostBatch
+from train.data.documents import Documents
 from train.data.masking import Example
 
 Key = tuple[int, int]
@@ -24,6 +25,14 @@ class Signals(Protocol):
     @property
     def fields(self) -> Fields:
         """What they add to a batch."""
+        ...
+
+    def check_documents(self, documents: Documents) -> None:
+        """Checks that the values were made for documents of the same sources.
+
+        Raises:
+          ValueError: they were not.
+        """
         ...
 
     def signals_of(self, example: Example) -> Mapping[str, np.ndarray]:

@@ -43,7 +43,7 @@ def make_batches(
 
     Raises:
       ValueError: the data cannot be read; a row is unusable and ``bad_rows`` is ``error``; no row is usable;
-        or ``sequences`` are not those of a batch.
+        ``sequences`` are not those of a batch; or the signals are those of other data.
     """
     return BatchIterator(Documents(config, tokenizer), tokenizer, sequences, signals)
 
@@ -72,6 +72,8 @@ class BatchIterator:
         numbers = range(self._sequences[0] // self._per_shard, self._sequences[-1] // self._per_shard + 1)
         self._documents, self.signals = documents, signals
         self._checked, self._unusable = self._documents.check()
+        if signals is not None:
+            signals.check_documents(documents)
         threads = -(-config.num_threads // len(numbers))
         self._shards = {number: Shard(self._documents, number, threads) for number in numbers}
         self._num_batches = 0

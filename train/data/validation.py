@@ -86,6 +86,8 @@ def read_validation(
         return None
     try:
         documents = training if config.eval_fraction is not None else _open(config, tokenizer)
+        if signals is not None:
+            signals.check_documents(documents)
         rows = _rows(documents)
         packed = _pack_batches(documents, rows, sequences, config.eval_batches)
     except ValueError as err:

@@ -15,13 +15,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from qwen35_jax.hf.safetensors import DTYPES, read_header
+from qwen35_jax.processing import Tokenizer
 from qwen35_jax.sharding import array_sharding
 from qwen35_jax.storage import file_digest
 from train.batch import Fields
+from train.config.data import DataConfig
+from train.data.documents import Documents
 from train.data.masking import Example
-from train.signals.header import Header, differences
+from train.signals.header import Header, differences, make_header, missing_sources
 from train.signals.shard_file import KEY_BYTES, Rows, ShardFile, read_shard
-from train.signals.signal import signal_fields
+from train.signals.signal import SignalSettings, signal_fields
 
 HEADER, MANIFEST, HEAD = "header.json", "manifest.json", "head.safetensors"
 SHARDS = "signals-*.safetensors"
@@ -73,13 +76,48 @@ class Store:
         """Its ``documents``, ``tokens`` that have a signal, and ``bytes``."""
         return self._manifest["totals"]
 
-    def check(self, wanted: Header) -> None:
-        """Checks that the store belongs to a run.
+    @property
+    def width(self) -> int:
+        """Width of the teacher."""
+        return self.header.width
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What tells its teacher from others."""
+        return self.header.teacher or {}
+
+    def check(
+        self,
+        settings: SignalSettings,
+        data: DataConfig,
+        tokenizer: Tokenizer,
+        *,
+        vocabulary: int,
+        teacher: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Checks that the store belongs to the settings of a run; ``check_documents`` checks its data.
+
+        Args:
+          vocabulary: token ids of the student.
+          teacher: what ``identify_teacher`` says of the teacher that the run names, if it names one.
 
         Raises:
           ValueError: it belongs to something else; the message names every difference.
         """
-        if found := differences(self.header, wanted):
+        wanted = make_header(settings, data, tokenizer, vocabulary=vocabulary, teacher=teacher)
+        self._refuse(differences(self.header, wanted))
+
+    def check_documents(self, documents: Documents) -> None:
+        """Checks that the store was made from the sources of these documents, and maybe others.
+
+        Raises:
+          ValueError: it was not.
+        """
+        missing = missing_sources(self.header, documents.origins)
+        self._refuse([] if missing is None else [missing])
+
+    def _refuse(self, found: list[str]) -> None:
+        if found:
             raise ValueError(
                 f"the store {self.folder} does not belong to this run: {'; '.join(found)}. Or write another store with "
                 "`python -m train.teach` and name it with --teacher.store."
@@ -101,7 +139,7 @@ class Store:
             raise ValueError(f"{self._shards[number].path}: its document {place} has other tokens. {_REMEDY}")
         return {name: _spread(each, positions, len(example)) for name, each in rows.items()}
 
-    def load_head(self, mesh: Mesh) -> Float[Array, "V E"] | None:
+    def head_on(self, mesh: Mesh) -> Float[Array, "V E"] | None:
         """Reads the weight of the teacher's head onto the mesh; None for a signal that needs none.
 
         Raises:
