@@ -120,6 +120,12 @@ class Documents:
             **held_out,
         } | {name: getattr(self.config, name) for name in names}
 
+    @property
+    def origins(self) -> list[str]:
+        """The content and the form of each source, which decide its documents whatever their order."""
+        sources = zip(self.sources, self._readers, strict=True)
+        return [f"{source.fingerprint} {reader.identity}" for source, reader in sources]
+
     def passes_before(self, position: int) -> dict[str, float]:
         """Says how many times each source was read in full before a position."""
         draws = self._mixture.draws_before(position)
