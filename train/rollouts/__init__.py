@@ -5,6 +5,5 @@ documents are packed like those of the data (``layout``). ``batches`` is the ite
 """
 
 from train.rollouts.batches import RolloutBatches
-from train.rollouts.layout import ROLLOUT_FIELDS
 
-__all__ = ["ROLLOUT_FIELDS", "RolloutBatches"]
+__all__ = ["RolloutBatches"]

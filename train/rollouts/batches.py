@@ -6,21 +6,21 @@ import json
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from qwen35_jax.distributed import gather, raise_together
 from qwen35_jax.liveness import exchange
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing import Tokenizer
-from train.batch import HostBatch
+from train.batch import TOKEN_FIELDS, HostBatch
 from train.config.data import DataConfig
-from train.config.rollouts import RolloutConfig
 from train.data.documents import Documents
 from train.data.packing import PackedSequence, make_batch
 from train.data.pipeline import BatchIterator, merge_states
+from train.objectives.rollouts import ROLLOUT_FIELDS, RolloutConfig
 from train.rollouts.figures import Figures, figures_of
-from train.rollouts.layout import ROLLOUT_FIELDS, are_rollouts, join, pack, shares
+from train.rollouts.layout import are_rollouts, join, pack, shares
 from train.rollouts.prompts import Prompts
 from train.rollouts.rollout import Rollout, from_json, to_json
 from train.rollouts.sampler import Sampler
@@ -28,6 +28,7 @@ from train.state import TrainState
 
 logger = logging.getLogger(__name__)
 
+_FIELDS = {**TOKEN_FIELDS, **ROLLOUT_FIELDS}
 # Settings of rollouts that decide no answer, or only its rounding.
 _FREE = ("refresh", "slots", "cache_tokens", "speculative_tokens")
 
@@ -43,7 +44,7 @@ class _Sampled(NamedTuple):
 
 
 class RolloutBatches:
-    """Yields batches of ``ROLLOUT_FIELDS``, numpy arrays [len(sequences), tokens], without an end.
+    """Yields batches of tokens with ``ROLLOUT_FIELDS``, numpy arrays [len(sequences), tokens], without an end.
 
     Before each batch ``see`` tells the state that the step will begin from. Every ``refresh`` batches, answers for that
     many are sampled with its weights. All processes have all rollouts, and each lays out its own sequences.
@@ -75,12 +76,11 @@ class RolloutBatches:
         self._where = are_rollouts(self._count, whole, sequences)
         self._data: BatchIterator | None = None
         self._checks: dict[str, Any] = {}
+        self._documents = Documents(config, tokenizer)
         if self._count < whole:
-            rest = dataclasses.replace(config, sequences_per_batch=whole - self._count)
-            self._data = BatchIterator(rest, tokenizer, others)
-            self._documents = self._data.corpus
+            self._data = BatchIterator(self._documents.in_batches_of(whole - self._count), tokenizer, others)
+            self._documents = self._data.corpus.in_batches_of(whole)
         else:
-            self._documents = Documents(config, tokenizer)
             checked, unusable = self._documents.check()
             self._checks = {"rows_checked": checked, "unusable_rows": dict(unusable)}
         if not self._documents.has_conversations:
@@ -132,7 +132,7 @@ class RolloutBatches:
         packed = pack(rollouts, self._count, self._config.sequence_length)
         own = packed[self._own.start : self._own.stop]
         options = {"sequence_length": self._config.sequence_length, "pad_token_id": self._tokenizer.pad_token_id}
-        batch = join(make_batch(own, fields=ROLLOUT_FIELDS, **options), data, self._where)
+        batch = join(make_batch(own, fields=_FIELDS, **options), data, self._where)
         self._last, self._num_batches = own, self._num_batches + 1
         self._end = 1 + rollouts[-1].position
         self._figures = figures_of(rollouts, self._tokenizer, staleness=age, seconds=seconds)
@@ -150,6 +150,11 @@ class RolloutBatches:
         for age in range(self._settings.refresh):
             rollouts = sampled[age * size : (age + 1) * size]
             self._ready.append(_Sampled(rollouts, to_json(rollouts), age))
+
+    @property
+    def data(self) -> BatchIterator | None:
+        """What fills the other sequences of a batch."""
+        return self._data
 
     @property
     def corpus(self) -> Documents:
@@ -232,6 +237,18 @@ class RolloutBatches:
         if any(each["digest"] != digest for each in told):
             raise ValueError("the processes hold other rollouts or are not at the same batch; their states do not fit.")
         return state if self._data is None else state | {"data": merge_states([each["data"] for each in told])}
+
+    def describe(self, steps: int | None) -> Iterator[str]:
+        """Yields lines that say what a step samples, and how far the steps of a run go through the prompts."""
+        settings, length = self._settings, self._config.sequence_length
+        yield (
+            f"a step answers {self._num_prompts} prompts {settings.answers} times, in {self._count} of "
+            f"{self._config.sequences_per_batch} sequences of {length:,} tokens; "
+            f"{settings.refresh} steps share the weights that sample"
+        )
+        if steps is not None:
+            epochs = steps * self._num_prompts / self._documents.epoch_length
+            yield f"the run's {steps:,} steps go through the data's rows {epochs:,.2f} times, or a little more"
 
     def report(self) -> Mapping[str, Any]:
         """Counts what became of the prompts so far.

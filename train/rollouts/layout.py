@@ -4,20 +4,12 @@ Letters: B sequences, T tokens of a sequence.
 """
 
 from collections.abc import Sequence
-from types import MappingProxyType
 
-import jax.numpy as jnp
 import numpy as np
 
-from train.batch import TOKEN_FIELDS, Field, Fields, HostBatch
+from train.batch import HostBatch
 from train.data.packing import PackedSequence, Packer
 from train.rollouts.rollout import Rollout
-
-ROLLOUT_FIELDS: Fields = MappingProxyType(
-    {**TOKEN_FIELDS, "labelled": Field(jnp.bool_), "sampled_log_probs": Field(jnp.float32)}
-)
-"""What batches with rollouts hold: ``labelled[t]`` says that token t is from the data; ``sampled_log_probs[t]`` is the
-log-probability of a sampled token t by the model that sampled it, and 0 for other tokens."""
 
 
 def pack(rollouts: Sequence[Rollout], sequences: int, sequence_length: int) -> list[PackedSequence]:

@@ -9,8 +9,8 @@ from jaxtyping import Int32
 
 from qwen35_jax.inference.generate import MODES
 from qwen35_jax.processing import ChatTemplateError, Tokenizer
-from train.config.rollouts import RolloutConfig
 from train.data.documents import Documents
+from train.objectives.rollouts import RolloutConfig
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.requests import Completion, seed_of
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing import Tokenizer
-from train.config.rollouts import RolloutConfig
+from train.objectives.rollouts import RolloutConfig
 from train.rollouts.prompts import Prompt
 from train.rollouts.rollout import Rollout
 from train.state import TrainState

@@ -8,13 +8,20 @@ import pytest
 from configs.tiny_sft import config as tiny
 from qwen35_jax.processing import Tokenizer
 from train.config import DataConfig, ModelSource
-from train.config.rollouts import RolloutConfig
+from train.data import shards
+from train.objectives.rollouts import RolloutConfig
 from train.rollouts import RolloutBatches
 from train.run import build
 
 # Two documents of the greatest length fit a sequence of 96 tokens.
 SETTINGS = RolloutConfig(answers=2, max_prompt_tokens=40, max_new_tokens=8, slots=4)
 SEED = 5
+
+
+@pytest.fixture(autouse=True)
+def little_is_read_ahead(monkeypatch):
+    """Tests restart often, which throws away what was read ahead. How much that is decides nothing."""
+    monkeypatch.setattr(shards, "_MAX_DOCUMENTS_AHEAD", 16)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,11 @@ from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.requests import seed_of
 from qwen35_jax.inference.sampling import SamplingParams
 from tests.train.rollouts.conftest import SEED, SETTINGS
+from train.batch import TOKEN_FIELDS
 from train.data.pipeline import make_batches
-from train.rollouts import ROLLOUT_FIELDS, sampler
+from train.objectives.rollouts import ROLLOUT_FIELDS
 from train.rollouts import batches as of_batches
+from train.rollouts import sampler
 
 
 def documents(batch):
@@ -79,7 +81,7 @@ def test_batches_have_the_declared_fields_and_no_invented_end(make, take, setup,
     batches = make()
     [batch] = take(batches, [setup.state])
     assert {name: (x.dtype, x.shape) for name, x in batch.items()} == {
-        name: (np.dtype(field.dtype), (4, 96)) for name, field in ROLLOUT_FIELDS.items()
+        name: (np.dtype(field.dtype), (4, 96)) for name, field in {**TOKEN_FIELDS, **ROLLOUT_FIELDS}.items()
     }
     figures, found = batches.figures(), documents(batch)
     answers = [np.array(ids)[trained].tolist() for ids, trained, _ in found]
@@ -164,16 +166,19 @@ def test_processes_lay_out_the_sequences_of_one_batch(make, take, setup, data, m
 
 
 def test_a_fraction_mixes_rollouts_with_the_documents_of_the_data(make, take, setup, data, tokenizer):
-    batches = make(fraction=0.25)
+    batches = make(fraction=0.5)
     [batch] = take(batches, [setup.state])
-    # The last of four sequences, as rollouts are spread evenly.
-    own = make_batches(dataclasses.replace(data, sequences_per_batch=3), tokenizer)
-    assert_equal([{name: batch[name][:3] for name in ("input_ids", "segment_ids", "trained")}], [next(own)])
-    assert (batch["labelled"][:3] == (batch["segment_ids"][:3] > 0)).all() and not batch["labelled"][3].any()
-    assert not batch["sampled_log_probs"][:3].any() and batch["sampled_log_probs"][3].any()
+    # Rollouts are spread evenly over the four sequences.
+    own, others = [1, 3], [0, 2]
+    alone = make_batches(dataclasses.replace(data, sequences_per_batch=2), tokenizer)
+    assert_equal([{name: batch[name][others] for name in TOKEN_FIELDS}], [next(alone)])
+    assert (batch["labelled"][others] == (batch["segment_ids"][others] > 0)).all() and not batch["labelled"][own].any()
+    assert not batch["sampled_log_probs"][others].any() and batch["sampled_log_probs"][own].any(axis=1).all()
     names = batches.documents()
-    assert names[:3] == own.documents() and names[3] == [f"{own.corpus.where(0)}, answer {n}" for n in (1, 2)]
-    assert batches.report()["data"] == own.report() and batches.report()["rollouts"] == 2
+    assert [names[row] for row in others] == alone.documents()
+    answers = [f"{alone.corpus.where(position)}, answer {number}" for position in (0, 1) for number in (1, 2)]
+    assert sorted(names[1] + names[3]) == sorted(answers)
+    assert batches.report()["data"] == alone.report() and batches.report()["rollouts"] == 4
 
 
 def test_a_state_of_other_settings_is_refused(make):

@@ -7,7 +7,7 @@ import pytest
 from qwen35_jax.sharding import MeshConfig
 from tests.train.conftest import small_config
 from train.config import DataConfig
-from train.config.rollouts import RolloutConfig
+from train.objectives.rollouts import RolloutConfig
 
 DATA = DataConfig("train.jsonl", sequence_length=4096, sequences_per_batch=8)
 TEXT = dataclasses.replace(small_config().text, max_position_embeddings=4096)
@@ -25,7 +25,6 @@ TEXT = dataclasses.replace(small_config().text, max_position_embeddings=4096)
         ({"refresh": 0}, "refresh=0 must be at least 1"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"slots": 0}, "slots=0 must be at least 1"),
-        ({"mode": "deep"}, "mode='deep' is unknown; choose one of default, thinking, non_thinking"),
         ({"speculative_tokens": -1}, "speculative_tokens=-1 is negative"),
         ({"cache_tokens": 2047}, "cache_tokens=2047 holds no document of 2048 tokens .* raise it"),
     ],
