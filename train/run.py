@@ -41,6 +41,7 @@ from train.observe.trace import Trace
 from train.observe.trackers import Trackers
 from train.preemption import watch_for_preemption
 from train.record import RunRecord, make_record, write_record
+from train.rollouts import RolloutBatches
 from train.samples import make_sample, read_prompts
 from train.settle import load_start, make_watch
 from train.setup import TrainingSetup, make_setup, model_options
@@ -195,6 +196,8 @@ def _train(job: Job, setup: TrainingSetup, checkpoints: Checkpoints, best: Best 
     step = setup.step.lower(setup.state, setup.frozen, setup.batch).compile()
     logger.info("compiled the step in %.1f s", time.perf_counter() - began)
     put = _make_put(job, setup)
+    if isinstance(inputs.batches, RolloutBatches):
+        inputs.batches.sample_from(setup.model)
     if done == 0 and isinstance(recipe.objective, Distillation):
         put = check_first(put, setup, config.layout)
     with (

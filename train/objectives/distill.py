@@ -167,8 +167,10 @@ class Distillation:
         self.mtp.check_trained(groups, option=option)
 
     def check_model(self, text: TextConfig, folder: Path) -> None:
-        """Raises a ValueError if the MTP loss has no MTP head."""
+        """Raises a ValueError if the MTP loss has no MTP head, or the model cannot write the rollouts."""
         self.mtp.check_head(text, folder)
+        if self.rollouts is not None:
+            self.rollouts.check_model(text)
 
     def make(self, *, loss_chunk: int, remat: Remat, validates: bool = False) -> Objective:
         """Builds the main term ``divergence``, ``loss``, a term for each MTP step, and figures that train nothing.

@@ -7,7 +7,7 @@ Letters: B batch, T tokens, E width of the teacher, V vocabulary, k most likely 
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -27,6 +27,7 @@ TAIL = "teacher_tail"
 """The probability of all other tokens together, not its logarithm: float32 [B, T]."""
 
 
+@runtime_checkable
 class SignalSettings(Protocol):
     """What the settings of a teacher say about its signal."""
 
