@@ -73,6 +73,10 @@ class TrainConfig:
             raise ValueError(f"profile={profile!r} goes beyond the last step; end it by steps={steps}.")
 
         self._check_evaluation()
+        objective = self.recipe.objective
+        if isinstance(objective, Distillation) and objective.rollouts is not None:
+            objective.rollouts.check_data(self.recipe.data)
+            objective.rollouts.check_mesh(self.layout.mesh, self.recipe.data)
 
     def _check_evaluation(self) -> None:
         """Checks that there is something to evaluate where the settings speak of evaluations."""

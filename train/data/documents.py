@@ -8,6 +8,8 @@ the policies apply then. If a bad row stopped a run, the run goes on from its ch
 changes nothing about the rows before.
 """
 
+import copy
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -70,6 +72,12 @@ class Documents:
     def names(self) -> str:
         """The settings that name the data, for messages."""
         return f"data.path={self.config.path!r}" if self.config.path else "data.sources"
+
+    def in_batches_of(self, sequences: int) -> "Documents":
+        """Returns the same documents, with settings for batches of so many sequences."""
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, sequences_per_batch=sequences)
+        return other
 
     def load(self, positions: Sequence[int]) -> list[Document]:
         """Returns what is at each position.

@@ -8,25 +8,39 @@ processes can be joined, and any number of processes can go on from the whole.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from qwen35_jax.distributed import gather
 from qwen35_jax.processing import Tokenizer
 from train.batch import HostBatch
 from train.config.data import DataConfig
 from train.data.documents import Documents
 from train.data.packing import PackedSequence, Signals, make_batch
 from train.data.shards import Shard
+from train.state import TrainState
 
 
 class Batches(Protocol):
     """An iterator over batches whose position can be stored and restored exactly."""
 
+    def see(self, state: TrainState) -> None:
+        """Takes the state that the next step begins from, before the batch of that step is asked for."""
+        ...
+
     def __next__(self) -> HostBatch: ...
 
     def get_state(self) -> dict[str, Any]: ...
 
+    def merge(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Joins a state of this process with those of the others; all processes call this."""
+        ...
+
     def documents_later(self) -> Callable[[], list[list[str]]]: ...
+
+    def figures(self) -> Mapping[str, float | int | None]:
+        """Returns what the metrics shall tell of the batch last returned."""
+        ...
 
     @property
     def epoch(self) -> float: ...
@@ -79,6 +93,9 @@ class BatchIterator:
         self._num_batches = 0
         self._last: list[PackedSequence] = []
 
+    def see(self, state: TrainState) -> None:
+        """Does nothing: what the data hold does not depend on the weights."""
+
     def __iter__(self) -> "BatchIterator":
         return self
 
@@ -124,6 +141,10 @@ class BatchIterator:
         last = self._last
         return lambda: [[self._documents.where(position) for (position, _), _ in sequence] for sequence in last]
 
+    def figures(self) -> Mapping[str, float | int | None]:
+        """Returns nothing: the step counts what data hold."""
+        return {}
+
     @property
     def epoch(self) -> float:
         """Epochs passed, judged by the first data shard that this process reads."""
@@ -133,7 +154,7 @@ class BatchIterator:
     def get_state(self) -> dict[str, Any]:
         """Returns a JSON-able state from which `set_state` continues with exactly the batches that would follow.
 
-        It holds the data shards that this process reads; `merge_states` joins those of all processes.
+        It holds the data shards that this process reads; `merge` joins those of all processes.
         """
         return {
             "identity": self._identity(),
@@ -161,6 +182,14 @@ class BatchIterator:
         for number, shard in self._shards.items():
             shard.set_state(state["shards"][str(number)])
         self._num_batches, self._last = state["batches"], []
+
+    def merge(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Joins a state of this process with those that the others pass at the same time; all processes call this.
+
+        Raises:
+          ValueError: they are not of one moment of one run.
+        """
+        return merge_states(gather(state))
 
     def report(self) -> dict[str, Any]:
         """Counts what became of the data so far, in the data shards that this process reads.
