@@ -1,6 +1,7 @@
 """What a live teacher adds to the plan of a run: its weights, and the program that makes its signal."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,10 +14,9 @@ from qwen35_jax.model import Qwen35
 from qwen35_jax.planning.aot import Compiled, abstract_model, bytes_per_device, compile_abstract
 from qwen35_jax.planning.published import find_config
 from qwen35_jax.sharding import array_sharding
-from train.batch import Batch
 from train.config import Distillation, TeacherConfig, TrainConfig
-from train.signals.live import make_teach, teach_inputs
-from train.signals.store import Store
+from train.setup import model_options
+from train.signals.live import TEACH_INPUTS, make_teach
 
 
 class PlannedTeacher(NamedTuple):
@@ -50,6 +50,8 @@ def plan_teacher(config: TrainConfig, student: ModelConfig) -> PlannedTeacher | 
         return None
     settings = objective.teacher
     if settings.store is not None:
+        from train.signals.store import Store
+
         return PlannedTeacher(settings.with_width(Store.open(settings.store).width), None)
     if not (settings.path or settings.own_base):
         raise ValueError("no teacher is named; give --teacher.path, such as Qwen/Qwen3.5-9B, or --teacher.own-base.")
@@ -64,9 +66,10 @@ def plan_teacher(config: TrainConfig, student: ModelConfig) -> PlannedTeacher | 
 
 def with_teacher(config: TrainConfig, teacher: PlannedTeacher | None) -> TrainConfig:
     """Returns the settings of a run with the width of its teacher."""
-    if teacher is None:
+    objective = config.recipe.objective
+    if teacher is None or not isinstance(objective, Distillation):
         return config
-    return config.replace(objective=dataclasses.replace(config.recipe.objective, teacher=teacher.settings))
+    return config.replace(objective=dataclasses.replace(objective, teacher=teacher.settings))
 
 
 def head_shape(teacher: PlannedTeacher | None, vocab_size: int, mesh: Mesh) -> jax.ShapeDtypeStruct | None:
@@ -80,7 +83,9 @@ def head_shape(teacher: PlannedTeacher | None, vocab_size: int, mesh: Mesh) -> j
     )
 
 
-def compile_teaching(teacher: PlannedTeacher, config: TrainConfig, batch: Batch, mesh: Mesh) -> Teaching:
+def compile_teaching(
+    teacher: PlannedTeacher, config: TrainConfig, batch: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
+) -> Teaching:
     """Compiles the program of a live teacher for the devices of ``mesh``.
 
     Args:
@@ -88,12 +93,12 @@ def compile_teaching(teacher: PlannedTeacher, config: TrainConfig, batch: Batch,
     """
     if teacher.config is None:
         return Teaching(0, None, 0)
-    settings, options = teacher.settings, {"delta_rule": config.layout.delta_rule}
+    settings, found, options = teacher.settings, teacher.config, model_options(config)
     if not settings.own_base:
         options |= {"dtype": settings.dtype, "param_dtype": settings.dtype}
-    model = abstract_model(lambda: Qwen35(teacher.config, **options, rngs=nnx.Rngs(0)), mesh)
+    model = abstract_model(lambda: Qwen35(found, **options, rngs=nnx.Rngs(0)), mesh)
     graphdef, weights = nnx.split(model)
     teach = make_teach(graphdef, settings, mesh, chunk_tokens=config.layout.loss_chunk)
-    compiled = compile_abstract(teach, weights, teach_inputs(batch), mesh=mesh)
+    compiled = compile_abstract(teach, weights, {name: batch[name] for name in TEACH_INPUTS}, mesh=mesh)
     counted = bytes_per_device(weights)
     return Teaching(0 if settings.own_base else counted, compiled, counted)

@@ -28,7 +28,7 @@ from train.batch import Batch, HostBatch, put_batch
 from train.best import Best, follow_best, make_outcome
 from train.branch import Origin, branch, find_origin
 from train.checkpoint import Checkpoints
-from train.config import TrainConfig
+from train.config import Distillation, TrainConfig
 from train.config.options import parse_steps
 from train.evaluation import make_evaluation
 from train.inputs import Inputs, check_inputs, settle_steps
@@ -198,8 +198,8 @@ def _train(job: Job, setup: TrainingSetup, checkpoints: Checkpoints, best: Best 
     put = _make_put(job, setup)
     if isinstance(inputs.batches, RolloutBatches):
         inputs.batches.sample_from(setup.model)
-    if done == 0 and inputs.teacher is not None:
-        put = check_first(put, setup, recipe.objective, config.layout)
+    if done == 0 and isinstance(recipe.objective, Distillation):
+        put = check_first(put, setup, config.layout)
     with (
         contextlib.closing(_open_metrics(job, setup)) as metrics,
         watch_for_preemption() as is_preempted,
@@ -242,12 +242,13 @@ def _make_put(job: Job, setup: TrainingSetup) -> Callable[[HostBatch], Batch]:
         num_sequences=recipe.data.sequences_per_batch,
         first_sequence=job.inputs.sequences.start,
     )
-    if setup.teach is None:
+    teach = setup.teach
+    if teach is None:
         return place
 
     def put(batch: HostBatch) -> Batch:
         placed = place(batch)
-        return placed | setup.teach(placed)
+        return {**placed, **teach(placed)}
 
     return put
 

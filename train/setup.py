@@ -45,7 +45,12 @@ class TrainingSetup(NamedTuple):
 
 
 def make_setup(
-    config: TrainConfig, model: Qwen35, mesh: Mesh, make_state: MakeState, *, teacher_head: jax.Array | None = None
+    config: TrainConfig,
+    model: Qwen35,
+    mesh: Mesh,
+    make_state: MakeState,
+    *,
+    teacher_head: Any = None,
 ) -> TrainingSetup:
     """Splits a model, which has its adapters, into what trains and the rest, and makes its state and step.
 

@@ -20,7 +20,6 @@ from qwen35_jax.runs import identify_base
 from train.batch import Batch
 from train.config import Distillation, Recipe, TeacherConfig, TrainConfig
 from train.signals.live import LiveTeacher
-from train.signals.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ class Teacher(NamedTuple):
     """What tells it from other teachers, for the run record."""
     folder: Path | None = None
     """Its checkpoint, if it is loaded."""
-    store: Store | None = None
+    store: "Store | None" = None  # noqa: F821
     """Its stored signal, if it is not."""
 
 
@@ -54,6 +53,8 @@ def find_teacher(
     """
     settings = objective.teacher
     if settings.store is not None:
+        from train.signals.store import Store
+
         store = Store.open(settings.store)
         store.check(settings, recipe.data, tokenizer, vocabulary=student.text.vocab_size)
         return Teacher(settings.with_width(store.width), store.identity, store=store)

@@ -142,9 +142,15 @@ class Distillation:
         return self.divergence or ("forward_kl" if self.rollouts is None else "reverse_kl")
 
     @property
+    def chosen_beta(self) -> float | None:
+        """The share of the teacher with its default decided; None where there is no mixture."""
+        return 0.5 if self.divergence == "jsd" and self.beta is None else self.beta
+
+    @property
     def batch_fields(self) -> Fields:
         """The arrays that a batch must hold."""
-        return TOKEN_FIELDS | signal_fields(self.teacher) | (ROLLOUT_FIELDS if self.rollouts is not None else {})
+        rollouts = {} if self.rollouts is None else ROLLOUT_FIELDS
+        return {**TOKEN_FIELDS, **signal_fields(self.teacher), **rollouts}
 
     @property
     def mtp_steps(self) -> int:
@@ -237,7 +243,7 @@ class Distillation:
             targets,
             weights,
             kind=self.chosen_divergence,
-            beta=self.beta,
+            beta=self.chosen_beta,
             temperature=self.loss_temperature,
             chunk=chunk,
             groups=quarters(batch),
@@ -261,10 +267,10 @@ class Distillation:
         shared = {"targets": targets, "weights": weights, "chunk": chunk}
         if self.mtp.target == "self":
             value, extras = divergence_from(drafts, own, kind=self.mtp.divergence, **shared)
-            return value, extras["overlap"]
+            return value, extras["overlap_tv"]
         accepted = jnp.zeros(())
         if validates:
-            accepted = divergence_from(drafts, own, kind="total_variation", **shared)[1]["overlap"]
+            accepted = divergence_from(drafts, own, kind="total_variation", **shared)[1]["overlap_tv"]
         if self.mtp.target == "teacher":
             value, _ = divergence_from(drafts, signal.shift(step), kind=self.mtp.divergence, **shared)
             return value, accepted

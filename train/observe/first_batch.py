@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from train.batch import Batch, HostBatch
-from train.config import Distillation, Layout
+from train.config import Layout
 from train.objectives.divergence import divergence_from
 from train.objectives.heads import head_inputs
 from train.objectives.mtp import MtpLossConfig
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_first(
-    put: Callable[[HostBatch], Batch], setup: TrainingSetup, objective: Distillation, layout: Layout
+    put: Callable[[HostBatch], Batch], setup: TrainingSetup, layout: Layout
 ) -> Callable[[HostBatch], Batch]:
     """Returns ``put`` with a look at the first batch that it places, before the first step.
 
@@ -38,13 +38,13 @@ def check_first(
         placed = put(batch)
         if is_first:
             is_first = False
-            _tell(jax.device_get(_figures(setup, objective, layout, placed)))
+            _tell(jax.device_get(_figures(setup, layout, placed)))
         return placed
 
     return checked
 
 
-def _figures(setup: TrainingSetup, objective: Distillation, layout: Layout, batch: Batch) -> Terms:
+def _figures(setup: TrainingSetup, layout: Layout, batch: Batch) -> Terms:
     """Computes the figures of the first micro-batch with the student as it starts."""
 
     @jax.jit

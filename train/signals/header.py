@@ -65,7 +65,8 @@ class Header:
         """
         if values["version"] != VERSION:
             raise ValueError(f"it is of version {values['version']}, and this is version {VERSION}")
-        return cls(**{**values, "sources": tuple(values["sources"])})
+        fields: dict[str, Any] = {**values, "sources": tuple(values["sources"])}
+        return cls(**fields)
 
 
 def make_header(

@@ -18,7 +18,8 @@ from qwen35_jax.sharding import spec
 from train.batch import Batch
 from train.signals.signal import IDS, LOG_PROBS, STATES, TAIL, SignalSettings, signal_fields
 
-_INPUTS = ("input_ids", "segment_ids")
+TEACH_INPUTS = ("input_ids", "segment_ids")
+"""What a teacher reads of a batch."""
 
 
 class LiveTeacher:
@@ -67,7 +68,7 @@ def check_model(model: Qwen35, settings: SignalSettings) -> None:
 
 def teach_inputs(batch: Batch) -> dict[str, Array]:
     """Returns what a teacher reads of a batch, or of its shapes."""
-    return {name: batch[name] for name in _INPUTS}
+    return {name: batch[name] for name in TEACH_INPUTS}
 
 
 def make_teach(graphdef: nnx.GraphDef, settings: SignalSettings, mesh: Mesh, *, chunk_tokens: int = 256) -> Wrapped:
@@ -80,7 +81,7 @@ def make_teach(graphdef: nnx.GraphDef, settings: SignalSettings, mesh: Mesh, *, 
     def teach_micro_batch(weights: nnx.State, inputs: Batch) -> dict[str, Array]:
         # copy=True: this runs inside a loop over micro-batches, at another trace level.
         model = nnx.merge(graphdef, weights, copy=True)
-        hidden, _ = model.forward(*(inputs[name] for name in _INPUTS))
+        hidden, _ = model.forward(*(inputs[name] for name in TEACH_INPUTS))
         if settings.signal == "hidden":
             return {STATES: hidden}
         found = linear_top_k(hidden, model.head_weight(), settings.k, chunk_tokens=chunk_tokens)

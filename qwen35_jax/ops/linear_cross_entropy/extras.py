@@ -14,7 +14,7 @@ NUM_GROUPS = 4
 """Groups of positions whose divergence is reported apart, such as the quarters of an answer."""
 
 
-def weighted(weights: Float[Array, "*L"], values: Float[Array, "*M"]) -> Float[Array, "*M"]:
+def weighted(weights: Float[Array, "..."], values: Float[Array, "..."]) -> Float[Array, "..."]:
     """Multiplies by weights; a weight of 0 gives exactly 0, also where the value is not finite."""
     return jnp.where(weights == 0, 0, weights * values)
 
