@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.cells import columns, figure, settings_of, share, wrapped
+from eval.cells import UNKNOWN, columns, figure, settings_of, share, wrapped
 from eval.lengths import curve, lengths, thinking_curve
 from eval.samples import Sample
 from eval.stats import clustered_counts, macro_mean, pass_at
@@ -158,4 +158,4 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
 def _cut_cell(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     if results.get("style") == "likelihood":
         return "none"
-    return "unknown" if summary["cut"]["unknown"] == summary["samples"] else share(summary["cut"]["value"])
+    return UNKNOWN if summary["cut"]["unknown"] == summary["samples"] else share(summary["cut"]["value"])
