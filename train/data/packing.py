@@ -28,7 +28,7 @@ class Signals(Protocol):
         ...
 
     def check_documents(self, documents: Documents) -> None:
-        """Checks that the values were made for documents of the same sources.
+        """Checks that the values were made for documents of the same sources, whose rows have been checked.
 
         Raises:
           ValueError: they were not.

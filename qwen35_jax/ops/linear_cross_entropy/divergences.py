@@ -8,7 +8,7 @@ Letters: B batch, T tokens, D width of the student, E width of the teacher, V vo
 from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from qwen35_jax.ops.linear_cross_entropy.core import Extras, FrozenHead, sum_over_chunks
 from qwen35_jax.ops.linear_cross_entropy.extras import sum_extras, weighted
@@ -109,42 +109,29 @@ class _Divergence(NamedTuple):
         frozen_logits: Float[Array, "B C V"] | None,
     ) -> tuple[Float[Array, ""], Float[Array, "B C V"], Extras]:
         assert frozen_logits is not None
-        student, teacher = (_predict(z, shard) for z in (logits, frozen_logits))
-        value, gradient = self._value_and_gradient(student, teacher, shard)
-        measures = _measures(student, teacher, inputs.targets, shard)
+        log_s, log_t = (_log_softmax(z, shard) for z in (logits, frozen_logits))
+        value, gradient = self._value_and_gradient(log_s, log_t, shard)
+        tops = (logits == shard.max(logits)[..., None]) & (frozen_logits == shard.max(frozen_logits)[..., None])
+        measures = _measures(log_s, log_t, tops, inputs.targets, shard)
         if self.top_k is not None:
-            measures |= _top_k_measures(student.log_probs, teacher.log_probs, self.top_k, shard)
+            measures |= _top_k_measures(log_s, log_t, self.top_k, shard)
         extras = sum_extras(inputs.weights, measures, value, inputs.groups, inputs.sampled_log_probs)
         total = jnp.sum(weighted(inputs.weights, value))
         return total, weighted(inputs.weights[..., None], gradient), extras
 
-    def _value_and_gradient(self, student, teacher, shard):
-        log_s, log_t = student.log_probs, teacher.log_probs
+    def _value_and_gradient(self, log_s, log_t, shard):
         if self.temperature != 1:
-            log_s, log_t = (_predict(x / self.temperature, shard).log_probs for x in (log_s, log_t))
+            log_s, log_t = (_log_softmax(x / self.temperature, shard) for x in (log_s, log_t))
         if self.kind == "jsd":
+            assert self.beta is not None
             value, gradient = _jensen_shannon(log_s, log_t, self.beta, shard)
         else:
-            function = {
-                "forward_kl": _forward_kl,
-                "reverse_kl": _reverse_kl,
-                "total_variation": _total_variation,
-            }[self.kind]
-            value, gradient = function(log_s, log_t, shard)
+            value, gradient = _WITHOUT_BETA[self.kind](log_s, log_t, shard)
         return self.temperature**2 * value, self.temperature * gradient
 
 
-class _Prediction(NamedTuple):
-    """The distribution of one model on one shard of the vocabulary."""
-
-    log_probs: Float[Array, "B C V"]
-    most_likely: Int[Array, "B C"]
-
-
-def _predict(logits: Float[Array, "B C V"], shard: VocabularyShard) -> _Prediction:
-    largest = shard.max(logits)
-    log_probs = logits - shard.logsumexp(logits, largest)[..., None]
-    return _Prediction(log_probs, shard.argmax(logits, largest))
+def _log_softmax(logits: Float[Array, "B C V"], shard: VocabularyShard) -> Float[Array, "B C V"]:
+    return logits - shard.logsumexp(logits)[..., None]
 
 
 _ValueAndGradient = tuple[Float[Array, "B C"], Float[Array, "B C V"]]
@@ -199,10 +186,17 @@ def _total_variation(
     return value, s * (mass_below[..., None] - below)
 
 
+_WITHOUT_BETA = {"forward_kl": _forward_kl, "reverse_kl": _reverse_kl, "total_variation": _total_variation}
+
+
 def _measures(
-    student: _Prediction, teacher: _Prediction, targets: Int[Array, "B C"], shard: VocabularyShard
+    log_s: Float[Array, "B C V"],
+    log_t: Float[Array, "B C V"],
+    is_top_of_both: Bool[Array, "B C V"],
+    targets: Int[Array, "B C"],
+    shard: VocabularyShard,
 ) -> dict[str, Float[Array, "B C"]]:
-    log_s, log_t = student.log_probs, teacher.log_probs
+    """Returns what is reported at each position. XLA makes all sums in one pass over the logits of both models."""
     s, t = jnp.exp(log_s), jnp.exp(log_t)
     is_target = shard.is_id(targets, log_s)
     sums = shard.sum(
@@ -213,12 +207,13 @@ def _measures(
             "teacher_entropy": -t * log_t,
             "student_loss": jnp.where(is_target, -log_s, 0),
             "teacher_loss": jnp.where(is_target, -log_t, 0),
+            "agreement": is_top_of_both.astype(jnp.float32),
             "total_variation": jnp.maximum(t - s, 0),
         }
     )
-    overlap = 1 - sums.pop("total_variation")
-    agreement = (student.most_likely == teacher.most_likely).astype(jnp.float32)
-    return sums | {"agreement": agreement, "overlap_tv": overlap}
+    # More than one token may be the most likely of both.
+    sums["agreement"] = jnp.minimum(sums["agreement"], 1)
+    return sums | {"overlap_tv": 1 - sums.pop("total_variation")}
 
 
 def _top_k_measures(

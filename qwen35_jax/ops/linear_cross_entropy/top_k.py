@@ -95,6 +95,7 @@ def _token_loss(
             "kl": jnp.where(t > 0, t * (log_t - log_s), 0),
             "student_entropy": -s * log_s,
             "student_loss": jnp.where(shard.is_id(inputs.targets, logits), -log_s, 0),
+            "agreement": (shard.is_id(inputs.ids[..., 0], logits) & (logits == largest[..., None])).astype(jnp.float32),
         }
     )
     log_sigma = log_rest - log_sum
@@ -103,10 +104,8 @@ def _token_loss(
     rest = tail[..., None] * jnp.exp(logits - log_rest[..., None])
     gradient = s - jnp.where(is_stored, t, rest)
 
-    agreement = shard.argmax(logits, largest) == inputs.ids[..., 0]
     measures = sums | {
         "kl_forward": value,
-        "agreement": agreement.astype(jnp.float32),
         "tail_mass": tail,
         "student_tail_mass": jnp.exp(log_sigma),
     }
