@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen35_jax.ops.linear_cross_entropy import FrozenHead, linear_divergence
+from qwen35_jax.ops.linear_cross_entropy import FrozenHead, linear_divergence, linear_top_k_divergence
 from qwen35_jax.ops.linear_cross_entropy.divergences import check_options
 from qwen35_jax.sharding import make_mesh
 from tests.ops.divergences import (
@@ -99,6 +99,26 @@ def test_extras_are_those_of_numpy_at_temperature_1(name):
     assert 0 < numpy["agreement"] < np.sum(rest[2])
     for extra, value in got.items():
         np.testing.assert_allclose(value, numpy[extra], rtol=TOLERANCE, err_msg=extra)
+
+
+def test_the_gap_from_the_sampler_is_that_of_sampled_tokens():
+    hidden, head, frozen, targets, weights, _ = make_inputs(13)
+    log_s = log_distributions(hidden, head, frozen)[0]
+    own = np.take_along_axis(log_s, targets[..., None], axis=-1)[..., 0]
+    rng = np.random.default_rng(2)
+    sampled = np.where(rng.random(own.shape) < 0.6, np.minimum(own + rng.normal(size=own.shape), -1e-3), 0)
+    want = np.sum(weights * np.where(sampled < 0, np.abs(own - sampled), 0))
+    ids = np.argsort(-log_s, axis=-1)[..., :9].astype(np.int32)
+    top = np.take_along_axis(log_s, ids, axis=-1).astype(np.float16)
+    tail = (1 - np.exp(top.astype(np.float32)).sum(-1)).clip(0)
+    student, of_tokens = [jnp.asarray(x) for x in (hidden, head)], [jnp.asarray(x) for x in (targets, weights)]
+    options = {"chunk_tokens": 5, "sampled_log_probs": jnp.asarray(sampled, jnp.float32)}
+    _, whole = linear_divergence(
+        *student, FrozenHead(*map(jnp.asarray, frozen)), *of_tokens, kind="reverse_kl", **options
+    )
+    _, buckets = linear_top_k_divergence(*student, *map(jnp.asarray, (ids, top, tail)), *of_tokens, **options)
+    for extras in (whole, buckets):
+        np.testing.assert_allclose(extras["sampler_gap"], want, rtol=TOLERANCE)
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
