@@ -1,17 +1,20 @@
 """What the model cards publish for each size, mode and task, and how a result stands to it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 from eval.cells import is_sampling, share
 from eval.config import EvalConfig
-from eval.protocols import CARD_MAX_NEW_TOKENS, Mode
+from eval.protocols import CARD_MAX_NEW_TOKENS, Mode, ProtocolName
 from qwen35_jax.config import ModelConfig
-from qwen35_jax.presets import CARD_EVAL_SAMPLING, PRESETS, card_sampling
+from qwen35_jax.presets import CARD_EVAL_SAMPLING, PRESETS, CardSampling, card_sampling
+
+Size = Literal["0.8b", "2b", "4b", "9b"]
+"""Sizes of which a published figure is known."""
 
 # In percent. Source: the model card of Qwen3.5-2B, its language tables. Of the other sizes: what reproductions quote
 # from their cards, all in thinking mode (trymirai/lalamo#317; allenai/olmo-eval#399; TIGER-AI-Lab/MMLU-Pro#79).
-PUBLISHED: Mapping[tuple[str, Mode], Mapping[str, float]] = {
+PUBLISHED: Mapping[tuple[Size, Mode], Mapping[str, float]] = {
     ("0.8b", "thinking"): {"mmlu_pro": 42.3},
     ("2b", "thinking"): {
         "mmlu_pro": 66.5, "mmlu_redux": 79.6, "ceval": 73.2, "supergpqa": 37.5, "ifeval": 78.6, "gpqa_diamond": 51.6,
@@ -49,7 +52,7 @@ def against_card(
     summary: Mapping[str, Any], task: str, config: EvalConfig, model: ModelConfig | None, *,
     labels: Sequence[str] = (),
 ) -> dict[str, Any] | None:  # fmt: skip
-    """Returns how the headline of a task stands to the figure of the model's card; None where it has none.
+    """Returns how the headline of a run's task stands to the figure of the model's card; None where it has none.
 
     A figure is met if it lies inside the 95 % interval, or within 2 points where there are more than 5,000 documents.
     The interval is that of drawing questions; what an unknown prompt adds is not in it, and the note says so. A result
@@ -63,32 +66,69 @@ def against_card(
     Returns:
       ``size``, the model's; ``published`` and ``difference`` (ours less the card's), as shares of 1; ``inside``,
       whether the figure lies in the interval; ``met``, by the rule above (both None where it is not comparable);
-      ``not_comparable``, the reasons; and ``note``, the verdict in words with what the card leaves open.
+      ``not_comparable``, the reasons; ``verdict``, all this in words; and ``note``, the verdict with what the card
+      leaves open.
     """
-    size = None if model is None else size_of(model)
-    if size is None or task not in PUBLISHED.get((size, config.mode), {}):
+    name = None if model is None else size_of(model)
+    if name not in get_args(Size):
         return None
-    published = PUBLISHED[size, config.mode][task] / 100
+    size = cast(Size, name)
+    if task not in PUBLISHED.get((size, config.mode), {}):
+        return None
+    recommended = card_sampling(PRESETS[size], config.mode)
+    caveat = ""
+    if not is_sampling(summary["sampling"], CARD_EVAL_SAMPLING) and is_sampling(summary["sampling"], recommended):
+        caveat = ", sampled as the card recommends and not as its table says"
+    caveat += ". A size is known by its shape: only the published weights can meet its card."
+    reasons = _reasons(summary, config, recommended, labels)
+    return _judged(summary, task, size, config.mode, reasons, _unsaid(task, config.protocol) + caveat)
+
+
+def stored_against_card(
+    summary: Mapping[str, Any], task: str, size: Size, mode: Mode, protocol: ProtocolName, *, missing: int = 0
+) -> dict[str, Any]:
+    """Returns the same of stored responses, of which nobody knows how they were sampled and how long they might be.
+
+    Args:
+      size: the model's, as the user says.
+      missing: how many documents have no response.
+
+    Raises:
+      ValueError: no figure is published for this task, size and mode.
+    """
+    if task not in PUBLISHED.get((size, mode), {}):
+        known = [f"{name} in mode {each}" for (name, each), figures in PUBLISHED.items() if task in figures]
+        raise ValueError(
+            f"--size {size}: no figure of {task} in mode {mode} is published; "
+            + (f"there are those of {', '.join(known)}." if known else "leave it out.")
+        )
+    reasons = [f"{missing:,} documents have no response"] if missing else []
+    caveat = ". How the responses were sampled, and how long they might be, is not recorded."
+    return _judged(summary, task, size, mode, reasons, _unsaid(task, protocol) + caveat)
+
+
+def _judged(
+    summary: Mapping[str, Any], task: str, size: Size, mode: Mode, reasons: Sequence[str], caveat: str
+) -> dict[str, Any]:
+    published = PUBLISHED[size, mode][task] / 100
     metric = summary["metrics"][summary["headline"]]
     difference = metric["value"] - published
     inside = metric["low"] <= published <= metric["high"]
     met = inside or (metric["n"] > _MANY and abs(difference) <= _NEAR)
-    reasons = _reasons(summary, config, size, labels)
-    if reasons:
-        inside = met = None
     verdict = f"not comparable ({'; '.join(reasons)})" if reasons else _verdict(summary, inside, met)
     return {
         "size": size.upper(),
         "published": published,
         "difference": difference,
-        "inside": inside,
-        "met": met,
-        "not_comparable": reasons,
-        "note": f"{verdict}. {_caveat(task, config, size, summary)}",
+        "inside": None if reasons else inside,
+        "met": None if reasons else met,
+        "not_comparable": [*reasons],
+        "verdict": verdict,
+        "note": f"{verdict}. {caveat}",
     }
 
 
-def _verdict(summary: Mapping[str, Any], inside: bool | None, met: bool | None) -> str:
+def _verdict(summary: Mapping[str, Any], inside: bool, met: bool) -> str:
     if met:
         return "inside the interval" if inside else f"outside the interval, but within 2 points on {summary['n']:,}"
     cut, finished = summary["cut"], summary["finished"].get(summary["headline"])
@@ -96,7 +136,9 @@ def _verdict(summary: Mapping[str, Any], inside: bool | None, met: bool | None) 
     return f"missed, with {share(cut['value'])} of the responses cut off{ended if cut['count'] else ''}"
 
 
-def _reasons(summary: Mapping[str, Any], config: EvalConfig, size: str, labels: Sequence[str]) -> list[str]:
+def _reasons(
+    summary: Mapping[str, Any], config: EvalConfig, recommended: CardSampling, labels: Sequence[str]
+) -> list[str]:
     """Returns why a result says nothing about the card's figure."""
     reasons = []
     if config.style != "chat":
@@ -109,7 +151,7 @@ def _reasons(summary: Mapping[str, Any], config: EvalConfig, size: str, labels: 
         reasons.append(f"thinking budget of {config.thinking_budget:,} tokens")
     if config.detect_loops:
         reasons.append("responses that repeat themselves are ended early")
-    if not any(is_sampling(summary["sampling"], own) for own in (CARD_EVAL_SAMPLING, _recommended(config, size))):
+    if not any(is_sampling(summary["sampling"], own) for own in (CARD_EVAL_SAMPLING, recommended)):
         reasons.append("another sampling than the card's")
     allowed = CARD_MAX_NEW_TOKENS[config.mode]
     if summary["max_new_tokens"] < allowed and summary["cut"]["count"]:
@@ -120,15 +162,6 @@ def _reasons(summary: Mapping[str, Any], config: EvalConfig, size: str, labels: 
     return [*reasons, *labels]
 
 
-def _recommended(config: EvalConfig, size: str) -> Any:
-    return card_sampling(PRESETS[size], config.mode)
-
-
-def _caveat(task: str, config: EvalConfig, size: str, summary: Mapping[str, Any]) -> str:
+def _unsaid(task: str, protocol: ProtocolName) -> str:
     unsaid = ["its prompt"] + ([_OPEN[task]] if task in _OPEN else [])
-    caveat = f"The card does not say {' or '.join(unsaid)}; this is protocol {config.protocol}"
-    if not is_sampling(summary["sampling"], CARD_EVAL_SAMPLING) and is_sampling(
-        summary["sampling"], _recommended(config, size)
-    ):
-        caveat += ", sampled as the card recommends and not as its table says"
-    return caveat + ". A size is known by its shape: only the published weights can meet its card."
+    return f"The card does not say {' or '.join(unsaid)}; this is protocol {protocol}"

@@ -29,6 +29,8 @@ DOCUMENTS: dict[str, dict[str, int]] = {
 
 # Tokens of a solved example with its question and of a question alone: a paragraph each.
 _QUESTION, _FIVE_SHOTS = 150, 1_800
+ANSWER_TOKENS = 700
+"""Tokens of an answer without its thought: a page of text."""
 
 # By mode, task and size of model; None stands for all others.
 _RESPONSES: dict[tuple[Mode, str | None, str | None], Expected] = {
@@ -45,7 +47,7 @@ _RESPONSES: dict[tuple[Mode, str | None, str | None], Expected] = {
         9_740, "0.192 x 32,768 + 0.808 x 4,268: share cut off and median in allenai/olmo-eval#399"
     ),
     ("thinking", "gsm8k", None): Expected(3_000, "assumption: a third of what harder benchmarks take"),
-    ("non_thinking", None, None): Expected(700, "assumption: a page of text"),
+    ("non_thinking", None, None): Expected(ANSWER_TOKENS, "assumption: a page of text"),
     ("non_thinking", "gsm8k", None): Expected(300, "assumption: a worked solution"),
 }
 

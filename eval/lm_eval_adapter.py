@@ -7,7 +7,6 @@ lm_eval's own.
 """
 
 import dataclasses
-import hashlib
 import json
 import sys
 from collections import Counter
@@ -28,7 +27,7 @@ from qwen35_jax.compiled import keep_compiled_programs
 from qwen35_jax.distributed import leave_out_absent_tpu
 from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.inference.engine import Engine
-from qwen35_jax.inference.requests import Completion
+from qwen35_jax.inference.requests import Completion, seed_of
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.thinking import opens_thinking
 from qwen35_jax.sharding import MeshConfig
@@ -288,10 +287,9 @@ def _seeds(seed: int, requests: Sequence[Instance]) -> list[int]:
     number among them."""
     seen, seeds = Counter(), []
     for request in requests:
-        key = json.dumps([seed, request.task_name, request.doc_id, request.idx, *request.args], default=str)
-        digest = hashlib.blake2b(f"{key}/{seen[key]}".encode(), digest_size=8).digest()
+        key = json.dumps([request.task_name, request.doc_id, request.idx, *request.args], default=str)
+        seeds.append(seed_of(seed, f"{key}/{seen[key]}"))
         seen[key] += 1
-        seeds.append(int.from_bytes(digest, "big") >> 11)
     return seeds
 
 

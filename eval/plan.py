@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from eval.config import EvalConfig, max_new_tokens_of
-from eval.expected import Expected, expected_documents, expected_prompt, expected_response
+from eval.expected import ANSWER_TOKENS, Expected, expected_documents, expected_prompt, expected_response
 from eval.plan_report import Load, Plans, TaskPlan, to_json, to_text
 from eval.protocols import Mode
 from eval.tasks import get_task
@@ -101,8 +101,8 @@ def load_of(config: PlanConfig, task: Task, model: ModelConfig, mode: Mode) -> L
     if run.limit is not None and run.limit < documents.value:
         documents = Expected(run.limit, f"--limit {run.limit} of {documents.value:,}")
     response = expected_response(task.name, mode, run.style, size, limit)
-    if run.thinking_budget is not None and run.thinking_budget + 700 < response.value:
-        response = Expected(run.thinking_budget + 700, f"a thinking budget of {run.thinking_budget:,} and an answer")
+    if run.thinking_budget is not None and (longest := run.thinking_budget + ANSWER_TOKENS) < response.value:
+        response = Expected(longest, f"a thinking budget of {run.thinking_budget:,} and an answer")
     if config.mean_tokens is not None:
         response = Expected(min(config.mean_tokens, limit), "--mean-tokens")
     if config.prompt_tokens is not None:

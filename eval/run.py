@@ -21,6 +21,7 @@ from eval.backends.server import ServerBackend
 from eval.card import against_card
 from eval.config import EvalConfig, max_new_tokens_of, sampling_of
 from eval.likelihood import choose
+from eval.origin import describe
 from eval.progress import Progress
 from eval.protocols import Protocol
 from eval.report import write_report
@@ -34,9 +35,9 @@ from eval.samples import (
     open_directory,
     samples_path,
 )
-from eval.stats import INTERVALS, clustered_counts
+from eval.stats import clustered_counts
 from eval.summary import summarize, table
-from eval.tasks import get_task
+from eval.tasks import digests_of_files, get_task
 from eval.tasks.base import Document, Loaded, Task
 from eval.team import Team
 from qwen35_jax.command import config_from_command_line, one_line_errors
@@ -113,8 +114,9 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     if backend is not None:
         _fill(config, backend, wanted[team.index :: team.count])
     _gather_samples(jobs, team)
-    labels = list(backend.labels) if backend is not None else _stored_labels(out)
-    results = _described(config, labels)
+    engines = {sample.get("engine") for job in jobs for sample in job.file.finished.values()}
+    results = describe(config, out, backend, engines)
+    labels = results["labels"]
     model = _model_config(config, engine)
     for job in jobs:
         results["tasks"][job.task.name] = _summary(config, job, model, labels, team)
@@ -140,29 +142,6 @@ def _tasks(config: EvalConfig) -> list[Task]:
     if len(set(names)) != len(names):
         raise ValueError(f"tasks={list(config.tasks)} have the names {names}; give each file's TASK a name of its own.")
     return tasks
-
-
-def _described(config: EvalConfig, labels: list[str]) -> dict[str, Any]:
-    """Returns the results without figures: how they came about."""
-    return {
-        "model": config.model.path if config.server.url is None else config.server.model or config.server.url,
-        "adapter": config.model.adapter,
-        "mode": config.mode,
-        "protocol": config.protocol,
-        "style": config.style,
-        "repeats": config.repeats,
-        "seed": config.seed,
-        "thinking_budget": config.thinking_budget,
-        "labels": labels,
-        "intervals": INTERVALS,
-        "tasks": {},
-    }
-
-
-def _stored_labels(out: Path) -> list[str]:
-    """Returns what an evaluation that was finished before must be marked with."""
-    path = out / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("labels", []) if path.exists() else []
 
 
 def _model_config(config: EvalConfig, engine: Engine | None) -> ModelConfig | None:
@@ -214,6 +193,8 @@ def _settings(
         del settings["server"][name]
     names = [task.name for task in tasks]
     settings["data_sha256"] = {name: documents.digest for name, documents in zip(names, loaded, strict=True)}
+    if own := digests_of_files(config.tasks):
+        settings["task_sha256"] = own
     if config.model.path and config.server.url is None:
         settings["weights"] = weights_of(config.model)
         settings["template"] = template

@@ -17,7 +17,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from huggingface_hub.utils.logging import disable_propagation
 
 from eval.protocols import ProtocolName
 from eval.report import write_report
@@ -33,7 +35,7 @@ from eval.samples import (
 )
 from eval.stats import INTERVALS
 from eval.summary import summarize, table
-from eval.tasks import get_task
+from eval.tasks import digests_of_files, get_task
 from eval.tasks.data import Row, read_rows
 from qwen35_jax import gcs
 from qwen35_jax.command import one_line_errors, parse
@@ -56,7 +58,8 @@ class ScoreConfig:
     task: str
     """Whose rules apply: a task by name, or a Python file of your own that defines TASK."""
     responses: str
-    """JSONL or Parquet file, also of a bucket (``gs://``), with id and response."""
+    """JSONL or Parquet file, also of a bucket, with rows {"id", "response"}: the id is the document's key, question_id
+    or id, or its row number from 0."""
     protocol: ProtocolName = "official"
     """Whose rules of extraction apply, where a task has several."""
     opened: bool = False
@@ -85,26 +88,26 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     loaded = task.load(config.protocol, config.data_dir, split=config.split, asked=False)
     documents = loaded.documents
     responses = find_file(config.responses)
-    replies = _read_replies(responses, config.opened)
-    by_document: dict[str, dict[int, Reply]] = {}
-    for (key, repeat), reply in sorted(replies.items(), key=lambda item: item[0]):
-        by_document.setdefault(key, {})[repeat] = reply
+    stored = _read_responses(responses, config.opened)
+    by_document: dict[str, dict[int, _Stored]] = {}
+    for (key, repeat), each in sorted(stored.items(), key=lambda item: item[0]):
+        by_document.setdefault(key, {})[repeat] = each
     unknown = sorted(by_document.keys() - {str(document.id) for document in documents})
     if unknown:
         raise ValueError(
-            f"{config.responses}: {len(unknown)} ids are not in {loaded.source} (first {unknown[0]}); its ids run from "
-            f"{documents[0].id} to {documents[-1].id}."
+            f"{config.responses} has ids that are not in {loaded.source}: {len(unknown):,}, first {unknown[0]}; the "
+            f"ids there run from {documents[0].id} to {documents[-1].id}."
         )
     answered = [document for document in documents if str(document.id) in by_document]
     missing = len(documents) - len(answered)
     if missing:
         logger.warning("%d of %d documents have no response and are left out.", missing, len(documents))
-    samples = [
-        make_sample(document, reply, task.protocol(config.protocol), repeat)
-        for document in answered
-        for repeat, reply in by_document[str(document.id)].items()
-    ]
     protocol = task.protocol(config.protocol)
+    samples = [
+        make_sample(document, each.reply, protocol, repeat, template=each.template, engine=each.engine)
+        for document in answered
+        for repeat, each in by_document[str(document.id)].items()
+    ]
     summary = {
         "protocol": config.protocol,
         "source": protocol.source,
@@ -123,25 +126,41 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         "seconds": {"total": time.monotonic() - started},
     }
     if config.out is not None:
-        digests = {"data_sha256": loaded.digest, "responses_sha256": file_digest(responses)}
+        digests: dict[str, Any] = {"data_sha256": loaded.digest, "responses_sha256": file_digest(responses)}
+        if own := digests_of_files((config.task,)):
+            digests["task_sha256"] = own
         _write(config, task.name, Path(config.out), digests, samples)
         write_report(Path(config.out), results, {task.name: documents})
     return results
 
 
-def _read_replies(path: Path, opened: bool) -> dict[SampleKey, Reply]:
-    replies: dict[SampleKey, Reply] = {}
+class _Stored(NamedTuple):
+    """A stored response, and the fingerprints of what wrote it, where they are known."""
+
+    reply: Reply
+    engine: str | None
+    template: str | None
+
+
+def _read_responses(path: Path, opened: bool) -> dict[SampleKey, _Stored]:
+    responses: dict[SampleKey, _Stored] = {}
     places: dict[SampleKey, str] = {}
     for row in read_rows(path):
+        if lacking := [name for name in ("id", "response") if name not in row.fields]:
+            raise ValueError(
+                f"{row.where}: no field {lacking[0]!r}; the row has {sorted(row.fields)}, and a row to score is "
+                '{"id": ..., "response": ...}.'
+            )
         repeat = row.get("repeat", int) if "repeat" in row.fields else 0
         key = str(row.get("id", int, str)), repeat
-        if key in replies:
+        if key in responses:
             raise ValueError(
                 f"{row.where}: id {key[0]} has a response at {places[key]} already; number several responses to one "
                 "document with `repeat`."
             )
-        replies[key], places[key] = _reply(row, opened), row.where
-    return replies
+        responses[key] = _Stored(_reply(row, opened), row.fields.get("engine"), row.fields.get("template"))
+        places[key] = row.where
+    return responses
 
 
 def _reply(row: Row, opened: bool) -> Reply:
@@ -177,6 +196,7 @@ def _write(config: ScoreConfig, task: str, out: Path, digests: dict[str, str], s
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    disable_propagation()  # the hub's messages have a handler of their own
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(arguments, ScoreConfig, program="python -m eval.score")
     print(table(score(config)))

@@ -17,6 +17,7 @@ from qwen35_jax.sharding import array_sharding
 from train.config import Distillation, TeacherConfig, TrainConfig
 from train.setup import model_options
 from train.signals.live import TEACH_INPUTS, make_teach
+from train.signals.store import Store
 
 
 class PlannedTeacher(NamedTuple):
@@ -50,8 +51,6 @@ def plan_teacher(config: TrainConfig, student: ModelConfig) -> PlannedTeacher | 
         return None
     settings = objective.teacher
     if settings.store is not None:
-        from train.signals.store import Store
-
         return PlannedTeacher(settings.with_width(Store.open(settings.store).width), None)
     if not (settings.path or settings.own_base):
         raise ValueError("no teacher is named; give --teacher.path, such as Qwen/Qwen3.5-9B, or --teacher.own-base.")

@@ -16,10 +16,11 @@ from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
-from qwen35_jax.runs import identify_base
 from train.batch import Batch
 from train.config import Distillation, Recipe, TeacherConfig, TrainConfig
+from train.signals.header import identify_teacher
 from train.signals.live import LiveTeacher
+from train.signals.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ class Teacher(NamedTuple):
     """What tells it from other teachers, for the run record."""
     folder: Path | None = None
     """Its checkpoint, if it is loaded."""
-    store: "Store | None" = None  # noqa: F821
+    adapter: Path | None = None
+    store: Store | None = None
     """Its stored signal, if it is not."""
 
 
@@ -53,8 +55,6 @@ def find_teacher(
     """
     settings = objective.teacher
     if settings.store is not None:
-        from train.signals.store import Store
-
         store = Store.open(settings.store)
         store.check(settings, recipe.data, tokenizer, vocabulary=student.text.vocab_size)
         return Teacher(settings.with_width(store.width), store.identity, store=store)
@@ -71,10 +71,10 @@ def find_teacher(
     check_same_tokens(place, config, student, tokenizer)
     if ends := _other_ends(place, folder):
         logger.warning(ends)
-    identity = identify_base(place)._asdict()
-    if settings.adapter is not None:
-        identity["adapter"] = identify_base(find_folder(settings.adapter)).model
-    return Teacher(settings.with_width(config.text.hidden_size), identity, folder=place)
+    adapter = None if settings.adapter is None else find_folder(settings.adapter)
+    return Teacher(
+        settings.with_width(config.text.hidden_size), identify_teacher(place, adapter), folder=place, adapter=adapter
+    )
 
 
 def check_same_tokens(folder: Path, teacher: ModelConfig, student: ModelConfig, tokenizer: Tokenizer) -> None:
@@ -133,19 +133,20 @@ class Heard(NamedTuple):
     """What computes the signal of a batch; None where the batch holds it."""
 
 
-def hear(teacher: Teacher, config: TrainConfig, student: Qwen35, mesh: Mesh) -> Heard:
+def hear(teacher: Teacher, config: TrainConfig, student: Qwen35 | None, mesh: Mesh) -> Heard:
     """Brings a teacher onto the mesh, or only its head where its signal is stored. Call it under the mesh.
 
     Args:
-      student: before it gets adapters; where it is its own teacher, both share their arrays.
+      student: before it gets adapters; where it is its own teacher, both share their arrays. Else it may be None.
     """
     settings = teacher.settings
     if teacher.store is not None:
         return Heard(teacher.store.head_on(mesh) if settings.signal == "hidden" else None)
     if teacher.folder is None:
+        assert student is not None, "a teacher without a checkpoint is the student's base"
         model = nnx.merge(*nnx.split(student))
     else:
         options = {"param_dtype": settings.dtype, "delta_rule": config.layout.delta_rule}
-        model = load(teacher.folder, settings.dtype, mesh, settings.adapter, **options)
+        model = load(teacher.folder, settings.dtype, mesh, teacher.adapter, **options)
     live = LiveTeacher(model, settings, mesh, chunk_tokens=config.layout.loss_chunk)
     return Heard(live.head if settings.signal == "hidden" else None, live.teach)

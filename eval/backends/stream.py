@@ -63,6 +63,7 @@ class Count:
 
     @property
     def tokens(self) -> int:
+        """All of them."""
         return int(self._tokens + self.open_characters * self._per_character)
 
     @property
@@ -126,6 +127,7 @@ class Collected:
 
 
 async def events(response: httpx2.Response) -> AsyncIterator[Mapping[str, Any]]:
+    """Yields the events of a stream, or the body of an answer that is none; raises ``PassingError`` for other bytes."""
     if "event-stream" not in response.headers.get("Content-Type", ""):
         yield _event(await response.aread())
         return
@@ -156,6 +158,7 @@ def _event(data: bytes) -> Mapping[str, Any]:
 
 
 def failure_of(status: int, message: str, headers: Mapping[str, str]) -> RefusedError | PassingError:
+    """Returns the error that a status stands for, with the wait that the headers ask for."""
     if status in _MAY_PASS or status >= 500:
         return PassingError(f"HTTP {status}: {message}", _retry_after(headers))
     return RefusedError(status, message)

@@ -49,21 +49,10 @@ def published(summary: Mapping[str, Any]) -> float | None:
 
 
 def card(summary: Mapping[str, Any]) -> str:
-    """Returns how a score compares with the model card; a figure that is missed is told with the share cut."""
+    """Returns how a score compares with the model card."""
     told = summary["card"]
     points = f"{100 * told['difference']:+.2f} points".replace("-", "\u2212")
-    return f"card {share(told['published'])}, difference {points}, {_verdict(summary)}"
-
-
-def _verdict(summary: Mapping[str, Any]) -> str:
-    told = summary["card"]
-    if told.get("not_comparable"):
-        return f"not comparable: {'; '.join(told['not_comparable'])}"
-    if told.get("inside"):
-        return "inside the interval"
-    if told.get("met"):
-        return "outside the interval, but within 2 points"
-    return f"outside the interval, with {estimate(summary['cut'])} of the responses cut off"
+    return f"card {share(told['published'])}, difference {points}, {told['verdict']}"
 
 
 def conditions(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str:

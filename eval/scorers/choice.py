@@ -18,6 +18,8 @@ import functools
 import re
 import unicodedata
 
+from eval.scorers.marks import TAKES_BACK
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -52,8 +54,7 @@ _MARKS = re.compile(
     r"|\\(?:boxed|fbox)\s?\{?"
     r"|(?:答案|正确的?选项)[\s*_\"'”」』)]{0,6}(?:应该|应|就|必)?(?:】|是|为|選|选|:)[\s:]{0,4}|正确的是"
     r"|(?<![不未勿别没])(?:选择|选|選擇|選)(?!项)[\s:]{0,3}"
-    r"|(?:\b(?:wait|actually|correction|sorry|oops|scratch that|on second thoughts?)\b"
-    r"|\bno(?=[,:;.!—–-])|不对|更正|等等)"
+    rf"|(?:{TAKES_BACK}|\bno(?=[,:;.!—–-]))"
     r"(?:[\s,:;.!—–-]{0,4}\b(?:no|it|that|this|its|s|is|was|should|must|be|would|wrong|incorrect|i|mean|meant|make|change|"
     r"choose|pick|to|my|answer|correct|actually|rather|instead|so|final|go|with)\b|'s|[，,。应该是选]){0,12}+[\s,:;—–-]{0,4}"
     r"(?P<correction>))"

@@ -27,13 +27,15 @@ _ANSWER_LINE = re.compile(
 )
 _NEXT_LINE = re.compile(r"[ \t]{0,8}\n\s{0,8}(?=\S)")
 _ONLY_DRESS = re.compile(r"[\s*_$`:]{0,12}\Z")
-CUE = re.compile(
-    r"\b(?:wait|actually|correction|oops|sorry|scratch that|let me correct|(?:a|an|my) (?:mistake|error))\b|\bno[,:]",
+TAKES_BACK = r"(?:\b(?:wait|actually|correction|oops|sorry|scratch that|on second thoughts?)\b|不对|更正|等等)"
+"""Pattern of the words by which a text takes something back, to be matched in any case."""
+_CUE = re.compile(
+    rf"{TAKES_BACK}|\b(?:let me correct|(?:a|an|my) (?:mistake|error))\b|\bno[,:]",
     re.IGNORECASE,
 )
 _CORRECTED = re.compile(
-    r"\b(?:wait|actually|correction|oops|sorry|scratch that|no)\b"
-    r"(?:[\s,:;.!…—–*]|-(?!\d)|\b(?:no|it|is|it's|its|should|be|that|that's|the|this|answer|actually|make|i|mean|meant|"
+    rf"(?:{TAKES_BACK}|\bno\b)"
+    r"(?:[\s,:;.!…—–*，：。应该是]|-(?!\d)|\b(?:no|it|is|it's|its|should|be|that|that's|the|this|answer|actually|make|i|mean|meant|"
     r"sorry|final|correct|result)\b){1,24}+"
     r"(?=[-+−]?[$€£¥₹\\]{0,2}\.?\d)(?!\S{1,40}\s(?:is|was)\s(?:wrong|incorrect|not)\b)",
     re.IGNORECASE,
@@ -101,7 +103,7 @@ def corrections(text: str) -> list[Mark]:
 
 def cues(text: str) -> list[int]:
     """Returns the places of words that take something back."""
-    return [found.start() for found in CUE.finditer(text)]
+    return [found.start() for found in _CUE.finditer(text)]
 
 
 def _to_line_end(text: str, spans: Sequence[tuple[int, int]], *, or_next_line: bool = False) -> list[Mark]:

@@ -4,9 +4,11 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval.tasks.base import Task
+from qwen35_jax.storage import file_digest
 from qwen35_jax.wording import did_you_mean
 
 TASKS = ("ceval", "gpqa_diamond", "gsm8k", "ifeval", "mmlu", "mmlu_pro", "mmlu_redux", "qa", "supergpqa")
@@ -31,6 +33,11 @@ def get_task(name: str) -> Task:
         )
     # Imported when asked for, so that a task's file can also be run as a command.
     return importlib.import_module(f"eval.tasks.{name}").TASK
+
+
+def digests_of_files(names: Sequence[str]) -> dict[str, str]:
+    """Returns the SHA-256 of each task that is a Python file of the user's: its prompts and scores follow from it."""
+    return {name: file_digest(Path(name)) for name in names if name.endswith(".py")}
 
 
 def _task_of_file(path: Path) -> Task:

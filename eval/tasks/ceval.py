@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from eval.protocols import Protocol, ProtocolName
 from eval.scorers.choice import LETTERS, final_letter
 from eval.tasks.base import Document, Message, Task, Verdict, user_turn
-from eval.tasks.choices import card_prompt, letter_likelihood, letter_verdict, lettered
+from eval.tasks.choices import card_prompt, letter_likelihood, letter_verdict, lettered, solved_examples
 from eval.tasks.data import Data, HubFiles, Row
 
 # Source: subject_mapping.json of github.com/hkust-nlp/ceval.
@@ -199,9 +199,7 @@ def _question(row: Row, *, strip: bool = False) -> str:
 
 
 def _lm_eval_context(row: Row, subject: str, examples: Sequence[Row]) -> str:
-    own = [example for example in examples if example.fields.get("subject") == subject][:_NUM_SHOTS]
-    if examples and len(own) < _NUM_SHOTS:
-        raise ValueError(f"{row.where}: split dev has {len(own)} examples of {subject}; {_NUM_SHOTS} are needed.")
+    own = solved_examples(row, examples, "subject", _NUM_SHOTS, split="dev")
     description = f"以下是中国关于{SUBJECTS[subject]}的单项选择题，请选出其中的正确答案。\n\n"
     shots = "".join(f"{_question(example, strip=True)} {_answer(example)}\n\n" for example in own)
     return f"{description}{shots}{_question(row, strip=True)}"

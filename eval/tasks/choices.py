@@ -1,12 +1,33 @@
-"""What multiple-choice tasks share: lettered options, the model card's request, and the verdict on a letter."""
+"""What multiple-choice tasks share: solved examples, lettered options, the card's request, the verdict on a letter."""
 
 from collections.abc import Iterable, Sequence
 
 from eval.scorers.choice import LETTERS
 from eval.tasks.base import Likelihood, Verdict
+from eval.tasks.data import Row
 
 # Source: the model card of Qwen3.5-2B, "Best Practices".
 CARD_REQUEST = 'Please show your choice in the `answer` field with only the choice letter, e.g., "answer": "C".'
+
+
+def solved_examples(row: Row, examples: Sequence[Row], field: str, count: int, *, split: str) -> list[Row]:
+    """Returns the first ``count`` solved examples of a row's subject; none where the task was read without examples.
+
+    Args:
+      field: holds the subject.
+      split: of the examples, for the message.
+
+    Raises:
+      ValueError: the subject has fewer.
+    """
+    subject = row.get(field, str)
+    own = [example for example in examples if example.get(field, str) == subject][:count]
+    if examples and len(own) < count:
+        raise ValueError(
+            f"{row.where}: {field}={subject!r} has {len(own)} solved examples in the {split} split, but the prompt has "
+            f"{count}; give the whole split."
+        )
+    return own
 
 
 def lettered(options: Sequence[str], mark: str = ".") -> str:

@@ -95,9 +95,10 @@ def read_split(
 ) -> tuple[str, list[Row]]:
     """Returns where the rows of a split were found, and the rows in order.
 
-    With a data directory they are in ``DATA_DIR/TASK``: one file ``SPLIT.jsonl``, ``.parquet`` or ``.csv``, or the
-    hub's shards ``SPLIT-00000-of-00002.parquet`` (or ``data-00000-of-00001.arrow``, where a task has one split), there,
-    in ``data/``, or in one folder for each subject. Without one they are the task's files of the hub, downloaded once.
+    With a data directory they are in ``DATA_DIR/TASK``: one file ``SPLIT.jsonl``, ``.parquet`` or ``.csv``; else the
+    files that the hub has, where it has them; else such a file or shards ``SPLIT-00000-of-00002.parquet`` (or
+    ``data-00000-of-00001.arrow``, where a task has one split), there, in ``data/``, or in one folder for each subject.
+    Without a data directory they are the task's files of the hub, downloaded once.
 
     Args:
       or_any: take another of the task's splits, or the only file there, if that split is missing.
@@ -114,7 +115,7 @@ def read_split(
         raise ValueError(f"{place} is not a folder; put the data of {task} at {wanted}.")
     others = [each for each in data.splits if each != split] or [_UNNAMED_SPLIT]
     for name in (split, *(others if or_any else ())):
-        files = _files_of_split(folder, name)
+        files = _files_of_split(folder, data, name)
         if files:
             return place, _rows_of_files(files, data.part_field)
     files = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS)
@@ -128,7 +129,8 @@ def digest_of(rows: Sequence[Row]) -> str:
     """Returns the SHA-256 of rows, the same however they are stored."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row.fields, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+        text = json.dumps(row.fields, sort_keys=True, ensure_ascii=False, default=str)
+        digest.update(text.encode("utf-8", "backslashreplace") + b"\n")
     return digest.hexdigest()
 
 
@@ -136,16 +138,31 @@ def _hub_rows(task: str, data: Data, split: str) -> tuple[str, list[Row]]:
     remedy = f"give --data-dir with {task}/{split}.jsonl in it."
     if data.hub is None:
         raise ValueError(f"task {task} has no public data set; {remedy}")
-    hub, name = data.hub, data.hub.names.get(split, split)
-    files = []
-    for part in data.parts or (None,):
-        file = HubFile(hub.repo, hub.revision, hub.pattern.format(split=name, part=part))
-        files.append((part, find_hub_file(file, remedy=f"Check the network, or {remedy}")))
+    hub, paths = data.hub, _hub_paths(data, split)
+    if not paths:
+        raise ValueError(f"task {task} has no split {split!r} on the hub; give --split {' or '.join(data.splits)}.")
+    remedy = f"Check the network, or {remedy}"
+    files = [(part, find_hub_file(HubFile(hub.repo, hub.revision, path), remedy=remedy)) for part, path in paths]
     return f"{hub.repo}@{hub.revision}", _rows_of_files(files, data.part_field)
 
 
-def _files_of_split(folder: Path, split: str) -> list[tuple[str | None, Path]]:
-    """Returns the files of a split, each with its subject where every subject has a folder."""
+def _hub_paths(data: Data, split: str) -> list[tuple[str | None, str]]:
+    """Returns the subject and the path of each file that the hub has of a split; none where it has no such split."""
+    hub = data.hub
+    if hub is None or ("{split}" not in hub.pattern and split not in data.splits):
+        return []
+    name = hub.names.get(split, split)
+    return [(part, hub.pattern.format(split=name, part=part)) for part in data.parts or (None,)]
+
+
+def _files_of_split(folder: Path, data: Data, split: str) -> list[tuple[str | None, Path]]:
+    """Returns the files of a split, each with its subject where every subject has a file."""
+    if whole := _whole_file(folder, split):
+        return [(None, whole)]
+    # A copy of the hub's repository may hold the same rows in other folders too.
+    copied = [(part, folder / path) for part, path in _hub_paths(data, split)]
+    if found := [(part, path) for part, path in copied if path.is_file()]:
+        return found
     for place in (folder, folder / "data"):
         if files := _files_in(place, split):
             return [(None, path) for path in files]
@@ -153,10 +170,15 @@ def _files_of_split(folder: Path, split: str) -> list[tuple[str | None, Path]]:
     return [(subject.name, path) for subject in subjects for path in _files_in(subject, split)]
 
 
+def _whole_file(folder: Path, split: str) -> Path | None:
+    paths = (folder / f"{split}{ending}" for ending in _ENDINGS)
+    return next((path for path in paths if path.is_file()), None)
+
+
 def _files_in(folder: Path, split: str) -> list[Path]:
-    whole = [folder / f"{split}{ending}" for ending in _ENDINGS]
-    found = [path for path in whole if path.is_file()][:1]
-    return found or sorted(path for path in folder.glob(f"{split}-*-of-*") if path.suffix in _SHARD_ENDINGS)
+    if whole := _whole_file(folder, split):
+        return [whole]
+    return sorted(path for path in folder.glob(f"{split}-*-of-*") if path.suffix in _SHARD_ENDINGS)
 
 
 def _rows_of_files(files: Sequence[tuple[str | None, Path]], part_field: str) -> list[Row]:

@@ -28,7 +28,7 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from eval.protocols import Protocol, ProtocolName
 from eval.scorers.exact_match import final_number, normalize
@@ -40,10 +40,9 @@ CARD_REQUEST = "Please reason step by step, and put your final answer within \\b
 
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 _FINAL_ANSWER = re.compile(r"(?:^|\s*\n)####\s*(-?[\d,]*\.?\d+)\s*$")
-# How the two reference scorers read a response; the first group that took part is the answer.
-_AUTHORS = re.compile(r"#### (-?[0-9.,]+)")
+# How the authors and lm_eval's strict-match read a response, and how its flexible-extract does.
+_MARKED = re.compile(r"#### (-?[0-9.,]+)")
 _LM_EVAL_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_LM_EVAL_STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _LM_EVAL_STOPS = ("Question:", "</s>", "<|im_end|>")
 _LM_EVAL_SHOTS, _LM_EVAL_SEED = 5, 1234
 # A shorter one may be a part of the answer.
@@ -85,7 +84,7 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
         prediction = final_number(own)
         metrics: dict[str, list[float]] = {"accuracy": [prediction == target]}
         if protocol == "official":
-            marked = _AUTHORS.search(own)
+            marked = _MARKED.search(own)
             metrics["strict"] = [marked is not None and _without_commas(marked[1]) == number]
         return Verdict(prediction == target, metrics, prediction, parsed=prediction is not None)
 
@@ -123,7 +122,7 @@ def _score_lm_eval(response: str, answer: str) -> Verdict:
         response = response.partition(stop)[0]
     numbers = _LM_EVAL_FLEXIBLE.findall(response)
     flexible = "".join(numbers[-1]) if numbers else None
-    strict = _LM_EVAL_STRICT.search(response)
+    strict = _MARKED.search(response)
     target = _lm_eval_form(answer)
     correct = flexible is not None and _lm_eval_form(flexible) == target
     metrics: dict[str, list[float]] = {
@@ -183,7 +182,7 @@ def to_question(row: dict[str, str]) -> dict[str, Any]:
     return {"question": row["question"].strip(), "answer": split_answer(row["answer"])[1]}
 
 
-def convert(source: Path, target: Path, *, to: str = "conversations") -> int:
+def convert(source: Path, target: Path, *, to: Literal["conversations", "questions"] = "conversations") -> int:
     """Converts a file and returns the number of rows; nothing is written if a row is wrong.
 
     Raises:

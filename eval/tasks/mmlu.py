@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from eval.protocols import Protocol, ProtocolName
 from eval.scorers.choice import final_letter
 from eval.tasks.base import Document, Message, Task, Verdict, user_turn
-from eval.tasks.choices import LETTERS, card_prompt, letter_likelihood, letter_verdict, lettered
+from eval.tasks.choices import LETTERS, card_prompt, letter_likelihood, letter_verdict, lettered, solved_examples
 from eval.tasks.data import Data, HubFiles, Row
 
 _SHOTS = 5
@@ -30,12 +30,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Document:
     question, choices, answer, subject = _fields(row)
-    own = [example for example in examples if example.get("subject", str) == subject][:_SHOTS]
-    if examples and len(own) < _SHOTS:
-        raise ValueError(
-            f"{row.where}: subject={subject!r} has {len(own)} answered examples in the dev split, but the prompt has "
-            f"{_SHOTS}; give the whole split."
-        )
+    own = solved_examples(row, examples, "subject", _SHOTS, split="dev")
     strip = protocol != "official"
     instruction = _instruction(subject, strip=strip)
     context = instruction + "".join(f"{_listed(each, strip=strip)} {_fields(each)[2]}\n\n" for each in own)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from eval.protocols import Protocol, ProtocolName
 from eval.scorers.choice import final_letter
 from eval.tasks.base import Document, Message, Task, Verdict, user_turn
-from eval.tasks.choices import LETTERS, card_prompt, letter_likelihood, letter_verdict, lettered
+from eval.tasks.choices import LETTERS, card_prompt, letter_likelihood, letter_verdict, lettered, solved_examples
 from eval.tasks.data import Data, HubFiles, Row
 
 _SHOTS = 5
@@ -67,12 +67,7 @@ def _after_answer(response: str) -> str | None:
 
 def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Document:
     question, options, answer, category = _fields(row)
-    own = [example for example in examples if example.get("category", str) == category][:_SHOTS]
-    if examples and len(own) < _SHOTS:
-        raise ValueError(
-            f"{row.where}: category={category!r} has {len(own)} solved examples in the validation split, but the "
-            f"prompt has {_SHOTS}; give the whole split."
-        )
+    own = solved_examples(row, examples, "category", _SHOTS, split="validation")
     if protocol == "card":
         prompt = card_prompt(question, options)
     else:

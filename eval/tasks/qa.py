@@ -1,13 +1,15 @@
-"""Exact-match question answering over rows ``{"question", "answer"}``, with an optional ``id``.
+"""Question answering over the user's rows ``{"question", "answer"}``, with an optional ``id``.
 
-The question is the prompt, as it stands, under every protocol; a response is right if its final
-answer equals the row's after normalisation (``eval.scorers.exact_match``).
+The question is the prompt, as it stands, under every protocol. Where the row's answer is a number, the final number of
+a response counts (``The answer is 18 apples.`` gives 18); else its final text must equal the row's after normalisation.
+``eval.scorers.exact_match`` describes both.
 """
 
 from collections.abc import Sequence
 
 from eval.protocols import Protocol, ProtocolName
-from eval.scorers.exact_match import final_text, normalize
+from eval.scorers.exact_match import final_number, final_text, normalize
+from eval.scorers.numbers import number
 from eval.tasks.base import Document, Task, Verdict, user_turn
 from eval.tasks.data import Data, Row
 
@@ -18,13 +20,19 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
     if not target:
         raise ValueError(f"{row.where}: answer={answer!r} is empty; no response could be right.")
 
+    final = _final_text if number(target) is None else final_number
+
     def score(response: str) -> Verdict:
-        found = final_text(response)
-        prediction = normalize(found) if found else None
+        prediction = final(response)
         correct = prediction == target
-        return Verdict(correct, {"accuracy": [correct]}, prediction or None, parsed=bool(prediction))
+        return Verdict(correct, {"accuracy": [correct]}, prediction, parsed=prediction is not None)
 
     return Document(row.own_id(), user_turn(question), score, text=question, target=answer)
+
+
+def _final_text(response: str) -> str | None:
+    found = final_text(response)
+    return (normalize(found) or None) if found else None
 
 
 _OWN = "the question as the user wrote it"

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from eval.card import PUBLISHED, against_card, size_of
+from eval.card import PUBLISHED, against_card, size_of, stored_against_card
 from eval.config import EvalConfig, sampling_of
 from eval.protocols import Protocol
 from eval.stats import wilson
@@ -16,13 +16,19 @@ from tests.conftest import shared_dir
 CARD = EvalConfig(mode="thinking", protocol="card")
 
 
-def verdict(config=CARD, *, task="mmlu_pro", right=8_000, n=12_032, cut=0, size="2b", labels=(), budget=32_768):
-    """Returns how a score of ``right`` of ``n`` stands to the card."""
+def summary_of(right, n, cut=0):
     low, high = wilson(right, n)
     metric = {"value": right / n, "low": low, "high": high, "n": n}
-    summary = {
+    return {
         "n": n, "headline": "accuracy", "metrics": {"accuracy": metric}, "cut": {"count": cut, "value": cut / n},
-        "finished": {"accuracy": {"value": right / max(1, n - cut)}}, "max_new_tokens": budget,
+        "finished": {"accuracy": {"value": right / max(1, n - cut)}},
+    }  # fmt: skip
+
+
+def verdict(config=CARD, *, task="mmlu_pro", right=8_000, n=12_032, cut=0, size="2b", labels=(), budget=32_768):
+    """Returns how a score of ``right`` of ``n`` stands to the card."""
+    summary = summary_of(right, n, cut) | {
+        "max_new_tokens": budget,
         "sampling": dataclasses.asdict(sampling_of(config, Protocol("s"), lambda: PRESETS[size])),
     }  # fmt: skip
     return against_card(summary, task, config, PRESETS[size], labels=labels)
@@ -122,6 +128,31 @@ def test_what_the_card_leaves_open_is_said():
 )
 def test_no_figure_no_verdict(task, size, mode):
     assert verdict(dataclasses.replace(CARD, mode=mode), task=task, size=size) is None
+
+
+def test_stored_responses_are_judged_with_what_is_not_known():
+    told = stored_against_card(summary_of(8_000, 12_032), "mmlu_pro", "2b", "thinking", "official")
+    assert (told["size"], told["published"], told["inside"], told["met"]) == ("2B", 0.665, True, True)
+    assert told["note"].startswith("inside the interval. The card does not say its prompt; this is protocol official")
+    assert "How the responses were sampled, and how long they might be, is not recorded" in told["note"]
+    told = stored_against_card(summary_of(8_000, 12_000), "mmlu_pro", "2b", "thinking", "official", missing=32)
+    assert (told["verdict"], told["met"]) == ("not comparable (32 documents have no response)", None)
+
+
+@pytest.mark.parametrize(
+    ("task", "mode", "remedy"),
+    [
+        (
+            "mmlu_pro",
+            "non_thinking",
+            "those of 0.8b in mode thinking, 2b in mode thinking, 2b in mode non_thinking, 4b",
+        ),
+        ("gsm8k", "thinking", "is published; leave it out"),
+    ],
+)
+def test_a_size_without_a_figure_is_refused(task, mode, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        stored_against_card(summary_of(1, 2), task, "4b", mode, "card")
 
 
 def test_a_servers_model_has_no_card():

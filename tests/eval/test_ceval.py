@@ -83,7 +83,9 @@ def test_every_subject_is_described_as_lm_eval_does(tmp_path):
 
 def test_examples_of_the_subject_are_needed(tmp_path):
     write_rows(tmp_path / "ceval" / "logic" / "dev.jsonl", [row(number) for number in range(4)])
-    with pytest.raises(ValueError, match="split dev has 4 examples of logic; 5 are needed"):
+    with pytest.raises(
+        ValueError, match="subject='logic' has 4 solved examples in the dev split, but the prompt has 5"
+    ):
         load(tmp_path, {"logic": [row()]}, "lm-eval")
 
 

@@ -114,7 +114,7 @@ def test_subjects_may_have_folders_of_their_own(tmp_path):
         ({"choices": ["a", "b", "c"]}, r"test.jsonl:1: choices=\['a', 'b', 'c'\]; give 4 strings"),
         ({"answer": 4}, "test.jsonl:1: answer=4; give the place of the right choice, 0 to 3"),
         ({"answer": "B"}, "answer='B' is a str, expected int"),
-        ({"subject": "cooking"}, "subject='cooking' has 0 answered examples in the dev split, but .* has 5"),
+        ({"subject": "cooking"}, "subject='cooking' has 0 solved examples in the dev split, but .* has 5"),
     ],
 )
 def test_wrong_rows(tmp_path, change, message):

@@ -52,6 +52,18 @@ def test_the_example_asks_a_model(tmp_path, data):
     check(run(config, engine)["tasks"]["estimates"])
 
 
+def test_another_text_of_the_file_needs_another_directory(tmp_path, data):
+    own = tmp_path / "own.py"
+    own.write_text(FILE.read_text())
+    prompts = [document.messages[0]["content"] for document in get_task(str(own)).load("official", data).documents]
+    config = EvalConfig(tasks=(str(own),), data_dir=data, out=str(tmp_path / "out"))
+    engine = FakeEngine(dict(zip(prompts, ANSWERS, strict=True)))
+    run(config, engine)
+    own.write_text(FILE.read_text().replace("Estimate", "Guess"))
+    with pytest.raises(ValueError, match="was made with other settings \\(task_sha256;"):
+        run(config, engine)
+
+
 def test_two_files_of_one_name_are_refused(tmp_path, data):
     copy = tmp_path / "copy.py"
     copy.write_text(FILE.read_text())

@@ -1,5 +1,7 @@
 """Where rows come from, what is wrong with wrong ones, and the two exact-match tasks."""
 
+import json
+
 import huggingface_hub
 import pyarrow
 import pyarrow.parquet
@@ -66,6 +68,39 @@ def test_the_data_file_is_found(tmp_path, names):
     documents = get_task("qa").load("official", str(tmp_path)).documents
     assert len(documents) == (1 if path.suffix == ".parquet" else 2)
     assert documents[0].messages == [{"role": "user", "content": "2+2?"}]
+
+
+@pytest.mark.parametrize(
+    ("task", "own", "others"),
+    [
+        ("supergpqa", "SuperGPQA-all.jsonl", ["extra.jsonl"]),
+        ("gpqa_diamond", "gpqa_diamond.csv", ["gpqa_main.csv", "gpqa_extended.csv"]),
+        ("ifeval", "ifeval_input_data.jsonl", ["more.jsonl"]),
+        ("gsm8k", "main/test-00000-of-00001.parquet", ["socratic/test-00000-of-00001.parquet"]),
+        ("mmlu", "all/test-00000-of-00001.parquet", ["anatomy/test-00000-of-00001.parquet"]),
+    ],
+)
+def test_a_copy_of_the_hubs_repository_is_read_as_the_hub_is(tmp_path, task, own, others):
+    (tmp_path / task).mkdir()
+    (tmp_path / task / "README.md").write_text("# Data\n")
+    for name in (own, *others):
+        path = tmp_path / task / name
+        path.parent.mkdir(exist_ok=True)
+        row = {"text": name}
+        if path.suffix == ".parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+        else:
+            path.write_text(f"text\n{name}\n" if path.suffix == ".csv" else json.dumps(row) + "\n")
+    data = get_task(task).data
+    assert [row.fields for row in read_split(task, data, str(tmp_path), data.splits[0])[1]] == [{"text": own}]
+
+
+def test_a_split_that_the_hub_lacks_is_not_another_one(tmp_path):
+    with pytest.raises(ValueError, match="task supergpqa has no split 'test' on the hub; give --split train"):
+        get_task("supergpqa").load("official", None, split="test")
+    write_rows(tmp_path / "supergpqa" / "SuperGPQA-all.jsonl", [{}])
+    with pytest.raises(ValueError, match=r"put the data of supergpqa at .*test\.jsonl"):
+        get_task("supergpqa").load("official", str(tmp_path), split="test")
 
 
 @pytest.mark.parametrize(
@@ -153,10 +188,30 @@ def test_qa_verdicts(tmp_path, response, prediction, correct):
     assert verdict.metrics == {"accuracy": [correct]}
 
 
+@pytest.mark.parametrize(
+    ("answer", "response", "prediction", "correct"),
+    [
+        ("18", "18 apples", "18", True), ("18", "She has 18 apples, of 20.\nThe answer is 18 apples.", "18", True),
+        ("18", "**18.0**", "18", True), ("1,200", "It costs $1200", "1200", True), ("18", "17 apples", "17", False),
+        ("18", "no idea", None, False), ("1/2", "The answer is 0.5.", "0.5", True),
+        ("18 apples", "18", "18", False), ("18 apples", "The answer is 18 apples.", "18 apples", True),
+    ],
+)  # fmt: skip
+def test_qa_compares_numbers_where_the_answer_is_one(tmp_path, answer, response, prediction, correct):
+    (document,) = load(tmp_path, [{"question": "q", "answer": answer}])
+    verdict = document.score(response)
+    assert (verdict.prediction, verdict.correct, verdict.parsed) == (prediction, correct, prediction is not None)
+
+
 @pytest.mark.parametrize("values", [[], [float("nan")], [1.0, float("inf")]])
 def test_a_metric_is_one_finite_number_or_more(values):
     with pytest.raises(ValueError, match="metric 'length' has the values"):
         Verdict(True, {"length": values})
+
+
+def test_a_metric_that_is_no_list_is_refused():
+    with pytest.raises(ValueError, match=r"metric 'accuracy' is True; give a list of numbers, such as \[1\]"):
+        Verdict(True, {"accuracy": True})
 
 
 @pytest.mark.parametrize("name", TASKS)

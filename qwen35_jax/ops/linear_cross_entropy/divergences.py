@@ -8,7 +8,7 @@ Letters: B batch, T tokens, D width of the student, E width of the teacher, V vo
 from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from qwen35_jax.ops.linear_cross_entropy.core import Extras, FrozenHead, sum_over_chunks
 from qwen35_jax.ops.linear_cross_entropy.extras import sum_extras, weighted
@@ -17,7 +17,7 @@ from qwen35_jax.ops.linear_cross_entropy.vocabulary import VocabularyShard
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "total_variation"]
 """``forward_kl`` is KL(t || s), ``reverse_kl`` is KL(s || t)."""
 
-# Above this, exp overflows soon, and 1 is nothing beside it in float32.
+# Above this log-ratio, 1 is nothing beside the exponential in float32; above 88 the exponential overflows.
 _LARGE = 60.0
 
 
@@ -33,6 +33,7 @@ def linear_divergence(
     temperature: float = 1.0,
     chunk_tokens: int,
     groups: Int[Array, "B T"] | None = None,
+    sampled_log_probs: Float[Array, "B T"] | None = None,
     top_k: int | None = None,
 ) -> tuple[Float[Array, ""], Extras]:
     """Sums ``weights`` times the divergence of the student from the teacher; differentiable in ``hidden`` and ``head``.
@@ -47,27 +48,33 @@ def linear_divergence(
       temperature: divides the logits of both; value and gradient are then multiplied by its square.
       chunk_tokens: positions of each sequence per chunk; T need not be a multiple.
       groups: the group of each position, from 0 to 3, for sums of the divergence by group.
+      sampled_log_probs: log-probability of each target when it was sampled, 0 for those that were not.
       top_k: compare the most likely ``top_k`` tokens too. This sorts the vocabulary: for evaluation only.
 
     Returns:
       The float32 sum, and the extras, each a sum of ``weights`` times a measure in nats or a share in [0, 1]:
       ``kl_forward``, ``kl_reverse``, ``student_entropy``, ``teacher_entropy``, ``student_loss`` and ``teacher_loss``
       (minus the log-probability of the target), ``agreement`` (of the most likely tokens) and ``overlap_tv`` (1 minus
-      the total variation), all at temperature 1; ``kl_group_0`` to ``kl_group_3`` with ``groups``; ``top_k_overlap``
-      (the share of the teacher's top k that is in the student's), ``teacher_top_k_mass`` and ``student_top_k_mass``
-      (what each gives to the teacher's top k) with ``top_k``.
+      the total variation), all at temperature 1; ``kl_group_0`` to ``kl_group_3`` with ``groups``; ``sampler_gap``
+      (distance of the log-probability of a sampled target from what it was) with ``sampled_log_probs``;
+      ``top_k_overlap`` (the share of the teacher's top k that is in the student's), ``teacher_top_k_mass`` and
+      ``student_top_k_mass`` (what each gives to the teacher's top k) with ``top_k``.
 
     Raises:
       ValueError: an option is out of its range, or the teacher has another vocabulary.
     """
-    _check(kind, beta, temperature, top_k, vocab_size=head.shape[0])
+    check_options(kind, beta, temperature, top_k, vocab_size=head.shape[0])
     loss = _Divergence(kind, beta, temperature, top_k)
-    return sum_over_chunks(
-        loss, hidden, head, _Inputs(targets, weights, groups), chunk_tokens=chunk_tokens, frozen=frozen
-    )
+    inputs = _Inputs(targets, weights, groups, sampled_log_probs)
+    return sum_over_chunks(loss, hidden, head, inputs, chunk_tokens=chunk_tokens, frozen=frozen)
 
 
-def _check(kind: str, beta: float | None, temperature: float, top_k: int | None, *, vocab_size: int) -> None:
+def check_options(kind: str, beta: float | None, temperature: float, top_k: int | None, *, vocab_size: int) -> None:
+    """Checks the options of ``linear_divergence``.
+
+    Raises:
+      ValueError: one is out of its range.
+    """
     kinds = get_args(Divergence)
     if kind not in kinds:
         raise ValueError(f"the divergence {kind!r} is unknown; it must be one of {', '.join(kinds)}.")
@@ -88,6 +95,7 @@ class _Inputs(NamedTuple):
     targets: Int[Array, "B T"]
     weights: Float[Array, "B T"]
     groups: Int[Array, "B T"] | None
+    sampled_log_probs: Float[Array, "B T"] | None
 
 
 class _Divergence(NamedTuple):
@@ -106,42 +114,29 @@ class _Divergence(NamedTuple):
         frozen_logits: Float[Array, "B C V"] | None,
     ) -> tuple[Float[Array, ""], Float[Array, "B C V"], Extras]:
         assert frozen_logits is not None
-        student, teacher = (_predict(z, shard) for z in (logits, frozen_logits))
-        value, gradient = self._value_and_gradient(student, teacher, shard)
-        measures = _measures(student, teacher, inputs.targets, shard)
+        log_s, log_t = (_log_softmax(z, shard) for z in (logits, frozen_logits))
+        value, gradient = self._value_and_gradient(log_s, log_t, shard)
+        tops = (logits == shard.max(logits)[..., None]) & (frozen_logits == shard.max(frozen_logits)[..., None])
+        measures = _measures(log_s, log_t, tops, inputs.targets, shard)
         if self.top_k is not None:
-            measures |= _top_k_measures(student.log_probs, teacher.log_probs, self.top_k, shard)
-        extras = sum_extras(inputs.weights, measures, value, inputs.groups)
+            measures |= _top_k_measures(log_s, log_t, self.top_k, shard)
+        extras = sum_extras(inputs.weights, measures, value, inputs.groups, inputs.sampled_log_probs)
         total = jnp.sum(weighted(inputs.weights, value))
         return total, weighted(inputs.weights[..., None], gradient), extras
 
-    def _value_and_gradient(self, student, teacher, shard):
-        log_s, log_t = student.log_probs, teacher.log_probs
+    def _value_and_gradient(self, log_s, log_t, shard):
         if self.temperature != 1:
-            log_s, log_t = (_predict(x / self.temperature, shard).log_probs for x in (log_s, log_t))
+            log_s, log_t = (_log_softmax(x / self.temperature, shard) for x in (log_s, log_t))
         if self.kind == "jsd":
+            assert self.beta is not None
             value, gradient = _jensen_shannon(log_s, log_t, self.beta, shard)
         else:
-            function = {
-                "forward_kl": _forward_kl,
-                "reverse_kl": _reverse_kl,
-                "total_variation": _total_variation,
-            }[self.kind]
-            value, gradient = function(log_s, log_t, shard)
+            value, gradient = _WITHOUT_BETA[self.kind](log_s, log_t, shard)
         return self.temperature**2 * value, self.temperature * gradient
 
 
-class _Prediction(NamedTuple):
-    """The distribution of one model on one shard of the vocabulary."""
-
-    log_probs: Float[Array, "B C V"]
-    most_likely: Int[Array, "B C"]
-
-
-def _predict(logits: Float[Array, "B C V"], shard: VocabularyShard) -> _Prediction:
-    largest = shard.max(logits)
-    log_probs = logits - shard.logsumexp(logits, largest)[..., None]
-    return _Prediction(log_probs, shard.argmax(logits, largest))
+def _log_softmax(logits: Float[Array, "B C V"], shard: VocabularyShard) -> Float[Array, "B C V"]:
+    return logits - shard.logsumexp(logits)[..., None]
 
 
 _ValueAndGradient = tuple[Float[Array, "B C"], Float[Array, "B C V"]]
@@ -196,10 +191,17 @@ def _total_variation(
     return value, s * (mass_below[..., None] - below)
 
 
+_WITHOUT_BETA = {"forward_kl": _forward_kl, "reverse_kl": _reverse_kl, "total_variation": _total_variation}
+
+
 def _measures(
-    student: _Prediction, teacher: _Prediction, targets: Int[Array, "B C"], shard: VocabularyShard
+    log_s: Float[Array, "B C V"],
+    log_t: Float[Array, "B C V"],
+    is_top_of_both: Bool[Array, "B C V"],
+    targets: Int[Array, "B C"],
+    shard: VocabularyShard,
 ) -> dict[str, Float[Array, "B C"]]:
-    log_s, log_t = student.log_probs, teacher.log_probs
+    """Returns what is reported at each position. XLA makes all sums in one pass over the logits of both models."""
     s, t = jnp.exp(log_s), jnp.exp(log_t)
     is_target = shard.is_id(targets, log_s)
     sums = shard.sum(
@@ -210,12 +212,13 @@ def _measures(
             "teacher_entropy": -t * log_t,
             "student_loss": jnp.where(is_target, -log_s, 0),
             "teacher_loss": jnp.where(is_target, -log_t, 0),
+            "agreement": is_top_of_both.astype(jnp.float32),
             "total_variation": jnp.maximum(t - s, 0),
         }
     )
-    overlap = 1 - sums.pop("total_variation")
-    agreement = (student.most_likely == teacher.most_likely).astype(jnp.float32)
-    return sums | {"agreement": agreement, "overlap_tv": overlap}
+    # More than one token may be the most likely of both.
+    sums["agreement"] = jnp.minimum(sums["agreement"], 1)
+    return sums | {"overlap_tv": 1 - sums.pop("total_variation")}
 
 
 def _top_k_measures(

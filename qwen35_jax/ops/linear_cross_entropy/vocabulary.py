@@ -36,12 +36,6 @@ class VocabularyShard(NamedTuple):
         largest = jnp.max(values, axis=-1)
         return jax.lax.pmax(largest, self.axes) if self.axes else largest
 
-    def argmax(self, values: Float[Array, "B C V"], largest: Float[Array, "B C"]) -> Int[Array, "B C"]:
-        """Returns the lowest token id that has the largest value, which ``max`` gave."""
-        none = jnp.iinfo(jnp.int32).max
-        first = jnp.min(jnp.where(values == largest[..., None], self.ids(values), none), axis=-1)
-        return jax.lax.pmin(first, self.axes) if self.axes else first
-
     def logsumexp(
         self, logits: Float[Array, "B C V"], largest: Float[Array, "B C"] | None = None
     ) -> Float[Array, "B C"]:

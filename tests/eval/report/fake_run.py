@@ -78,8 +78,7 @@ def summary_of(samples, scale):
         samples, headline="accuracy", macro=True, max_new_tokens=int(LIMIT * scale), thinking=True
     )
     metric = summary["metrics"]["accuracy"]
-    card = {"published": 0.665, "difference": metric["value"] - 0.665, "not_comparable": []}
-    card["inside"] = card["met"] = metric["low"] <= 0.665 <= metric["high"]
+    card = {"published": 0.665, "difference": metric["value"] - 0.665, "verdict": "missed"}
     return summary | {"card": card | {"note": "The card does not say its prompt; this is protocol card."}}
 
 

@@ -145,7 +145,7 @@ def one_sample_run(out, hostile):
             "qa": {
                 "n": 1, "samples": 1, "headline": hostile, "metrics": {hostile: metric}, "outcomes": {hostile: 1},
                 "groups": {hostile: metric},
-                "card": {"published": 0.5, "difference": 0.1, "not_comparable": [hostile], "note": hostile},
+                "card": {"published": 0.5, "difference": 0.1, "verdict": hostile, "note": hostile},
                 "source": hostile, "data": hostile,
             }
         },
@@ -224,7 +224,7 @@ PARTS = {
     "outcomes": "How responses ended",
     "groups": "Subjects",
     "macro": "mean of the groups",
-    "clustered": "groups drawn too",
+    "clustered": "clustered by group",
     "lengths": "Length of responses",
     "curve": "Score against budget",
     "thinking_curve": "budget of the thinking alone",
