@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.sharding import make_mesh
-from tests.train.launching import REPO, finish, kill, wait_until
+from tests.train.conftest import small_config
+from tests.train.launching import REPO, finish, kill, timeless, wait_until
 from train.data.pipeline import make_batches
 from train.signals.store import Store
 
@@ -63,6 +65,31 @@ def test_two_killed_processes_go_on_and_write_the_same_files(start, tmp_path):
     kill(processes)
     assert "goes on after" in finish(start(folder, processes=2))
     assert files_of(folder) == files_of(tmp_path / "whole" / "store")
+
+
+DISTIL = """
+import sys
+from train import distill
+distill.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal", ["hidden", "topk"])
+def test_a_run_from_the_store_has_the_metrics_of_a_live_one_bit_for_bit(signal, start, command, inputs, tmp_path):
+    """For as long as the first epoch lasts, validation included."""
+    teacher = tmp_path / "teacher"
+    create_checkpoint(small_config(), teacher, seed=1, dtype="float32", tokenizer_from=inputs / "tokenizer")
+    options = ["--teacher.path", str(teacher), "--teacher.dtype", "float32", "--teacher.signal", signal]
+    options += ["--teacher.k", "5", "--mtp.target", "teacher", "--data.sequence-length", "64", "--no-export"]
+    options += ["--data.eval-fraction", "0.1", "--steps", "6", "--evaluate-every", "3", "--report-to", "none"]
+    stored = [*options, "--teacher.store", str(tmp_path / "store")]
+    finish(command.start(tmp_path, *stored, config=TINY, code=SMALL_FILES))
+    command.run(tmp_path / "stored", *stored, config=TINY, code=DISTIL)
+    command.run(tmp_path / "live", *options, config=TINY, code=DISTIL)
+    rows = timeless(tmp_path / "live")
+    assert len(rows) == 6 and all(row["divergence"] > 0 for row in rows) and "eval_divergence" in rows[-1]
+    assert timeless(tmp_path / "stored") == rows
 
 
 def test_wrong_input_ends_in_one_line(start, tmp_path):
