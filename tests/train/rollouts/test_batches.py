@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 
 import jax
 import numpy as np
@@ -122,6 +123,14 @@ def test_weights_are_used_for_exactly_as_many_batches_as_refresh_says(make, take
     same = take(make(), [setup.state, setup.state, moved])
     assert [documents(batch) for batch in stale] == [documents(batch) for batch in same]
     assert documents(take(make(), [setup.state, moved])[1]) != documents(stale[1])
+
+
+def test_new_weights_compile_nothing(make, take, setup, moved, caplog):
+    batches = make()
+    take(batches, [setup.state])
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        take(batches, [moved])
+    assert not [record.message for record in caplog.records if "ompil" in record.message]
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
