@@ -56,6 +56,11 @@ class Tokenizer:
         folder = Path(path)
         tokenizer_file = folder / "tokenizer.json"
         if not tokenizer_file.is_file():
+            if (folder / "checkpoints").is_dir():
+                raise ValueError(
+                    f"{folder} is the --workdir of a training run and no Hugging Face folder; make one of it by "
+                    f"`qwen35 export {folder} --out DIR --merged`."
+                )
             raise ValueError(
                 f"{folder} holds no tokenizer.json; give the folder of a Hugging Face checkpoint, which has "
                 f"{', '.join(TOKENIZER_FILES)}."

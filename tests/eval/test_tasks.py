@@ -209,6 +209,11 @@ def test_a_metric_is_one_finite_number_or_more(values):
         Verdict(True, {"length": values})
 
 
+def test_a_metric_that_is_no_list_is_refused():
+    with pytest.raises(ValueError, match=r"metric 'accuracy' is True; give a list of numbers, such as \[1\]"):
+        Verdict(True, {"accuracy": True})
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_is_found_by_its_name(name):
     assert get_task(name).name == name

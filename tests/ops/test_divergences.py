@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qwen35_jax.ops.linear_cross_entropy import FrozenHead, linear_divergence, linear_top_k_divergence
+from qwen35_jax.ops.linear_cross_entropy.divergences import check_options
 from qwen35_jax.sharding import make_mesh
 from tests.ops.divergences import (
     D,
@@ -17,7 +18,6 @@ from tests.ops.divergences import (
     exact,
     kl,
     log_distributions,
-    log_softmax,
     make_inputs,
     relative_error,
     value_and_gradients,
@@ -147,6 +147,15 @@ def test_equal_models_give_exactly_zero(name):
         np.testing.assert_allclose(extras[extra], np.sum(rest[1]), rtol=1e-6)
 
 
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
+@pytest.mark.parametrize("name", ["forward", "jsd_warm"])
+def test_equal_models_give_exactly_zero_on_eight_devices(name):
+    hidden, head, _, *rest = make_inputs(10)
+    with jax.set_mesh(make_mesh(fsdp=4, tensor=2)):
+        total, grads, _ = run(CASES[name], (hidden, head, FrozenHead(hidden, head), *rest), chunk_tokens=3)
+    assert total == 0 and not any(np.any(grad) for grad in grads)
+
+
 @pytest.mark.parametrize(("beta", "limit"), [(1e-3, "forward_kl"), (1 - 1e-3, "reverse_kl")])
 def test_jsd_tends_to_the_divergences_scaled_by_the_smaller_share(beta, limit):
     inputs = make_inputs(9, scale=0.2)
@@ -196,11 +205,6 @@ def test_positions_of_weight_0_change_nothing_whatever_they_hold():
     assert not np.any(got[1][0][:, 3:6])
 
 
-def test_log_distributions_are_distributions():
-    log_p = log_softmax(np.array([[0.0, 1e4, -1e4]]))
-    np.testing.assert_array_equal(np.exp(log_p), [[0, 1, 0]])
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -214,3 +218,8 @@ def test_log_distributions_are_distributions():
 def test_wrong_options_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         run(settings, make_inputs(2), chunk_tokens=2)
+
+
+def test_a_mistyped_divergence_is_refused():
+    with pytest.raises(ValueError, match="'kl' is unknown; it must be one of forward_kl, reverse_kl, jsd, total_var"):
+        check_options("kl", None, 1.0, None, vocab_size=V)

@@ -54,10 +54,10 @@ def test_an_open_address_without_a_key_is_warned_of(capsys, monkeypatch):
 
 def test_the_examples_of_the_page_run(scripted, capsys, monkeypatch):
     client_example, server_example = fenced_blocks(PAGE, "python")
-    engine, _ = scripted("where it began<|im_end|>")
+    engine, _ = scripted("4+8=2\n</think>\n\n7<|im_end|>")
     with running(make_app(engine, "quickstart")) as address:
         exec(client_example.replace("http://127.0.0.1:8000", address), {})
-    assert capsys.readouterr().out == "where it began\n"
+    assert capsys.readouterr().out == "4+8=2\n7\n"
     served = []
     monkeypatch.setattr("qwen35_jax.serving.serve.serve", lambda *given, **settings: served.append((given, settings)))
     monkeypatch.setattr("qwen35_jax.serving.serve.bind", lambda host, port: (host, port))

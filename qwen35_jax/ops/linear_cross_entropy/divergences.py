@@ -17,7 +17,7 @@ from qwen35_jax.ops.linear_cross_entropy.vocabulary import VocabularyShard
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "total_variation"]
 """``forward_kl`` is KL(t || s), ``reverse_kl`` is KL(s || t)."""
 
-# Above this, exp overflows soon, and 1 is nothing beside it in float32.
+# Above this log-ratio, 1 is nothing beside the exponential in float32; above 88 the exponential overflows.
 _LARGE = 60.0
 
 
@@ -63,13 +63,18 @@ def linear_divergence(
     Raises:
       ValueError: an option is out of its range, or the teacher has another vocabulary.
     """
-    _check(kind, beta, temperature, top_k, vocab_size=head.shape[0])
+    check_options(kind, beta, temperature, top_k, vocab_size=head.shape[0])
     loss = _Divergence(kind, beta, temperature, top_k)
     inputs = _Inputs(targets, weights, groups, sampled_log_probs)
     return sum_over_chunks(loss, hidden, head, inputs, chunk_tokens=chunk_tokens, frozen=frozen)
 
 
-def _check(kind: str, beta: float | None, temperature: float, top_k: int | None, *, vocab_size: int) -> None:
+def check_options(kind: str, beta: float | None, temperature: float, top_k: int | None, *, vocab_size: int) -> None:
+    """Checks the options of ``linear_divergence``.
+
+    Raises:
+      ValueError: one is out of its range.
+    """
     kinds = get_args(Divergence)
     if kind not in kinds:
         raise ValueError(f"the divergence {kind!r} is unknown; it must be one of {', '.join(kinds)}.")
