@@ -8,15 +8,19 @@ import jax
 import numpy as np
 import pytest
 
+from configs.tiny_sft import config as tiny
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.requests import seed_of
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.sharding import MeshConfig
 from tests.train.rollouts.conftest import SEED, SETTINGS
 from train.batch import TOKEN_FIELDS
+from train.config import ModelSource
 from train.data.pipeline import make_batches
 from train.objectives.rollouts import ROLLOUT_FIELDS
 from train.rollouts import batches as of_batches
 from train.rollouts import sampler
+from train.run import build
 
 
 def documents(batch):
@@ -203,3 +207,21 @@ def test_settings_that_change_the_distribution_are_told(make, caplog):
     make(top_p=0.9, temperature=0.7)
     assert "rollouts.temperature=0.7, rollouts.top_p=0.9 samples another distribution" in caplog.text
     assert SETTINGS.sampling == SamplingParams(temperature=1.0, logprobs=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
+def test_a_mesh_with_more_shares_than_answers_samples_as_one_device_does(make, take, setup, data, inputs):
+    config = tiny().replace(
+        model=ModelSource(str(inputs / "base"), dtype="float32"), data=data, mesh=MeshConfig(data=4, tensor=2)
+    )
+    mesh = config.layout.mesh.mesh()
+    with jax.set_mesh(mesh):
+        split = build(config, inputs / "base", mesh)
+        batches = make(answers=1, fraction=0.25)
+        batches.sample_from(split.model)
+        [batch] = take(batches, [split.state])
+    [want] = take(make(answers=1, fraction=0.25), [setup.state])
+    assert [ids for ids, *_ in documents(batch)] == [ids for ids, *_ in documents(want)]
+    # float32 sums in another order.
+    np.testing.assert_allclose(batch["sampled_log_probs"], want["sampled_log_probs"], atol=1e-4)
