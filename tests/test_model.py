@@ -17,15 +17,8 @@ from qwen35_jax.layers.recompute import REMAT, Remat
 from qwen35_jax.model import Qwen35
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.state import DecoderState
-from tests.reference import (
-    GAIN,
-    SLOW_DECAY,
-    by_reference_name,
-    reference_model,
-    reference_mtp,
-    tiny_config,
-    write_checkpoint,
-)
+from tests.reference import GAIN, SLOW_DECAY, by_reference_name, reference_model, reference_mtp, tiny_config
+from tests.reference import write_checkpoint as write_reference
 
 CASES = {
     "three value heads a key head, tied": {},
@@ -47,24 +40,19 @@ def tokens(length: int, batch: int = 2, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def make_pair(tmp_path_factory):
-    """Makes the models of each case once."""
-
-    @functools.cache
-    def make(case):
-        config = tiny_config(**CASES[case])
-        reference, mtp = reference_model(config), reference_mtp(config)
-        folder = tmp_path_factory.mktemp("checkpoint")
-        write_checkpoint(reference, folder, mtp)
-        return reference, mtp, qwen35_jax.load(folder, dtype="float32")
-
-    return make
+def pairs():
+    return {}
 
 
 @pytest.fixture(params=CASES)
-def pair(request, make_pair):
-    """A transformers model, its MTP layer, and ours loaded from the checkpoint they wrote."""
-    return make_pair(request.param)
+def pair(request, pairs, tmp_path_factory):
+    """A transformers model, its MTP layer, and ours loaded from the checkpoint they wrote; each case is made once."""
+    if request.param not in pairs:
+        config, folder = tiny_config(**CASES[request.param]), tmp_path_factory.mktemp("checkpoint")
+        reference, mtp = reference_model(config), reference_mtp(config)
+        write_reference(reference, folder, mtp)
+        pairs[request.param] = reference, mtp, qwen35_jax.load(folder, dtype="float32")
+    return pairs[request.param]
 
 
 def abstract(**settings) -> Qwen35:

@@ -15,7 +15,7 @@ from tests.inference.engines import GREEDY, LIMITS, MIXED, THINK, Numbers, asser
 
 
 @pytest.mark.parametrize(
-    "drafts", [0, pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+    "drafts", [0, pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.soak)]
 )
 def test_greedy_text_is_what_the_model_finds_most_likely(model, prompts, drafts):
     engine = make_engine(model, drafts, poison=True)

@@ -114,7 +114,7 @@ def test_a_merged_model_stops_in_transformers(merged, ours, name):
 @pytest.mark.parametrize(
     ("way", "name"),
     [
-        pytest.param(way, name, id=f"{package}-{name}", marks=[pytest.mark.slow] * (way != CLASSES.index(name)))
+        pytest.param(way, name, id=f"{package}-{name}", marks=[pytest.mark.soak] * (way != CLASSES.index(name)))
         for way, package in enumerate(("peft", "transformers"))
         for name in CLASSES
     ],
