@@ -29,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors(), options_as_typed(lambda: options_of(TrainConfig)):
         config = config_from_command_line(argv, TrainConfig, program=_PROGRAM)
         check_objective(config, Distillation, argv[0], _PROGRAM)
+        if config.options.plan is not None:
+            raise ValueError(
+                f"--plan: {_PROGRAM} makes no plan; `python -m train.distill` does, and says what a live teacher needs."
+            )
         start_processes(config)
         write_store(config)
 

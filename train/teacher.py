@@ -53,10 +53,12 @@ def find_teacher(
       ValueError: none is named, or it has another tokenizer or vocabulary than the student, or the store does not
         belong to the run.
     """
-    settings = objective.teacher
+    settings, vocabulary = objective.teacher, student.text.vocab_size
+    if settings.signal == "topk" and settings.k > vocabulary:
+        raise ValueError(f"teacher.k={settings.k} is more than the {vocabulary} token ids of the student; lower it.")
     if settings.store is not None:
         store = Store.open(settings.store)
-        store.check(settings, recipe.data, tokenizer, vocabulary=student.text.vocab_size)
+        store.check(settings, recipe.data, tokenizer, vocabulary=vocabulary)
         return Teacher(settings.with_width(store.width), store.identity, store=store)
     if settings.own_base:
         own = replace(settings, dtype=recipe.model.dtype, width=student.text.hidden_size)

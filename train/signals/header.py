@@ -118,6 +118,11 @@ def _differences(stored: Header, wanted: Header) -> Iterator[str]:
         theirs, ours = getattr(stored, name), getattr(wanted, name)
         if theirs != ours and not (name == "width" and ours == 0):
             yield f"{option} is {theirs!r} there and {ours!r} here; give the former"
+    if wanted.sequence_length > stored.sequence_length:
+        yield (
+            f"data.sequence_length is {stored.sequence_length} there and {wanted.sequence_length} here, so that longer "
+            "documents may be missing; give the former"
+        )
     if stored.vocabulary != wanted.vocabulary:
         yield f"its teacher has {stored.vocabulary} tokens and the student {wanted.vocabulary}; both need the same"
     if stored.tokenizer != wanted.tokenizer:

@@ -163,6 +163,10 @@ def test_a_store_fits_its_own_run(store, settings, tokenizer):
         ({"train_on": "last"}, r"data\.train_on is 'all' there and 'last' here"),
         ({"train_on_thinking": False}, r"data\.train_on_thinking is True there and False here"),
         ({"teacher": {"dtype": "bfloat16"}}, r"teacher\.dtype is 'float32' there and 'bfloat16' here"),
+        (
+            {"sequence_length": 65},
+            r"data\.sequence_length is 64 there and 65 here, so that longer documents may be missing",
+        ),
         ({"teacher": {"width": 64}}, r"teacher\.width is 32 there and 64 here"),
     ],
 )
