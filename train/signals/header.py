@@ -133,9 +133,9 @@ def _differences(stored: Header, wanted: Header) -> Iterator[str]:
         yield other
     if wanted.teacher is None or stored.teacher is None:
         return
-    for part, option in (("model", "teacher.path"), ("adapter", "teacher.adapter")):
+    for part in ("model", "adapter"):
         if stored.teacher.get(part) != wanted.teacher.get(part):
-            yield f"it is of another teacher than {option} names; name the one that it is of"
+            yield f"its teacher has another {part} than the run's teacher; name the one that it was written with"
 
 
 def missing_sources(stored: Header, sources: Iterable[str]) -> str | None:
