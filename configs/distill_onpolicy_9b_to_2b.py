@@ -1,6 +1,6 @@
 """On-policy distillation of Qwen3.5-9B into Qwen3.5-2B on a TPU v5e-8.
 
-    python -m train.distill configs/distill_onpolicy_9b_to_2b.py --data.path data/prompts.jsonl --workdir runs/distill_onpolicy
+    python -m train.distill configs/distill_onpolicy_9b_to_2b.py --data.path data/prompts.jsonl --workdir runs/onpolicy
     python -m train.distill configs/distill_onpolicy_9b_to_2b.py --plan v5e:2x4
 
 The student answers the prompts of the data, the conversations up to their last answer, and learns at each of its own
