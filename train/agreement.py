@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 import qwen35_jax
 from qwen35_jax.distributed import gather, raise_together
@@ -14,6 +15,19 @@ from train.batch import HostBatch
 from train.data.pipeline import Batches
 from train.record import RunRecord, differences
 from train.state import TrainState
+
+
+def check_takes_all_devices(mesh: Mesh) -> None:
+    """Checks that each of several processes has all its devices in the mesh.
+
+    Raises:
+      ValueError: some are not.
+    """
+    if jax.process_count() > 1 and mesh.size != jax.device_count():
+        raise ValueError(
+            f"the mesh has {mesh.size} devices, but the {jax.process_count()} processes of the run have "
+            f"{jax.device_count()}; every device must be in it: raise mesh.data or mesh.fsdp."
+        )
 
 
 def check_agreement(record: RunRecord, done: int | None) -> None:

@@ -23,7 +23,7 @@ from qwen35_jax.liveness import call_at_end
 from qwen35_jax.model import Qwen35
 from qwen35_jax.runs import EXPORT, read_metrics
 from qwen35_jax.storage import replace_folder
-from train.agreement import AgreedBatches, check_agreement
+from train.agreement import AgreedBatches, check_agreement, check_takes_all_devices
 from train.batch import Batch, HostBatch, put_batch
 from train.best import Best, follow_best, make_outcome
 from train.branch import Origin, branch, find_origin
@@ -79,7 +79,7 @@ def run(config: TrainConfig, place: str | Path) -> None:
       Preempted: SIGTERM came; the state is saved.
     """
     mesh = config.layout.mesh.mesh()
-    _check_takes_all_devices(mesh)
+    check_takes_all_devices(mesh)
     with raise_together():
         workdir = workdir_at(place)
         trackers = config.options.make_trackers()
@@ -150,14 +150,6 @@ def _resume(setup: TrainingSetup, inputs: Inputs, checkpoints: Checkpoints, step
     state, data_state = checkpoints.restore(step, setup.state)
     inputs.batches.set_state(data_state)
     return setup._replace(state=state)
-
-
-def _check_takes_all_devices(mesh: Mesh) -> None:
-    if jax.process_count() > 1 and mesh.size != jax.device_count():
-        raise ValueError(
-            f"the mesh has {mesh.size} devices, but the {jax.process_count()} processes of the run have "
-            f"{jax.device_count()}; every device must be in it: raise mesh.data or mesh.fsdp."
-        )
 
 
 def build(config: TrainConfig, folder: Path, mesh: Mesh, teacher: Teacher | None = None) -> TrainingSetup:

@@ -225,17 +225,16 @@ class Distillation:
 
     def _figures(self, *, validates: bool) -> list[str]:
         """Names the terms that train nothing."""
-        figures = [*(_OF_TOP_K if self.teacher.signal == "topk" else _OF_HIDDEN), *QUARTERS]
+        is_exact = self.teacher.signal == "hidden"
+        figures = [*(_OF_HIDDEN if is_exact else _OF_TOP_K), *QUARTERS, *self._acceptance(validates)]
         if validates:
-            return [
-                *figures,
-                *(_OF_VALIDATION if self.teacher.signal == "hidden" else ()),
-                *self._acceptance(validates),
-            ]
+            return [*figures, *(_OF_VALIDATION if is_exact else ())]
         if self.rollouts is not None:
-            is_exact = self.rollouts.fraction == 1 and self.teacher.signal == "hidden"
-            figures += ["sampler_gap", *(["k1"] if is_exact else [])]
-        return figures + self._acceptance(validates)
+            figures.append("sampler_gap")
+            # The log-ratios are summed over all tokens, so they are those of sampled ones if there are no others.
+            if is_exact and self.rollouts.fraction == 1:
+                figures.append("k1")
+        return figures
 
     def _main_terms(self, main: HeadInput, signal: Signal, batch: Batch, *, chunk: int, validates: bool) -> Terms:
         """Returns the sums that come with the divergence at every trained token."""

@@ -20,6 +20,7 @@ from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.sharding import check_mesh
+from train.agreement import check_takes_all_devices
 from train.batch import put_batch, sequences_of_process, take_sequences
 from train.config import Distillation, TrainConfig
 from train.data.measure import check_lost, measure
@@ -71,11 +72,7 @@ def write_store(config: TrainConfig) -> None:
       OSError: a file cannot be read or written.
     """
     mesh = config.layout.mesh.mesh()
-    if jax.process_count() > 1 and mesh.size != jax.device_count():
-        raise ValueError(
-            f"the mesh has {mesh.size} devices, but the processes have {jax.device_count()}; raise mesh.data or "
-            "mesh.fsdp."
-        )
+    check_takes_all_devices(mesh)
     with raise_together():
         job = _prepare(config, mesh)
     _check_agreement(job.header)
