@@ -83,22 +83,17 @@ def run_steps(
     saved = int(state.step)
     save = partial(_save, checkpoints=checkpoints, batches=batches, reporter=reporter)
     for number in range(saved + 1, schedule.last_step + 1):
-        if batches.needs_state:
-            # The step before ends first, so that the time of neither holds the other's.
-            reporter.flush()
+        _show(state, batches, reporter)
         with reporter.timed("data_seconds"), _saving(state, saved, save, checkpoints):
-            batch = _next(batches, state)
+            batch = next(batches, None)
         if batch is None:
             logger.warning("the data ended after step %d; raise --data.epochs to train on", number - 1)
             break
         with trace.around(number, reporter.flush):
-            placed = put(batch)
-            began = time.perf_counter()
+            placed, began = put(batch), time.perf_counter()
             state, values = step(state, frozen, placed)
             reporter.add(number, values, batches, began=began)
-        is_best = schedule.evaluates_after(number) and _evaluate(state, watch, reporter)
-        if watch.sample is not None and schedule.samples_after(number):
-            reporter.show(number, partial(watch.sample, state))
+        is_best = _look(number, state, schedule, watch, reporter)
         if is_preempted(number):
             save(state)
             checkpoints.wait()
@@ -118,10 +113,14 @@ def run_steps(
     return state
 
 
-def _next(batches: Batches, state: TrainState) -> HostBatch | None:
-    """Returns the batch of the step that begins from a state; None where the data end."""
+def _show(state: TrainState, batches: Batches, reporter: Reporter) -> None:
+    """Shows the batches the state that the next one's step begins from.
+
+    If that batch is made with it, the step before ends first, so that the time of neither holds the other's.
+    """
+    if batches.needs_state:
+        reporter.flush()
     batches.see(state)
-    return next(batches, None)
 
 
 @contextlib.contextmanager
@@ -137,6 +136,14 @@ def _saving(
             checkpoints.wait()
             logger.info("the next batch cannot be read; the state after step %d is saved", int(state.step))
         raise
+
+
+def _look(number: int, state: TrainState, schedule: Schedule, watch: Watch, reporter: Reporter) -> bool:
+    """Evaluates a state and samples from it where that is due, and returns whether it is the best so far."""
+    is_best = schedule.evaluates_after(number) and _evaluate(state, watch, reporter)
+    if watch.sample is not None and schedule.samples_after(number):
+        reporter.show(number, partial(watch.sample, state))
+    return is_best
 
 
 def _evaluate(state: TrainState, watch: Watch, reporter: Reporter) -> bool:
