@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen35_jax.ops.linear_cross_entropy import FrozenHead, linear_divergence
+from qwen35_jax.ops.linear_cross_entropy import FrozenHead, linear_divergence, linear_top_k_divergence
+from qwen35_jax.ops.linear_cross_entropy.divergences import check_options
 from qwen35_jax.sharding import make_mesh
 from tests.ops.divergences import (
     D,
@@ -17,7 +18,6 @@ from tests.ops.divergences import (
     exact,
     kl,
     log_distributions,
-    log_softmax,
     make_inputs,
     relative_error,
     value_and_gradients,
@@ -101,6 +101,26 @@ def test_extras_are_those_of_numpy_at_temperature_1(name):
         np.testing.assert_allclose(value, numpy[extra], rtol=TOLERANCE, err_msg=extra)
 
 
+def test_the_gap_from_the_sampler_is_that_of_sampled_tokens():
+    hidden, head, frozen, targets, weights, _ = make_inputs(13)
+    log_s = log_distributions(hidden, head, frozen)[0]
+    own = np.take_along_axis(log_s, targets[..., None], axis=-1)[..., 0]
+    rng = np.random.default_rng(2)
+    sampled = np.where(rng.random(own.shape) < 0.6, np.minimum(own + rng.normal(size=own.shape), -1e-3), 0)
+    want = np.sum(weights * np.where(sampled < 0, np.abs(own - sampled), 0))
+    ids = np.argsort(-log_s, axis=-1)[..., :9].astype(np.int32)
+    top = np.take_along_axis(log_s, ids, axis=-1).astype(np.float16)
+    tail = (1 - np.exp(top.astype(np.float32)).sum(-1)).clip(0)
+    student, of_tokens = [jnp.asarray(x) for x in (hidden, head)], [jnp.asarray(x) for x in (targets, weights)]
+    options = {"chunk_tokens": 5, "sampled_log_probs": jnp.asarray(sampled, jnp.float32)}
+    _, whole = linear_divergence(
+        *student, FrozenHead(*map(jnp.asarray, frozen)), *of_tokens, kind="reverse_kl", **options
+    )
+    _, buckets = linear_top_k_divergence(*student, *map(jnp.asarray, (ids, top, tail)), *of_tokens, **options)
+    for extras in (whole, buckets):
+        np.testing.assert_allclose(extras["sampler_gap"], want, rtol=TOLERANCE)
+
+
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}])
 @pytest.mark.parametrize("name", ["forward", "reverse_cool", "jsd_warm", "total_variation"])
@@ -125,6 +145,15 @@ def test_equal_models_give_exactly_zero(name):
         assert extras[extra] == 0, extra
     for extra in ("agreement", "overlap_tv"):
         np.testing.assert_allclose(extras[extra], np.sum(rest[1]), rtol=1e-6)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
+@pytest.mark.parametrize("name", ["forward", "jsd_warm"])
+def test_equal_models_give_exactly_zero_on_eight_devices(name):
+    hidden, head, _, *rest = make_inputs(10)
+    with jax.set_mesh(make_mesh(fsdp=4, tensor=2)):
+        total, grads, _ = run(CASES[name], (hidden, head, FrozenHead(hidden, head), *rest), chunk_tokens=3)
+    assert total == 0 and not any(np.any(grad) for grad in grads)
 
 
 @pytest.mark.parametrize(("beta", "limit"), [(1e-3, "forward_kl"), (1 - 1e-3, "reverse_kl")])
@@ -176,11 +205,6 @@ def test_positions_of_weight_0_change_nothing_whatever_they_hold():
     assert not np.any(got[1][0][:, 3:6])
 
 
-def test_log_distributions_are_distributions():
-    log_p = log_softmax(np.array([[0.0, 1e4, -1e4]]))
-    np.testing.assert_array_equal(np.exp(log_p), [[0, 1, 0]])
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -194,3 +218,8 @@ def test_log_distributions_are_distributions():
 def test_wrong_options_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         run(settings, make_inputs(2), chunk_tokens=2)
+
+
+def test_a_mistyped_divergence_is_refused():
+    with pytest.raises(ValueError, match="'kl' is unknown; it must be one of forward_kl, reverse_kl, jsd, total_var"):
+        check_options("kl", None, 1.0, None, vocab_size=V)

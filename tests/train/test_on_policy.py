@@ -90,7 +90,7 @@ def test_the_metrics_tell_of_the_rollouts(whole):
     assert all(rows[step]["sampler_gap"] < 1e-3 < rows[step + 1]["sampler_gap"] for step in (0, 4))
 
 
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("step", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_that_resumes_equals_the_whole_one_bit_for_bit(whole, inputs, teacher, tmp_path, step):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)

@@ -31,7 +31,7 @@ def divergence_from(
 
     The settings have been checked: a signal of the k most likely tokens allows the forward divergence alone.
     """
-    shared = {"chunk_tokens": chunk, "groups": groups}
+    shared = {"chunk_tokens": chunk, "groups": groups, "sampled_log_probs": sampled}
     if isinstance(signal, Hidden):
         frozen = FrozenHead(signal.states, signal.head)
         more = {"kind": kind, "beta": beta, "temperature": temperature, "top_k": top_k}

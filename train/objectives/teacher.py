@@ -35,8 +35,8 @@ class TeacherConfig:
             raise ValueError(f"teacher.k={self.k} must be at least 1; 64 is a good start.")
         if self.own_base and (self.path or self.adapter):
             raise ValueError(
-                "teacher.own_base takes the student's own base, but teacher.path or teacher.adapter names a model; "
-                "give one or the other."
+                f"teacher.own_base takes the student's own base, but teacher.path={self.path!r} and "
+                f"teacher.adapter={self.adapter!r} name a model; leave one out, the path with --teacher.path ''."
             )
         if self.adapter is not None and not self.path:
             raise ValueError(f"teacher.adapter={self.adapter!r} needs its base; name it with --teacher.path DIR.")

@@ -5,7 +5,8 @@ large as that of random guesses, the logarithm of the vocabulary. The divergence
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def _figures(setup: TrainingSetup, layout: Layout, batch: Batch) -> Terms:
     return compute(setup.state.params, setup.frozen, jax.tree.map(lambda x: x[0], dict(batch)))
 
 
-def _tell(figures: Terms) -> None:
+def _tell(figures: Mapping[str, SupportsFloat]) -> None:
     own = float(figures["own"])
     if own != 0:
         raise ValueError(

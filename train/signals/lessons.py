@@ -75,7 +75,9 @@ class Lessons:
     def __iter__(self) -> Iterator[Lesson]:
         while self._validated is None and (batch := self._next_of_training()) is not None:
             yield Lesson(self.batches.packed, batch, self._state())
-        held = self.validation.batches if self.validation is not None else ()
+        if self.validation is None:
+            return
+        held = self.validation.batches
         for number in range(self._validated or 0, len(held)):
             self._validated = number + 1
             yield Lesson(held.packed[number], held[number], self._state())

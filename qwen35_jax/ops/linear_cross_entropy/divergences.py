@@ -17,7 +17,7 @@ from qwen35_jax.ops.linear_cross_entropy.vocabulary import VocabularyShard
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "total_variation"]
 """``forward_kl`` is KL(t || s), ``reverse_kl`` is KL(s || t)."""
 
-# Above this, exp overflows soon, and 1 is nothing beside it in float32.
+# Above this log-ratio, 1 is nothing beside the exponential in float32; above 88 the exponential overflows.
 _LARGE = 60.0
 
 
@@ -33,6 +33,7 @@ def linear_divergence(
     temperature: float = 1.0,
     chunk_tokens: int,
     groups: Int[Array, "B T"] | None = None,
+    sampled_log_probs: Float[Array, "B T"] | None = None,
     top_k: int | None = None,
 ) -> tuple[Float[Array, ""], Extras]:
     """Sums ``weights`` times the divergence of the student from the teacher; differentiable in ``hidden`` and ``head``.
@@ -47,27 +48,33 @@ def linear_divergence(
       temperature: divides the logits of both; value and gradient are then multiplied by its square.
       chunk_tokens: positions of each sequence per chunk; T need not be a multiple.
       groups: the group of each position, from 0 to 3, for sums of the divergence by group.
+      sampled_log_probs: log-probability of each target when it was sampled, 0 for those that were not.
       top_k: compare the most likely ``top_k`` tokens too. This sorts the vocabulary: for evaluation only.
 
     Returns:
       The float32 sum, and the extras, each a sum of ``weights`` times a measure in nats or a share in [0, 1]:
       ``kl_forward``, ``kl_reverse``, ``student_entropy``, ``teacher_entropy``, ``student_loss`` and ``teacher_loss``
       (minus the log-probability of the target), ``agreement`` (of the most likely tokens) and ``overlap_tv`` (1 minus
-      the total variation), all at temperature 1; ``kl_group_0`` to ``kl_group_3`` with ``groups``; ``top_k_overlap``
-      (the share of the teacher's top k that is in the student's), ``teacher_top_k_mass`` and ``student_top_k_mass``
-      (what each gives to the teacher's top k) with ``top_k``.
+      the total variation), all at temperature 1; ``kl_group_0`` to ``kl_group_3`` with ``groups``; ``sampler_gap``
+      (distance of the log-probability of a sampled target from what it was) with ``sampled_log_probs``;
+      ``top_k_overlap`` (the share of the teacher's top k that is in the student's), ``teacher_top_k_mass`` and
+      ``student_top_k_mass`` (what each gives to the teacher's top k) with ``top_k``.
 
     Raises:
       ValueError: an option is out of its range, or the teacher has another vocabulary.
     """
-    _check(kind, beta, temperature, top_k, vocab_size=head.shape[0])
+    check_options(kind, beta, temperature, top_k, vocab_size=head.shape[0])
     loss = _Divergence(kind, beta, temperature, top_k)
-    return sum_over_chunks(
-        loss, hidden, head, _Inputs(targets, weights, groups), chunk_tokens=chunk_tokens, frozen=frozen
-    )
+    inputs = _Inputs(targets, weights, groups, sampled_log_probs)
+    return sum_over_chunks(loss, hidden, head, inputs, chunk_tokens=chunk_tokens, frozen=frozen)
 
 
-def _check(kind: str, beta: float | None, temperature: float, top_k: int | None, *, vocab_size: int) -> None:
+def check_options(kind: str, beta: float | None, temperature: float, top_k: int | None, *, vocab_size: int) -> None:
+    """Checks the options of ``linear_divergence``.
+
+    Raises:
+      ValueError: one is out of its range.
+    """
     kinds = get_args(Divergence)
     if kind not in kinds:
         raise ValueError(f"the divergence {kind!r} is unknown; it must be one of {', '.join(kinds)}.")
@@ -88,6 +95,7 @@ class _Inputs(NamedTuple):
     targets: Int[Array, "B T"]
     weights: Float[Array, "B T"]
     groups: Int[Array, "B T"] | None
+    sampled_log_probs: Float[Array, "B T"] | None
 
 
 class _Divergence(NamedTuple):
@@ -112,7 +120,7 @@ class _Divergence(NamedTuple):
         measures = _measures(log_s, log_t, tops, inputs.targets, shard)
         if self.top_k is not None:
             measures |= _top_k_measures(log_s, log_t, self.top_k, shard)
-        extras = sum_extras(inputs.weights, measures, value, inputs.groups)
+        extras = sum_extras(inputs.weights, measures, value, inputs.groups, inputs.sampled_log_probs)
         total = jnp.sum(weighted(inputs.weights, value))
         return total, weighted(inputs.weights[..., None], gradient), extras
 

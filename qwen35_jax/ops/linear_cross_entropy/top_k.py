@@ -27,6 +27,7 @@ def linear_top_k_divergence(
     *,
     chunk_tokens: int,
     groups: Int[Array, "B T"] | None = None,
+    sampled_log_probs: Float[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, ""], Extras]:
     """Sums ``weights`` times KL(t || s) in k + 1 buckets; differentiable in ``hidden`` and ``head``.
 
@@ -41,12 +42,14 @@ def linear_top_k_divergence(
       weights: weight of each position. Where it is 0, the other arrays may hold anything. Not differentiated.
       chunk_tokens: positions of each sequence per chunk; T need not be a multiple.
       groups: the group of each position, from 0 to 3, for sums of the divergence by group.
+      sampled_log_probs: log-probability of each target when it was sampled, 0 for those that were not.
 
     Returns:
       The float32 sum, and the extras, each a sum of ``weights`` times a measure in nats or a share in [0, 1]:
       ``kl_forward`` (what is trained, a lower bound of the whole divergence), ``student_entropy``, ``student_loss``
       (minus the log-probability of the target), ``agreement`` (of the most likely tokens), ``tail_mass``,
-      ``student_tail_mass``; ``kl_group_0`` to ``kl_group_3`` with ``groups``.
+      ``student_tail_mass``; ``kl_group_0`` to ``kl_group_3`` with ``groups``; ``sampler_gap`` (distance of
+      the log-probability of a sampled target from what it was) with ``sampled_log_probs``.
 
     Raises:
       ValueError: there are more ids than the vocabulary has, or ``chunk_tokens`` is not positive.
@@ -55,7 +58,7 @@ def linear_top_k_divergence(
     if not 1 <= k <= vocab_size:
         raise ValueError(f"{k} token ids at a position; there must be between 1 and the vocabulary's {vocab_size}.")
     tail = jnp.zeros_like(tail) if k == vocab_size else tail
-    inputs = _Inputs(ids, log_probs, tail, targets, weights, groups)
+    inputs = _Inputs(ids, log_probs, tail, targets, weights, groups, sampled_log_probs)
     return sum_over_chunks(_token_loss, hidden, head, inputs, chunk_tokens=chunk_tokens)
 
 
@@ -66,6 +69,7 @@ class _Inputs(NamedTuple):
     targets: Int[Array, "B T"]
     weights: Float[Array, "B T"]
     groups: Int[Array, "B T"] | None
+    sampled_log_probs: Float[Array, "B T"] | None
 
 
 def _token_loss(
@@ -105,7 +109,7 @@ def _token_loss(
         "tail_mass": tail,
         "student_tail_mass": jnp.exp(log_sigma),
     }
-    extras = sum_extras(inputs.weights, measures, value, inputs.groups)
+    extras = sum_extras(inputs.weights, measures, value, inputs.groups, inputs.sampled_log_probs)
     return jnp.sum(weighted(inputs.weights, value)), weighted(inputs.weights[..., None], gradient), extras
 
 
