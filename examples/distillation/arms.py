@@ -1,7 +1,8 @@
 """The arms of the experiment: which commands make each student from the same start.
 
 All students of a seed begin from the same weights, see the same questions, and take the same number of steps at the
-same learning rate, unless an arm says otherwise.
+same learning rate, unless an arm says otherwise. What learns from labels is stopped at its best step by other
+conversations, or it would only tell how far it overfits; what is distilled takes its last step.
 """
 
 from collections.abc import Iterator
@@ -50,9 +51,11 @@ class Place:
         """Returns the checkpoint that an arm ends with."""
         return self.folder / arm / "export"
 
-    def fine_tune(self, arm: str, *, data: Path, steps: int, rate: float | None = None) -> Command:
-        """Returns the command that trains on labels."""
-        return ["train.sft", LABELS, *self._common(arm, self.folder / "start", data, steps, rate)]
+    def fine_tune(self, arm: str, *, data: Path, steps: int) -> Command:
+        """Returns the command that trains on labels. Its student is the one of the best step by other conversations."""
+        best = ["--data.eval-path", self.work / "dev.jsonl", "--evaluate-every", 25]
+        best += ["--checkpoint.best-by", "eval_loss", "--export-best"]
+        return ["train.sft", LABELS, *self._common(arm, self.folder / "start", data, steps), *best]
 
     def distill(self, arm: str, *more: Any, steps: int | None = None, teacher: Path | None = None) -> Command:
         """Returns the command that distils on the conversations of the seed."""
@@ -79,9 +82,9 @@ class Place:
         how = ["--dtype", "float32", "--temperature", 1, "--max-new-tokens", 26, "--seed", self.seed]
         return ["qwen35_jax.cli", "generate", "--model", self.teacher, *files, *how]
 
-    def _common(self, arm: str, model: Path, data: Path, steps: int, rate: float | None = None) -> Command:
+    def _common(self, arm: str, model: Path, data: Path, steps: int) -> Command:
         names = ["--model.path", model, "--data.path", data, "--workdir", self.folder / arm]
-        numbers = ["--optim.learning-rate", rate or self.rate, "--steps", steps, "--data.seed", self.seed]
+        numbers = ["--optim.learning-rate", self.rate, "--steps", steps, "--data.seed", self.seed]
         return [*names, *numbers, "--seed", self.seed]
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from examples.distillation import distill, labels
 from train.config import RolloutConfig, TrainConfig
 
-# Four documents of this length fill a sequence.
-_ROLLOUTS = RolloutConfig(answers=4, max_prompt_tokens=22, max_new_tokens=26)
+# Four documents of this length fill a sequence. One answer a question gives a batch the most questions.
+_ROLLOUTS = RolloutConfig(answers=1, max_prompt_tokens=22, max_new_tokens=26)
 
 
 def config() -> TrainConfig:

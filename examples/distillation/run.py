@@ -30,7 +30,7 @@ from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.sizes import resize
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing.tokenizer import Tokenizer
-from qwen35_jax.runs import read_metrics
+from qwen35_jax.runs import METRICS
 
 RESULTS, SETTINGS, STAGES = "results.json", "settings.json", "stages.jsonl"
 
@@ -56,10 +56,10 @@ class Settings:
     workdir: Path = Path("runs/distillation")
     seeds: int = 3
     """Each has its own conversations, initial weights and questions; the teacher is the same."""
-    steps: int = 200
+    steps: int = 400
     """Updates of a student."""
     rates: tuple[float, ...] = (2e-3, 5e-3, 1e-2)
-    """Learning rates of students. The one whose labels arm does best on other conversations is taken for all arms."""
+    """Learning rates of students. The one at which labels do best on other conversations is taken for all arms."""
     num_student: int = 400
     """Conversations of a student."""
     num_teacher: int = 20_000
@@ -108,7 +108,7 @@ def prepare(settings: Settings) -> None:
     conversations = task.draw_conversations(settings.num_teacher, seed=0)
     task.write_conversations(work / "teacher.jsonl", conversations)
     task.write_conversations(work / "shuffled.jsonl", _shuffle(conversations))
-    task.write_conversations(work / "dev.jsonl", task.draw_conversations(500, seed=1))
+    task.write_conversations(work / "dev.jsonl", task.draw_conversations(200, seed=1))
     for seed in range(settings.seeds):
         own = Place(work, seed, settings.steps, 0.0).folder
         own.mkdir()
@@ -190,12 +190,12 @@ class Experiment:
         self._stage(name, ["train.sft", arms.LABELS, *names, *more])
 
     def _tune(self, rate: float) -> float:
-        """Returns the loss on other conversations after training on labels at a rate."""
+        """Returns the lowest loss on other conversations while training on labels at a rate."""
         name = f"tune-{rate:g}"
         place = Place(self._work, 0, self._settings.steps, rate)
-        command = place.fine_tune(name, data=place.folder / "train.jsonl", steps=self._settings.steps)
-        self._stage(name, [*command, "--data.eval-path", self._work / "dev.jsonl"])
-        return read_metrics(place.folder / name, self._settings.steps)["eval_loss"]
+        self._stage(name, place.fine_tune(name, data=place.folder / "train.jsonl", steps=self._settings.steps))
+        rows = _read_rows(place.folder / name / METRICS)
+        return min(row["eval_loss"] for row in rows if row.get("eval_loss") is not None)
 
     def _arms(self, place: Place, group: Sequence[str]) -> None:
         for arm in group:
