@@ -25,12 +25,12 @@ from typing import Any
 from examples.distillation import arms, labels, report, task
 from examples.distillation.arms import ARMS, Command, Place
 from examples.quickstart.tokenizer import build_tiny_tokenizer
+from qwen35_jax.best import METRICS
 from qwen35_jax.command import one_line_errors, parse
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.sizes import resize
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing.tokenizer import Tokenizer
-from qwen35_jax.runs import METRICS
 
 RESULTS, SETTINGS, STAGES = "results.json", "settings.json", "stages.jsonl"
 
