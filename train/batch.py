@@ -129,7 +129,7 @@ def put_batch(
             assert index is not None
             return micro_batches[index[0], :, *index[2:]][:, given[index[1]]]
 
-        return jax.make_array_from_callback((accumulation, size, *x.shape[1:]), _sharding(field, mesh), read)
+        return jax.make_array_from_callback((accumulation, size, *x.shape[1:]), field_sharding(field, mesh), read)
 
     return {name: put(name, np.asarray(x)) for name, x in batch.items()}
 
@@ -170,7 +170,7 @@ def abstract_batch(
 
     def shape(field: Field) -> jax.ShapeDtypeStruct:
         micro_batch = field.shape(sequences // accumulation, tokens)
-        return jax.ShapeDtypeStruct((accumulation, *micro_batch), field.dtype, sharding=_sharding(field, mesh))
+        return jax.ShapeDtypeStruct((accumulation, *micro_batch), field.dtype, sharding=field_sharding(field, mesh))
 
     return {name: shape(field) for name, field in fields.items()}
 
@@ -189,5 +189,6 @@ def _check(name: str, x: np.ndarray, fields: Fields) -> Field:
     return field
 
 
-def _sharding(field: Field, mesh: Mesh) -> NamedSharding:
+def field_sharding(field: Field, mesh: Mesh) -> NamedSharding:
+    """Returns how a field lies on the mesh, as [A, B, ...]."""
     return NamedSharding(mesh, spec((None, *field.axes)))

@@ -54,7 +54,7 @@ def find_teacher(
         belong to the run.
     """
     settings, vocabulary = objective.teacher, student.text.vocab_size
-    if settings.signal == "topk" and settings.k > vocabulary:
+    if settings.k > vocabulary:
         raise ValueError(f"teacher.k={settings.k} is more than the {vocabulary} token ids of the student; lower it.")
     if settings.own_base:
         settings = replace(settings, dtype=recipe.model.dtype, width=student.text.hidden_size)
@@ -63,7 +63,7 @@ def find_teacher(
         store.check(settings, recipe.data, tokenizer, vocabulary=vocabulary, teacher=known)
         return Teacher(settings.with_width(store.width), store.identity, store=store)
     if settings.own_base:
-        return Teacher(settings, {"own_base": True})
+        return Teacher(settings, identify_teacher(folder))
     if not settings.path:
         raise ValueError(
             "no teacher is named; give --teacher.path DIR, the folder of a checkpoint, --teacher.own-base, or "

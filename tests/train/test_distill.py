@@ -56,6 +56,9 @@ def test_a_student_learns_nothing_from_its_own_base(distil, tmp_path):
     first, *_ = distil(tmp_path / "run", "--teacher.own-base", "--tune", "lora", teacher="")
     # New adapters change nothing; the teacher runs in a program of its own, which rounds otherwise.
     assert abs(first["divergence"]) < 1e-8 and first["agreement"] == 1
+    identity = json.loads((tmp_path / "run" / "config.json").read_text())["identity"]
+    # As a store of that teacher says it, so that a run may go on with either.
+    assert identity["teacher"] == {name: identity[name] for name in ("model", "tokenizer")}
 
 
 @pytest.mark.parametrize("signal", ["hidden", "topk"])
@@ -139,6 +142,7 @@ def others(inputs, tmp_path_factory):
         (("--teacher.path", ""), "no teacher is named; give --teacher.path DIR"),
         (("--teacher.store", "{tmp}"), "{tmp}"),
         (("--teacher.own-base",), "takes the student's own base"),
+        (("--teacher.own-base", "--teacher.path", ""), "this run trains whole weights"),
         (("--teacher.signal", "logits"), "logits"),
         (("--teacher.signal", "topk", "--divergence", "jsd"), "needs the teacher's whole distribution"),
         (("--teacher.signal", "topk", "--loss-temperature", "2"), "needs the teacher's whole distribution"),

@@ -79,6 +79,12 @@ class Recipe:
                 f"train={list(self.train)} chooses among whole weights, but this run trains adapters; choose their "
                 "layers by --lora.targets, or train whole weights with --tune full."
             )
+        objective = self.objective
+        if isinstance(objective, Distillation) and objective.teacher.shares_student and not self.trains_adapters:
+            raise ValueError(
+                "teacher.own_base is the student without its adapters, but this run trains whole weights; train "
+                "adapters with --tune lora, or name the checkpoint by teacher.path instead, which loads it again."
+            )
         if self.branch_from is not None and not re.fullmatch(r".+@\d+", self.branch_from):
             raise ValueError(f"branch_from={self.branch_from!r} names no step; give RUN@STEP, such as runs/first@100.")
 

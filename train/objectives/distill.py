@@ -21,6 +21,7 @@ from qwen35_jax.ops.linear_cross_entropy import Divergence, linear_cross_entropy
 from qwen35_jax.ops.positions import shift_left
 from train.batch import TOKEN_FIELDS, Batch, Fields
 from train.objectives.answers import QUARTERS, count_quarters, labelled_targets, quarters
+from train.objectives.choices import check_choices
 from train.objectives.divergence import divergence_from
 from train.objectives.heads import HeadInput, head_inputs
 from train.objectives.mtp import MtpGradient, MtpLossConfig
@@ -49,6 +50,7 @@ class MtpDistillConfig(MtpLossConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        check_choices(self, "mtp.")
         if self.target == "self" and self.gradient != "head_only":
             raise ValueError(
                 f"mtp.target=self makes the model its own target, so that mtp.gradient={self.gradient!r} would move "
@@ -85,6 +87,7 @@ class Distillation:
     """For the run record, which must tell one objective from another."""
 
     def __post_init__(self):
+        check_choices(self)
         if self.divergence_weight <= 0:
             raise ValueError(f"divergence_weight={self.divergence_weight} must be positive, or nothing is distilled.")
         if self.loss_weight < 0:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
@@ -11,6 +11,7 @@ from qwen35_jax.config import TextConfig
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.sharding import MeshConfig
 from train.batch import Field, Fields
+from train.objectives.choices import check_choices
 
 Mode = Literal["default", "thinking", "non_thinking"]
 
@@ -70,8 +71,7 @@ class RolloutConfig:
         for name in ("answers", "max_new_tokens", "max_prompt_tokens", "refresh", "slots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollouts.{name}={getattr(self, name)} must be at least 1.")
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"rollouts.mode={self.mode!r} is unknown; choose one of {', '.join(get_args(Mode))}.")
+        check_choices(self, "rollouts.")
         if self.temperature == 0:
             raise ValueError(
                 "rollouts.temperature=0 samples nothing: all answers to a prompt would be its most likely one; give "

@@ -8,14 +8,13 @@ Letters: A accumulation steps, B sequences of a micro-batch, T tokens, E width o
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.stages import Wrapped
 from jaxtyping import Array, Float
 
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops.linear_top_k import linear_top_k
-from qwen35_jax.sharding import spec
-from train.batch import Batch
+from train.batch import Batch, field_sharding
 from train.signals.signal import IDS, LOG_PROBS, STATES, TAIL, SignalSettings, signal_fields
 
 TEACH_INPUTS = ("input_ids", "segment_ids")
@@ -97,7 +96,5 @@ def make_teach(graphdef: nnx.GraphDef, settings: SignalSettings, mesh: Mesh, *, 
     def teach(weights: nnx.State, inputs: Batch) -> dict[str, Array]:
         return jax.lax.map(lambda each: teach_micro_batch(weights, each), inputs)
 
-    fields = signal_fields(settings)
-    return jax.jit(
-        teach, out_shardings={name: NamedSharding(mesh, spec((None, *f.axes))) for name, f in fields.items()}
-    )
+    shardings = {name: field_sharding(field, mesh) for name, field in signal_fields(settings).items()}
+    return jax.jit(teach, out_shardings=shardings)

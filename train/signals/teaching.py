@@ -25,7 +25,7 @@ from train.config import Distillation, TrainConfig
 from train.data.measure import check_lost, measure
 from train.data.packing import PackedSequence
 from train.setup import model_options
-from train.signals.header import Header, identify_teacher, make_header
+from train.signals.header import Header, make_header
 from train.signals.lessons import Lesson, Lessons
 from train.signals.signal import signal_fields
 from train.signals.store import Store
@@ -125,14 +125,13 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> Job:
     own = jax.process_index()
     lessons = Lessons(data, tokenizer, fed[own])
     check_lost(measure(lessons.batches.corpus, whole=False), data)
-    adapter = objective.teacher.adapter
     header = make_header(
         teacher.settings,
         data,
         tokenizer,
         vocabulary=model_config.text.vocab_size,
         documents=lessons.documents,
-        teacher=identify_teacher(source, None if adapter is None else find_folder(adapter)),
+        teacher=teacher.identity,
     )
     writers = [process for process, sequences in enumerate(owned) if sequences]
     folder = Path(place).expanduser()
