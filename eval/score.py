@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.protocols import ProtocolName
+from eval.card import Size, stored_against_card
+from eval.protocols import Mode, ProtocolName
 from eval.report import write_report
 from eval.samples import (
     Reply,
@@ -33,7 +34,7 @@ from eval.samples import (
 )
 from eval.stats import INTERVALS
 from eval.summary import summarize, table
-from eval.tasks import get_task
+from eval.tasks import file_digests, get_task
 from eval.tasks.data import Row, read_rows
 from qwen35_jax import gcs
 from qwen35_jax.command import one_line_errors, parse
@@ -46,7 +47,9 @@ logger = logging.getLogger(__name__)
 
 _REASONS = ("stop", "length", "budget", "loop", "aborted", "error")
 # What a stored sample says besides its text.
-_KEPT = ("prompt_ids", "token_ids", "close_positions", "seed", "closed_by_budget")
+_KEPT = (
+    "prompt_ids", "token_ids", "num_tokens", "close_positions", "seed", "closed_by_budget", "engine", "template",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,8 @@ class ScoreConfig:
     data_dir: str | None = None
     """Folder, also of a bucket (``gs://``), with TASK/SPLIT.jsonl or .parquet; without it the task's data comes from
     the hub at a pinned revision."""
+    size: Size | None = None
+    """The published size that wrote the responses; the figure of its model card is then told beside the score."""
     out: str | None = None
     """Evaluation directory to write; by default only the table is printed."""
 
@@ -99,33 +104,38 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     missing = len(documents) - len(answered)
     if missing:
         logger.warning("%d of %d documents have no response and are left out.", missing, len(documents))
+    protocol = task.protocol(config.protocol)
     samples = [
-        make_sample(document, reply, task.protocol(config.protocol), repeat)
+        make_sample(document, reply, protocol, repeat)
         for document in answered
         for repeat, reply in by_document[str(document.id)].items()
     ]
-    protocol = task.protocol(config.protocol)
+    mode: Mode = "thinking" if any(sample["thinking"] is not None for sample in samples) else "non_thinking"
     summary = {
         "protocol": config.protocol,
         "source": protocol.source,
         "data": loaded.source,
         "data_sha256": loaded.digest,
         "cut_is_wrong": protocol.cut_is_wrong,
+        "missing": missing,
     } | summarize(
-        [light(sample) for sample in samples], headline=task.headline, macro=task.macro,
-        thinking=any(sample["thinking"] is not None for sample in samples),
+        [light(sample) for sample in samples], headline=task.headline, macro=task.macro, thinking=mode == "thinking",
     )  # fmt: skip
+    if config.size is not None:
+        summary["card"] = stored_against_card(summary, task.name, config.size, mode, config.protocol, missing=missing)
     results: dict[str, Any] = {
         "responses": config.responses,
         "protocol": config.protocol,
         "intervals": INTERVALS,
-        "tasks": {task.name: summary | {"missing": missing}},
+        "tasks": {task.name: summary},
         "seconds": {"total": time.monotonic() - started},
     }
     if config.out is not None:
-        digests = {"data_sha256": loaded.digest, "responses_sha256": file_digest(responses)}
-        _write(config, task.name, Path(config.out), digests, samples)
-        write_report(Path(config.out), results, {task.name: documents})
+        digests: dict[str, Any] = {"data_sha256": loaded.digest, "responses_sha256": file_digest(responses)}
+        if own := file_digests([config.task]):
+            digests["task_sha256"] = own
+        file = _write(config, task.name, Path(config.out), digests, samples)
+        write_report(Path(config.out), results, {task.name: documents}, {task.name: file})
     return results
 
 
@@ -159,7 +169,9 @@ def _reply(row: Row, opened: bool) -> Reply:
     return Reply(split.thinking, split.answer, reason, token_ids=token_ids, multiple_closes=split.multiple_closes)
 
 
-def _write(config: ScoreConfig, task: str, out: Path, digests: dict[str, str], samples: list[dict[str, Any]]) -> None:
+def _write(
+    config: ScoreConfig, task: str, out: Path, digests: dict[str, Any], samples: list[dict[str, Any]]
+) -> SampleFile:
     settings: dict[str, Any] = dataclasses.asdict(config)
     del settings["out"]
     settings |= digests
@@ -170,6 +182,7 @@ def _write(config: ScoreConfig, task: str, out: Path, digests: dict[str, str], s
     file = SampleFile(path)
     for sample in samples:
         file.append(sample)
+    return file
 
 
 @one_line_errors()

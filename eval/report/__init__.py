@@ -23,8 +23,9 @@ _APART = ("tasks", "seconds", "intervals", "labels")
 
 
 def write_report(
-    out: Path, results: Mapping[str, Any], documents: Mapping[str, Sequence[Document]] | None = None
-) -> None:
+    out: Path, results: Mapping[str, Any], documents: Mapping[str, Sequence[Document]] | None = None,
+    files: Mapping[str, SampleFile] | None = None,
+) -> None:  # fmt: skip
     """Writes ``results.json`` and ``report.html``, which also shows some samples of the directory that are not right.
 
     What ``results`` lacks is left out of the page. Equal results and samples give equal pages.
@@ -32,9 +33,11 @@ def write_report(
     Args:
       results: what results.json holds.
       documents: of each task, for the prompts of the samples; without them no prompt is shown.
+      files: the samples of each task; by default those in the directory are read.
     """
     write_json(out / "results.json", results)
-    files = {task: SampleFile(samples_path(out, task)) for task in results["tasks"]}
+    if files is None:
+        files = {task: SampleFile(samples_path(out, task)) for task in results["tasks"]}
     failures = failures_of(files, documents or {}, style=results.get("style", "chat"))
     tasks = []
     for number, (task, summary) in enumerate(results["tasks"].items(), start=1):

@@ -4,9 +4,11 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from eval.tasks.base import Task
+from qwen35_jax.storage import file_digest
 from qwen35_jax.wording import did_you_mean
 
 TASKS = ("ceval", "gpqa_diamond", "gsm8k", "ifeval", "mmlu", "mmlu_pro", "mmlu_redux", "qa", "supergpqa")
@@ -31,6 +33,11 @@ def get_task(name: str) -> Task:
         )
     # Imported when asked for, so that a task's file can also be run as a command.
     return importlib.import_module(f"eval.tasks.{name}").TASK
+
+
+def file_digests(names: Iterable[str]) -> dict[str, str]:
+    """Returns the SHA-256 of those tasks that are files of the user's, by their path."""
+    return {name: file_digest(Path(name)) for name in names if name.endswith(".py")}
 
 
 def _task_of_file(path: Path) -> Task:

@@ -52,6 +52,18 @@ def test_the_example_asks_a_model(tmp_path, data):
     check(run(config, engine)["tasks"]["estimates"])
 
 
+def test_a_changed_file_needs_another_directory(tmp_path, data):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE.read_text())
+    prompts = [document.messages[0]["content"] for document in get_task(str(path)).load("official", data).documents]
+    config = EvalConfig(tasks=(str(path),), data_dir=data, out=str(tmp_path / "out"))
+    run(config, FakeEngine(dict(zip(prompts, ANSWERS, strict=True))))
+    run(config, FakeEngine({}))
+    path.write_text(FILE.read_text() + "# changed\n")
+    with pytest.raises(ValueError, match=r"was made with other settings \(task_sha256"):
+        run(config, FakeEngine({}))
+
+
 def test_two_files_of_one_name_are_refused(tmp_path, data):
     copy = tmp_path / "copy.py"
     copy.write_text(FILE.read_text())

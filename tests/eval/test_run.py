@@ -21,7 +21,7 @@ from tests.eval.conftest import FakeEngine, write_rows
 ANSWERS = {
     "1+1?": "2",
     "2+2??": "The answer is 5",
-    "3+3???": ("6 or so", "length"),
+    "3+3???": ("7 or so", "length"),
     "4+4????": "",
     "5+5?????": "**10**",
 }
@@ -141,6 +141,13 @@ def test_a_run_with_repeats_goes_on_with_the_samples_that_are_missing(config):
     assert (task["seconds"]["resumed_samples"], task["tasks"]["qa"]["samples"]) == (3, 10)
 
 
+def test_a_style_without_a_prompt_names_the_protocol_that_has_one(tmp_path):
+    write_rows(tmp_path / "gsm8k" / "test.jsonl", [{"question": "1+1?", "answer": "#### 2"}])
+    config = EvalConfig(tasks=("gsm8k",), style="text", data_dir=str(tmp_path), out=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="protocol official; give --protocol lm-eval or --style chat"):
+        run(config, FakeEngine({}))
+
+
 class Headless(FakeEngine):
     """Its model has no MTP head."""
 
@@ -164,7 +171,13 @@ def test_mtp_acceptance_needs_a_head(config, tmp_path):
         ({"mtp_acceptance": True, "protocol": "card"}, "qa samples under protocol card"),
         ({"style": "text", "mode": "thinking"}, "style text opens no think block"),
         ({"thinking_budget": 5}, "thinking_budget=5 needs --mode thinking"),
-        ({"style": "likelihood"}, "document 0 has no choices"),
+        (
+            {"style": "likelihood"},
+            "task qa has no prompt of style likelihood under protocol official; give --style chat",
+        ),
+        ({"style": "likelihood", "repeats": 2}, "leave out --sampling, --repeats and --mtp-acceptance"),
+        ({"style": "likelihood", "mtp_acceptance": True}, "style likelihood writes no responses"),
+        ({"style": "likelihood", "sampling": "card_eval"}, "style likelihood writes no responses"),
         ({"split": "val"}, "put the data of qa at"),
         ({"mesh": MeshConfig(context=2)}, "mesh.context=2"),
     ],
