@@ -36,7 +36,14 @@ def engine(checkpoint):  # noqa: F811
     return Engine(load(checkpoint, "float32"), Tokenizer.from_pretrained(checkpoint), slots=16)
 
 
-@pytest.mark.parametrize("settings", [{"protocol": "card"}, {"protocol": "official"}, {"protocol": "card", **THINKING}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"protocol": "card"},
+        pytest.param({"protocol": "official"}, marks=pytest.mark.slow),
+        pytest.param({"protocol": "card", **THINKING}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_curve_of_one_run_has_the_scores_of_real_runs(engine, tmp_path, settings):
     write_rows(tmp_path / "data" / "parity" / "test.jsonl", [{"question": f"{n}+1?"} for n in range(48)])
     (tmp_path / "parity.py").write_text(PARITY)
