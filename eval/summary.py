@@ -126,6 +126,8 @@ def table(results: Mapping[str, Any]) -> str:
             rows.append((task, name, *figure(metric), f"{n:,}", cut, *settings_of(results, summary)))
         counts = ", ".join(f"{name} {count:,}" for name, count in summary["outcomes"].items() if count)
         notes += wrapped(f"{task}: {summary['samples']:,} samples of {summary['n']:,} documents; {counts}")
+        if (summary.get("sampling") or {}).get("detect_loops"):
+            notes += wrapped(f"{task}: responses that repeated themselves were ended (--detect-loops)")
         if card := summary.get("card"):
             size, published, difference = card["size"], 100 * card["published"], 100 * card["difference"]
             notes += wrapped(f"{task}: {difference:+.2f} from the {published:.1f} of {size}'s card: {card['note']}")

@@ -161,8 +161,8 @@ def _files_of_split(folder: Path, data: Data, split: str) -> list[tuple[str | No
         return [(None, whole)]
     # A copy of the hub's repository may hold the same rows in other folders too.
     copied = [(part, folder / path) for part, path in _hub_paths(data, split)]
-    if found := [(part, path) for part, path in copied if path.is_file()]:
-        return found
+    if copied and all(path.is_file() for _, path in copied):
+        return copied
     for place in (folder, folder / "data"):
         if files := _files_in(place, split):
             return [(None, path) for path in files]
