@@ -89,7 +89,7 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     results["seconds"] = {"total": time.monotonic() - started, "resumed_samples": resumed}
     if team.is_first:
         documents = {job.task.name: job.loaded.documents for job in jobs}
-        write_report(out, results, documents, {job.task.name: job.file for job in jobs})
+        write_report(out, results, {job.task.name: job.file for job in jobs}, documents)
     return results
 
 

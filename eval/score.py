@@ -135,7 +135,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         if own := file_digests([config.task]):
             digests["task_sha256"] = own
         file = _write(config, task.name, Path(config.out), digests, samples)
-        write_report(Path(config.out), results, {task.name: documents}, {task.name: file})
+        write_report(Path(config.out), results, {task.name: file}, {task.name: documents})
     return results
 
 
