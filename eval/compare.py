@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from eval.cells import columns, is_share, settings_of, share, wrapped
+from eval.cells import UNKNOWN, columns, is_share, settings_of, share, wrapped
 from eval.paired import findable, flips, mcnemar, paired_difference, spread_by_chance
 from eval.pairing import Pair, Run, check_noise, open_run, pair, shared_tasks
 from eval.stats import DRAWS, Z_95
@@ -161,13 +161,13 @@ def table(compared: Mapping[str, Any], *, shown: int = _SHOWN) -> str:
             protocol, mode, sampling, budget = figures["settings"][name]
             lines += wrapped(
                 f"   {task}: protocol {protocol}, mode {mode}, sampling {sampling}, budget {budget}, "
-                f"{share(figures['cut'][name])} cut"
+                f"cut {_cut_cell(figures['cut'][name])}"
             )
     header = ("task", "metric", "n", "A", "B", "B - A", "cut A", "cut B")
     rows = [
         (task, metric, f"{each['n']:,}", _cell(each["a"]), _cell(each["b"]), _difference_cell(each), *cuts)
         for task, figures in compared["tasks"].items()
-        for cuts in [[share(figures["cut"][name]) for name in ("a", "b")]]
+        for cuts in [[_cut_cell(figures["cut"][name]) for name in ("a", "b")]]
         for metric, each in figures["metrics"].items()
     ]
     lines += ["", *columns(header, rows, left=(0, 1)), ""]
@@ -175,6 +175,10 @@ def table(compared: Mapping[str, Any], *, shown: int = _SHOWN) -> str:
         for sentence in _sentences(figures, shown):
             lines += wrapped(f"{task}: {sentence}")
     return "\n".join(lines)
+
+
+def _cut_cell(cut: float | None) -> str:
+    return UNKNOWN if cut is None else share(cut)
 
 
 def _cell(estimate: Mapping[str, float]) -> str:
@@ -200,8 +204,11 @@ def _sentences(figures: Mapping[str, Any], shown: int) -> list[str]:
     if "mcnemar" in figures:
         test, sure = figures["mcnemar"], figures["findable"]
         told.append(f"McNemar's exact test of {test['only_a']:,} against {test['only_b']:,}: p = {test['p']:.3g}")
-        reach = "no difference" if sure is None else f"a difference of {100 * sure:.2f} points"
-        told.append(f"with so many flips {reach} would have been found 4 times in 5")
+        told.append(
+            "too few documents flip for any difference to be found 4 times in 5"
+            if sure is None
+            else f"with so many flips a difference of {100 * sure:.2f} points would have been found 4 times in 5"
+        )
     elif "flips" in figures:
         told.append("no McNemar test, for documents have several samples; the bootstrap takes them into account")
     if noise := figures.get("noise"):

@@ -9,7 +9,7 @@ from eval.backends.engine import weights_of
 from eval.config import EvalConfig, max_new_tokens_of, sampling_of
 from eval.protocols import Protocol, Style
 from eval.samples import SampleFile, SampleKey, check_directory, left_over, samples_path
-from eval.tasks import file_digests, get_task
+from eval.tasks import digests_of_files, get_task
 from eval.tasks.base import Document, Loaded, Task
 from eval.team import Team
 from qwen35_jax.config import ModelConfig
@@ -133,7 +133,7 @@ def _settings(
         del settings["server"][name]
     names = [task.name for task in tasks]
     settings["data_sha256"] = {name: documents.digest for name, documents in zip(names, loaded, strict=True)}
-    if own := file_digests(config.tasks):
+    if own := digests_of_files(config.tasks):
         settings["task_sha256"] = own
     if config.model.path and config.server.url is None:
         settings["weights"] = weights_of(config.model)

@@ -2,16 +2,17 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.samples import samples_path
+from eval.samples import Sample, samples_path
 from eval.tasks.base import CUT
 from eval.trials import Trials, trials_of
 from qwen35_jax import gcs
+from qwen35_jax.wording import type_of
 
 _NEEDED = ("id", "metrics", "outcome")
 
@@ -46,13 +47,13 @@ class Pair:
     Attributes:
       ids: of the documents, in the order of A.
       metrics: the trials of A and of B by metric, for metrics that both have.
-      cut: the share of the samples of A and of B that were cut off.
+      cut: the share of the samples of A and of B that were cut off; None where no sample says how it ended.
       left_out: how many documents only one has, or have another right answer in B.
     """
 
     ids: list[str]
     metrics: Mapping[str, tuple[Trials, Trials]]
-    cut: tuple[float, float]
+    cut: tuple[float | None, float | None]
     left_out: int
 
 
@@ -85,7 +86,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as err:
         raise ValueError(f"cannot read {path}: {err}") from err
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
+        raise ValueError(f"{path} holds {type_of(content)}, expected a JSON object.")
     return content
 
 
@@ -184,8 +185,15 @@ def pair(a: Run, b: Run, task: str, *, common: bool = False) -> Pair:
     kept = [[each for each in samples if each["id"] in numbers] for samples in (of_a, of_b)]
     trials = [trials_of(samples, dict(numbers)) for samples in kept]
     metrics = {name: (each, trials[1][name]) for name, each in trials[0].items() if name in trials[1]}
-    cut = [float(np.mean([each["outcome"] in CUT for each in samples])) for samples in kept]
-    return Pair(ids, metrics, (cut[0], cut[1]), left_out)
+    return Pair(ids, metrics, (_share_cut(a, task, kept[0]), _share_cut(b, task, kept[1])), left_out)
+
+
+def _share_cut(run: Run, task: str, samples: Sequence[Sample]) -> float | None:
+    summary = run.results["tasks"][task]
+    # Choices that are compared are not written, so that none is cut.
+    if run.get("style") != "likelihood" and summary["cut"]["unknown"] == summary["samples"]:
+        return None
+    return float(np.mean([each["outcome"] in CUT for each in samples]))
 
 
 def _read(run: Run, task: str) -> list[dict[str, Any]]:

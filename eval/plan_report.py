@@ -164,14 +164,18 @@ def to_text(plans: Plans, price: float | None) -> str:
     lines: list[str] = []
     for (topology, mode), own in plans.items():
         layout = own[0].layout
-        axes = " ".join(f"{axis}={size}" for axis, size in layout.mesh.items() if size > 1) or "one chip"
-        lines.append(f"{topology} ({layout.num_devices} chips, {axes}), {mode}, {layout.engine.slots} slots:")
+        mesh = " ".join(f"{axis}={size}" for axis, size in layout.mesh.items() if size > 1)
+        axes = f"{layout.num_devices} chips, {mesh}" if mesh else "one chip"
+        lines.append(f"{topology} ({axes}), {mode}, {layout.engine.slots} slots:")
         for plan in own:
             lines += [f"  {plan.load.task}", *(f"    {line}" for line in _lines(plan))]
         lines += [f"  {line}" for line in _sum(own, price)]
     if any(size > 1 for own in plans.values() for axis, size in own[0].layout.mesh.items() if axis != "data"):
         lines.append("What chips of one model send each other is left out: `qwen35 plan` compiles, and counts it.")
-    lines.append("Peak rates of data sheets, nothing measured on a TPU; starting and compiling are left out.")
+    lines.append(
+        "All hours are the least possible: peak rates of data sheets, nothing measured on a TPU, without starting and "
+        "compiling."
+    )
     return "\n".join(lines)
 
 
@@ -214,7 +218,7 @@ def _together(plans: Sequence[TaskPlan]) -> Range:
 def _sum(plans: Sequence[TaskPlan], price: float | None) -> Iterator[str]:
     chips, hours = plans[0].layout.num_devices, _together(plans)
     tokens = sum(plan.load.tokens for plan in plans)
-    together = f"{tokens:,} tokens, {hours.to_text('.3g')} h x {chips} chips"
+    together = f"{tokens:,} tokens, {hours.to_text('.3g')} h x {chips} {'chip' if chips == 1 else 'chips'}"
     yield f"all: {together} = {hours.times(chips).to_text('.3g')} chip-hours"
     if price is not None:
         yield f"price: x {price:g} a chip-hour = {hours.times(chips * price).to_text(',.2f')}"

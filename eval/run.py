@@ -22,10 +22,11 @@ from eval.card import against_card
 from eval.config import EvalConfig
 from eval.jobs import Job, Missing, missing_of, prepare, tasks_of
 from eval.likelihood import choose
+from eval.origin import describe
 from eval.progress import Progress
 from eval.report import write_report
 from eval.samples import Reply, make_sample, open_directory
-from eval.stats import INTERVALS, clustered_counts
+from eval.stats import clustered_counts
 from eval.summary import summarize, table
 from eval.team import Team
 from qwen35_jax.command import config_from_command_line, one_line_errors
@@ -77,8 +78,9 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     if backend is not None:
         _fill(config, backend, missing[team.index :: team.count])
     _gather_samples(jobs, team)
-    labels = list(backend.labels) if backend is not None else _stored_labels(out)
-    results = _described(config, labels)
+    engines = {sample.get("engine") for job in jobs for sample in job.file.finished.values()}
+    results = describe(config, out, backend, engines)
+    labels = results["labels"]
     model = _model_config(config, engine)
     for job in jobs:
         results["tasks"][job.task.name] = _summary(config, job, model, labels, team)
@@ -97,29 +99,6 @@ def _template(config: EvalConfig, engine: Engine | None) -> str | None:
     if config.server.url is not None:
         return None
     return template_of(load_tokenizer(config.model) if engine is None else engine.tokenizer)
-
-
-def _described(config: EvalConfig, labels: list[str]) -> dict[str, Any]:
-    """Returns the results without figures: how they came about."""
-    return {
-        "model": config.model.path if config.server.url is None else config.server.model or config.server.url,
-        "adapter": config.model.adapter,
-        "mode": config.mode,
-        "protocol": config.protocol,
-        "style": config.style,
-        "repeats": config.repeats,
-        "seed": config.seed,
-        "thinking_budget": config.thinking_budget,
-        "labels": labels,
-        "intervals": INTERVALS,
-        "tasks": {},
-    }
-
-
-def _stored_labels(out: Path) -> list[str]:
-    """Returns what an evaluation that was finished before must be marked with."""
-    path = out / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("labels", []) if path.exists() else []
 
 
 def _model_config(config: EvalConfig, engine: Engine | None) -> ModelConfig | None:

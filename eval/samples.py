@@ -13,6 +13,7 @@ from eval.protocols import Protocol
 from eval.tasks.base import CUT, Document, Outcome, Verdict
 from qwen35_jax.inference.requests import FinishReason
 from qwen35_jax.storage import write_json
+from qwen35_jax.wording import type_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,15 @@ def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: in
     ``prompt_ids``, ``token_ids``, ``num_tokens`` (generated), ``close_positions``, ``multiple_closes``,
     ``closed_by_budget``, ``seed``, ``engine`` and ``template``. A response that was cut off is wrong under a protocol
     that says so: ``correct`` and every metric are 0 then.
+
+    Raises:
+      ValueError: the document's score is no ``Verdict``.
     """
     verdict = document.score(reply.response)
+    if not isinstance(verdict, Verdict):
+        raise ValueError(
+            f"the score of document {document.id!r} returned {type_of(verdict)}; return a Verdict of eval.tasks.base."
+        )
     outcome = outcome_of(verdict, reply)
     lost = outcome == "error" or (outcome in CUT and protocol.cut_is_wrong)
     metrics = {name: [0.0 if lost else float(value) for value in trials] for name, trials in verdict.metrics.items()}

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils.logging import disable_propagation
+
 from eval.card import Size, stored_against_card
 from eval.protocols import Mode, ProtocolName
 from eval.report import write_report
@@ -34,7 +36,7 @@ from eval.samples import (
 )
 from eval.stats import INTERVALS
 from eval.summary import summarize, table
-from eval.tasks import file_digests, get_task
+from eval.tasks import digests_of_files, get_task
 from eval.tasks.data import Row, read_rows
 from qwen35_jax import gcs
 from qwen35_jax.command import one_line_errors, parse
@@ -59,7 +61,8 @@ class ScoreConfig:
     task: str
     """Whose rules apply: a task by name, or a Python file of your own that defines TASK."""
     responses: str
-    """JSONL or Parquet file, also of a bucket (``gs://``), with id and response."""
+    """JSONL or Parquet file, also of a bucket, with rows {"id", "response"}: the id is the document's key, question_id
+    or id, or its row number from 0."""
     protocol: ProtocolName = "official"
     """Whose rules of extraction apply, where a task has several."""
     opened: bool = False
@@ -97,8 +100,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     unknown = sorted(by_document.keys() - {str(document.id) for document in documents})
     if unknown:
         raise ValueError(
-            f"{config.responses}: {len(unknown)} ids are not in {loaded.source} (first {unknown[0]}); its ids run from "
-            f"{documents[0].id} to {documents[-1].id}."
+            f"{config.responses} has ids that are not in {loaded.source}: {len(unknown):,}, first {unknown[0]}; the "
+            f"ids there run from {documents[0].id} to {documents[-1].id}."
         )
     answered = [document for document in documents if str(document.id) in by_document]
     missing = len(documents) - len(answered)
@@ -132,7 +135,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     }
     if config.out is not None:
         digests: dict[str, Any] = {"data_sha256": loaded.digest, "responses_sha256": file_digest(responses)}
-        if own := file_digests([config.task]):
+        if own := digests_of_files([config.task]):
             digests["task_sha256"] = own
         file = _write(config, task.name, Path(config.out), digests, samples)
         write_report(Path(config.out), results, {task.name: file}, {task.name: documents})
@@ -143,6 +146,11 @@ def _read_replies(path: Path, opened: bool) -> dict[SampleKey, Reply]:
     replies: dict[SampleKey, Reply] = {}
     places: dict[SampleKey, str] = {}
     for row in read_rows(path):
+        if lacking := [name for name in ("id", "response") if name not in row.fields]:
+            raise ValueError(
+                f"{row.where}: no field {lacking[0]!r}; the row has {sorted(row.fields)}, and a row to score is "
+                '{"id": ..., "response": ...}.'
+            )
         repeat = row.get("repeat", int) if "repeat" in row.fields else 0
         key = str(row.get("id", int, str)), repeat
         if key in replies:
@@ -166,7 +174,10 @@ def _reply(row: Row, opened: bool) -> Reply:
         return Reply(row.get("thinking", str, type(None)), response, reason, multiple_closes=closes, **known)
     # Without the flag nobody says that the block was closed, so the text itself shows it.
     split = split_text(response, opened=True if opened else None)
-    return Reply(split.thinking, split.answer, reason, token_ids=token_ids, multiple_closes=split.multiple_closes)
+    return Reply(
+        split.thinking, split.answer, reason, token_ids=token_ids, multiple_closes=split.multiple_closes,
+        engine=row.fields.get("engine"), template=row.fields.get("template"),
+    )  # fmt: skip
 
 
 def _write(
@@ -190,6 +201,7 @@ def _write(
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    disable_propagation()  # the hub's messages have a handler of their own
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(arguments, ScoreConfig, program="python -m eval.score")
     print(table(score(config)))

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import types
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ def test_chat_answers_piped_lines(checkpoint, adapter, capsys, monkeypatch):
 
 def test_chat_samples_as_the_card_advises_where_options_do_not_say_otherwise(checkpoint, monkeypatch):
     taken = []
-    monkeypatch.setattr("qwen35_jax.commands.chat.engine_of", lambda *_, **__: None)
+    monkeypatch.setattr("qwen35_jax.commands.chat.engine_of", lambda *_, **__: Mock())
     monkeypatch.setattr("qwen35_jax.commands.chat.chat", lambda *_, sampling, **__: taken.append(sampling))
     for options in ([], ["--mode", "thinking", "--top-p", "0.5"], ["--temperature", "0", "--min-p", "0.1"]):
         main(["chat", "--model", checkpoint, *options])
@@ -219,7 +220,12 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(monkeypatch, caps
         (["generate", "--model", "MODEL", "hi", "--logprobs", "21"], "--logprobs 21; give"),
         (["generate", "--model", "MODEL", "hi", "--output", "gs://bucket/out.jsonl"], "gs://"),
         (["chat", "--model", "MODEL", "--top-p", "0"], "--top-p 0.0; give"),
+        (["generate", "--model", "MODEL", "hi", "--logprobs", "2"], "give --output"),
         (["chat", "--model", "nowhere"], "nowhere"),
+        (["chat", "--model", "MODEL", "--max-new-tokens", "0"], "--max-new-tokens 0; give"),
+        (["bench", "--model", "MODEL", "--json", "nowhere/x.json"], "nowhere is not a folder"),
+        (["bench", "--model", "MODEL", "--json", "MODEL/config.json"], "exists"),
+        (["plan", "v5e:1x1", "--json", "nowhere/x.json"], "nowhere is not a folder"),
         (["bench", "--model", "MODEL", "--requests", "0"], "--requests 0; give"),
         (["bench", "--model", "MODEL", "--new-tokens", "0"], "--new-tokens 0; give"),
         (["bench", "--model", "MODEL", "--prompt-tokens", "4096"], "4096 positions"),

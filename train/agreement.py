@@ -1,7 +1,7 @@
 """What the processes of a run agree on: before they begin to work together, and before every step."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from qwen35_jax.liveness import exchange
 from train.batch import HostBatch
 from train.data.pipeline import Batches
 from train.record import RunRecord, differences
+from train.state import TrainState
 
 
 def check_agreement(record: RunRecord, done: int | None) -> None:
@@ -58,6 +59,9 @@ class AgreedBatches:
         self._batches = batches
         self._before: dict[str, Any] | None = None
 
+    def see(self, state: TrainState) -> None:
+        self._batches.see(state)
+
     def __next__(self) -> HostBatch:
         """Returns the next batch.
 
@@ -78,6 +82,12 @@ class AgreedBatches:
 
     def get_state(self) -> dict[str, Any]:
         return self._batches.get_state() if self._before is None else self._before
+
+    def merge(self, state: dict[str, Any]) -> dict[str, Any]:
+        return self._batches.merge(state)
+
+    def figures(self) -> Mapping[str, float | int | None]:
+        return self._batches.figures()
 
     def documents_later(self) -> Callable[[], list[list[str]]]:
         return self._batches.documents_later()

@@ -7,6 +7,7 @@ Letters: A accumulation steps, B sequences of a micro-batch, T tokens of a seque
 """
 
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -139,6 +140,27 @@ def _order(mesh: Mesh, size: int) -> np.ndarray:
     order = np.empty((len(dealt), size // len(dealt)), np.int64)
     order[[shard for shard, _ in dealt]] = np.arange(size).reshape(order.shape)
     return order.reshape(-1)
+
+
+def take_sequences(array: jax.Array, sequences: range, *, mesh: Mesh) -> np.ndarray:
+    """Copies sequences of an array [A, B, T, ...] on the mesh to the host, as [sequences, T, ...]: undoes `put_batch`.
+
+    Args:
+      sequences: those that this process feeds, or some of them.
+    """
+    if num_shards("length", mesh) > 1:
+        # Other processes may hold other tokens of the same sequences.
+        array = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, spec((None, "batch"))))(array)
+    accumulation, size = array.shape[:2]
+    order, taken = _order(mesh, size), np.empty((len(sequences), *array.shape[2:]), array.dtype)
+    parts = {shard.index[1].indices(size)[:2]: shard for shard in array.addressable_shards}
+    for (first, stop), part in parts.items():
+        values = np.asarray(part.data)
+        for place, micro in itertools.product(range(first, stop), range(accumulation)):
+            sequence = int(order[place]) * accumulation + micro
+            if sequence in sequences:
+                taken[sequence - sequences.start] = values[micro, place - first]
+    return taken
 
 
 def abstract_batch(

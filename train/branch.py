@@ -26,6 +26,7 @@ from qwen35_jax.runs import (
 from train.config import Recipe
 from train.data.pipeline import BatchIterator
 from train.record import read_whole_record
+from train.rollouts import RolloutBatches
 from train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def find_origin(recipe: Recipe, checkpoints: Folder, *, model: str) -> Origin | 
     return origin
 
 
-def branch(origin: Origin, state: TrainState, batches: BatchIterator) -> TrainState:
+def branch(origin: Origin, state: TrainState, batches: BatchIterator | RolloutBatches) -> TrainState:
     """Returns the state of a new run at step 0 with what was trained, and moves the data to the place of that step.
 
     Args:
@@ -127,7 +128,7 @@ def _is_alike(stored: Any, leaf: jax.Array) -> bool:
     return tuple(stored.shape) == leaf.shape and stored.dtype == leaf.dtype
 
 
-def _go_on_in_data(origin: Origin, batches: BatchIterator) -> None:
+def _go_on_in_data(origin: Origin, batches: BatchIterator | RolloutBatches) -> None:
     theirs = read_data_state(origin.folder)
     if theirs["identity"] == batches.get_state()["identity"]:
         batches.set_state(theirs)

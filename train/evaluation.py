@@ -57,5 +57,5 @@ def validate(
     def total(values: Sequence[dict[str, float]], name: str) -> float:
         return math.fsum(float(each[name]) for each in values)
 
-    figures: Figures = {name: total(sums, name) / max(total(counts, name), 1.0) for name in setup.terms}
+    figures: Figures = {name: total(sums, name) / max(total(counts, name), 1.0) for name in sums[0]}
     return figures | {"tokens": int(total(counts, setup.terms[0]))}

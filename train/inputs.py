@@ -16,13 +16,15 @@ from qwen35_jax.hf.safetensors import read_checkpoint
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.sharding import check_mesh
 from train.batch import sequences_of_process
-from train.config import TrainConfig
+from train.config import Distillation, Recipe, TrainConfig
 from train.data.epochs import batches_of_epochs
 from train.data.measure import Measurement, check_lost, describe, measure
 from train.data.pipeline import BatchIterator, make_batches
 from train.data.validation import ValidationData, read_validation
 from train.observe.warnings import many_epochs
+from train.rollouts import RolloutBatches
 from train.settle import Settled, announce, settle
+from train.teacher import Teacher, find_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +38,14 @@ class Inputs(NamedTuple):
     """The base checkpoint."""
     model_config: ModelConfig
     tokenizer: Tokenizer
-    batches: BatchIterator
-    found: Measurement
-    """What the start found in the data."""
+    batches: BatchIterator | RolloutBatches
+    found: Measurement | None
+    """What the start found in the data; None where only their prompts are used."""
     sequences: range
     """The sequences of every batch that this process feeds."""
     validation: ValidationData | None
+    teacher: Teacher | None = None
+    """Of a distillation."""
 
 
 def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
@@ -61,20 +65,47 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
         tokens=data.sequence_length,
     )
     recipe.objective.check_model(model_config.text, folder)
-    settled = settle(config, model_config)
     tokenizer = Tokenizer.from_pretrained(folder)
     tokenizer.check_vocabulary(model_config.text.vocab_size)
+    teacher, objective = None, recipe.objective
+    if isinstance(objective, Distillation):
+        teacher = find_teacher(recipe, objective, folder=folder, student=model_config, tokenizer=tokenizer)
+        config = config.replace(objective=dataclasses.replace(objective, teacher=teacher.settings))
+    settled = settle(config, model_config)
     sequences = sequences_of_process(sequences=data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh)
-    batches = make_batches(data, tokenizer, sequences)
-    found = measure(batches.corpus, whole=False)
-    check_lost(found, data)
-    for line in describe(found, data, recipe.steps):
+    signals = None if teacher is None else teacher.store
+    rollouts = objective.rollouts if isinstance(objective, Distillation) else None
+    if rollouts is None:
+        batches = make_batches(data, tokenizer, sequences, signals)
+    else:
+        batches = RolloutBatches(data, rollouts, tokenizer, sequences, seed=recipe.seed)
+    found = _look_at_data(batches, recipe)
+    validation = read_validation(data, tokenizer, sequences, batches.corpus, signals)
+    return Inputs(settled, folder, model_config, tokenizer, batches, found, sequences, validation, teacher)
+
+
+def _look_at_data(batches: BatchIterator | RolloutBatches, recipe: Recipe) -> Measurement | None:
+    """Measures the documents that are trained on, and tells how far the steps of the run go through them.
+
+    Raises:
+      ValueError: too many of them would be left out.
+    """
+    steps, data = recipe.steps, batches
+    if isinstance(batches, RolloutBatches):
+        for line in batches.describe(steps):
+            logger.info("rollouts: %s", line)
+        data = batches.data
+        if data is None:
+            return None
+    documents = data.corpus
+    config, found = documents.config, measure(documents, whole=False)
+    check_lost(found, config)
+    for line in describe(found, config, steps):
         logger.info("data: %s", line)
-    if recipe.steps is not None and data.epochs is None:
-        for warning in many_epochs(recipe.steps / found.steps_of_epoch(data), recipe.steps):
+    if steps is not None and config.epochs is None:
+        for warning in many_epochs(steps / found.steps_of_epoch(config), steps):
             logger.warning(warning)
-    validation = read_validation(data, tokenizer, sequences, batches.corpus)
-    return Inputs(settled, folder, model_config, tokenizer, batches, found, sequences, validation)
+    return found
 
 
 def settle_steps(config: TrainConfig, inputs: Inputs) -> TrainConfig:
@@ -88,6 +119,7 @@ def settle_steps(config: TrainConfig, inputs: Inputs) -> TrainConfig:
     recipe = config.recipe
     if recipe.data.epochs is not None:
         # One process counts; the data are the same for all.
+        assert inputs.found is not None, "rollouts know no epochs"
         counted = None
         with raise_together():
             if jax.process_index() == 0:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from qwen35_jax.distributed import gather
 from train.batch import Batch, HostBatch
 from train.best import Best
 from train.checkpoint import Checkpoints
-from train.data.pipeline import Batches, merge_states
+from train.data.pipeline import Batches
 from train.evaluation import Evaluate
 from train.observe.reporter import Reporter
 from train.observe.trace import Trace
@@ -84,13 +83,14 @@ def run_steps(
     save = partial(_save, checkpoints=checkpoints, batches=batches, reporter=reporter)
     for number in range(saved + 1, schedule.last_step + 1):
         with reporter.timed("data_seconds"), _saving(state, saved, save, checkpoints):
+            batches.see(state)
             batch = next(batches, None)
         if batch is None:
             logger.warning("the data ended after step %d; raise --data.epochs to train on", number - 1)
             break
         with trace.around(number, reporter.flush):
             state, values = step(state, frozen, put(batch))
-            reporter.add(number, values, batches.documents_later(), epoch=batches.epoch)
+            reporter.add(number, values, batches.documents_later(), epoch=batches.epoch, figures=batches.figures())
         is_best = schedule.evaluates_after(number) and _evaluate(state, watch, reporter)
         if watch.sample is not None and schedule.samples_after(number):
             reporter.show(number, partial(watch.sample, state))
@@ -143,6 +143,6 @@ def _save(state: TrainState, *, checkpoints: Checkpoints, batches: Batches, repo
     # Last, since it also makes sure that the directory still belongs to this run.
     reporter.sync()
     with reporter.timed("checkpoint_seconds"):
-        checkpoints.save(state, merge_states(gather(batches.get_state())))
+        checkpoints.save(state, batches.merge(batches.get_state()))
     reporter.leave_out()
     return int(state.step)

@@ -8,8 +8,10 @@ import dataclasses
 import json
 import logging
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from qwen35_jax import gcs, lora
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops import gated_delta
-from qwen35_jax.planning.aot import abstract_model, bytes_per_device, compile_abstract, topology_devices
+from qwen35_jax.planning.aot import Compiled, abstract_model, bytes_per_device, compile_abstract, topology_devices
 from qwen35_jax.planning.devices import find_device
 from qwen35_jax.planning.flops import training_flops_per_token
 from qwen35_jax.planning.hlo import Costs, read_costs
@@ -30,6 +32,14 @@ from qwen35_jax.sharding import check_mesh
 from qwen35_jax.storage import write_atomically
 from train.config import TrainConfig
 from train.plan_report import Plan, run_report, to_text
+from train.plan_teacher import (
+    PlannedTeacher,
+    Teaching,
+    compile_teaching,
+    head_shape,
+    plan_teacher,
+    with_teacher,
+)
 from train.settle import settle
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import abstract_state
@@ -86,13 +96,14 @@ def make_plan(config: TrainConfig, topology: str, *, search: bool = True) -> Pla
             f"the mesh has {used} devices, but {topology} has {len(devices)}; make the product of --mesh.data, "
             f"--mesh.fsdp, --mesh.context and --mesh.tensor {len(devices)}."
         )
-    config = settle(config, model_config).config
-    plan = _plan(config, model_config, topology, devices)
+    teacher = plan_teacher(config, model_config)
+    config = settle(with_teacher(config, teacher), model_config).config
+    plan = _plan(config, model_config, topology, devices, teacher)
     if plan.fits or not search:
         return plan
     for description, changed in nearest_changes(config)[:_MOST_CANDIDATES]:
         logger.info("%.2f GiB do not fit; trying %s", plan.hbm["peak"] / 2**30, description)
-        other = _plan(changed, model_config, topology, devices)
+        other = _plan(changed, model_config, topology, devices, teacher)
         if other.fits:
             return dataclasses.replace(
                 plan, remedy=f"with {description} it does: peak {other.hbm['peak'] / 2**30:.2f} GiB"
@@ -137,20 +148,27 @@ def _micro_batch_size(config: TrainConfig) -> int:
     return config.recipe.data.sequences_per_batch // config.recipe.accumulation
 
 
-def _plan(config: TrainConfig, model_config: ModelConfig, topology: str, devices: Sequence[jax.Device]) -> Plan:
+def _plan(
+    config: TrainConfig,
+    model_config: ModelConfig,
+    topology: str,
+    devices: Sequence[jax.Device],
+    teacher: PlannedTeacher | None,
+) -> Plan:
     recipe = config.recipe
     mesh = config.layout.mesh.mesh(devices)
-    setup = abstract_setup(config, model_config, mesh)
-    compiled = compile_abstract(setup.step, setup.state, setup.frozen, setup.batch, mesh=mesh)
+    setup = abstract_setup(config, model_config, mesh, head_shape(teacher, model_config.text.vocab_size, mesh))
+    step = compile_abstract(setup.step, setup.state, setup.frozen, setup.batch, mesh=mesh)
     device = find_device(topology)
     assert device is not None, topology
-    adapters = bytes_per_device(setup.state.params) if recipe.trains_adapters else 0
-    hbm = {
-        "weights": bytes_per_device(setup.frozen) + bytes_per_device(setup.state.params) - adapters,
-        "adapters": adapters,
-        "optimizer": bytes_per_device(setup.state.opt_state),
-    }
-    hbm |= {"temporaries": compiled.peak_bytes - sum(hbm.values()), "peak": compiled.peak_bytes}
+    programs = [(step, model_config)]
+    teaching = None if teacher is None else compile_teaching(teacher, config, setup.batch, mesh)
+    if teacher is not None and teacher.config is not None and teaching is not None and teaching.compiled is not None:
+        programs.append((teaching.compiled, teacher.config))
+    hbm = _memory(config, setup, step, teaching) | {"capacity": device.hbm_bytes}
+    fits = hbm["peak"] <= device.hbm_bytes and all(program.fits for program, _ in programs)
+    costs = [read_costs(program.text or "") for program, _ in programs] if fits else []
+    kernels = [_kernel_flops(config, each, cost) for (_, each), cost in zip(programs, costs, strict=False)]
     per_token = training_flops_per_token(
         model_config,
         sequence_length=recipe.data.sequence_length,
@@ -158,22 +176,44 @@ def _plan(config: TrainConfig, model_config: ModelConfig, topology: str, devices
         mtp_steps=recipe.objective.mtp_steps,
     )
     tokens = recipe.data.sequences_per_batch * recipe.data.sequence_length
-    costs = None if compiled.text is None else read_costs(compiled.text)
-    kernel_flops, kernel_passes_flops = (0.0, 0.0) if costs is None else _kernel_flops(config, model_config, costs)
     return Plan(
         topology=topology,
         device=device,
         num_devices=len(devices),
-        hbm=hbm | {"capacity": device.hbm_bytes},
+        hbm=hbm,
         tokens=tokens,
         model_flops=per_token * tokens,
-        costs=costs,
-        kernel_flops=kernel_flops,
-        kernel_passes_flops=kernel_passes_flops,
+        costs=reduce(operator.add, costs) if fits else None,
+        kernel_flops=sum(flops for flops, _ in kernels),
+        kernel_passes_flops=sum(flops for _, flops in kernels),
+        teacher_costs=costs[1] if len(costs) > 1 else None,
+        teacher_kernel_passes_flops=kernels[1][1] if len(kernels) > 1 else 0.0,
     )
 
 
-def abstract_setup(config: TrainConfig, model_config: ModelConfig, mesh: Mesh) -> TrainingSetup:
+def _memory(config: TrainConfig, setup: TrainingSetup, step: Compiled, teaching: Teaching | None) -> dict[str, int]:
+    """Returns what fills the memory of a device, in bytes. The programs of teacher and student take turns."""
+    adapters = bytes_per_device(setup.state.params) if config.recipe.trains_adapters else 0
+    head = 0 if setup.frozen.teacher_head is None else bytes_per_device(setup.frozen.teacher_head)
+    hbm = {
+        "weights": bytes_per_device(setup.frozen.rest) + bytes_per_device(setup.state.params) - adapters,
+        "adapters": adapters,
+        "optimizer": bytes_per_device(setup.state.opt_state),
+    }
+    own, peak = sum(hbm.values()), step.peak_bytes
+    if teaching is not None:
+        hbm["teacher"] = teaching.bytes if teaching.compiled is not None else head
+        # The head is an argument of the step and one of the teacher's weights: it is there once.
+        peak += hbm["teacher"] - head
+        if teaching.compiled is not None:
+            temporaries = teaching.compiled.peak_bytes - teaching.weights_in_program
+            peak = max(peak, own + hbm["teacher"] + temporaries)
+    return hbm | {"temporaries": peak - sum(hbm.values()), "peak": peak}
+
+
+def abstract_setup(
+    config: TrainConfig, model_config: ModelConfig, mesh: Mesh, teacher_head: jax.ShapeDtypeStruct | None = None
+) -> TrainingSetup:
     """Makes the setup of a run with shapes in place of arrays. Call it outside the mesh's context."""
 
     def make() -> Qwen35:
@@ -182,7 +222,7 @@ def abstract_setup(config: TrainConfig, model_config: ModelConfig, mesh: Mesh) -
             lora.add(model, config.recipe.lora, config.recipe.seed)
         return model
 
-    return make_setup(config, abstract_model(make, mesh), mesh, abstract_state)
+    return make_setup(config, abstract_model(make, mesh), mesh, abstract_state, teacher_head=teacher_head)
 
 
 def _kernel_flops(config: TrainConfig, model_config: ModelConfig, costs: Costs) -> tuple[float, float]:

@@ -49,6 +49,9 @@ class Plan:
     """The same for each pass of the matrix unit, of which a product of float32 numbers takes several."""
     remedy: str | None = None
     """The nearest change that fits, where the step does not."""
+    teacher_costs: Costs | None = None
+    """Of a live teacher's program, which are part of ``costs``."""
+    teacher_kernel_passes_flops: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -90,6 +93,14 @@ class Plan:
         Waiting for other devices is left out.
         """
         return self.known_costs.cycles / self.device.clock_hz + self.kernel_passes_flops / self.device.peak_flops
+
+    @property
+    def teacher_share(self) -> float | None:
+        """The share of a live teacher in the compiler's estimate; None without one."""
+        if self.teacher_costs is None:
+            return None
+        kernels = self.teacher_kernel_passes_flops / self.device.peak_flops
+        return (self.teacher_costs.cycles / self.device.clock_hz + kernels) / self.estimated_seconds
 
     @property
     def step_seconds(self) -> Range:
@@ -135,6 +146,7 @@ class Plan:
             "seconds": self.seconds,
             "roofline_seconds": self.roofline_seconds,
             "estimated_seconds": self.estimated_seconds,
+            **({} if self.teacher_share is None else {"teacher_share": self.teacher_share}),
             "step_seconds": self.step_seconds._asdict(),
             "likely_step_seconds": self.likely_seconds._asdict(),
             # At the least time, as before there were ranges.
@@ -181,7 +193,7 @@ def cheaper_changes(plan: Plan, config: TrainConfig) -> Iterator[str]:
 def to_text(plan: Plan, config: TrainConfig, price: float | None = None) -> str:
     """Lays the plan out for people, the verdict first; ``price`` is that of one chip for an hour."""
     peak, capacity, free = (size / _GIB for size in (plan.hbm["peak"], plan.hbm["capacity"], plan.free_bytes))
-    parts = ("weights", "adapters", "optimizer", "temporaries")
+    parts = [part for part in ("weights", "adapters", "optimizer", "teacher", "temporaries") if part in plan.hbm]
     memory = [
         f"{plan.num_devices} x {plan.device.name} ({plan.topology}), {plan.tokens:,} tokens a step",
         f"HBM, GiB a chip: {', '.join(f'{name} {plan.hbm[name] / _GIB:.2f}' for name in parts)}; "
@@ -244,6 +256,8 @@ def _details(plan: Plan, price: float | None) -> Iterator[str]:
     used = Range(busy / plan.step_seconds.high, busy / plan.step_seconds.low)
     yield f"least time: {least}; compiler's estimate: {plan.estimated_seconds * 1e3:,.0f} ms"
     yield f"of the chips' peak the model's own FLOPs use {used.to_text('.0%')}"
+    if plan.teacher_share is not None:
+        yield f"the teacher takes {plan.teacher_share:.0%} of the compiler's estimate"
     if price is not None:
         cost = plan.step_seconds.times(price * plan.num_devices / 3600 / plan.tokens * 1e9)
         yield f"at {price:g} a chip-hour: {cost.to_text()} for a billion tokens"

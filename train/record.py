@@ -31,12 +31,16 @@ class RunRecord(NamedTuple):
     """Whether conversations were among the data, so that what is exported is a chat model."""
     validation: Mapping[str, Any] | None = None
     """What decides the validation data, where there are some."""
+    teacher: Mapping[str, Any] | None = None
+    """What tells the teacher of a distillation from others."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as JSON values."""
         identity = self.base._asdict() | {"data": dict(self.data), "conversations": self.conversations}
         if self.validation is not None:
             identity["validation"] = dict(self.validation)
+        if self.teacher is not None:
+            identity["teacher"] = dict(self.teacher)
         return _as_json(dataclasses.asdict(self.config) | {"identity": identity})
 
 
@@ -55,6 +59,7 @@ def make_record(
     model_folder: Path,
     data_identity: Mapping[str, Any],
     validation_identity: Mapping[str, Any] | None = None,
+    teacher_identity: Mapping[str, Any] | None = None,
     conversations: bool = False,
 ) -> RunRecord:
     """Returns the record of a run that starts from a checkpoint in ``model_folder``.
@@ -62,9 +67,11 @@ def make_record(
     Args:
       data_identity: what decides the batches, as the data pipeline reports it.
       validation_identity: what decides the validation data, where there are some.
+      teacher_identity: what tells the teacher of a distillation from others.
       conversations: whether conversations are among the data.
     """
-    return RunRecord(config, identify_base(model_folder), data_identity, conversations, validation_identity)
+    base = identify_base(model_folder)
+    return RunRecord(config, base, data_identity, conversations, validation_identity, teacher_identity)
 
 
 def write_record(workdir: Path, record: RunRecord, outcome: Mapping[str, Any] | None = None) -> None:
@@ -105,6 +112,7 @@ def check_resumable(workdir: Path, record: RunRecord, name: str | None = None) -
             # Records of earlier versions hold no digests of the tokenizer.
             *_leaf_differences(old_base.get("tokenizer", new_base["tokenizer"]), new_base["tokenizer"], "tokenizer"),
             *_leaf_differences(old_base["data"], new_base["data"], "data_identity"),
+            *_leaf_differences(old_base.get("teacher"), new_base.get("teacher"), "teacher"),
             *_validation_differences(recorded["identity"], new["identity"]),
         )
         if difference.name not in free

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,15 +24,16 @@ from qwen35_jax.model import Qwen35
 from qwen35_jax.runs import EXPORT, read_metrics
 from qwen35_jax.storage import replace_folder
 from train.agreement import AgreedBatches, check_agreement
-from train.batch import put_batch
+from train.batch import Batch, HostBatch, put_batch
 from train.best import Best, follow_best, make_outcome
 from train.branch import Origin, branch, find_origin
 from train.checkpoint import Checkpoints
-from train.config import TrainConfig
+from train.config import Distillation, TrainConfig
 from train.config.options import parse_steps
 from train.evaluation import make_evaluation
 from train.inputs import Inputs, check_inputs, settle_steps
 from train.loop import Schedule, Watch, run_steps
+from train.observe.first_batch import check_first
 from train.observe.metrics import MetricsWriter
 from train.observe.reporter import Reporter
 from train.observe.throughput import Throughput
@@ -40,10 +41,12 @@ from train.observe.trace import Trace
 from train.observe.trackers import Trackers
 from train.preemption import watch_for_preemption
 from train.record import RunRecord, make_record, write_record
+from train.rollouts import RolloutBatches
 from train.samples import make_sample, read_prompts
 from train.settle import load_start, make_watch
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
+from train.teacher import Heard, Teacher, hear
 from train.workdir import Workdir, open_workdir, workdir_at
 
 logger = logging.getLogger(__name__)
@@ -101,7 +104,7 @@ def _run_locked(job: Job, origin: Origin | None) -> None:
     check_agreement(record, done)
     best = follow_best(options, workdir.local, checkpoints, done)
     with jax.set_mesh(job.mesh):
-        setup = build(job.config, inputs.folder, job.mesh)
+        setup = build(job.config, inputs.folder, job.mesh, inputs.teacher)
         if done is not None:
             setup = _resume(setup, inputs, checkpoints, done)
             logger.info("resumed after step %d of %s", done, workdir)
@@ -132,6 +135,7 @@ def _make_record(config: TrainConfig, inputs: Inputs) -> RunRecord:
         model_folder=inputs.folder,
         data_identity=inputs.batches.get_state()["identity"],
         validation_identity=None if inputs.validation is None else inputs.validation.identity,
+        teacher_identity=None if inputs.teacher is None else inputs.teacher.identity,
         conversations=inputs.batches.corpus.has_conversations,
     )
     if record.conversations:
@@ -156,12 +160,17 @@ def _check_takes_all_devices(mesh: Mesh) -> None:
         )
 
 
-def build(config: TrainConfig, folder: Path, mesh: Mesh) -> TrainingSetup:
-    """Loads the model, adds the adapters, and makes state and step of settled settings. Call it under the mesh."""
+def build(config: TrainConfig, folder: Path, mesh: Mesh, teacher: Teacher | None = None) -> TrainingSetup:
+    """Loads the model, adds the adapters, and makes state and step of settled settings. Call it under the mesh.
+
+    Args:
+      teacher: of a distillation; it is loaded too, unless its signal is stored.
+    """
     model, recipe = load(folder, mesh=mesh, **model_options(config)), config.recipe
+    heard = Heard() if teacher is None else hear(teacher, config, model, mesh)
     if recipe.lora is not None:
         logger.info("adapters:\n%s", _table(load_start(model, recipe)))
-    setup = make_setup(config, model, mesh, init_state)
+    setup = make_setup(config, model, mesh, init_state, teacher_head=heard.head)._replace(teach=heard.teach)
     whole = count_parameters((setup.state.params, setup.frozen.rest))
     logger.info("%s of %s parameters train", f"{setup.num_trained:,}", f"{whole:,}")
     return setup
@@ -186,14 +195,11 @@ def _train(job: Job, setup: TrainingSetup, checkpoints: Checkpoints, best: Best 
     began = time.perf_counter()
     step = setup.step.lower(setup.state, setup.frozen, setup.batch).compile()
     logger.info("compiled the step in %.1f s", time.perf_counter() - began)
-    put = partial(
-        put_batch,
-        accumulation=recipe.accumulation,
-        mesh=job.mesh,
-        fields=recipe.objective.batch_fields,
-        num_sequences=recipe.data.sequences_per_batch,
-        first_sequence=inputs.sequences.start,
-    )
+    put = _make_put(job, setup)
+    if isinstance(inputs.batches, RolloutBatches):
+        inputs.batches.sample_from(setup.model)
+    if done == 0 and isinstance(recipe.objective, Distillation):
+        put = check_first(put, setup, config.layout)
     with (
         contextlib.closing(_open_metrics(job, setup)) as metrics,
         watch_for_preemption() as is_preempted,
@@ -223,6 +229,28 @@ def _train(job: Job, setup: TrainingSetup, checkpoints: Checkpoints, best: Best 
             )
         logger.info("%s", best)
     return state
+
+
+def _make_put(job: Job, setup: TrainingSetup) -> Callable[[HostBatch], Batch]:
+    """Returns what places a batch on the mesh and, where there is a live teacher, lets it add its signal."""
+    recipe = job.config.recipe
+    place = partial(
+        put_batch,
+        accumulation=recipe.accumulation,
+        mesh=job.mesh,
+        fields=recipe.objective.batch_fields,
+        num_sequences=recipe.data.sequences_per_batch,
+        first_sequence=job.inputs.sequences.start,
+    )
+    teach = setup.teach
+    if teach is None:
+        return place
+
+    def put(batch: HostBatch) -> Batch:
+        placed = place(batch)
+        return {**placed, **teach(placed)}
+
+    return put
 
 
 def _is_complete(job: Job, done: int, best: Best | None) -> bool:

@@ -11,7 +11,7 @@ from jax.stages import Wrapped
 
 from qwen35_jax import lora
 from qwen35_jax.model import Qwen35
-from train.batch import abstract_batch
+from train.batch import Batch, abstract_batch
 from train.config import TrainConfig
 from train.optim import make_optimizer, make_schedule
 from train.state import Frozen, TrainState, count_parameters, split_model, stack_masks
@@ -33,9 +33,11 @@ class TrainingSetup(NamedTuple):
     terms: tuple[str, ...]
     """The names of what is minimised; the main term comes first."""
     sums: Wrapped
-    """The terms of a batch without training, for validation."""
+    """The terms of a batch without training, for validation; there may be more of them."""
     num_trained: int
     """How many numbers train."""
+    teach: Callable[[Batch], Batch] | None = None
+    """Returns what a live teacher adds to a batch on the mesh."""
 
     def model(self, state: TrainState) -> Qwen35:
         """Returns the model with the parameters of a state."""
@@ -43,14 +45,19 @@ class TrainingSetup(NamedTuple):
 
 
 def make_setup(
-    config: TrainConfig, model: Qwen35, mesh: Mesh, make_state: MakeState, *, reference: Qwen35 | None = None
+    config: TrainConfig,
+    model: Qwen35,
+    mesh: Mesh,
+    make_state: MakeState,
+    *,
+    teacher_head: Any = None,
 ) -> TrainingSetup:
     """Splits a model, which has its adapters, into what trains and the rest, and makes its state and step.
 
     Args:
       model: of arrays or of shapes.
       make_state: ``train.state.init_state``, or ``abstract_state`` for shapes.
-      reference: a second model that the objective may see and nothing changes, of arrays or of shapes too.
+      teacher_head: the weight of a teacher's output head, an array or a shape too.
 
     Raises:
       ValueError: nothing would train.
@@ -80,9 +87,10 @@ def make_setup(
         mesh=mesh,
         fields=recipe.objective.batch_fields,
     )
-    sums = make_sums(graphdef, objective, state=state)
+    validation = recipe.objective.make(loss_chunk=layout.loss_chunk, remat=layout.remat, validates=True)
+    sums = make_sums(graphdef, validation, state=state)
     num_trained = sum(match.parameters for match in lora.table(model)) if adapters else count_parameters(params, masks)
-    frozen, terms = Frozen.of(rest, reference), tuple(objective.weights)
+    frozen, terms = Frozen(rest, teacher_head), tuple(name for name, weight in objective.weights.items() if weight)
     return TrainingSetup(graphdef, state, frozen, step, batch, terms, sums, num_trained)
 
 

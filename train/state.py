@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from qwen35_jax.lora import Place, checkpoint_name, tree_path
 from qwen35_jax.model import Qwen35
@@ -36,13 +36,8 @@ class Frozen(NamedTuple):
 
     rest: nnx.State
     """What the model holds besides the parameters that train."""
-    reference: tuple[nnx.GraphDef, nnx.State] | None = None
-    """A second model, split, for objectives that compare with one."""
-
-    @classmethod
-    def of(cls, rest: nnx.State, reference: Qwen35 | None) -> "Frozen":
-        """Splits the reference model, if there is one."""
-        return cls(rest, None if reference is None else nnx.split(reference))
+    teacher_head: Float[Array, "V E"] | None = None
+    """The weight of a teacher's output head, for objectives that read its hidden states."""
 
 
 def split_model(

@@ -136,8 +136,7 @@ def _sums(
 ) -> Terms:
     # copy=True: the layers are scanned inside, at another trace level.
     model = nnx.merge(graphdef, params, frozen.rest, copy=True)
-    reference = None if frozen.reference is None else nnx.merge(*frozen.reference, copy=True)
-    return objective.sums(model, micro_batch, key, reference)
+    return objective.sums(model, micro_batch, key, frozen.teacher_head)
 
 
 def _counts(objective: Objective, batch: Batch) -> Terms:

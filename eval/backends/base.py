@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from eval.protocols import Mode, Style
 from eval.samples import Reply
@@ -32,12 +32,14 @@ class Backend(Protocol):
     """Writes responses.
 
     Attributes:
-      fingerprint: identifies what writes: weights, code and numbers, as far as they are known.
+      identity: what writes: weights, code and numbers, as far as they are known; as JSON.
+      fingerprint: a digest of ``identity``, which every sample bears.
       template: identifies the chat template; None if it is not known.
       labels: what its results must be marked with, such as a setting that it ignores.
       generated_tokens: how many it has written so far, finished or not; may be read by another thread.
     """
 
+    identity: dict[str, Any]
     fingerprint: str
     template: str | None
     labels: tuple[str, ...]

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from typing import Any
 
 import jax
 
@@ -52,7 +53,7 @@ class EngineBackend:
 
     def __init__(self, engine: Engine, source: ModelSource | None = None):
         self.engine, self._tokenizer = engine, engine.tokenizer
-        parts = {
+        self.identity: dict[str, Any] = {
             "package": version("qwen35_jax"),
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
@@ -60,7 +61,7 @@ class EngineBackend:
             "dtype": None if source is None else [source.dtype, source.param_dtype],
             "sizes": asdict(engine.sizes),
         }
-        self.fingerprint = _digest(json.dumps(parts, sort_keys=True, default=str))
+        self.fingerprint = _digest(json.dumps(self.identity, sort_keys=True))
         self.template = template_of(engine.tokenizer)
         self._close = engine.tokenizer.token_id(CLOSE)
 

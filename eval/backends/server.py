@@ -64,8 +64,9 @@ class ServerBackend:
         self._model = str(model["id"])
         self._is_ours = model.get("owned_by") == _OUR_NAME
         _check_is_ours_if_needed(config, ours=self._is_ours)
-        identity = {name: model.get(name) for name in ("id", "root", "owned_by", "max_model_len")}
-        self.fingerprint = _digest({"server": self._client.url, **identity})
+        told = {name: model.get(name) for name in ("id", "root", "owned_by", "max_model_len")}
+        self.identity: dict[str, Any] = {"server": self._client.url, **told}
+        self.fingerprint = _digest(self.identity)
 
         def ask(text: str, fields: Mapping[str, Any]) -> Answer:
             asked = {"prompt": text} if config.style == "text" else {"messages": [{"role": "user", "content": text}]}

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval.tasks.base import Task
@@ -35,8 +35,8 @@ def get_task(name: str) -> Task:
     return importlib.import_module(f"eval.tasks.{name}").TASK
 
 
-def file_digests(names: Iterable[str]) -> dict[str, str]:
-    """Returns the SHA-256 of those tasks that are files of the user's, by their path."""
+def digests_of_files(names: Sequence[str]) -> dict[str, str]:
+    """Returns the SHA-256 of each task that is a Python file of the user's: its prompts and scores follow from it."""
     return {name: file_digest(Path(name)) for name in names if name.endswith(".py")}
 
 

@@ -34,7 +34,7 @@ class Verdict:
       parsed: whether an answer was found in the response.
 
     Raises:
-      ValueError: a metric has no value, or one that is not a finite number.
+      ValueError: a metric is no list, or has no value, or one that is not a finite number.
     """
 
     correct: bool
@@ -44,6 +44,8 @@ class Verdict:
 
     def __post_init__(self):
         for name, values in self.metrics.items():
+            if not isinstance(values, list | tuple):
+                raise ValueError(f"metric {name!r} is {values!r}; give a list of numbers, such as [1].")
             if not values or not all(map(math.isfinite, values)):
                 raise ValueError(f"metric {name!r} has the values {values}; give one finite number or more.")
 
@@ -157,9 +159,12 @@ class Task:
         if shots and self.shots_split is not None:
             try:
                 examples = read_split(self.name, self.data, data_dir, self.shots_split)[1]
-            except ValueError:
+            except ValueError as err:
                 if asked:
-                    raise
+                    raise ValueError(
+                        f"the prompts of {self.name} show {shots} solved examples, which the split {self.shots_split} "
+                        f"holds: {err}"
+                    ) from err
         documents: list[Document] = []
         places: dict[str, str] = {}
         for row in rows:

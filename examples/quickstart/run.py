@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = {"scores": scores, "stages": [dataclasses.asdict(stage) for stage in stages]}
     (work / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"\n{table(scores, stages)}")
-    print(f"\nA random digit is right in {1 / task.NUM_DIGITS:.3f}: a model this small needs its reasoning. See it:")
+    print(f"\nA guessed digit is right with probability {1 / task.NUM_DIGITS}. See the tuned model reason:")
     question = task.make_problems(1, seed=2)[0].question
     command = [
         *(sys.executable, "-m", "qwen35_jax.cli", "generate", "--model", work / "merged"),

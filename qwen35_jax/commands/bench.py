@@ -12,6 +12,7 @@ from qwen35_jax.commands.options import (
     add_model_options,
     add_sampling_options,
     add_slots_option,
+    check_new_file,
     engine_of,
     local_path,
     sampling_of,
@@ -51,6 +52,8 @@ def run_bench(args: argparse.Namespace) -> None:
     for name in ("requests", "prompt_tokens", "new_tokens"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name}={getattr(args, name)}; give at least 1.")
+    if args.json is not None:
+        check_new_file(args.json)
     # Random prompts say nothing, so that an end token would only make the figures depend on chance.
     args.ignore_end = args.input is None
     sampling = sampling_of(args)

@@ -41,6 +41,8 @@ def run_chat(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(source_of(args))
     sampling = sampling_of(args, SamplingParams() if args.temperature == 0 else _advice(args, tokenizer))
     engine = engine_of(args, tokenizer, slots=1)
+    # What is wrong for every turn is told before the first one.
+    engine.check([[tokenizer.pad_token_id]], max_new_tokens=args.max_new_tokens, sampling=sampling)
     interactive = sys.stdin.isatty()
     if interactive:
         print(HELP)

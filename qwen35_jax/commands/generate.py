@@ -61,6 +61,8 @@ def run_generate(args: argparse.Namespace) -> None:
         raise ValueError("give prompts as arguments or a file with --input, one of the two.")
     if args.input and args.system is not None:
         raise ValueError("--system goes with prompts given as arguments; in a file it is the first message of a row.")
+    if args.logprobs is not None and args.output is None:
+        raise ValueError("--logprobs are written to a file; give --output FILE.jsonl too.")
     if args.samples < 1:
         raise ValueError(f"samples={args.samples}; give at least 1.")
     how = {"sampling": sampling, "max_new_tokens": args.max_new_tokens, "seed": args.seed, "samples": args.samples}
@@ -78,6 +80,7 @@ def run_generate(args: argparse.Namespace) -> None:
             print(f"{len(rows)} of {len(requests) * args.samples} rows are there already.", file=sys.stderr)
         generate_rows(engine, requests, rows.add, done=rows, **how)
         rows.finish()
+    print(f"wrote {args.output}; rows: {len(requests) * args.samples:,}")
 
 
 def _prepare(args: argparse.Namespace, sampling: SamplingParams) -> tuple[Engine, list[Request]]:

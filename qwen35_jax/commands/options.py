@@ -34,6 +34,14 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
+def check_new_file(path: Path) -> None:
+    """Raises ``ValueError``, before the work that fills it, for a file that exists or has no folder to be in."""
+    if path.exists():
+        raise ValueError(f"{path} exists; name a new file or remove it.")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path.absolute().parent} is not a folder; make it, or name another file.")
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds what ``source_of`` and ``mesh_of`` read."""
     parser.add_argument("--model", required=True, metavar="DIR", help=MODEL_HELP)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from qwen35_jax.commands.options import local_path
+from qwen35_jax.commands.options import check_new_file, local_path
 from qwen35_jax.planning.decode import DEFAULT_SLOTS, Workload, plan_decode
 from qwen35_jax.planning.decode_report import to_text
 from qwen35_jax.planning.published import find_config
@@ -37,10 +37,10 @@ def run_plan(args: argparse.Namespace) -> None:
     """Compiles and prints.
 
     Raises:
-      ValueError: see ``plan_decode``; or the file exists.
+      ValueError: see ``plan_decode``; or the file exists, or its folder does not.
     """
-    if args.json is not None and args.json.exists():
-        raise ValueError(f"json={str(args.json)!r} exists; name a new file or remove it.")
+    if args.json is not None:
+        check_new_file(args.json)
     config = PRESETS[args.preset] if args.model is None else find_config(args.model, "model")
     workload = Workload(args.length, args.slots, args.speculative_tokens, args.draft_vocabulary)
     mesh = {axis: getattr(args, f"mesh.{axis}") for axis in GENERATION_AXES}

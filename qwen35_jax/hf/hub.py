@@ -54,13 +54,15 @@ def find_folder(path: str | Path) -> Path:
     Raises:
       FileNotFoundError: there is no such folder, and no such repository can be reached.
       BucketError: the bucket cannot be read.
-      ValueError: it is an address of another kind.
+      ValueError: it is an address of another kind, or the directory of a run.
     """
     gcs.check_scheme(path)
     if gcs.is_address(path):
         return _folder_of_bucket(str(path).rstrip("/"))
     folder = Path(path)
     if folder.is_dir():
+        if (folder / "checkpoints").is_dir() and (folder / "metrics.jsonl").is_file():
+            raise ValueError(f"{path} is the --workdir of a run; give what it exported, {folder / 'export'}.")
         return folder
     name, _, revision = str(path).partition("@")
     try:

@@ -1,18 +1,23 @@
 """A conversation line by line: each line of input is a user turn, and its answer appears as it is generated."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.requests import Completion, seed_of
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.wording import as_typed
 
 # A type checker calls ``sys.stdout`` a ``TextIO``; when the program runs, it is a ``TextIOBase``.
 Output = TextIO | io.TextIOBase
 
-HELP = "/reset starts a new conversation, /quit or the end of the input leaves."
+HELP = (
+    "/reset starts a new conversation, /quit or the end of the input leaves. A line that ends with \\ continues on "
+    "the next line."
+)
 
+_OPTIONS = {"max_new_tokens": "--max-new-tokens", "cache_tokens": "--cache-tokens"}
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _NOTES = {
     "length": "(cut off; raise --max-new-tokens for longer answers)\n\n",
@@ -32,13 +37,14 @@ def chat(
     seed: int = 0,
     color: bool = False,
 ) -> None:
-    """Answers every line of ``lines`` in one conversation, until ``/quit`` or their end.
+    """Answers every turn of ``lines`` in one conversation, until ``/quit`` or their end.
 
     The whole conversation is rendered anew for each turn: the template drops the reasoning of
     earlier turns, so what the model reads is not what it has just written.
 
     Args:
-      lines: user turns, or the commands ``/reset`` and ``/quit``; empty lines are skipped.
+      lines: user turns, or the commands ``/reset`` and ``/quit``; empty lines are skipped. A line that ends with a
+        backslash continues on the next line. Another word after a slash, alone on its line, gets the help.
       out: gets the text as it is decoded; reasoning is introduced by ``thinking:`` and what
         follows it by ``answer:``.
       color: dim the reasoning with ANSI codes.
@@ -48,12 +54,13 @@ def chat(
     """
     first = [] if system is None else [{"role": "system", "content": system}]
     messages = list(first)
-    for turn, line in enumerate(lines):
-        text = line.strip()
+    for turn, text in enumerate(_turns(lines)):
         if text == "/quit":
             return
         if text == "/reset":
             messages = list(first)
+        elif text.startswith("/") and text[1:].isalpha():
+            print(HELP, file=out, flush=True)
         elif text:
             question = {"role": "user", "content": text}
             try:
@@ -62,9 +69,23 @@ def chat(
                     prompt, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed_of(seed, turn), stream=True
                 )
             except ValueError as err:
-                print(f"error: {err}", file=out, flush=True)
+                print(f"error: {as_typed(str(err), _OPTIONS)}", file=out, flush=True)
                 continue
             messages += [question, _message(_write_answer(engine, request, out, color=color))]
+
+
+def _turns(lines: Iterable[str]) -> Iterator[str]:
+    """Joins the lines that belong together."""
+    begun: list[str] = []
+    for line in lines:
+        begun.append(line.rstrip())
+        if begun[-1].endswith("\\"):
+            begun[-1] = begun[-1][:-1]
+        else:
+            yield "\n".join(begun).strip()
+            begun = []
+    if begun:
+        yield "\n".join(begun).strip()
 
 
 def _write_answer(engine: Engine, request: int, out: Output, *, color: bool) -> Completion:

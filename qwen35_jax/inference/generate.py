@@ -43,7 +43,7 @@ def read_requests(path: str | Path, tokenizer: Tokenizer, *, enable_thinking: bo
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = _json_of(line)
                 token_ids = _prompt_of_row(row, tokenizer, enable_thinking)
                 str(row.get("id")).encode()  # half of a surrogate pair could not be written
             except ValueError as err:
@@ -54,15 +54,30 @@ def read_requests(path: str | Path, tokenizer: Tokenizer, *, enable_thinking: bo
     return requests
 
 
+def _json_of(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as err:
+        raise ValueError(f"not JSON: {err.msg} at character {err.pos + 1}.") from err
+
+
 def _prompt_of_row(row: Any, tokenizer: Tokenizer, enable_thinking: bool | None) -> list[int]:
+    if isinstance(row, Mapping) and {"text", "messages"} <= row.keys():
+        raise ValueError('the row has "text" and "messages"; give one of the two.')
     if isinstance(row, Mapping) and isinstance(row.get("text"), str):
         return tokenizer.encode(row["text"])
     messages = row.get("messages") if isinstance(row, Mapping) else None
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise ValueError('expected an object with "messages": a list of {"role", "content"} objects (or "text").')
+    for number, message in enumerate(messages):
+        if message.get("content") is None and message.get("role") != "assistant":
+            raise ValueError(f"message {number} has no content; only a turn of the assistant may be without it.")
+    tools = row.get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise ValueError('"tools" is no list of objects; give one object for each tool.')
     if messages and messages[-1].get("role") == "assistant":
         raise ValueError("the conversation ends with the assistant's turn; end it with the one to be answered.")
-    return tokenizer.encode_chat(messages, tools=row.get("tools"), enable_thinking=enable_thinking)
+    return tokenizer.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
 
 
 def generate_rows(

@@ -101,11 +101,11 @@ class SamplingParams:
         if len(self.stop_token_ids) > MAX_STOP_TOKENS:
             raise ValueError(f"stop_token_ids names {len(self.stop_token_ids)} tokens; name at most {MAX_STOP_TOKENS}.")
         if self.thinking_budget is not None and self.thinking_budget < 0:
-            raise ValueError(f"thinking_budget={self.thinking_budget}; give a number of tokens from 0, or None.")
+            raise ValueError(f"thinking_budget={self.thinking_budget}; give a number of tokens from 0 on.")
         if self.budget_close not in ("hard", "sentence"):
             raise ValueError(f"budget_close={self.budget_close!r}; give hard or sentence.")
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise ValueError(f"logprobs={self.logprobs}; give a number of tokens from 0 to {MAX_LOGPROBS}, or None.")
+            raise ValueError(f"logprobs={self.logprobs}; give a number of tokens from 0 to {MAX_LOGPROBS}.")
 
     @property
     def greedy(self) -> bool:

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 
 def count_positions(
@@ -25,6 +25,6 @@ def count_positions(
     return positions + jnp.where(continues, next_position[:, None], 0)
 
 
-def shift_left(x: Int[Array, "B T"], steps: int) -> Int[Array, "B T"]:
-    """Moves token ``i + steps`` to position ``i``; the last ``steps`` positions become 0."""
-    return jnp.pad(x[:, steps:], ((0, 0), (0, min(steps, x.shape[1]))))
+def shift_left(x: Shaped[Array, "B T *rest"], steps: int) -> Shaped[Array, "B T *rest"]:
+    """Moves what is at token ``i + steps`` to position ``i``; the last ``steps`` positions become 0."""
+    return jnp.pad(x[:, steps:], ((0, 0), (0, min(steps, x.shape[1])), *((0, 0),) * (x.ndim - 2)))

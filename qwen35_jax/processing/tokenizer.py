@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 
 from qwen35_jax.processing.chat_template import ChatTemplate
+from qwen35_jax.wording import type_of
 
 END_OF_TURN = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
@@ -56,6 +57,11 @@ class Tokenizer:
         folder = Path(path)
         tokenizer_file = folder / "tokenizer.json"
         if not tokenizer_file.is_file():
+            if (folder / "checkpoints").is_dir():
+                raise ValueError(
+                    f"{folder} is the --workdir of a training run and no Hugging Face folder; make one of it by "
+                    f"`qwen35 export {folder} --out DIR --merged`."
+                )
             raise ValueError(
                 f"{folder} holds no tokenizer.json; give the folder of a Hugging Face checkpoint, which has "
                 f"{', '.join(TOKENIZER_FILES)}."
@@ -199,7 +205,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as err:
         raise ValueError(f"{path} is not valid JSON: {err}") from err
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object.")
+        raise ValueError(f"{path} holds {type_of(content)}, not a JSON object.")
     return content
 
 

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from qwen35_jax.processing.thinking import opens_thinking
 from qwen35_jax.processing.tool_calls import ToolCall, ToolCallStream
 from qwen35_jax.serving.answers import ChatAnswer, Part, chat_logprobs
-from qwen35_jax.serving.errors import RequestError
+from qwen35_jax.serving.errors import RequestError, refusal_of
 from qwen35_jax.serving.service import Service, finish_reason, usage
 from qwen35_jax.serving.streams import EventStream
 from qwen35_jax.serving.types import ChatRequest, ResponseFormat, read_request
@@ -50,6 +50,12 @@ def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, list[Submissio
     service.check_model(asked.model)
     if asked.top_logprobs is not None and not asked.logprobs:
         raise RequestError("top_logprobs goes with logprobs=true.", param="top_logprobs")
+    limits = (asked.max_tokens, asked.max_completion_tokens)
+    if None not in limits and len(set(limits)) > 1:
+        raise RequestError(
+            f"max_tokens is {limits[0]} and max_completion_tokens {limits[1]}, and both mean the same; give one.",
+            param="max_completion_tokens",
+        )
     tokenizer = service.vocabulary.tokenizer
     try:
         _calls(service, asked)
@@ -61,17 +67,18 @@ def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, list[Submissio
         mode = "thinking" if opens_thinking(tokenizer, prompt) else "non_thinking"
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         sampling = asked.sampling(service.defaults[mode], logprobs=logprobs)
-        limit = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
+        limit_field = "max_completion_tokens" if asked.max_tokens is None else "max_tokens"
         submissions = service.submissions(
             [prompt],
             [sampling],
             num_choices=asked.n,
-            max_new_tokens=limit,
+            max_new_tokens=getattr(asked, limit_field),
+            limit_field=limit_field,
             seed=asked.seed,
             schema=_schema(asked.response_format),
         )
     except ValueError as err:
-        raise RequestError(str(err)) from err
+        raise refusal_of(err) from err
     return asked, submissions
 
 

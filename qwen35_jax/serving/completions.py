@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from qwen35_jax.presets import CardSampling
 from qwen35_jax.serving.answers import TextAnswer, text_logprobs
-from qwen35_jax.serving.errors import RequestError
+from qwen35_jax.serving.errors import refusal_of
 from qwen35_jax.serving.service import Service, finish_reason, usage
 from qwen35_jax.serving.streams import EventStream
 from qwen35_jax.serving.types import CompletionRequest, read_request
@@ -57,7 +57,7 @@ def _prepare(service: Service, body: bytes) -> tuple[CompletionRequest, list[Sub
             prompts, [sampling] * len(prompts), num_choices=asked.n, max_new_tokens=limit, seed=asked.seed
         )
     except ValueError as err:
-        raise RequestError(str(err)) from err
+        raise refusal_of(err) from err
     return asked, submissions
 
 

@@ -1,7 +1,11 @@
 """What goes wrong with a request, and how OpenAI's protocol says it."""
 
+import dataclasses
 from typing import Any
 
+from qwen35_jax.inference.sampling import SamplingParams
+
+_SETTINGS = {field.name for field in dataclasses.fields(SamplingParams)}
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -19,6 +23,13 @@ class RequestError(Exception):
         self.status = status
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         self.body = error_body(message, status, param)
+
+
+def refusal_of(err: ValueError) -> RequestError:
+    """Returns the refusal for wrong input. A message about a setting begins with its name, which is then ``param``."""
+    message = str(err)
+    name = message.partition("=")[0].partition(" ")[0]
+    return RequestError(message, param=name if name in _SETTINGS else None)
 
 
 def error_body(message: str, status: int, param: str | None = None) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class _Server(uvicorn.Server):
 def bind(host: str, port: int) -> socket.socket:
     """Takes a port before the model is loaded, which takes long. Port 0 takes any free one.
 
+    From then on clients can connect; they wait for their answer until the application runs.
+
     Raises:
       ValueError: the port is taken, or the host is not one of this machine.
     """
@@ -34,9 +36,11 @@ def bind(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        sock.listen()  # until somebody listens, Linux lets a second process bind the same port
     except (OSError, OverflowError) as err:
         sock.close()
-        raise ValueError(f"cannot listen on {host}, port {port}: {err}; choose another --port or --host.") from err
+        reason = getattr(err, "strerror", None) or str(err).rstrip(".")
+        raise ValueError(f"cannot listen on {host}, port {port}: {reason}; choose another --port or --host.") from err
     return sock
 
 

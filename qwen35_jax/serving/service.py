@@ -41,8 +41,11 @@ class Service:
         if name != self.name:
             raise RequestError(f"no model {name!r} here; this server has {self.name!r}.", status=404, param="model")
 
-    def new_tokens(self, prompt: Sequence[int], asked: int | None) -> int:
+    def new_tokens(self, prompt: Sequence[int], asked: int | None, *, field: str = "max_tokens") -> int:
         """Returns how many tokens may be written after a prompt, by default as many as there is room for.
+
+        Args:
+          field: by which name the client asked for so many.
 
         Raises:
           RequestError: there is no room for them.
@@ -57,7 +60,7 @@ class Service:
             raise RequestError(
                 f"the prompt has {length} tokens and {asked} may be written, but this server holds {limit} a request, "
                 f"prompt and answer together; ask for at most {limit - length}.",
-                param="max_tokens",
+                param=field,
             )
         return limit - length if asked is None else asked
 
@@ -68,6 +71,7 @@ class Service:
         *,
         num_choices: int,
         max_new_tokens: int | None,
+        limit_field: str = "max_tokens",
         seed: int | None,
         schema: dict[str, Any] | None = None,
     ) -> list[Submission]:
@@ -84,7 +88,7 @@ class Service:
         matcher = None if schema is None else self.vocabulary.compile(schema)
         found: list[Submission] = []
         for prompt, settings in zip(prompts, sampling, strict=True):
-            limit = self.new_tokens(prompt, max_new_tokens)
+            limit = self.new_tokens(prompt, max_new_tokens, field=limit_field)
             for _ in range(num_choices):
                 grammar = None if matcher is None else JsonGrammar(self.vocabulary, matcher, prompt)
                 found.append(Submission(prompt, settings, limit, seed_of(seed, len(found)), grammar))

@@ -8,9 +8,9 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from qwen35_jax.inference.sampling import BudgetClose, SamplingParams
+from qwen35_jax.inference.sampling import MAX_LOGPROBS, BudgetClose, SamplingParams
 from qwen35_jax.presets import CardSampling
 from qwen35_jax.serving.errors import RequestError
 from qwen35_jax.wording import did_you_mean
@@ -78,6 +78,12 @@ class Message(_Checked):
     annotations: Absent
     audio: Absent
     function_call: Absent
+
+    @model_validator(mode="after")
+    def _has_content(self) -> "Message":
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a message of the role {self.role} needs content")
+        return self
 
     def for_template(self) -> dict[str, Any]:
         """Returns the message as the chat template takes it: one text, and arguments as values."""
@@ -214,7 +220,7 @@ class ChatRequest(_Generation):
     parallel_tool_calls: Literal[True] | None = None
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     chat_template_kwargs: TemplateOptions = TemplateOptions()
 
     @field_validator("messages")
@@ -234,7 +240,7 @@ class CompletionRequest(_Generation):
     """The body of ``/v1/completions``: one prompt or several, as text or as tokens."""
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
-    logprobs: int | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     @field_validator("prompt")
     @classmethod

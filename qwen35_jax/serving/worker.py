@@ -15,7 +15,7 @@ from typing import TypeVar
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.requests import Event, Grammar
 from qwen35_jax.inference.sampling import SamplingParams
-from qwen35_jax.serving.errors import RequestError
+from qwen35_jax.serving.errors import RequestError, refusal_of
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ class EngineWorker:
             await self.call(lambda: self._begin(job))
             accepted = True
         except ValueError as err:
-            raise RequestError(str(err)) from err
+            raise refusal_of(err) from err
         finally:
             if not accepted:
                 job.close()

@@ -64,6 +64,17 @@ def test_a_changed_file_needs_another_directory(tmp_path, data):
         run(config, FakeEngine({}))
 
 
+@pytest.mark.parametrize(("returned", "kind"), [("found == value", "a bool"), ("1", "an int"), ("None", "a NoneType")])
+def test_a_score_that_is_no_verdict_ends_in_one_clear_line(tmp_path, data, capsys, returned, kind):
+    own = tmp_path / "own.py"
+    own.write_text(FILE.read_text().replace("found = final_number(response)", "found = 1\n        return " + returned))
+    stored = write_rows(tmp_path / "r.jsonl", [{"id": 1, "response": "88"}])
+    with pytest.raises(SystemExit):
+        score(["--task", str(own), "--responses", str(stored), "--data-dir", data])
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"the score of document 1 returned {kind}; return a Verdict of eval.tasks.base" in line
+
+
 def test_two_files_of_one_name_are_refused(tmp_path, data):
     copy = tmp_path / "copy.py"
     copy.write_text(FILE.read_text())

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import types
 
+import jax
 import pytest
 
 from eval import run as run_module
 from eval.config import EvalConfig
 from eval.run import main, run, seed_of_sample
+from eval.summary import table
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.config import MTPConfig
 from qwen35_jax.hf.source import ModelSource
@@ -68,6 +70,16 @@ def test_a_run_writes_what_the_contract_names(config, tmp_path):
     assert (rows[1]["prediction"], rows[2]["finish_reason"], rows[3]["prediction"]) == ("5", "length", None)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "accuracy" in page and "40.00" in page and "The answer is 5" in page
+
+
+def test_results_say_which_documents_were_asked_and_what_wrote_the_samples(config):
+    results = run(dataclasses.replace(config, limit=3), FakeEngine(ANSWERS))
+    [engine] = {sample["engine"] for sample in samples(config)}
+    assert results["limit"] == 3
+    assert list(results["engines"]) == [engine] and results["engines"][engine]["jax"] == jax.__version__
+    assert "qa: 3 samples of 3 documents, the first 3 of the data;" in table(results)
+    # A run that finds all samples writes none, and keeps the description.
+    assert run(dataclasses.replace(config, limit=3), FakeEngine({}))["engines"] == results["engines"]
 
 
 def test_thinking_is_kept_apart_from_what_is_scored(config):

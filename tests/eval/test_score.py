@@ -54,10 +54,23 @@ def test_responses_are_scored_in_the_order_of_the_documents(command, capsys):
     assert len((out / "samples" / "gsm8k.jsonl").read_text().splitlines()) == 4
 
 
-def test_documents_without_response_are_left_out_and_counted(command, caplog):
+def test_a_sample_keeps_what_wrote_it(command):
+    marks = {"engine": "e1", "template": "t1"}
+    samples = scored(command([ROWS[0] | marks, ROWS[1]]))
+    assert [{name: each[name] for name in marks} for each in samples] == [dict.fromkeys(marks), marks]
+
+
+def test_a_page_does_not_say_how_many_were_cut_where_nobody_recorded_it(command):
+    page = (command(ROWS[:2]) / "report.html").read_text()
+    assert "Of 2 it is not recorded whether they were cut off." in page
+    assert not any(told in page for told in ("cut off (truncated or loop)", "cut = wrong", "finished only"))
+
+
+def test_documents_without_response_are_left_out_and_counted(command, caplog, capsys):
     results = json.loads((command(ROWS[:2]) / "results.json").read_text())
     assert (results["tasks"]["gsm8k"]["n"], results["tasks"]["gsm8k"]["missing"]) == (2, 2)
     assert "2 of 4 documents have no response" in caplog.text
+    assert "gsm8k: 2 samples of 2 documents, 2 left out without a response; ok 2" in capsys.readouterr().out
 
 
 def scored(out, task="gsm8k"):
@@ -158,14 +171,14 @@ def test_ifeval(verifiers, tmp_path, command):
 @pytest.mark.parametrize(
     ("rows", "flags", "message"),
     [
-        ([{"id": 9, "response": "x"}], [], "1 ids are not in"),
+        ([{"id": 9, "response": "x"}], [], "has ids that are not in"),
         ([ROWS[0], ROWS[0]], [], "responses.jsonl:2: id 2 has a response at"),
-        ([{"response": "x"}], [], "responses.jsonl:1: no field 'id'"),
+        ([{"response": "x"}], [], "responses.jsonl:1: no field 'id'; the row has ['response'], and a row"),
         ([{"id": 1}], [], "responses.jsonl:1: no field 'response'"),
         ([{"id": 1, "response": None}], [], "response=None is a NoneType, expected str"),
         ([{"id": 1.5, "response": "x"}], [], "id=1.5 is a float, expected int or str"),
         ([{"id": 1, "response": "x", "finish_reason": "eos"}], [], "finish_reason='eos'; it is one of stop, length"),
-        ([{"id": 1, "response": "x", "thinking": 3}], [], "thinking=3 is a int, expected str or NoneType"),
+        ([{"id": 1, "response": "x", "thinking": 3}], [], "thinking=3 is an int, expected str or NoneType"),
         ([{"id": 1, "response": "x", "repeat": "a"}], [], "repeat='a' is a str, expected int"),
         ([], [], "holds no rows"),
         (ROWS, ["--protocol", "mine"], "mine"),

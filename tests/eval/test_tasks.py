@@ -128,7 +128,7 @@ def test_no_data_file_can_be_chosen(tmp_path, files, message):
         ('{"question": "a", "answer": "b"}\n\n{"question": \n', r"test\.jsonl:3: not valid JSON"),
         ("[1]\n", r"test\.jsonl:1: a list, expected a JSON object"),
         ('{"question": "a"}\n', r"test\.jsonl:1: no field 'answer'; the row has \['question'\]"),
-        ('{"question": "a", "answer": 4}\n', r"test\.jsonl:1: answer=4 is a int, expected str"),
+        ('{"question": "a", "answer": 4}\n', r"test\.jsonl:1: answer=4 is an int, expected str"),
         ('{"question": "a", "answer": " . "}\n', r"test\.jsonl:1: answer=' \. ' is empty"),
         ('{"question": "a", "answer": "b", "id": true}\n', r"test\.jsonl:1: id=True is a bool, expected int or str"),
         (
@@ -207,6 +207,11 @@ def test_qa_compares_numbers_where_the_answer_is_one(tmp_path, answer, response,
 def test_a_metric_is_one_finite_number_or_more(values):
     with pytest.raises(ValueError, match="metric 'length' has the values"):
         Verdict(True, {"length": values})
+
+
+def test_a_metric_that_is_no_list_is_refused():
+    with pytest.raises(ValueError, match=r"metric 'accuracy' is True; give a list of numbers, such as \[1\]"):
+        Verdict(True, {"accuracy": True})
 
 
 @pytest.mark.parametrize("name", TASKS)

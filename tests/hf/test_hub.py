@@ -19,6 +19,10 @@ def failing(error):
 def test_a_local_folder_goes_before_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", failing(AssertionError("asked the hub")))
     assert find_folder(tmp_path) == tmp_path
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match=f"is the --workdir of a run; give what it exported, {tmp_path}/export"):
+        find_folder(tmp_path)
 
 
 def test_a_repository_is_downloaded_without_other_formats_of_weights(tmp_path, monkeypatch):

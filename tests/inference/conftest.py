@@ -27,11 +27,11 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 def make_model():
     """Makes, on a mesh, a float32 model of two periods, each of one DeltaNet and one attention layer.
 
+    Other sizes may be named.
     The short period halves the time to compile. Matrices have a gain of about 1: with the initial ones every layer is
     nearly the identity, and greedy text repeats its last token.
     """
-    text = dataclasses.replace(PRESETS["tiny"].text, num_hidden_layers=4, layer_types=(LINEAR, FULL) * 2)
-    config = dataclasses.replace(PRESETS["tiny"], text=text)
+    usual = {"num_hidden_layers": 4, "layer_types": (LINEAR, FULL) * 2}
 
     def value(path: tuple, param: nnx.Variable, rng: np.random.Generator) -> np.ndarray:
         normal = rng.standard_normal(param.shape, np.float32)
@@ -41,7 +41,9 @@ def make_model():
             return 0.2 * normal + (path[-3:-1] == ("linear_attn", "norm"))
         return normal * {"embed_tokens": 0.1, "conv1d": 0.4}.get(path[-2], param.shape[-2] ** -0.5)
 
-    def make(mesh: jax.sharding.Mesh) -> Qwen35:
+    def make(mesh: jax.sharding.Mesh, *, tied: bool = True, **sizes) -> Qwen35:
+        text = dataclasses.replace(PRESETS["tiny"].text, **usual | sizes)
+        config = dataclasses.replace(PRESETS["tiny"], text=text, tie_word_embeddings=tied)
         rng = np.random.default_rng(0)
         with jax.set_mesh(mesh):
             graphdef, state = nnx.split(nnx.eval_shape(lambda: Qwen35(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))

@@ -5,7 +5,7 @@ import io
 import jax
 import pytest
 
-from qwen35_jax.inference.chat import chat
+from qwen35_jax.inference.chat import HELP, chat
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.sampling import SamplingParams
 from tests.inference.scripted import END, ScriptedEngine
@@ -57,6 +57,17 @@ def test_reset_starts_anew_and_quit_ends(tokenizer):
     talk(engine, "first", "/reset", "second", "/quit", "never asked")
     assert len(engine.prompts) == 2
     assert "first" not in engine.prompts[1]
+
+
+def test_a_line_that_ends_with_a_backslash_goes_on(tokenizer):
+    engine = engine_saying(tokenizer, "6", "8")
+    talk(engine, "add\\", "2 \\", "4", "and 8?\\")
+    assert "user\nadd\n2 \n4<|im_end|>" in engine.prompts[0] and "user\nand 8?<|im_end|>" in engine.prompts[1]
+
+
+def test_a_command_that_is_not_known_gets_the_help_and_no_answer(tokenizer):
+    engine = engine_saying(tokenizer, "a path")
+    assert talk(engine, "/help", "/etc/hosts is") == f"{HELP}\na path\n\n"
 
 
 def test_a_turn_that_cannot_be_answered_is_left_out(tokenizer):

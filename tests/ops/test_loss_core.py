@@ -20,7 +20,8 @@ def forward_kl(logits, inputs, shard, frozen_logits):
     log_p = frozen_logits - shard.logsumexp(frozen_logits)[..., None]
     log_q = logits - shard.logsumexp(logits)[..., None]
     divergence = shard.sum(jnp.exp(log_p) * (log_p - log_q))
-    return jnp.sum(weights * divergence), weights[..., None] * (jnp.exp(log_q) - jnp.exp(log_p))
+    extras = {"tokens": jnp.sum(weights), "entropy": -jnp.sum(weights * shard.sum(jnp.exp(log_q) * log_q))}
+    return jnp.sum(weights * divergence), weights[..., None] * (jnp.exp(log_q) - jnp.exp(log_p)), extras
 
 
 def sparse_cross_entropy(logits, inputs, shard, frozen_logits):
@@ -30,7 +31,7 @@ def sparse_cross_entropy(logits, inputs, shard, frozen_logits):
     target = jnp.sum(probabilities[..., None] * (token_ids[..., None] == entries), axis=-2)
     log_q = logits - shard.logsumexp(logits)[..., None]
     total = jnp.sum(probabilities, axis=-1, keepdims=True)
-    return -jnp.sum(shard.sum(target * log_q)), total * jnp.exp(log_q) - target
+    return -jnp.sum(shard.sum(target * log_q)), total * jnp.exp(log_q) - target, {}
 
 
 def make_inputs(T, dtype=np.float32):
@@ -76,7 +77,7 @@ def exact_sparse_cross_entropy(hidden, head, inputs):
 
 def value_and_gradients(token_loss, hidden, head, inputs, frozen=None, *, chunk_tokens):
     def loss(hidden, head, inputs, frozen):
-        return sum_over_chunks(token_loss, hidden, head, inputs, chunk_tokens=chunk_tokens, frozen=frozen)
+        return sum_over_chunks(token_loss, hidden, head, inputs, chunk_tokens=chunk_tokens, frozen=frozen)[0]
 
     return jax.device_get(jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, head, inputs, frozen))
 
@@ -117,9 +118,24 @@ def test_the_frozen_model_and_the_inputs_get_no_gradient():
     hidden, head, inputs, frozen = jax.tree.map(jnp.asarray, make_inputs(6))
 
     def loss(inputs, frozen):
-        return sum_over_chunks(forward_kl, hidden, head, inputs, chunk_tokens=4, frozen=frozen)
+        return sum_over_chunks(forward_kl, hidden, head, inputs, chunk_tokens=4, frozen=frozen)[0]
 
     for grad in jax.tree.leaves(jax.grad(loss, (0, 1))(inputs, frozen)):
+        assert not np.any(grad)
+
+
+def test_extras_are_summed_over_chunks_and_have_no_gradient():
+    hidden, head, inputs, frozen = jax.tree.map(jnp.asarray, make_inputs(10))
+
+    def extras(hidden, head):
+        return sum_over_chunks(forward_kl, hidden, head, inputs, chunk_tokens=4, frozen=frozen)[1]
+
+    log_q = log_softmax(np.float64(hidden) @ np.float64(head).T)
+    entropy = -np.sum(np.float64(inputs["weights"])[..., None] * np.exp(log_q) * log_q)
+    assert set(extras(hidden, head)) == {"tokens", "entropy"}
+    np.testing.assert_allclose(extras(hidden, head)["tokens"], np.sum(inputs["weights"]), rtol=1e-6)
+    np.testing.assert_allclose(extras(hidden, head)["entropy"], entropy, rtol=1e-6)
+    for grad in jax.grad(lambda *x: extras(*x)["entropy"], (0, 1))(hidden, head):
         assert not np.any(grad)
 
 

@@ -136,6 +136,9 @@ def _folder(path, **files):
 def test_errors_name_the_file(tmp_path, tiny_tokenizer_dir):
     with pytest.raises(ValueError, match=r"holds no tokenizer\.json"):
         Tokenizer.from_pretrained(tmp_path)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match="run is the --workdir of a training run and no Hugging Face folder; make one"):
+        Tokenizer.from_pretrained(tmp_path / "run")
     with pytest.raises(ValueError, match=r"tokenizer\.json is not valid JSON"):
         Tokenizer.from_pretrained(_folder(tmp_path, tokenizer="{"))
     with pytest.raises(ValueError, match="describes no BPE model"):

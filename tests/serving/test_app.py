@@ -180,7 +180,7 @@ def test_a_key_is_asked_for_everywhere_but_at_health(scripted):
         (CHAT, {"json": chat(max_tokens=3000)}, 400, "the prompt has 18 tokens and 3000 may be writt"),
         (CHAT, {"json": chat(max_completion_tokens=0)}, 400, "max_completion_tokens: input should be"),
         (CHAT, {"json": chat(top_logprobs=2)}, 400, "top_logprobs goes with logprobs=true."),
-        (CHAT, {"json": chat(logprobs=True, top_logprobs=21)}, 400, "logprobs=21; give a number of to"),
+        (CHAT, {"json": chat(logprobs=True, top_logprobs=21)}, 400, "top_logprobs: input should be le"),
         (CHAT, {"json": chat(temperature=-1)}, 400, "temperature=-1.0; give 0 (greedy) or a"),
         (CHAT, {"json": chat(model="other")}, 404, "no model 'other' here; this server has 'tiny'."),
         (CHAT, {"json": chat(response_format={"type": "json_schema"})}, 400, "response_format of the "),
@@ -207,6 +207,24 @@ def test_a_wrong_request_ends_in_one_clear_line(scripted, path, settings, status
     assert (reply.status_code, error["code"]) == (status, status)
     assert error["message"].startswith(message) and len(error["message"]) < 300 and "\n" not in error["message"]
     assert not engine.submitted
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (chat(temperature=-1), "temperature"),
+        (chat(top_p=0), "top_p"),
+        (chat(stop=""), "stop"),
+        (chat(max_tokens=5000), "max_tokens"),
+        (chat(max_completion_tokens=5000), "max_completion_tokens"),
+        (chat(max_tokens=7, max_completion_tokens=5), "max_completion_tokens"),
+        (chat("z" * 3000), None),
+    ],
+)
+def test_an_error_names_the_field_that_the_client_sent(scripted, body, param):
+    _, app = scripted(f"x{END}")
+    reply = post(app, body)
+    assert reply.status_code == 400 and reply.json()["error"]["param"] == param
 
 
 def test_deep_nesting_is_refused_or_read_but_breaks_nothing(scripted):

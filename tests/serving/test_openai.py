@@ -166,8 +166,9 @@ def test_errors_are_those_that_the_client_knows(client):
     with pytest.raises(openai.BadRequestError, match="the JSON schema cannot be used"):
         schema = {"type": "object", "properties": {"a": {"type": "wrong"}}}
         create(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}})
-    with pytest.raises(openai.BadRequestError, match="logit_bias names token 5000, but the model knows 0 to 511"):
+    with pytest.raises(openai.BadRequestError, match="logit_bias names token 5000, but the model knows") as raised:
         create(logit_bias={"5000": 1})
+    assert raised.value.param == "logit_bias"
     with pytest.raises(openai.BadRequestError, match="The chat template refuses"):
         create(messages=[{"role": "system", "content": "a"}])
 

@@ -7,6 +7,7 @@ import pytest
 from qwen35_jax.cli import main
 from qwen35_jax.commands import serve as command
 from qwen35_jax.serving.app import make_app
+from qwen35_jax.serving.serve import bind
 from tests.commands import fenced_blocks
 from tests.conftest import REPO
 from tests.serving.conftest import running
@@ -17,11 +18,8 @@ PAGE = (REPO / "docs" / "serving.md").read_text(encoding="utf-8")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            ["--port", "TAKEN"],
-            "cannot listen on 127.0.0.1, port TAKEN: [Errno 98] Address already in use; choo",
-        ),
-        (["--port", "70000"], "cannot listen on 127.0.0.1, port 70000: bind(): port must be 0-65535.; choose another"),
+        (["--port", "TAKEN"], "cannot listen on 127.0.0.1, port TAKEN: Address already in use; choose another --port"),
+        (["--port", "70000"], "cannot listen on 127.0.0.1, port 70000: bind(): port must be 0-65535; choose another"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid, port 8000: "),
         (["--slots", "0"], "--slots 0; give at least 1."),
         (["--grace-seconds", "nan"], "--grace-seconds nan; give at least 0."),
@@ -41,6 +39,11 @@ def test_a_wrong_option_ends_in_one_line_before_the_model_is_loaded(capsys, opti
     assert line.startswith("error: ") and message.replace("TAKEN", port) in line
 
 
+def test_a_port_is_taken_as_soon_as_it_is_bound():
+    with bind("127.0.0.1", 0) as sock, pytest.raises(ValueError, match="Address already in use"):
+        bind("127.0.0.1", sock.getsockname()[1])
+
+
 def test_an_open_address_without_a_key_is_warned_of(capsys, monkeypatch):
     monkeypatch.delenv(command.KEY_VARIABLE, raising=False)
     for host, warned in (("0.0.0.0", True), ("127.0.0.1", False)):
@@ -51,10 +54,10 @@ def test_an_open_address_without_a_key_is_warned_of(capsys, monkeypatch):
 
 def test_the_examples_of_the_page_run(scripted, capsys, monkeypatch):
     client_example, server_example = fenced_blocks(PAGE, "python")
-    engine, _ = scripted("where it began<|im_end|>")
+    engine, _ = scripted("4+8=2\n</think>\n\n7<|im_end|>")
     with running(make_app(engine, "quickstart")) as address:
         exec(client_example.replace("http://127.0.0.1:8000", address), {})
-    assert capsys.readouterr().out == "where it began\n"
+    assert capsys.readouterr().out == "4+8=2\n7\n"
     served = []
     monkeypatch.setattr("qwen35_jax.serving.serve.serve", lambda *given, **settings: served.append((given, settings)))
     monkeypatch.setattr("qwen35_jax.serving.serve.bind", lambda host, port: (host, port))

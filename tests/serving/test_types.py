@@ -88,6 +88,17 @@ WRONG = {
         "tools.0.function.name: string should match pattern",
     ),
     "tool choice": (chat(tool_choice="required"), "tool_choice", "tool_choice: input should be 'auto' or 'none'"),
+    "no content": (
+        chat() | {"messages": [{"role": "user", "contents": "hi"}]}, "messages.0.contents",
+        "unknown field 'messages.0.contents'; leave it out.",
+    ),
+    "content left out": (
+        chat() | {"messages": [{"role": "user"}]}, "messages.0", "messages.0: a message of the role user needs content",
+    ),
+    "too many alternatives": (
+        chat(logprobs=True, top_logprobs=30), "top_logprobs",
+        "top_logprobs: input should be less than or equal to 20 (given: 30).",
+    ),
     "stop": (chat(stop=["a"] * 17), "stop", "stop: 17 texts; give at most 16"),
     "a list": ([], None, "the body: input should be an object (given: [])."),
 }  # fmt: skip

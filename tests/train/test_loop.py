@@ -44,8 +44,17 @@ class Counter:
             raise ValueError("a.jsonl, line 7: bad")
         return {"number": self.at}
 
+    def see(self, state):
+        assert int(state.step) == self.at
+
+    def figures(self):
+        return {"told": -self.at}
+
     def get_state(self):
         return {"identity": {"shards": 1}, "batches": self.at, "shards": {"0": {}}}
+
+    def merge(self, state):
+        return state
 
     @property
     def epoch(self):

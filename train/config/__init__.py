@@ -25,25 +25,33 @@ from train.config.layout import Layout, MeshConfig
 from train.config.optim import OptimConfig
 from train.config.options import CheckpointConfig, EarlyStopConfig, Options, SamplesConfig, parse_steps
 from train.config.recipe import ModelSource, Recipe
-from train.objectives.sft import MtpLossConfig, Supervised
+from train.objectives.distill import Distillation, MtpDistillConfig
+from train.objectives.mtp import MtpLossConfig
+from train.objectives.rollouts import RolloutConfig
+from train.objectives.sft import Supervised
+from train.objectives.teacher import TeacherConfig
 
 __all__ = [
     "CheckpointConfig",
     "DataConfig",
+    "Distillation",
     "EarlyStopConfig",
     "HealthConfig",
     "Layout",
     "LoraConfig",
     "MeshConfig",
     "ModelSource",
+    "MtpDistillConfig",
     "MtpLossConfig",
     "OptimConfig",
     "Options",
     "ProcessConfig",
     "Recipe",
+    "RolloutConfig",
     "SamplesConfig",
     "Source",
     "Supervised",
+    "TeacherConfig",
     "TrainConfig",
 ]
 
@@ -65,6 +73,10 @@ class TrainConfig:
             raise ValueError(f"profile={profile!r} goes beyond the last step; end it by steps={steps}.")
 
         self._check_evaluation()
+        objective = self.recipe.objective
+        if isinstance(objective, Distillation) and objective.rollouts is not None:
+            objective.rollouts.check_data(self.recipe.data)
+            objective.rollouts.check_mesh(self.layout.mesh, self.recipe.data)
 
     def _check_evaluation(self) -> None:
         """Checks that there is something to evaluate where the settings speak of evaluations."""
@@ -79,7 +91,8 @@ class TrainConfig:
         if best_by is None or options.evaluate is not None:
             # What a function returns is known once it was called.
             return
-        terms = self.recipe.objective.make(loss_chunk=self.layout.loss_chunk, remat=self.layout.remat).weights
+        objective = self.recipe.objective
+        terms = objective.make(loss_chunk=self.layout.loss_chunk, remat=self.layout.remat, validates=True).weights
         known = [f"{PREFIX}{term}" for term in terms] if evaluates else []
         if Goal.parse(best_by).metric not in known:
             raise ValueError(

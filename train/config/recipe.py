@@ -17,6 +17,7 @@ from qwen35_jax.targets import ALL_LINEAR, check_words
 from train.config.data import DataConfig
 from train.config.health import HealthConfig
 from train.config.optim import OptimConfig, StorageDtype
+from train.objectives.distill import Distillation
 from train.objectives.sft import Supervised
 
 EVERYTHING = "all"
@@ -43,8 +44,10 @@ class Recipe:
     branch_from: str | None = None
     """``RUN@STEP``: begin with the trained weights of that step of another run, and with its optimizer and its place in
     the data where they fit. Steps count from 1 again."""
-    # A second kind of objective makes this a union; a run file's choice cannot be changed by a flag.
-    objective: Annotated[Supervised, tyro.conf.arg(name="")] = field(default_factory=Supervised)
+    # The run file chooses the kind; flags change its settings.
+    objective: Annotated[Supervised | Distillation, tyro.conf.AvoidSubcommands, tyro.conf.arg(name="")] = field(
+        default_factory=Supervised
+    )
     """What is minimised."""
     health: HealthConfig = field(default_factory=HealthConfig)
     accumulation: int = 1

@@ -8,6 +8,8 @@ the policies apply then. If a bad row stopped a run, the run goes on from its ch
 changes nothing about the rows before.
 """
 
+import copy
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -71,6 +73,12 @@ class Documents:
         """The settings that name the data, for messages."""
         return f"data.path={self.config.path!r}" if self.config.path else "data.sources"
 
+    def in_batches_of(self, sequences: int) -> "Documents":
+        """Returns the same documents, with settings for batches of so many sequences."""
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, sequences_per_batch=sequences)
+        return other
+
     def load(self, positions: Sequence[int]) -> list[Document]:
         """Returns what is at each position.
 
@@ -119,6 +127,12 @@ class Documents:
             "vocabulary": len(self._tokenizer),
             **held_out,
         } | {name: getattr(self.config, name) for name in names}
+
+    @property
+    def origins(self) -> list[str]:
+        """The content and the form of each source, which decide its documents whatever their order."""
+        sources = zip(self.sources, self._readers, strict=True)
+        return [f"{source.fingerprint} {reader.identity}" for source, reader in sources]
 
     def passes_before(self, position: int) -> dict[str, float]:
         """Says how many times each source was read in full before a position."""

@@ -3,17 +3,45 @@
 Letters: B sequences, T tokens of a sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from train.batch import TOKEN_FIELDS, Fields, HostBatch
+from train.data.documents import Documents
 from train.data.masking import Example
 
 Key = tuple[int, int]
 """Which document an example is: its position in the order of the run, and its piece if a text was cut."""
 
 PackedSequence = list[tuple[Key, Example]]
+
+
+@runtime_checkable
+class Signals(Protocol):
+    """Further values for the tokens of documents that are read when a batch is laid out, such as a teacher's."""
+
+    @property
+    def fields(self) -> Fields:
+        """What they add to a batch."""
+        ...
+
+    def check_documents(self, documents: Documents) -> None:
+        """Checks that the values were made for documents of the same sources, whose rows have been checked.
+
+        Raises:
+          ValueError: they were not.
+        """
+        ...
+
+    def signals_of(self, example: Example) -> Mapping[str, np.ndarray]:
+        """Returns the values for a document, tokens along the first axis.
+
+        Raises:
+          ValueError: there are none for it.
+        """
+        ...
 
 
 class Packer:
@@ -73,16 +101,28 @@ def used(sequence: PackedSequence) -> int:
 
 
 def make_batch(
-    sequences: Sequence[PackedSequence], *, sequence_length: int, pad_token_id: int, fields: Fields = TOKEN_FIELDS
+    sequences: Sequence[PackedSequence],
+    *,
+    sequence_length: int,
+    pad_token_id: int,
+    fields: Fields = TOKEN_FIELDS,
+    signals: Signals | None = None,
+    where: Callable[[Key], str] = str,
 ) -> HostBatch:
     """Lays sequences, which may be empty, out as arrays [B, T, ...]; their ends are padding.
 
     ``segment_ids`` count the documents of a sequence from 1. The values of the other fields are those of the examples.
     Padding is the pad token in ``input_ids`` and 0 elsewhere.
 
+    Args:
+      signals: further values, whose fields come on top. They are read document by document, into the batch.
+      where: names the file and the line of a document, for messages.
+
     Raises:
-      ValueError: a field has no value for each token.
+      ValueError: a field has no value for each token, or there are no signals for a document.
     """
+    if signals is not None:
+        fields = {**fields, **signals.fields}
     if other := [name for name, field in fields.items() if not field.is_per_token]:
         raise ValueError(f"documents cannot fill the fields {', '.join(other)}, which have no value for each token.")
     batch = {
@@ -93,9 +133,18 @@ def make_batch(
     }
     for s, sequence in enumerate(sequences):
         start = 0
-        for segment, (_, example) in enumerate(sequence, start=1):
+        for segment, (key, example) in enumerate(sequence, start=1):
             values = example.values() | {"segment_ids": segment}
+            if signals is not None:
+                values |= _read(signals, key, example, where)
             for name, array in batch.items():
                 array[s, start : start + len(example)] = values[name]
             start += len(example)
     return batch
+
+
+def _read(signals: Signals, key: Key, example: Example, where: Callable[[Key], str]) -> Mapping[str, np.ndarray]:
+    try:
+        return signals.signals_of(example)
+    except ValueError as err:
+        raise ValueError(f"{where(key)}: {err}") from err

@@ -8,62 +8,93 @@ processes can be joined, and any number of processes can go on from the whole.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from qwen35_jax.distributed import gather
 from qwen35_jax.processing import Tokenizer
 from train.batch import HostBatch
 from train.config.data import DataConfig
 from train.data.documents import Documents
-from train.data.packing import PackedSequence, make_batch
+from train.data.packing import PackedSequence, Signals, make_batch
 from train.data.shards import Shard
+from train.state import TrainState
 
 
 class Batches(Protocol):
     """An iterator over batches whose position can be stored and restored exactly."""
 
+    def see(self, state: TrainState) -> None:
+        """Takes the state that the next step begins from, before the batch of that step is asked for."""
+        ...
+
     def __next__(self) -> HostBatch: ...
 
     def get_state(self) -> dict[str, Any]: ...
 
+    def merge(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Joins a state of this process with those of the others; all processes call this."""
+        ...
+
     def documents_later(self) -> Callable[[], list[list[str]]]: ...
+
+    def figures(self) -> Mapping[str, float | int | None]:
+        """Returns what the metrics shall tell of the batch last returned."""
+        ...
 
     @property
     def epoch(self) -> float: ...
 
 
-def make_batches(config: DataConfig, tokenizer: Tokenizer, sequences: range | None = None) -> "BatchIterator":
+def make_batches(
+    config: DataConfig, tokenizer: Tokenizer, sequences: range | None = None, signals: Signals | None = None
+) -> "BatchIterator":
     """Opens the data, checks rows as far as that takes seconds, and returns the iterator of batches.
 
     Args:
       sequences: the neighbouring sequences of every batch that this process feeds; None for all.
+      signals: further values for the tokens, which are read when a batch is laid out.
 
     Raises:
       ValueError: the data cannot be read; a row is unusable and ``bad_rows`` is ``error``; no row is usable;
-        or ``sequences`` are not those of a batch.
+        ``sequences`` are not those of a batch; or the signals are those of other data.
     """
-    return BatchIterator(config, tokenizer, sequences)
+    return BatchIterator(Documents(config, tokenizer), tokenizer, sequences, signals)
 
 
 class BatchIterator:
     """Yields packed batches: ``{"input_ids", "segment_ids", "trained"}``, numpy arrays [len(sequences), tokens].
+
+    Where there are signals, their arrays [len(sequences), tokens, ...] come on top.
 
     It ends after ``epochs``; the sequences of a data shard that ended before the others are padding then. With
     ``epochs=None`` it never ends. Nor does it for a process that reads some of the data shards only and cannot know
     when the others end: `batches_of_epochs` tells how many batches to take.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, sequences: range | None = None):
+    def __init__(
+        self,
+        documents: Documents,
+        tokenizer: Tokenizer,
+        sequences: range | None = None,
+        signals: Signals | None = None,
+    ):
+        config = documents.config
         self._sequences = _check_sequences(config, sequences)
         self._config, self._pad_token_id = config, tokenizer.pad_token_id
         self._per_shard = config.sequences_per_batch // config.shards
         numbers = range(self._sequences[0] // self._per_shard, self._sequences[-1] // self._per_shard + 1)
-        self._documents = Documents(config, tokenizer)
+        self._documents, self.signals = documents, signals
         self._checked, self._unusable = self._documents.check()
+        if signals is not None:
+            signals.check_documents(documents)
         threads = -(-config.num_threads // len(numbers))
         self._shards = {number: Shard(self._documents, number, threads) for number in numbers}
         self._num_batches = 0
         self._last: list[PackedSequence] = []
+
+    def see(self, state: TrainState) -> None:
+        """Does nothing: what the data hold does not depend on the weights."""
 
     def __iter__(self) -> "BatchIterator":
         return self
@@ -72,7 +103,8 @@ class BatchIterator:
         """Returns the next batch.
 
         Raises:
-          ValueError: a row is too long or unusable and its policy is ``error``, or a whole epoch was unusable.
+          ValueError: a row is too long or unusable and its policy is ``error``, a whole epoch was unusable, or a
+            document has no signal.
         """
         size = self._per_shard
         by_shard = [shard.next_sequences(size) for shard in self._shards.values()]
@@ -82,7 +114,18 @@ class BatchIterator:
         first = self._sequences[0] - size * next(iter(self._shards))
         self._last = filled_up[first : first + len(self._sequences)]
         self._num_batches += 1
-        return make_batch(self._last, sequence_length=self._config.sequence_length, pad_token_id=self._pad_token_id)
+        return make_batch(
+            self._last,
+            sequence_length=self._config.sequence_length,
+            pad_token_id=self._pad_token_id,
+            signals=self.signals,
+            where=lambda key: self._documents.where(key[0]),
+        )
+
+    @property
+    def packed(self) -> list[PackedSequence]:
+        """The documents in each sequence of the batch last returned, in their order."""
+        return self._last
 
     @property
     def corpus(self) -> Documents:
@@ -98,6 +141,10 @@ class BatchIterator:
         last = self._last
         return lambda: [[self._documents.where(position) for (position, _), _ in sequence] for sequence in last]
 
+    def figures(self) -> Mapping[str, float | int | None]:
+        """Returns nothing: the step counts what data hold."""
+        return {}
+
     @property
     def epoch(self) -> float:
         """Epochs passed, judged by the first data shard that this process reads."""
@@ -107,7 +154,7 @@ class BatchIterator:
     def get_state(self) -> dict[str, Any]:
         """Returns a JSON-able state from which `set_state` continues with exactly the batches that would follow.
 
-        It holds the data shards that this process reads; `merge_states` joins those of all processes.
+        It holds the data shards that this process reads; `merge` joins those of all processes.
         """
         return {
             "identity": self._identity(),
@@ -135,6 +182,14 @@ class BatchIterator:
         for number, shard in self._shards.items():
             shard.set_state(state["shards"][str(number)])
         self._num_batches, self._last = state["batches"], []
+
+    def merge(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Joins a state of this process with those that the others pass at the same time; all processes call this.
+
+        Raises:
+          ValueError: they are not of one moment of one run.
+        """
+        return merge_states(gather(state))
 
     def report(self) -> dict[str, Any]:
         """Counts what became of the data so far, in the data shards that this process reads.

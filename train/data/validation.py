@@ -1,20 +1,21 @@
-"""The validation data: read once before a run, packed in the order of the files, and held in memory."""
+"""The validation data: read once before a run, packed in the order of the files, and held in memory as tokens."""
 
 import dataclasses
 import glob
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from qwen35_jax import gcs
 from qwen35_jax.processing import Tokenizer
 from train.batch import HostBatch
 from train.config.data import DataConfig
 from train.data.documents import Documents, stop_if_refused
-from train.data.packing import PackedSequence, Packer, make_batch
+from train.data.packing import Key, PackedSequence, Packer, Signals, make_batch
 from train.data.rows import RowError
 
 logger = logging.getLogger(__name__)
@@ -25,10 +26,37 @@ MOST_BYTES = 1 << 30
 _RUN = 64
 
 
+class PackedBatches(Sequence[HostBatch]):
+    """Batches that are laid out each time they are asked for, so that signals take the memory of one batch."""
+
+    def __init__(self, packed: list[list[PackedSequence]], lay_out: partial[HostBatch]):
+        """Takes the sequences of each batch, and ``make_batch`` with all its other arguments."""
+        self.packed, self._lay_out = packed, lay_out
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @overload
+    def __getitem__(self, index: int) -> HostBatch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "PackedBatches": ...
+
+    def __getitem__(self, index: int | slice) -> "HostBatch | PackedBatches":
+        """Lays a batch out.
+
+        Raises:
+          ValueError: a document has no signal.
+        """
+        if isinstance(index, slice):
+            return PackedBatches(self.packed[index], self._lay_out)
+        return self._lay_out(self.packed[index])
+
+
 class ValidationData(NamedTuple):
     """Batches of the shape that training has; the last one is filled up with empty sequences."""
 
-    batches: list[HostBatch]
+    batches: PackedBatches
     """Those sequences of each batch that this process feeds."""
     identity: dict[str, Any]
     """All that decides them."""
@@ -38,13 +66,18 @@ class ValidationData(NamedTuple):
 
 
 def read_validation(
-    config: DataConfig, tokenizer: Tokenizer, sequences: range, training: Documents
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    sequences: range,
+    training: Documents,
+    signals: Signals | None = None,
 ) -> ValidationData | None:
     """Reads the rows that ``data.eval_*`` name, which are checked and left out as those of training are.
 
     Args:
       sequences: the neighbouring sequences of every batch that this process feeds.
       training: the documents of training, some of which may be held out.
+      signals: further values for the tokens, which are read when a batch is laid out.
 
     Raises:
       ValueError: a row or a file cannot be used, no token would be trained, or the data are too large.
@@ -53,12 +86,21 @@ def read_validation(
         return None
     try:
         documents = training if config.eval_fraction is not None else _open(config, tokenizer)
+        if signals is not None:
+            signals.check_documents(documents)
         rows = _rows(documents)
-        batches = _make_batches(documents, rows, tokenizer.pad_token_id, sequences, config.eval_batches)
+        packed = _pack_batches(documents, rows, sequences, config.eval_batches)
     except ValueError as err:
         raise ValueError(f"validation data: {_renamed(str(err), config)}") from err
+    lay_out = partial(
+        make_batch,
+        sequence_length=config.sequence_length,
+        pad_token_id=tokenizer.pad_token_id,
+        signals=signals,
+        where=partial(_where, documents, rows),
+    )
     identity = documents.identity() | {"eval_fraction": config.eval_fraction, "eval_batches": config.eval_batches}
-    return ValidationData(batches, identity, documents, rows)
+    return ValidationData(PackedBatches(packed, lay_out), identity, documents, rows)
 
 
 def _open(config: DataConfig, tokenizer: Tokenizer) -> Documents:
@@ -96,9 +138,15 @@ def _rows(documents: Documents) -> list[tuple[int, int]]:
     return [(source, row) for source, rows in enumerate(documents.held_out) for row in sorted(rows)]
 
 
-def _make_batches(
-    documents: Documents, rows: list[tuple[int, int]], pad_token_id: int, sequences: range, limit: int | None
-) -> list[HostBatch]:
+def _where(documents: Documents, rows: list[tuple[int, int]], key: Key) -> str:
+    source, row = rows[key[0]]
+    return f"validation data: {documents.sources[source].where(row)}"
+
+
+def _pack_batches(
+    documents: Documents, rows: list[tuple[int, int]], sequences: range, limit: int | None
+) -> list[list[PackedSequence]]:
+    """Packs the rows, and returns the sequences of each batch that this process feeds."""
     config, batches, trained = documents.config, [], 0
     packed = _pack(documents, rows)
     bytes_each = 9 * len(sequences) * config.sequence_length
@@ -110,8 +158,7 @@ def _make_batches(
             )
         trained += sum(int(example.trained.sum()) for sequence in whole for _, example in sequence)
         filled_up = [*whole, *[[]] * (config.sequences_per_batch - len(whole))]
-        own = filled_up[sequences.start : sequences.stop]
-        batches.append(make_batch(own, sequence_length=config.sequence_length, pad_token_id=pad_token_id))
+        batches.append(filled_up[sequences.start : sequences.stop])
     if not trained:
         raise ValueError(f"no token of {documents.names} is trained, so there is no loss; give rows with answers.")
     logger.info("validation: %d rows in %d batches, %s trained tokens", len(rows), len(batches), f"{trained:,}")
@@ -119,15 +166,15 @@ def _make_batches(
 
 
 def _pack(documents: Documents, rows: list[tuple[int, int]]) -> Iterator[PackedSequence]:
-    """Yields packed sequences of all rows that can be used."""
+    """Yields packed sequences of all rows that can be used; a key holds the place of a row in ``rows``."""
     config, dropped = documents.config, Counter()
     packer = Packer(config.sequence_length, config.open_sequences)
     for start in range(0, len(rows), _RUN):
         run = rows[start : start + _RUN]
-        for (source, row), document in zip(run, documents.load_rows(run), strict=True):
+        for place, ((source, row), document) in enumerate(zip(run, documents.load_rows(run), strict=True), start):
             for piece, example in enumerate(document):
                 if not isinstance(example, RowError):
-                    yield from packer.add((row, piece), example)
+                    yield from packer.add((place, piece), example)
                     continue
                 where = documents.sources[source].where(row)
                 stop_if_refused(where, example, config)

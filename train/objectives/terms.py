@@ -3,7 +3,7 @@
 Every term is a sum over trained targets. Sums add up over micro-batches, and counts are taken over the whole global
 batch. So neither value nor gradient depends on how a batch is split.
 
-Letters: B batch, T tokens.
+Letters: B batch, T tokens, V vocabulary, E width of a teacher.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -26,14 +26,18 @@ class Sums(Protocol):
     """Computes the terms of one micro-batch."""
 
     def __call__(
-        self, model: Qwen35, batch: Batch, dropout_key: PRNGKeyArray | None, reference: Qwen35 | None = None
+        self,
+        model: Qwen35,
+        batch: Batch,
+        dropout_key: PRNGKeyArray | None,
+        teacher_head: Float[Array, "V E"] | None = None,
     ) -> Terms:
         """Returns the sum of every term.
 
         Args:
           model: what is trained.
           dropout_key: turns adapter dropout on.
-          reference: a second model, which is never trained; None where the run has none.
+          teacher_head: the weight of a teacher's output head, for hidden states of the teacher in the batch.
         """
         ...
 
@@ -108,12 +112,13 @@ class ObjectiveSettings(Protocol):
         """Raises a ValueError if the model of a folder lacks what the objective needs."""
         ...
 
-    def make(self, *, loss_chunk: int, remat: Remat) -> Objective:
+    def make(self, *, loss_chunk: int, remat: Remat, validates: bool = False) -> Objective:
         """Builds the objective.
 
         Args:
           loss_chunk: positions of each sequence whose logits exist at once.
           remat: what the backward pass keeps of each period of layers.
+          validates: for validation, which may report more terms than a step does, and has no rollouts.
         """
         ...
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, SupportsFloat
 
 import jax
@@ -29,6 +30,7 @@ class _Pending(NamedTuple):
     values: Metrics
     documents: Callable[[], list[list[str]]]
     epoch: float
+    figures: Mapping[str, float | int | None]
     seconds: dict[str, float]
 
 
@@ -69,15 +71,24 @@ class Reporter:
         yield
         self._seconds[name] += time.perf_counter() - began
 
-    def add(self, number: int, values: Metrics, documents: Callable[[], list[list[str]]], *, epoch: float) -> None:
+    def add(
+        self,
+        number: int,
+        values: Metrics,
+        documents: Callable[[], list[list[str]]],
+        *,
+        epoch: float,
+        figures: Mapping[str, float | int | None] = MappingProxyType({}),
+    ) -> None:
         """Takes the metrics of a step that was just dispatched, and writes those of the step before.
 
         Args:
           documents: says, for each sequence of the batch that this process feeds, where its documents come from.
           epoch: epochs of the data that were read for this step and those before.
+          figures: what else the entry of the step shall hold.
         """
         self.flush()
-        self._pending = _Pending(number, values, documents, epoch, self._seconds)
+        self._pending = _Pending(number, values, documents, epoch, figures, self._seconds)
         self._seconds = dict.fromkeys(self._seconds, 0.0)
 
     def flush(self, evaluate: Callable[[], Mapping[str, float | int]] | None = None) -> Entry:
@@ -96,7 +107,7 @@ class Reporter:
             if figures:
                 self._metrics.amend(figures)
             return figures
-        number, values, documents, epoch, seconds = self._pending
+        number, values, documents, epoch, told, seconds = self._pending
         self._pending = None
         values = {name: value.item() for name, value in jax.device_get(values).items()}
         now = time.perf_counter()
@@ -107,6 +118,7 @@ class Reporter:
         entry["epoch"] = epoch
         entry["packing_efficiency"] = values["input_tokens"] / self._positions
         entry |= self._throughput.rates(values["input_tokens"], elapsed) | seconds
+        entry |= told
         if self._watch is not None:
             for warning in self._watch.add(number, values.get(self._terms[0])):
                 logger.warning(warning)

@@ -1,8 +1,8 @@
 """The core of every loss on logits: value and gradients chunk by chunk, so that the logits never exist at once.
 
-It takes hidden states, head weights and a function from a chunk's logits to a sum and its gradient. One pass over the
-chunks computes the value and both gradients. A chunk spans ``chunk_tokens`` positions of every sequence, so sequences
-keep their placement on a mesh.
+It takes hidden states, head weights and a function from a chunk's logits to a sum, its gradient, and further sums that
+are only reported. One pass over the chunks computes the value and both gradients. A chunk spans ``chunk_tokens``
+positions of every sequence, so sequences keep their placement on a mesh.
 
 Letters: B batch, T tokens, D model width, E width of the frozen model, V vocabulary, C positions in a chunk, M chunks.
 """
@@ -13,28 +13,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float, PyTree
 
+from qwen35_jax.ops.linear_cross_entropy.vocabulary import VocabularyShard
 from qwen35_jax.ops.projection import sum_of_outer_products
 from qwen35_jax.sharding import gather_over, is_split, mesh_axes, over_mesh, scatter_sum_over, sum_over
-
-
-class VocabularyShard(NamedTuple):
-    """The entries of the vocabulary that a device has logits for, and how to reduce over all shards."""
-
-    first: Int[Array, ""] | int
-    axes: tuple[str, ...]
-
-    def sum(self, values: Float[Array, "B C V"]) -> Float[Array, "B C"]:
-        """Returns the sum over the whole vocabulary."""
-        return sum_over(self.axes, jnp.sum(values, axis=-1))
-
-    def logsumexp(self, logits: Float[Array, "B C V"]) -> Float[Array, "B C"]:
-        """Returns the logarithm of the sum of exponentials over the whole vocabulary."""
-        if not self.axes:
-            return jax.nn.logsumexp(logits, axis=-1)
-        largest = jax.lax.pmax(jnp.max(logits, axis=-1), self.axes)
-        return jnp.log(self.sum(jnp.exp(logits - largest[..., None]))) + largest
 
 
 class FrozenHead(NamedTuple):
@@ -44,14 +28,18 @@ class FrozenHead(NamedTuple):
     head: Float[Array, "V E"]
 
 
+Extras = dict[str, Float[Array, ""]]
+"""Further float32 sums over the tokens by name, which are reported and get no gradient."""
+
 TokenLoss = Callable[
     [Float[Array, "B C V"], PyTree[Array], VocabularyShard, Float[Array, "B C V"] | None],
-    tuple[Float[Array, ""], Float[Array, "B C V"]],
+    tuple[Float[Array, ""], Float[Array, "B C V"], Extras],
 ]
 """``token_loss(logits, inputs, shard, frozen_logits)`` for one chunk, on one shard of the vocabulary.
 
-Returns the sum of the losses, which must be the same on every shard, and its gradient for the logits of this shard.
-``frozen_logits`` is None without a frozen head. Positions whose inputs are all zero must add nothing to either.
+Returns the sum of the losses, its gradient for the logits of this shard, and the extras. The sum and the extras must be
+the same on every shard. ``frozen_logits`` is None without a frozen head. Positions whose inputs are all zero must add
+nothing to any of them.
 """
 
 
@@ -70,7 +58,7 @@ def sum_over_chunks(
     *,
     chunk_tokens: int,
     frozen: FrozenHead | None = None,
-) -> Float[Array, ""]:
+) -> tuple[Float[Array, ""], Extras]:
     """Sums the values of ``token_loss`` over chunks of tokens; differentiable in ``hidden`` and ``head``.
 
     Args:
@@ -78,6 +66,9 @@ def sum_over_chunks(
         zeros. They are not differentiated.
       chunk_tokens: positions of each sequence per chunk; T need not be a multiple.
       frozen: a second model, whose logits are computed beside those of ``head``, for the same chunk and shard.
+
+    Returns:
+      The sum, and the sums of the extras of all chunks, which have no gradient.
 
     Raises:
       ValueError: ``chunk_tokens`` is not positive, or the frozen head has another vocabulary.
@@ -94,19 +85,22 @@ def sum_over_chunks(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _sum_over_chunks(token_loss, chunk_tokens, hidden, head, arguments):
-    return _on_mesh(token_loss, chunk_tokens, hidden, head, arguments, gradients=(False, False))[0]
+    return _on_mesh(token_loss, chunk_tokens, hidden, head, arguments, gradients=(False, False))[:2]
 
 
 def _sum_over_chunks_forward(token_loss, chunk_tokens, hidden, head, arguments):
     """Computes the value and, where asked for, the gradients, which are the residuals."""
     arguments = jax.tree.map(lambda x: x.value, arguments, is_leaf=lambda x: hasattr(x, "perturbed"))
     gradients = (True, head.perturbed)
-    total, *grads = _on_mesh(token_loss, chunk_tokens, hidden.value, head.value, arguments, gradients=gradients)
-    return total, grads
+    total, extras, *grads = _on_mesh(token_loss, chunk_tokens, hidden.value, head.value, arguments, gradients=gradients)
+    return (total, extras), grads
 
 
-def _sum_over_chunks_backward(token_loss, chunk_tokens, residuals, cotangent):
+def _sum_over_chunks_backward(token_loss, chunk_tokens, residuals, cotangents):
     del token_loss, chunk_tokens
+    cotangent, _ = cotangents
+    if isinstance(cotangent, SymbolicZero):
+        return None, None, None
     return *(None if grad is None else (cotangent * grad).astype(grad.dtype) for grad in residuals), None
 
 
@@ -121,8 +115,8 @@ def _on_mesh(
     arguments: _Arguments,
     *,
     gradients: tuple[bool, bool],
-) -> tuple[Float[Array, ""], Float[Array, "B T D"] | None, Float[Array, "V D"] | None]:
-    """Computes the sum and the gradients of hidden states and head that are asked for, over the mesh if there is one.
+) -> tuple[Float[Array, ""], Extras, Float[Array, "B T D"] | None, Float[Array, "V D"] | None]:
+    """Computes the sums and the gradients of hidden states and head that are asked for, over the mesh if there is one.
 
     Over a mesh every device holds an equal shard of the vocabulary and sends its hidden states, chunk by chunk, to
     those that share its tokens: less than the head, and no device ever holds the whole gradient of the head.
@@ -143,7 +137,7 @@ def _on_mesh(
     grad_axes = [axes if wanted else () for axes, wanted in zip((tokens, vocabulary), gradients, strict=True)]
     return over_mesh(
         local, hidden, head, *frozen, *leaves,
-        in_axes=(tokens, vocabulary, tokens, vocabulary, *leaf_axes), out_axes=((), *grad_axes),
+        in_axes=(tokens, vocabulary, tokens, vocabulary, *leaf_axes), out_axes=((), (), *grad_axes),
     )  # fmt: skip
 
 
@@ -157,7 +151,7 @@ def _scan_chunks(
     *,
     gradients: tuple[bool, bool],
     split: bool,
-) -> tuple[Float[Array, ""], Float[Array, "B T D"] | None, Float[Array, "V D"] | None]:
+) -> tuple[Float[Array, ""], Extras, Float[Array, "B T D"] | None, Float[Array, "V D"] | None]:
     """Does the work of ``_on_mesh`` on one device. ``split``: the vocabulary and the tokens are split over the mesh."""
     over_vocab, over_batch, over_length = (
         mesh_axes(name) if split else () for name in ("vocab_shards", "batch", "length")
@@ -176,26 +170,27 @@ def _scan_chunks(
         hidden_BCD, frozen_BCE, chunk_inputs = jax.tree.map(partial(gather_over, shared, axis=0), chunk)
         logits = _logits(hidden_BCD, weight)
         frozen_logits = None if frozen_weight is None else _logits(frozen_BCE, frozen_weight)
-        loss, logits_grad = token_loss(logits, chunk_inputs, shard, frozen_logits)
+        loss, logits_grad, extras = token_loss(logits, chunk_inputs, shard, frozen_logits)
         if not gradients[0]:
-            return (total + loss, None), None
+            return (total + loss, None), (extras, None)
         logits_grad = logits_grad.astype(hidden.dtype)
         hidden_grad = jnp.einsum("BCV,VD->BCD", logits_grad, weight, preferred_element_type=jnp.float32)
         hidden_grad = sum_over(same_tokens, scatter_sum_over(shared, hidden_grad, axis=0))
         if gradients[1]:
             head_grad += sum_of_outer_products(logits_grad, hidden_BCD, dtype=jnp.float32)
-        return (total + loss, head_grad), hidden_grad.astype(hidden.dtype)
+        return (total + loss, head_grad), (extras, hidden_grad.astype(hidden.dtype))
 
     head_grad = jnp.zeros(head.shape, jnp.float32) if gradients[1] else None
     start = (jnp.zeros((), jnp.float32), head_grad)
     chunks = _cut((hidden, frozen_hidden, inputs), chunk_tokens)
-    (total, head_grad), grads_MBCD = jax.lax.scan(body, start, chunks)
-    total, head_grad = sum_over(same_vocab, (total, head_grad))
+    (total, head_grad), (extras, grads_MBCD) = jax.lax.scan(body, start, chunks)
+    extras = jax.tree.map(partial(jnp.sum, axis=0), extras)
+    total, extras, head_grad = sum_over(same_vocab, (total, extras, head_grad))
     hidden_grad = None
     if grads_MBCD is not None:
         B, T, D = hidden.shape
         hidden_grad = jnp.moveaxis(grads_MBCD, 0, 1).reshape(B, -1, D)[:, :T]
-    return total, hidden_grad, None if head_grad is None else head_grad.astype(head.dtype)
+    return total, extras, hidden_grad, None if head_grad is None else head_grad.astype(head.dtype)
 
 
 def _logits(hidden: Float[Array, "B C D"], head: Float[Array, "V D"]) -> Float[Array, "B C V"]:

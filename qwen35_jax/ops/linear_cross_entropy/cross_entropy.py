@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from qwen35_jax.ops.linear_cross_entropy.core import VocabularyShard, sum_over_chunks
+from qwen35_jax.ops.linear_cross_entropy.core import Extras, sum_over_chunks
+from qwen35_jax.ops.linear_cross_entropy.vocabulary import VocabularyShard
 from qwen35_jax.ops.lookup import take_rows
 
 
@@ -39,7 +40,8 @@ def linear_cross_entropy(
     target_heads = take_rows(head, targets, dtype=hidden.dtype)
     target_logits = jnp.einsum("BTD,BTD->BT", hidden, target_heads, preferred_element_type=jnp.float32)
     inputs = jax.lax.stop_gradient((targets, weights, target_logits))
-    return sum_over_chunks(_token_loss, hidden, head, inputs, chunk_tokens=chunk_tokens)
+    total, _ = sum_over_chunks(_token_loss, hidden, head, inputs, chunk_tokens=chunk_tokens)
+    return total
 
 
 def _token_loss(
@@ -47,11 +49,9 @@ def _token_loss(
     inputs: tuple[Int[Array, "B C"], Float[Array, "B C"], Float[Array, "B C"]],
     shard: VocabularyShard,
     frozen_logits: Float[Array, "B C V"] | None,
-) -> tuple[Float[Array, ""], Float[Array, "B C V"]]:
+) -> tuple[Float[Array, ""], Float[Array, "B C V"], Extras]:
     del frozen_logits
     targets, weights, target_logits = inputs
     log_sum = shard.logsumexp(logits)
-    # Compared, not scattered: elementwise work that fuses.
-    is_target = shard.first + jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
-    gradient = weights[..., None] * (jnp.exp(logits - log_sum[..., None]) - is_target)
-    return jnp.sum(weights * (log_sum - target_logits)), gradient
+    gradient = weights[..., None] * (jnp.exp(logits - log_sum[..., None]) - shard.is_id(targets, logits))
+    return jnp.sum(weights * (log_sum - target_logits)), gradient, {}

@@ -52,6 +52,21 @@ class Costs:
     collectives: list[Collective]
     unknown_loops: tuple[str, ...]
 
+    def __add__(self, other: "Costs") -> "Costs":
+        """Returns the costs of two programs that run one after the other."""
+        kinds = {}
+        for each in (*self.collectives, *other.collectives):
+            before = kinds.get(each.kind, Collective(each.kind, 0, 0))
+            kinds[each.kind] = Collective(each.kind, before.count + each.count, before.bytes + each.bytes)
+        return Costs(
+            self.flops + other.flops,
+            self.bytes + other.bytes,
+            self.cycles + other.cycles,
+            dict(Counter(self.without_cycles) + Counter(other.without_cycles)),
+            list(kinds.values()),
+            (*self.unknown_loops, *other.unknown_loops),
+        )
+
 
 def read_costs(text: str) -> Costs:
     """Adds up the costs of a compiled program.

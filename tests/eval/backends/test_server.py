@@ -62,6 +62,8 @@ def test_an_evaluation_of_a_server(config, parses_thinking, mode):
         settings = config(url, mode=mode)
         results = run(settings)
     assert results["labels"] == []
+    [writer] = results["engines"].values()
+    assert writer["server"] == settings.server.url and writer["id"] == "fake"
     assert results["tasks"]["qa"]["metrics"]["accuracy"]["value"] == 0.5
     first, second = samples_in(settings)
     thinking = "well" if mode == "thinking" else None

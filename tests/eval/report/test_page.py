@@ -223,7 +223,7 @@ PARTS = {
     "outcomes": "How responses ended",
     "groups": "Subjects",
     "macro": "mean of the groups",
-    "clustered": "groups drawn too",
+    "clustered": "clustered by group",
     "lengths": "Length of responses",
     "curve": "Score against budget",
     "thinking_curve": "budget of the thinking alone",

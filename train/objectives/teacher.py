@@ -1,0 +1,51 @@
+"""The settings of a teacher: which model it is, what its signal is, and where the signal comes from."""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The model that a student is distilled from, and how it is heard."""
+
+    path: str = field(default="", compare=False)
+    """Hugging Face folder, also of a bucket (``gs://``), or hub id. It is not compared when a run resumes; the
+    fingerprint of its files is."""
+    adapter: str | None = field(default=None, compare=False)
+    """PEFT adapter of the teacher, given likewise."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Dtype of its weights, its matrix products and its hidden states."""
+    own_base: bool = False
+    """The teacher is the checkpoint that the student starts from, without the adapters that train. It takes no memory
+    of its own."""
+    store: str | None = field(default=None, compare=False)
+    """Folder with the stored signal, which ``python -m train.teach`` writes; None computes it in every step."""
+    signal: Literal["hidden", "topk"] = "hidden"
+    """What is heard of the teacher: its last hidden states, from which every divergence follows exactly, or its ``k``
+    most likely tokens with the mass of the rest."""
+    k: int = 64
+    """Tokens of the signal ``topk``."""
+    width: Annotated[int | None, tyro.conf.Suppress] = None
+    """Width of its hidden states, which its checkpoint decides."""
+
+    def __post_init__(self):
+        if self.k < 1:
+            raise ValueError(f"teacher.k={self.k} must be at least 1; 64 is a good start.")
+        if self.own_base and (self.path or self.adapter):
+            raise ValueError(
+                f"teacher.own_base takes the student's own base, but teacher.path={self.path!r} and "
+                f"teacher.adapter={self.adapter!r} name a model; leave one out, the path with --teacher.path ''."
+            )
+        if self.adapter is not None and not self.path:
+            raise ValueError(f"teacher.adapter={self.adapter!r} needs its base; name it with --teacher.path DIR.")
+
+    def with_width(self, width: int) -> "TeacherConfig":
+        """Returns these settings with the width of a teacher that was found."""
+        return replace(self, width=width)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the signal is computed during training."""
+        return self.store is None

@@ -1,0 +1,96 @@
+"""A live teacher: a frozen model whose signal for a batch is computed by a program of its own.
+
+The result is placed like any array of a batch, so the step of the student does not know where it comes from.
+
+Letters: A accumulation steps, B sequences of a micro-batch, T tokens, E width of the teacher, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.stages import Wrapped
+from jaxtyping import Array, Float
+
+from qwen35_jax.model import Qwen35
+from qwen35_jax.ops.linear_top_k import linear_top_k
+from qwen35_jax.sharding import spec
+from train.batch import Batch
+from train.signals.signal import IDS, LOG_PROBS, STATES, TAIL, SignalSettings, signal_fields
+
+TEACH_INPUTS = ("input_ids", "segment_ids")
+"""What a teacher reads of a batch."""
+
+
+class LiveTeacher:
+    """Computes the signal of a model for one batch after another. It changes nothing of the model."""
+
+    def __init__(self, model: Qwen35, settings: SignalSettings, mesh: Mesh, *, chunk_tokens: int = 256):
+        """Takes a model whose arrays lie on the mesh; they are not copied.
+
+        Args:
+          chunk_tokens: positions of each sequence whose logits exist at once, for the signal ``topk``.
+
+        Raises:
+          ValueError: the model does not fit the settings.
+        """
+        check_model(model, settings)
+        self._head, (graphdef, self._weights) = model.head_weight(), nnx.split(model)
+        self._mesh, self._teach = mesh, make_teach(graphdef, settings, mesh, chunk_tokens=chunk_tokens)
+
+    @property
+    def head(self) -> Float[Array, "V E"]:
+        """The weight of the output head."""
+        return self._head
+
+    def teach(self, batch: Batch) -> dict[str, Array]:
+        """Returns the arrays of the signal, [A, B, T, ...], for a batch of ``put_batch``."""
+        with jax.set_mesh(self._mesh):
+            return self._teach(self._weights, teach_inputs(batch))
+
+
+def check_model(model: Qwen35, settings: SignalSettings) -> None:
+    """Checks that a model, of arrays or of shapes, can give the signal of the settings.
+
+    Raises:
+      ValueError: it cannot.
+    """
+    text = model.config.text
+    if settings.signal == "topk" and settings.k > text.vocab_size:
+        raise ValueError(f"teacher.k={settings.k} is more than the {text.vocab_size} tokens of the teacher; lower it.")
+    if settings.signal == "hidden" and settings.width != text.hidden_size:
+        raise ValueError(
+            f"teacher.width={settings.width}, but the teacher's hidden states have the width {text.hidden_size}."
+        )
+    if model.dtype != jnp.dtype(settings.dtype):
+        raise ValueError(f"the teacher computes in {model.dtype}, but teacher.dtype={settings.dtype}; load it so.")
+
+
+def teach_inputs(batch: Batch) -> dict[str, Array]:
+    """Returns what a teacher reads of a batch, or of its shapes."""
+    return {name: batch[name] for name in TEACH_INPUTS}
+
+
+def make_teach(graphdef: nnx.GraphDef, settings: SignalSettings, mesh: Mesh, *, chunk_tokens: int = 256) -> Wrapped:
+    """Returns ``teach(weights, inputs) -> signal``, compiled at its first call or ahead of it, under the mesh.
+
+    ``weights`` is the state of the model whose definition is given; ``inputs`` are those of ``teach_inputs``, [A, B, T]
+    each. Micro-batches are computed one after the other.
+    """
+
+    def teach_micro_batch(weights: nnx.State, inputs: Batch) -> dict[str, Array]:
+        # copy=True: this runs inside a loop over micro-batches, at another trace level.
+        model = nnx.merge(graphdef, weights, copy=True)
+        hidden, _ = model.forward(*(inputs[name] for name in TEACH_INPUTS))
+        if settings.signal == "hidden":
+            return {STATES: hidden}
+        found = linear_top_k(hidden, model.head_weight(), settings.k, chunk_tokens=chunk_tokens)
+        return {IDS: found.ids, LOG_PROBS: found.log_probs.astype(jnp.float16), TAIL: found.tail}
+
+    def teach(weights: nnx.State, inputs: Batch) -> dict[str, Array]:
+        return jax.lax.map(lambda each: teach_micro_batch(weights, each), inputs)
+
+    fields = signal_fields(settings)
+    return jax.jit(
+        teach, out_shardings={name: NamedSharding(mesh, spec((None, *f.axes))) for name, f in fields.items()}
+    )
