@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen35_jax.storage import write_atomically
-from train.config import TrainConfig
+from train.config import Distillation, Recipe, TrainConfig
 from train.plan import make_plan
 from train.plan_report import Range, rate, step_seconds, to_text
 
@@ -116,13 +116,22 @@ def summary() -> str:
     for name, topology, config in recipes():
         recipe, plan = config.recipe, stored_plan(name)
         model = recipe.model.path.removeprefix("Qwen/Qwen3.5-").removesuffix("-Base")
-        key = model, "full" if recipe.lora is None else "LoRA", recipe.data.sequence_length
+        key = model, _training(recipe), recipe.data.sequence_length
         peak, capacity = (plan["hbm"][kind] / 2**30 for kind in ("peak", "capacity"))
         speed = rate(plan["tokens_per_step"], _seconds(plan)).to_text()
         cells = [*key[:2], f"{key[2]:,}", topology, f"{peak:.1f} of {capacity:.1f}", speed]
         line = "| " + " | ".join([*cells, f"`configs/{name}.py`"]) + " |"
         smallest[key] = min(smallest.get(key, (plan["num_devices"], line)), (plan["num_devices"], line))
     return "\n".join([*lines, *(line for _, (_, line) in sorted(smallest.items()))])
+
+
+def _training(recipe: Recipe) -> str:
+    """Says what trains, and from whom."""
+    kind = "full" if recipe.lora is None else "LoRA"
+    if not isinstance(recipe.objective, Distillation):
+        return kind
+    way = "live" if recipe.objective.rollouts is None else "on-policy"
+    return f"{kind}, {way} from the {recipe.objective.teacher.path.removeprefix('Qwen/Qwen3.5-')}"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,11 +1,11 @@
-"""On-policy distillation of Qwen3.5-9B into a Qwen3.5-2B that was fine-tuned before, on a TPU v5e-8.
+"""On-policy distillation of Qwen3.5-9B into Qwen3.5-2B on a TPU v5e-8.
 
-    python -m train.distill configs/distill_onpolicy_9b_to_2b.py --model.path runs/distill_stored_2b/export \
-        --data.path data/prompts.jsonl --workdir runs/distill_onpolicy
+    python -m train.distill configs/distill_onpolicy_9b_to_2b.py --data.path data/prompts.jsonl --workdir runs/onpolicy
+    python -m train.distill configs/distill_onpolicy_9b_to_2b.py --plan v5e:2x4
 
 The student answers the prompts of the data, the conversations up to their last answer, and learns at each of its own
-tokens what the teacher would have said there. Begin from a student that knows the format: one that was fine-tuned, or
-distilled from a stored signal.
+tokens what the teacher would have said there. The student must know the format: begin from a chat model, or with
+--model.path from one that was fine-tuned or distilled before.
 """
 
 from train.config import (
@@ -29,7 +29,7 @@ TOPOLOGY = "v5e:2x4"
 def config() -> TrainConfig:
     return TrainConfig(
         recipe=Recipe(
-            model=ModelSource(path="runs/distill_stored_2b/export"),
+            model=ModelSource(path="Qwen/Qwen3.5-2B"),
             data=DataConfig(path="data/prompts.jsonl", sequence_length=4096, sequences_per_batch=64),
             steps=200,
             accumulation=4,

@@ -126,7 +126,9 @@ def parse(
     return _run_tyro(type(default), argv, program=program, description=description, default=default)
 
 
-def config_from_command_line(argv: Sequence[str], config_type: type[Config], *, program: str) -> Config:
+def config_from_command_line(
+    argv: Sequence[str], config_type: type[Config], *, program: str, example: Config | None = None
+) -> Config:
     """Returns the settings of ``PROGRAM CONFIG.py [overrides]``.
 
     Where an override decides which other options there are, the settings have a method ``before_overrides``, which gets
@@ -136,13 +138,14 @@ def config_from_command_line(argv: Sequence[str], config_type: type[Config], *, 
       argv: the arguments after the program's name.
       config_type: what ``config()`` of the run file must return.
       program: how the user calls it (``python -m train.sft``).
+      example: settings whose options ``--help`` lists without a run file; by default those of the type.
 
     Raises:
       ValueError: no run file first, a run file of another command, a wrong override.
     """
     usage = f"{program} CONFIG.py"
     if argv and argv[0] in ("-h", "--help"):
-        _run_tyro(config_type, ["--help"], program=usage, description=None)
+        _run_tyro(config_type, ["--help"], program=usage, description=None, default=example)
     if not argv or argv[0].startswith("-"):
         raise ValueError(f"the run file comes first: {usage} [overrides]; {usage} --help lists the overrides.")
     default = load_config(argv[0])

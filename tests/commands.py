@@ -16,7 +16,9 @@ from tests.conftest import REPO
 from train.config import TrainConfig
 
 _OURS = r"(?:python -m (?:train|eval|benchmarks|examples)\.|qwen35 |make )"
-_RUN_FILES = {"train.sft": TrainConfig, "train.preview": TrainConfig, "eval.run": EvalConfig}
+_RUN_FILES = dict.fromkeys(("train.sft", "train.distill", "train.teach", "train.preview"), TrainConfig) | {
+    "eval.run": EvalConfig
+}
 
 
 def fenced_blocks(text: str, language: str) -> list[str]:

@@ -12,19 +12,13 @@ import pytest
 from flax import nnx
 
 import qwen35_jax
+from qwen35_jax.config import FULL, LINEAR
 from qwen35_jax.layers.recompute import REMAT, Remat
 from qwen35_jax.model import Qwen35
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.state import DecoderState
-from tests.reference import (
-    GAIN,
-    SLOW_DECAY,
-    by_reference_name,
-    reference_model,
-    reference_mtp,
-    tiny_config,
-    write_checkpoint,
-)
+from tests.reference import GAIN, SLOW_DECAY, by_reference_name, reference_model, reference_mtp, tiny_config
+from tests.reference import write_checkpoint as write_reference
 
 CASES = {
     "three value heads a key head, tied": {},
@@ -36,40 +30,53 @@ CASES = {
         "num_hidden_layers": 4,
     },
 }
-LENGTHS = (1, 63, 65, 200)
+# Every length meets one case, and every case a length within a chunk and one over several.
+LENGTHS = [(case, length) for case in CASES for length in ((1, 63, 65, 200) if not CASES[case] else (1, 200))]
+MTP_LENGTHS = [(case, length) for case in CASES for length in ((2, 63, 65) if not CASES[case] else (65,))]
 
 
 def tokens(length: int, batch: int = 2, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed + length).integers(0, 512, (batch, length))
 
 
-@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
-def pair(request, tmp_path_factory):
-    """A transformers model, its MTP layer, and ours loaded from the checkpoint they wrote."""
-    config = tiny_config(**request.param)
-    reference, mtp = reference_model(config), reference_mtp(config)
-    folder = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(reference, folder, mtp)
-    return reference, mtp, qwen35_jax.load(folder, dtype="float32")
+@pytest.fixture(scope="module")
+def pairs():
+    return {}
+
+
+@pytest.fixture(params=CASES)
+def pair(request, pairs, tmp_path_factory):
+    """A transformers model, its MTP layer, and ours loaded from the checkpoint they wrote; each case is made once."""
+    if request.param not in pairs:
+        config, folder = tiny_config(**CASES[request.param]), tmp_path_factory.mktemp("checkpoint")
+        reference, mtp = reference_model(config), reference_mtp(config)
+        write_reference(reference, folder, mtp)
+        pairs[request.param] = reference, mtp, qwen35_jax.load(folder, dtype="float32")
+    return pairs[request.param]
+
+
+def abstract(**settings) -> Qwen35:
+    """Ours alone, in shapes. Periods of two DeltaNet layers and one of attention compile faster than the usual ones."""
+    config = tiny_config(num_hidden_layers=6, layer_types=(LINEAR, LINEAR, FULL) * 2)
+    return nnx.eval_shape(lambda: Qwen35(config, **{"dtype": "float32"} | settings, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
 def model():
     """Ours alone: random weights that all matter and keep rounding small, and heads that forget slowly."""
-    make = nnx.jit(lambda: Qwen35(tiny_config(), dtype="float32", rngs=nnx.Rngs(0)))
-    model = make()
-    for path, weight in nnx.to_flat_state(nnx.state(model)):
+    graphdef, state = nnx.split(abstract())
+    for path, weight in nnx.to_flat_state(state):
         noise = np.random.default_rng(zlib.crc32(str(path).encode())).normal(size=weight.shape).astype(np.float32)
         if path[-1] == "A_log":
             noise[:, 0] = np.log(SLOW_DECAY)
-            weight[...] = jnp.asarray(noise)
+        elif path[-1] == "dt_bias":
+            noise = np.ones_like(noise)
         elif "norm" in path[-2]:
-            weight[...] += 0.2 * noise
-        elif path[-2] in ("conv1d", "embed_tokens"):
-            weight[...] = jnp.asarray(0.3 * noise)
-        elif path[-1] == "weight":
-            weight[...] = jnp.asarray(GAIN * noise * weight.shape[-2] ** -0.5)
-    return model
+            noise = 0.2 * noise + (path[-3:-1] == ("linear_attn", "norm"))
+        else:
+            noise *= 0.3 if path[-2] in ("conv1d", "embed_tokens") else GAIN * weight.shape[-2] ** -0.5
+        weight.set_value(jnp.asarray(noise))
+    return nnx.merge(graphdef, state)
 
 
 def lm_loss(model, ids, weights):
@@ -78,7 +85,7 @@ def lm_loss(model, ids, weights):
     return -(jnp.take_along_axis(logp, ids[:, 1:, None], -1)[..., 0] * weights).sum() / weights.sum()
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(("pair", "length"), LENGTHS, indirect=["pair"])
 def test_logits_match_transformers(pair, length):
     import torch
 
@@ -124,7 +131,7 @@ def test_three_positions_match_transformers(pair):
     np.testing.assert_allclose(ours.logits(ids, position_ids=positions), want, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("length", [2, 63, 65])
+@pytest.mark.parametrize(("pair", "length"), MTP_LENGTHS, indirect=["pair"])
 def test_mtp_logits_match_transformers(pair, length):
     import torch
 
@@ -154,8 +161,9 @@ def test_later_mtp_steps_feed_the_output_back(model):
     assert np.abs(second - first).max() > 0.01
 
 
-# Documents of 1, 70 and 20 tokens; 70 spans a chunk of the delta rule, 1 and 20 share one.
-DOCUMENTS = (1, 70, 20)
+# Documents of 1 token and twice 70; 70 spans a chunk of the delta rule, and each border lies within one.
+DOCUMENTS = (1, 70, 70)
+LENGTH = 158
 LAYOUTS = {
     "packed": (1, 2, 3),
     "padding on the right": (1, 2, 3, 0),
@@ -167,11 +175,10 @@ LAYOUTS = {
 def packed_sequence(layout) -> tuple[np.ndarray, np.ndarray]:
     """One sequence of the documents in order. Each 0 in ``layout`` stands for padding, whose tokens are arbitrary."""
     padding = tokens(5, 1, seed=9)[0]
-    parts = [padding if d == 0 else tokens(DOCUMENTS[d - 1], 1)[0] for d in layout]
+    parts = [padding if d == 0 else tokens(DOCUMENTS[d - 1], 1, seed=d)[0] for d in layout]
     parts = [(part, np.full(len(part), d)) for part, d in zip(parts, layout, strict=True)]
-    length = 106
     ids, segments = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return np.pad(ids, (0, length - len(ids)))[None], np.pad(segments, (0, length - len(segments)))[None]
+    return np.pad(ids, (0, LENGTH - len(ids)))[None], np.pad(segments, (0, LENGTH - len(segments)))[None]
 
 
 @functools.cache
@@ -201,8 +208,8 @@ def alone(model):
     """Logits of each document in a call of its own, the sum of all losses, and its gradient."""
     graphdef, state = nnx.split(model)
     logits, loss, gradient = [], 0.0, None
-    for length in DOCUMENTS:
-        ids = jnp.asarray(tokens(length, 1))
+    for document, length in enumerate(DOCUMENTS, start=1):
+        ids = jnp.asarray(tokens(length, 1, seed=document))
         (value, both), grads = compiled(graphdef, "none")(state, ids, jnp.ones_like(ids))
         logits.append([part[0] for part in both])
         loss, gradient = loss + value, grads if gradient is None else jax.tree.map(jnp.add, gradient, grads)
@@ -228,6 +235,12 @@ def test_packed_equals_alone(model, alone, layout, remat):
         assert distance < 1e-5, f"{path}: {distance:.2e}"
 
 
+def whole(model, lines):
+    """Returns what the model makes of each line; the tokens behind its end, which it cannot see, are arbitrary."""
+    hidden = model.hidden_states(np.stack([np.resize(line, 48) for line in lines]))
+    return [np.asarray(each[: len(line)]) for each, line in zip(hidden, lines, strict=True)]
+
+
 @functools.cache
 def continued(graphdef):
     """Compiles a call that goes on with a state."""
@@ -240,7 +253,11 @@ def go_on(model, state, ids, segments=None):
     return continued(graphdef)(weights, jnp.asarray(ids), segments, None, state)
 
 
-@pytest.mark.parametrize("splits", [(0, 106), (0, 64, 106), (0, 1, 30, 31, 106)], ids=str)
+# Parts of few lengths, each of which is a program: 158, 64, 92 and 1.
+SPLITS = [(0, LENGTH), (0, 64, 156, 157, LENGTH), (0, 1, 93, 94, LENGTH)]
+
+
+@pytest.mark.parametrize("splits", SPLITS, ids=str)
 def test_any_split_with_a_state_equals_one_call(model, splits):
     ids, segments = packed_sequence(LAYOUTS["padding between"])
     want = model.hidden_states(ids, segments)
@@ -255,12 +272,12 @@ def test_any_split_with_a_state_equals_one_call(model, splits):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_prefill_and_steps_equal_one_forward(model, side):
     """Two sequences of unequal prompts, padded on either side, then token by token."""
-    prompts, steps = (5, 17), 6
+    prompts, steps = (5, 16), 6
     lines = [tokens(p + steps, 1)[0] for p in prompts]
-    padded = [(17 - p, 0) if side == "left" else (0, 17 - p) for p in prompts]
+    padded = [(16 - p, 0) if side == "left" else (0, 16 - p) for p in prompts]
     ids = np.stack([np.pad(line[:p], pad) for line, p, pad in zip(lines, prompts, padded, strict=True)])
     segments = np.stack([np.pad(np.ones(p, int), pad) for p, pad in zip(prompts, padded, strict=True)])
-    state = DecoderState.empty(model.config.text, 2, 32, jnp.float32)
+    state = DecoderState.empty(model.config.text, 2, 64, jnp.float32)
     hidden, state = go_on(model, state, ids, segments)
     outputs = [[hidden[i, segments[i] > 0]] for i in range(2)]
     for t in range(steps):
@@ -268,11 +285,10 @@ def test_prefill_and_steps_equal_one_forward(model, side):
         hidden, state = go_on(model, state, ids)
         for i in range(2):
             outputs[i].append(hidden[i])
-    for i, line in enumerate(lines):
-        want = model.hidden_states(line[None])[0]
+    for i, want in enumerate(whole(model, lines)):
         np.testing.assert_allclose(np.concatenate(outputs[i]), want, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(state.next_position, [p + steps for p in prompts])
-    slots = [17 + steps] * 2 if side == "left" else [p + steps for p in prompts]
+    slots = [16 + steps] * 2 if side == "left" else [p + steps for p in prompts]
     np.testing.assert_array_equal(state.lengths, slots)
 
 
@@ -291,16 +307,14 @@ def test_sequences_of_a_state_advance_independently(model):
             got[i].append(hidden[i, :n])
             taken[i] += n
     np.testing.assert_array_equal(state.lengths, taken)
-    for i, line in enumerate(lines):
-        want = model.hidden_states(line[None, : taken[i]])[0]
-        np.testing.assert_allclose(np.concatenate(got[i]), want, rtol=0, atol=1e-5)
+    for i, want in enumerate(whole(model, lines)):
+        np.testing.assert_allclose(np.concatenate(got[i]), want[: taken[i]], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("delta_rule", ["associative", "chunked"])
 def test_every_delta_rule_gives_the_same_numbers(model, delta_rule):
     ids, segments = map(jnp.asarray, packed_sequence(LAYOUTS["packed"]))
-    make = nnx.jit(lambda: Qwen35(tiny_config(), dtype="float32", delta_rule=delta_rule, rngs=nnx.Rngs(0)))
-    other = nnx.merge(nnx.graphdef(make()), nnx.state(model))
+    other = nnx.merge(nnx.graphdef(abstract(delta_rule=delta_rule)), nnx.state(model))
     assert other.layers[0].linear_attn.delta_rule == delta_rule
     # The same float32 sums in another order.
     np.testing.assert_allclose(
@@ -309,12 +323,12 @@ def test_every_delta_rule_gives_the_same_numbers(model, delta_rule):
 
 
 def test_weights_are_stored_and_results_returned_in_the_promised_dtypes():
-    model = nnx.jit(lambda: Qwen35(tiny_config(), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))()
+    model = abstract(dtype=jnp.bfloat16)
     kept = {path[-2:] for path, v in nnx.to_flat_state(nnx.state(model)) if v.dtype == jnp.float32}
     assert kept == {("linear_attn", "A_log"), ("norm", "weight")}
     assert model.norm.weight.dtype == jnp.bfloat16
-    assert model.hidden_states(tokens(5)).dtype == jnp.bfloat16
-    assert model.logits(tokens(5)).dtype == jnp.float32
+    assert nnx.eval_shape(lambda model: model.hidden_states(tokens(5)), model).dtype == jnp.bfloat16
+    assert nnx.eval_shape(lambda model: model.logits(tokens(5)), model).dtype == jnp.float32
 
 
 def test_unusable_input_is_refused(model):

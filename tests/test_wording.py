@@ -44,13 +44,16 @@ def test_settings_are_shown_as_they_are_typed(message, typed):
 
 
 def test_every_option_is_one_of_the_command():
-    config = load_config(REPO / "configs" / "lora_2b_v5e8.py")
-    # The objective is for the run record alone, and trackers for run files.
-    for option in {*OPTIONS.values(), "--data.no-train-on-thinking"} - {"--objective", "--trackers"}:
-        with pytest.raises(ValueError) as error:
-            parse([option], config)
-            raise ValueError("a switch, which needs no value")
-        assert "Unrecognized" not in str(error.value), option
+    configs = [load_config(REPO / "configs" / f"{name}.py") for name in ("lora_2b_v5e8", "distill_onpolicy_9b_to_2b")]
+    # The objective and the width of a teacher are for the run record alone, and trackers for run files.
+    for option in {*OPTIONS.values(), "--data.no-train-on-thinking"} - {"--objective", "--trackers", "--teacher.width"}:
+        errors = []
+        for config in configs:
+            with pytest.raises(ValueError) as error:
+                parse([option], config)
+                raise ValueError("a switch, which needs no value")
+            errors.append(str(error.value))
+        assert not all("Unrecognized" in error for error in errors), option
 
 
 def texts(node: ast.AST) -> str:

@@ -5,9 +5,11 @@ import importlib.metadata
 
 def flags(devices: int) -> str:
     """Returns what XLA_FLAGS is to be for a CPU that looks like so many devices; set it before JAX is imported."""
-    # XLA's older code for fusions compiles three times as fast. Newer versions have it no more, and refuse the flag.
+    # XLA's older code for fusions compiles three times as fast, and a program in one part takes less than one in
+    # 32 parts. Newer versions may not have these, and refuse flags that they do not know.
     release = importlib.metadata.version("jaxlib").split(".")[:2]
-    return common_flags(devices) + " --xla_cpu_use_fusion_emitters=false" * ([*map(int, release)] < [0, 11])
+    older = " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    return common_flags(devices) + older * ([*map(int, release)] < [0, 11])
 
 
 def common_flags(devices: int) -> str:

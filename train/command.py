@@ -11,7 +11,7 @@ from qwen35_jax.command import config_from_command_line, one_line_errors
 from qwen35_jax.compiled import keep_compiled_programs
 from qwen35_jax.distributed import join, leave_out_absent_tpu
 from qwen35_jax.wording import options_as_typed, options_of
-from train.config import TrainConfig
+from train.config import DataConfig, ModelSource, Recipe, TrainConfig
 from train.leave import leave_hanging_saves
 from train.plan import print_plan
 from train.run import run
@@ -29,8 +29,7 @@ def train_from_command_line(argv: Sequence[str] | None, *, program: str, objecti
     """
     argv = sys.argv[1:] if argv is None else argv
     with leave_hanging_saves(), one_line_errors(), options_as_typed(lambda: options_of(TrainConfig)):
-        config = config_from_command_line(argv, TrainConfig, program=program)
-        check_objective(config, objective, argv[0], program)
+        config = read_command_line(argv, program=program, objective=objective)
         if config.options.plan is not None:
             print_plan(config, config.options.plan)
             return
@@ -38,14 +37,21 @@ def train_from_command_line(argv: Sequence[str] | None, *, program: str, objecti
         run(config, config.options.workdir or Path("runs", Path(argv[0]).stem))
 
 
-def check_objective(config: TrainConfig, objective: type, run_file: str, program: str) -> None:
-    """Raises a ValueError if a run file was written for another command."""
+def read_command_line(argv: Sequence[str], *, program: str, objective: type) -> TrainConfig:
+    """Returns the settings of a run file with the overrides of the command line.
+
+    Raises:
+      ValueError: there is no run file, it was written for another command, or an override is wrong.
+    """
+    example = TrainConfig(Recipe(ModelSource(), DataConfig(path="FILE"), steps=1_000, objective=objective()))
+    config = config_from_command_line(argv, TrainConfig, program=program, example=example)
     found = type(config.recipe.objective)
     if not issubclass(found, objective):
         raise ValueError(
-            f"the objective of {run_file} is {found.__name__}, but {program} needs {objective.__name__}; give a run "
+            f"the objective of {argv[0]} is {found.__name__}, but {program} needs {objective.__name__}; give a run "
             "file written for this command."
         )
+    return config
 
 
 def start_processes(config: TrainConfig) -> None:

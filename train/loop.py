@@ -83,14 +83,13 @@ def run_steps(
     save = partial(_save, checkpoints=checkpoints, batches=batches, reporter=reporter)
     for number in range(saved + 1, schedule.last_step + 1):
         with reporter.timed("data_seconds"), _saving(state, saved, save, checkpoints):
-            batches.see(state)
-            batch = next(batches, None)
+            batch = _next(batches, state)
         if batch is None:
             logger.warning("the data ended after step %d; raise --data.epochs to train on", number - 1)
             break
         with trace.around(number, reporter.flush):
             state, values = step(state, frozen, put(batch))
-            reporter.add(number, values, batches.documents_later(), epoch=batches.epoch, figures=batches.figures())
+            reporter.add(number, values, batches)
         is_best = schedule.evaluates_after(number) and _evaluate(state, watch, reporter)
         if watch.sample is not None and schedule.samples_after(number):
             reporter.show(number, partial(watch.sample, state))
@@ -111,6 +110,12 @@ def run_steps(
     # While this waits, SIGTERM does not end the process yet.
     checkpoints.wait()
     return state
+
+
+def _next(batches: Batches, state: TrainState) -> HostBatch | None:
+    """Returns the batch of the step that begins from a state; None where the data end."""
+    batches.see(state)
+    return next(batches, None)
 
 
 @contextlib.contextmanager

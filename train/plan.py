@@ -32,6 +32,7 @@ from qwen35_jax.sharding import check_mesh
 from qwen35_jax.storage import write_atomically
 from train.config import TrainConfig
 from train.plan_report import Plan, run_report, to_text
+from train.plan_rollouts import rollout_bytes
 from train.plan_teacher import (
     PlannedTeacher,
     Teaching,
@@ -208,6 +209,9 @@ def _memory(config: TrainConfig, setup: TrainingSetup, step: Compiled, teaching:
         if teaching.compiled is not None:
             temporaries = teaching.compiled.peak_bytes - teaching.weights_in_program
             peak = max(peak, own + hbm["teacher"] + temporaries)
+    if rollouts := rollout_bytes(config, setup):
+        hbm["rollouts"] = rollouts
+        peak += rollouts
     return hbm | {"temporaries": peak - sum(hbm.values()), "peak": peak}
 
 

@@ -193,7 +193,9 @@ def cheaper_changes(plan: Plan, config: TrainConfig) -> Iterator[str]:
 def to_text(plan: Plan, config: TrainConfig, price: float | None = None) -> str:
     """Lays the plan out for people, the verdict first; ``price`` is that of one chip for an hour."""
     peak, capacity, free = (size / _GIB for size in (plan.hbm["peak"], plan.hbm["capacity"], plan.free_bytes))
-    parts = [part for part in ("weights", "adapters", "optimizer", "teacher", "temporaries") if part in plan.hbm]
+    parts = [
+        part for part in ("weights", "adapters", "optimizer", "teacher", "rollouts", "temporaries") if part in plan.hbm
+    ]
     memory = [
         f"{plan.num_devices} x {plan.device.name} ({plan.topology}), {plan.tokens:,} tokens a step",
         f"HBM, GiB a chip: {', '.join(f'{name} {plan.hbm[name] / _GIB:.2f}' for name in parts)}; "

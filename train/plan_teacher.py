@@ -16,7 +16,7 @@ from qwen35_jax.planning.published import find_config
 from qwen35_jax.sharding import array_sharding
 from train.config import Distillation, TeacherConfig, TrainConfig
 from train.setup import model_options
-from train.signals.live import TEACH_INPUTS, make_teach
+from train.signals.live import TEACH_INPUTS, make_teach, without_mtp
 from train.signals.store import Store
 
 
@@ -96,7 +96,7 @@ def compile_teaching(
     if not settings.own_base:
         options |= {"dtype": settings.dtype, "param_dtype": settings.dtype}
     model = abstract_model(lambda: Qwen35(found, **options, rngs=nnx.Rngs(0)), mesh)
-    graphdef, weights = nnx.split(model)
+    graphdef, weights = nnx.split(without_mtp(model))
     teach = make_teach(graphdef, settings, mesh, chunk_tokens=config.layout.loss_chunk)
     compiled = compile_abstract(teach, weights, {name: batch[name] for name in TEACH_INPUTS}, mesh=mesh)
     counted = bytes_per_device(weights)

@@ -14,9 +14,9 @@ the folder under the same path.
 import sys
 from collections.abc import Sequence
 
-from qwen35_jax.command import config_from_command_line, one_line_errors
+from qwen35_jax.command import one_line_errors
 from qwen35_jax.wording import options_as_typed, options_of
-from train.command import check_objective, start_processes
+from train.command import read_command_line, start_processes
 from train.config import Distillation, TrainConfig
 from train.signals.teaching import write_store
 
@@ -27,8 +27,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; wrong input ends in one line on stderr and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
     with one_line_errors(), options_as_typed(lambda: options_of(TrainConfig)):
-        config = config_from_command_line(argv, TrainConfig, program=_PROGRAM)
-        check_objective(config, Distillation, argv[0], _PROGRAM)
+        config = read_command_line(argv, program=_PROGRAM, objective=Distillation)
+        if config.options.plan is not None:
+            raise ValueError(
+                f"--plan: {_PROGRAM} makes no plan; `python -m train.distill` does, and says what a live teacher needs."
+            )
         start_processes(config)
         write_store(config)
 

@@ -56,13 +56,14 @@ def find_teacher(
     settings, vocabulary = objective.teacher, student.text.vocab_size
     if settings.signal == "topk" and settings.k > vocabulary:
         raise ValueError(f"teacher.k={settings.k} is more than the {vocabulary} token ids of the student; lower it.")
+    if settings.own_base:
+        settings = replace(settings, dtype=recipe.model.dtype, width=student.text.hidden_size)
     if settings.store is not None:
-        store = Store.open(settings.store)
-        store.check(settings, recipe.data, tokenizer, vocabulary=vocabulary)
+        store, known = Store.open(settings.store), _identity_at_hand(settings, folder)
+        store.check(settings, recipe.data, tokenizer, vocabulary=vocabulary, teacher=known)
         return Teacher(settings.with_width(store.width), store.identity, store=store)
     if settings.own_base:
-        own = replace(settings, dtype=recipe.model.dtype, width=student.text.hidden_size)
-        return Teacher(own, {"own_base": True})
+        return Teacher(settings, {"own_base": True})
     if not settings.path:
         raise ValueError(
             "no teacher is named; give --teacher.path DIR, the folder of a checkpoint, --teacher.own-base, or "
@@ -77,6 +78,17 @@ def find_teacher(
     return Teacher(
         settings.with_width(config.text.hidden_size), identify_teacher(place, adapter), folder=place, adapter=adapter
     )
+
+
+def _identity_at_hand(settings: TeacherConfig, student: Path) -> Mapping[str, Any] | None:
+    """Returns what tells the teacher that the run names from others; None if its files are not on this machine."""
+    if settings.own_base:
+        return identify_teacher(student)
+    folder = Path(settings.path).expanduser()
+    adapter = None if settings.adapter is None else Path(settings.adapter).expanduser()
+    if not settings.path or not (folder / "config.json").is_file() or (adapter is not None and not adapter.is_dir()):
+        return None
+    return identify_teacher(folder, adapter)
 
 
 def check_same_tokens(folder: Path, teacher: ModelConfig, student: ModelConfig, tokenizer: Tokenizer) -> None:

@@ -294,5 +294,5 @@ def test_the_last_statement_counts_whatever_stands_before(before, letter):
         "\ud800",
     ],
 )  # fmt: skip
-def test_a_million_characters_take_linear_time(unit):
+def test_a_runaway_text_takes_linear_time(unit):
     assert_linear(lambda text: final_letter(text, 10), unit)

@@ -99,7 +99,7 @@ def test_a_stream_tells_the_tokens_of_generate(model, prompts):
 
 
 def test_a_text_that_repeats_itself_ends_if_one_asks_for_it(model, prompts):
-    engine = make_engine(model, 2, cache_tokens=2048)
+    engine = make_engine(model, 2)
     always = SamplingParams(logit_bias={33: 100.0}, detect_loops=True)
     [done] = engine.generate([prompts[0]], sampling=always, max_new_tokens=400)
     assert done.finish_reason == "loop" and done.token_ids == [33] * 256

@@ -14,7 +14,9 @@ from qwen35_jax.sharding import make_mesh
 from tests.inference.engines import GREEDY, LIMITS, MIXED, THINK, Numbers, assert_is_idle, finish, make_engine
 
 
-@pytest.mark.parametrize("drafts", [0, pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+    "drafts", [0, pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.soak)]
+)
 def test_greedy_text_is_what_the_model_finds_most_likely(model, prompts, drafts):
     engine = make_engine(model, drafts, poison=True)
     done = engine.generate(prompts, sampling=GREEDY, max_new_tokens=LIMITS)

@@ -66,12 +66,11 @@ def test_a_stored_signal_trains_as_a_live_one(distil, inputs, teacher, tmp_path,
     stored = distil(tmp_path / "stored", *store, teacher=None)
     live = distil(tmp_path / "live", *store[2:])
     for one, other in zip(stored, live, strict=True):
-        for name in ("divergence", "loss", "mtp_loss", "grad_norm"):
-            # The teacher read the documents in other rows, where sums of float32 are taken in another order.
-            assert one[name] == pytest.approx(other[name], rel=1e-5), name
+        names = {name for name in one if not name.endswith(("seconds", "per_second"))}
+        assert {name: one[name] for name in names} == {name: other[name] for name in names}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("source", ["live", "stored"])
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(command, inputs, teacher, tmp_path, source):
     options = ["--teacher.path", str(teacher), *SIZES, "--steps", "12"]

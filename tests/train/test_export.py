@@ -110,8 +110,15 @@ def test_a_merged_model_stops_in_transformers(merged, ours, name):
     _assert_stops(model, transformers.AutoTokenizer.from_pretrained(merged), ours)
 
 
-@pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("way", [0, 1], ids=["peft", "transformers"])
+# Each way and each class once; the other pairs take long and show the same.
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [
+        pytest.param(way, name, id=f"{package}-{name}", marks=[pytest.mark.soak] * (way != CLASSES.index(name)))
+        for way, package in enumerate(("peft", "transformers"))
+        for name in CLASSES
+    ],
+)
 def test_the_code_of_the_card_loads_an_adapter_that_stops(adapters, ours, name, way, monkeypatch):
     for package in ("transformers", "peft"):
         pytest.importorskip(package, reason="runs what the model card shows")

@@ -77,7 +77,10 @@ def test_a_second_run_in_a_directory_is_refused_by_name(command, tmp_path):
     kill(first)
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), pytest.param(signal.SIGINT, marks=pytest.mark.soak)],
+)
 def test_a_signal_saves_the_step_and_the_same_command_goes_on(command, whole_run, tmp_path, number):
     workdir = tmp_path / "run"
     options = (*LORA, "--checkpoint.every", "100")

@@ -133,6 +133,7 @@ def test_checkpoints_come_after_their_rows_and_at_the_end(tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["loss"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["epoch"] for row in rows] == [0.25, 0.5, 0.75, 1.0, 1.25]
+    assert [row["told"] for row in rows] == [-1, -2, -3, -4, -5]
     for row in rows:
         assert row["packing_efficiency"] == 0.5
         assert row["tokens_per_second"] == pytest.approx(4 / row["step_seconds"])

@@ -82,7 +82,7 @@ def pretend(monkeypatch, fits):
     """Replaces the compiler by a rule on settings; returns the list of settings that were tried."""
     tried = []
 
-    def plan(config, model_config, topology, devices):
+    def plan(config, model_config, topology, devices, teacher):
         tried.append(config)
         device = find_device(topology)
         hbm = dict.fromkeys(("weights", "adapters", "optimizer", "temporaries"), 2**30)

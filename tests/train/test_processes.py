@@ -47,14 +47,14 @@ def test_two_processes_equal_one(command, whole_run, tmp_path):
     assert names == {path.name for path in whole_run[0].iterdir()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "devices", "mesh"),
     [
-        (2, 2, ("--mesh.fsdp", "2", "--mesh.tensor", "2")),
-        (2, 2, ("--mesh.data", "2", "--mesh.context", "2")),
-        (2, 1, ("--mesh.context", "2")),
-        (4, 1, ("--mesh.data", "2", "--mesh.fsdp", "2")),
+        pytest.param(2, 2, ("--mesh.fsdp", "2", "--mesh.tensor", "2"), marks=pytest.mark.slow),
+        # Between the processes this one splits what two processes split in the test above.
+        pytest.param(2, 2, ("--mesh.data", "2", "--mesh.context", "2"), marks=pytest.mark.soak),
+        pytest.param(2, 1, ("--mesh.context", "2"), marks=pytest.mark.slow),
+        pytest.param(4, 1, ("--mesh.data", "2", "--mesh.fsdp", "2"), marks=pytest.mark.slow),
     ],
 )
 def test_processes_and_meshes_equal_one_device(command, whole_run, tmp_path, processes, devices, mesh):

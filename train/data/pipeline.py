@@ -9,7 +9,7 @@ processes can be joined, and any number of processes can go on from the whole.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from qwen35_jax.distributed import gather
 from qwen35_jax.processing import Tokenizer
@@ -21,6 +21,7 @@ from train.data.shards import Shard
 from train.state import TrainState
 
 
+@runtime_checkable
 class Batches(Protocol):
     """An iterator over batches whose position can be stored and restored exactly."""
 

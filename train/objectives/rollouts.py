@@ -114,6 +114,10 @@ class RolloutConfig:
         """Returns how many prompts a batch answers: as many as certainly fit."""
         return self.num_sequences(data) * (data.sequence_length // self.longest) // self.answers
 
+    def num_answers(self, data: BatchSizes) -> int:
+        """Returns how many answers are sampled with the same weights."""
+        return self.num_prompts(data) * self.answers * self.refresh
+
     def check_data(self, data: BatchSizes) -> None:
         """Checks that the answers fit the batches.
 

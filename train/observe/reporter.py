@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple, SupportsFloat
 
 import jax
@@ -15,6 +14,7 @@ import jax
 from qwen35_jax.distributed import gather
 from qwen35_jax.storage import write_atomically
 from train.config.health import HealthConfig
+from train.data.pipeline import Batches
 from train.observe.health import complaint
 from train.observe.metrics import Entry, MetricsWriter
 from train.observe.throughput import Throughput, memory_in_use
@@ -71,24 +71,15 @@ class Reporter:
         yield
         self._seconds[name] += time.perf_counter() - began
 
-    def add(
-        self,
-        number: int,
-        values: Metrics,
-        documents: Callable[[], list[list[str]]],
-        *,
-        epoch: float,
-        figures: Mapping[str, float | int | None] = MappingProxyType({}),
-    ) -> None:
+    def add(self, number: int, values: Metrics, batches: Batches) -> None:
         """Takes the metrics of a step that was just dispatched, and writes those of the step before.
 
         Args:
-          documents: says, for each sequence of the batch that this process feeds, where its documents come from.
-          epoch: epochs of the data that were read for this step and those before.
-          figures: what else the entry of the step shall hold.
+          batches: returned the batch of this step last.
         """
         self.flush()
-        self._pending = _Pending(number, values, documents, epoch, figures, self._seconds)
+        of_batch = batches.documents_later(), batches.epoch, batches.figures()
+        self._pending = _Pending(number, values, *of_batch, self._seconds)
         self._seconds = dict.fromkeys(self._seconds, 0.0)
 
     def flush(self, evaluate: Callable[[], Mapping[str, float | int]] | None = None) -> Entry:

@@ -105,7 +105,7 @@ class RolloutBatches:
 
         The engine is made when the first answers are sampled, under the mesh of that moment.
         """
-        most = self._num_prompts * self._settings.answers * self._settings.refresh
+        most = self._settings.num_answers(self._config)
         self._sampler = Sampler(self._settings, self._tokenizer, model_of, most=most, seed=self._seed)
 
     def see(self, state: TrainState) -> None:

@@ -8,6 +8,7 @@ from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.requests import Completion, seed_of
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing import Tokenizer
+from qwen35_jax.sharding import mesh_of, num_shards
 from train.objectives.rollouts import RolloutConfig
 from train.rollouts.prompts import Prompt
 from train.rollouts.rollout import Rollout
@@ -39,7 +40,7 @@ class Sampler:
         seed: int,
     ):
         self._settings, self._tokenizer, self._model_of = settings, tokenizer, model_of
-        self._slots, self._seed = min(settings.slots, most), seed
+        self._most, self._seed = most, seed
         self._engine: Engine | None = None
 
     def sample(self, state: TrainState, prompts: Sequence[Prompt]) -> list[Rollout]:
@@ -60,18 +61,25 @@ class Sampler:
     def _with_weights(self, model: Qwen35) -> Engine:
         if self._engine is not None:
             self._engine.model = model
-            return self._engine
-        settings, slots = self._settings, self._slots
-        # No more pages than the answers can need: the rest of the memory is the training's.
-        cache_tokens = settings.cache_tokens or slots * (settings.longest + _SPARE_TOKENS)
-        self._engine = Engine(
-            model,
-            self._tokenizer,
-            slots=slots,
-            cache_tokens=cache_tokens,
-            speculative_tokens=settings.speculative_tokens,
-        )
+        else:
+            options = engine_options(self._settings, model, self._most)
+            self._engine = Engine(model, self._tokenizer, **options)
         return self._engine
+
+
+def engine_options(settings: RolloutConfig, model: Qwen35, most: int) -> dict[str, int]:
+    """Returns the sizes of the engine that writes at most so many answers in one call, as arguments of ``Engine``.
+
+    Args:
+      model: of arrays or of shapes.
+    """
+    mesh = mesh_of(model.embed_tokens.weight.get_value())
+    shards = 1 if mesh is None else num_shards("batch", mesh)
+    # Each share of the mesh has whole slots.
+    slots = -(-min(settings.slots, most) // shards) * shards
+    # No more pages than the answers can need: the rest of the memory is the training's.
+    cache_tokens = settings.cache_tokens or slots * (settings.longest + _SPARE_TOKENS)
+    return {"slots": slots, "cache_tokens": cache_tokens, "speculative_tokens": settings.speculative_tokens}
 
 
 def answer_seed(seed: int, position: int, number: int) -> int:

@@ -118,6 +118,11 @@ def _differences(stored: Header, wanted: Header) -> Iterator[str]:
         theirs, ours = getattr(stored, name), getattr(wanted, name)
         if theirs != ours and not (name == "width" and ours == 0):
             yield f"{option} is {theirs!r} there and {ours!r} here; give the former"
+    if wanted.sequence_length > stored.sequence_length:
+        yield (
+            f"data.sequence_length is {stored.sequence_length} there and {wanted.sequence_length} here, so that longer "
+            "documents may be missing; give the former"
+        )
     if stored.vocabulary != wanted.vocabulary:
         yield f"its teacher has {stored.vocabulary} tokens and the student {wanted.vocabulary}; both need the same"
     if stored.tokenizer != wanted.tokenizer:
@@ -128,9 +133,9 @@ def _differences(stored: Header, wanted: Header) -> Iterator[str]:
         yield other
     if wanted.teacher is None or stored.teacher is None:
         return
-    for part, option in (("model", "teacher.path"), ("adapter", "teacher.adapter")):
+    for part in ("model", "adapter"):
         if stored.teacher.get(part) != wanted.teacher.get(part):
-            yield f"it is of another teacher than {option} names; name the one that it is of"
+            yield f"its teacher has another {part} than the run's teacher; name the one that it was written with"
 
 
 def missing_sources(stored: Header, sources: Iterable[str]) -> str | None:

@@ -35,7 +35,7 @@ class LiveTeacher:
           ValueError: the model does not fit the settings.
         """
         check_model(model, settings)
-        self._head, (graphdef, self._weights) = model.head_weight(), nnx.split(model)
+        self._head, (graphdef, self._weights) = model.head_weight(), nnx.split(without_mtp(model))
         self._mesh, self._teach = mesh, make_teach(graphdef, settings, mesh, chunk_tokens=chunk_tokens)
 
     @property
@@ -47,6 +47,13 @@ class LiveTeacher:
         """Returns the arrays of the signal, [A, B, T, ...], for a batch of ``put_batch``."""
         with jax.set_mesh(self._mesh):
             return self._teach(self._weights, teach_inputs(batch))
+
+
+def without_mtp(model: Qwen35) -> Qwen35:
+    """Returns a model of the same arrays without its MTP block, which a teacher does not need; none is copied."""
+    teacher = nnx.merge(*nnx.split(model))
+    teacher.mtp = nnx.data(None)
+    return teacher
 
 
 def check_model(model: Qwen35, settings: SignalSettings) -> None:

@@ -57,9 +57,9 @@ def begin(folder: Path, header: Header) -> None:
             raise ValueError(f"{folder} is not empty and holds no store; name another folder with --teacher.store.")
         write_json(folder / HEADER, header.to_json())
         return
-    stored = read_header_file(folder)
-    if stored != header:
-        found = differences(stored, header) + differences(header, stored) or ["data.sequence_length is another"]
+    stored, new = read_header_file(folder), header.to_json()
+    if changed := [name for name, value in stored.to_json().items() if value != new[name]]:
+        found = differences(stored, header) or [f"the run file now has another {', '.join(changed)}"]
         raise ValueError(
             f"{folder} holds a store of another run: {found[0]}; or name another folder with --teacher.store."
         )

@@ -118,7 +118,11 @@ def test_any_interruption_continues_exactly(config, tokenizer, epochs):
     resumed = make_batches(config, tokenizer)
     for done, state in enumerate(states):
         resumed.set_state(state)
-        assert_equal([batch for _, batch in zip(want[done:], resumed, strict=False)], want[done:])
+        # What stands in the state after some batches decides all that follow.
+        some = want[done : done + 6]
+        assert_equal([batch for _, batch in zip(some, resumed, strict=False)], some)
+        if done + 6 < len(states):
+            assert json.loads(json.dumps(resumed.get_state())) == states[done + 6]
     assert any(state["shards"]["0"]["open"] for state in states)
     assert any(state["shards"]["0"]["ready"] for state in states)
     final = make_batches(config, tokenizer)

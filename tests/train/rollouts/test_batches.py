@@ -2,20 +2,25 @@
 
 import dataclasses
 import json
+import logging
 
 import jax
 import numpy as np
 import pytest
 
+from configs.tiny_sft import config as tiny
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.requests import seed_of
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.sharding import MeshConfig
 from tests.train.rollouts.conftest import SEED, SETTINGS
 from train.batch import TOKEN_FIELDS
+from train.config import ModelSource
 from train.data.pipeline import make_batches
 from train.objectives.rollouts import ROLLOUT_FIELDS
 from train.rollouts import batches as of_batches
 from train.rollouts import sampler
+from train.run import build
 
 
 def documents(batch):
@@ -124,6 +129,14 @@ def test_weights_are_used_for_exactly_as_many_batches_as_refresh_says(make, take
     assert documents(take(make(), [setup.state, moved])[1]) != documents(stale[1])
 
 
+def test_new_weights_compile_nothing(make, take, setup, moved, caplog):
+    batches = make()
+    take(batches, [setup.state])
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        take(batches, [moved])
+    assert not [record.message for record in caplog.records if "ompil" in record.message]
+
+
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
 def test_any_interruption_continues_exactly_without_sampling_again(make, take, setup, moved, monkeypatch, fraction):
     states = [setup.state] * 3 + [moved] * 3
@@ -194,3 +207,21 @@ def test_settings_that_change_the_distribution_are_told(make, caplog):
     make(top_p=0.9, temperature=0.7)
     assert "rollouts.temperature=0.7, rollouts.top_p=0.9 samples another distribution" in caplog.text
     assert SETTINGS.sampling == SamplingParams(temperature=1.0, logprobs=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
+def test_a_mesh_with_more_shares_than_answers_samples_as_one_device_does(make, take, setup, data, inputs):
+    config = tiny().replace(
+        model=ModelSource(str(inputs / "base"), dtype="float32"), data=data, mesh=MeshConfig(data=4, tensor=2)
+    )
+    mesh = config.layout.mesh.mesh()
+    with jax.set_mesh(mesh):
+        split = build(config, inputs / "base", mesh)
+        batches = make(answers=1, fraction=0.25)
+        batches.sample_from(split.model)
+        [batch] = take(batches, [split.state])
+    [want] = take(make(answers=1, fraction=0.25), [setup.state])
+    assert [ids for ids, *_ in documents(batch)] == [ids for ids, *_ in documents(want)]
+    # float32 sums in another order.
+    np.testing.assert_allclose(batch["sampled_log_probs"], want["sampled_log_probs"], atol=1e-4)

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 
 from examples.quickstart.tokenizer import build_tiny_tokenizer
+from qwen35_jax.config import ModelConfig
+from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.processing import ChatTemplate, Tokenizer
+from tests.train.conftest import small_config
 from train.data.documents import Documents
 from train.data.masking import Example
 from train.data.pipeline import make_batches
 from train.signals.shard_file import read_shard
 from train.signals.store import Store, document_key, predicting
+from train.teacher import find_teacher
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +167,10 @@ def test_a_store_fits_its_own_run(store, settings, tokenizer):
         ({"train_on": "last"}, r"data\.train_on is 'all' there and 'last' here"),
         ({"train_on_thinking": False}, r"data\.train_on_thinking is True there and False here"),
         ({"teacher": {"dtype": "bfloat16"}}, r"teacher\.dtype is 'float32' there and 'bfloat16' here"),
+        (
+            {"sequence_length": 65},
+            r"data\.sequence_length is 64 there and 65 here, so that longer documents may be missing",
+        ),
         ({"teacher": {"width": 64}}, r"teacher\.width is 32 there and 64 here"),
     ],
 )
@@ -190,15 +198,32 @@ def test_another_tokenizer_template_vocabulary_or_teacher_is_refused(store, sett
         check(store, config, Tokenizer(tokenizer.backend, template))
     with pytest.raises(ValueError, match="its teacher has 512 tokens and the student 640"):
         check(store, config, tokenizer, vocabulary=640)
-    with pytest.raises(ValueError, match=r"of another teacher than teacher\.path names"):
+    with pytest.raises(ValueError, match="its teacher has another model than the run's teacher"):
         check(store, config, tokenizer, teacher={**store.identity, "model": "other"})
-    with pytest.raises(ValueError, match=r"of another teacher than teacher\.adapter names"):
+    with pytest.raises(ValueError, match="its teacher has another adapter than the run's teacher"):
         check(store, config, tokenizer, teacher={**store.identity, "adapter": "other"})
 
 
 def test_all_that_differs_is_named_at_once(store, settings, tokenizer):
     with pytest.raises(ValueError, match=r"teacher\.signal is .*; data\.train_on is .*; its teacher has 512"):
         check(store, settings("unused", signal="topk", train_on="each"), tokenizer, vocabulary=9)
+
+
+def test_the_teacher_of_the_run_file_is_compared_where_its_files_are_at_hand(
+    stores, settings, inputs, tokenizer, tmp_path
+):
+    def find(**teacher):
+        config = settings(stores["hidden"], teacher=teacher)
+        student = ModelConfig.from_hf(inputs / "base")
+        return find_teacher(
+            config.recipe, config.recipe.objective, folder=inputs / "base", student=student, tokenizer=tokenizer
+        )
+
+    other = create_checkpoint(small_config(), tmp_path / "other", seed=1, dtype="float32")
+    with pytest.raises(ValueError, match="its teacher has another model than the run's teacher"):
+        find(path=str(other))
+    for at_hand in ({"path": "org/not-here"}, {"path": ""}, {"path": "", "own_base": True, "dtype": "bfloat16"}):
+        assert find(**at_hand).settings.width == 32
 
 
 def test_other_data_are_refused(store, settings, inputs, tokenizer, tmp_path):

@@ -25,7 +25,7 @@ from train.signals.store import Store
 from train.signals.writing import Writer
 from train.teacher import Heard
 
-OTHER_LAYOUT = {"sequences_per_batch": 8, "seed": 3, "shards": 2, "open_sequences": 2, "sequence_length": 96}
+OTHER_LAYOUT = {"sequences_per_batch": 8, "seed": 3, "shards": 2, "open_sequences": 2, "sequence_length": 60}
 
 
 class Killed(BaseException):
@@ -208,7 +208,8 @@ def test_a_file_that_was_damaged_meanwhile_is_written_anew_with_those_after_it(s
     [
         ({"signal": "topk"}, r"teacher\.signal is 'hidden' there and 'topk' here"),
         ({"train_on": "last"}, r"data\.train_on is 'all' there and 'last' here"),
-        ({"sequence_length": 80}, r"data\.sequence_length is another"),
+        ({"sequence_length": 80}, r"data\.sequence_length is 64 there and 80 here, so that longer documents may be"),
+        ({"sequence_length": 48}, r"the run file now has another sequence_length"),
         ({"sequences_per_batch": 8}, r"was begun with other settings \(.*sequences_per_batch was 4, is 8"),
     ],
 )
@@ -216,6 +217,20 @@ def test_a_store_of_other_settings_is_not_gone_on_with(changes, message, store_c
     (store_copy / "manifest.json").unlink()
     with pytest.raises(ValueError, match=message):
         teaching.write_store(settings(store_copy, **changes))
+
+
+def test_the_student_s_own_base_is_a_teacher_without_a_path(stores, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(teaching, "SHARD_BYTES", 1 << 17)
+    teaching.write_store(settings(tmp_path / "store", teacher={"path": "", "own_base": True}))
+    for path in stores["hidden"].iterdir():
+        assert (tmp_path / "store" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_store_that_is_not_named_is_asked_for(settings):
+    with pytest.raises(ValueError, match=r"say with --teacher\.store DIR"):
+        teaching.write_store(settings("unused", teacher={"store": None}))
+    with pytest.raises(ValueError, match=r"gs://bucket/store is an address, and a path on this machine is needed"):
+        teaching.write_store(settings("gs://bucket/store"))
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(settings, tmp_path):
