@@ -59,6 +59,10 @@ class AgreedBatches:
         self._batches = batches
         self._before: dict[str, Any] | None = None
 
+    @property
+    def needs_state(self) -> bool:
+        return self._batches.needs_state
+
     def see(self, state: TrainState) -> None:
         self._batches.see(state)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -66,10 +67,10 @@ def run_steps(
 ) -> TrainState:
     """Trains from the step after ``state.step`` through ``schedule.last_step`` and returns the final state.
 
-    The host stays one step ahead of the device. A checkpoint is written every ``checkpoint_every`` steps, after the
-    last one, after the best evaluation so far, on preemption, and if the next batch cannot be read, once the metrics of
-    its step are known to be sound and are on disk. Training stops early with a warning where the data end, and when
-    patience ends.
+    The host stays one step ahead of the device, unless a batch is made with the state or taught by a live teacher. A
+    checkpoint is written every ``checkpoint_every`` steps, after the last one, after the best evaluation so far, on
+    preemption, and if the next batch cannot be read, once the metrics of its step are known to be sound and are on
+    disk. Training stops early with a warning where the data end, and when patience ends.
 
     Args:
       put: places a batch on the mesh.
@@ -82,14 +83,19 @@ def run_steps(
     saved = int(state.step)
     save = partial(_save, checkpoints=checkpoints, batches=batches, reporter=reporter)
     for number in range(saved + 1, schedule.last_step + 1):
+        if batches.needs_state:
+            # The step before ends first, so that the time of neither holds the other's.
+            reporter.flush()
         with reporter.timed("data_seconds"), _saving(state, saved, save, checkpoints):
             batch = _next(batches, state)
         if batch is None:
             logger.warning("the data ended after step %d; raise --data.epochs to train on", number - 1)
             break
         with trace.around(number, reporter.flush):
-            state, values = step(state, frozen, put(batch))
-            reporter.add(number, values, batches)
+            placed = put(batch)
+            began = time.perf_counter()
+            state, values = step(state, frozen, placed)
+            reporter.add(number, values, batches, began=began)
         is_best = schedule.evaluates_after(number) and _evaluate(state, watch, reporter)
         if watch.sample is not None and schedule.samples_after(number):
             reporter.show(number, partial(watch.sample, state))

@@ -195,16 +195,17 @@ def _train(job: Job, setup: TrainingSetup, checkpoints: Checkpoints, best: Best 
     began = time.perf_counter()
     step = setup.step.lower(setup.state, setup.frozen, setup.batch).compile()
     logger.info("compiled the step in %.1f s", time.perf_counter() - began)
-    put = _make_put(job, setup)
     if isinstance(inputs.batches, RolloutBatches):
         inputs.batches.sample_from(setup.model)
-    if done == 0 and isinstance(recipe.objective, Distillation):
-        put = check_first(put, setup, config.layout)
     with (
         contextlib.closing(_open_metrics(job, setup)) as metrics,
         watch_for_preemption() as is_preempted,
         Trace(folder / "profile", parse_steps(options.profile) if options.profile else range(0)) as trace,
     ):
+        reporter = _make_reporter(job, setup, metrics)
+        put = _make_put(job, None if setup.teach is None else partial(reporter.teach, setup.teach))
+        if done == 0 and isinstance(recipe.objective, Distillation):
+            put = check_first(put, setup, config.layout)
         state = run_steps(
             setup.state,
             setup.frozen,
@@ -213,11 +214,11 @@ def _train(job: Job, setup: TrainingSetup, checkpoints: Checkpoints, best: Best 
             put,
             Schedule(recipe.num_steps, options.checkpoint.every, options.evaluate_every, options.samples.every),
             checkpoints=checkpoints,
-            reporter=_make_reporter(job, setup, metrics),
+            reporter=reporter,
             trace=trace,
             is_preempted=is_preempted,
             watch=Watch(
-                make_evaluation(config, setup, inputs, put),
+                make_evaluation(config, setup, inputs, _make_put(job, setup.teach)),
                 best,
                 make_sample(options.samples, setup, inputs, job.prompts, folder),
             ),
@@ -231,7 +232,7 @@ def _train(job: Job, setup: TrainingSetup, checkpoints: Checkpoints, best: Best 
     return state
 
 
-def _make_put(job: Job, setup: TrainingSetup) -> Callable[[HostBatch], Batch]:
+def _make_put(job: Job, teach: Callable[[Batch], Batch] | None) -> Callable[[HostBatch], Batch]:
     """Returns what places a batch on the mesh and, where there is a live teacher, lets it add its signal."""
     recipe = job.config.recipe
     place = partial(
@@ -242,7 +243,6 @@ def _make_put(job: Job, setup: TrainingSetup) -> Callable[[HostBatch], Batch]:
         num_sequences=recipe.data.sequences_per_batch,
         first_sequence=job.inputs.sequences.start,
     )
-    teach = setup.teach
     if teach is None:
         return place
 

@@ -82,8 +82,14 @@ def whole(numbers):
 @pytest.mark.parametrize("signal", SETTINGS)
 @pytest.mark.parametrize(
     "split",
-    [{"accumulation": 2}, {"accumulation": 4}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}],
-    ids=["2 micro-batches", "4 micro-batches", "fsdp", "data, fsdp, tensor"],
+    [
+        {"accumulation": 2},
+        {"accumulation": 4},
+        {"fsdp": 8},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"fsdp": 2, "context": 2, "tensor": 2},
+    ],
+    ids=["2 micro-batches", "4 micro-batches", "fsdp", "data, fsdp, tensor", "fsdp, context, tensor"],
 )
 def test_the_split_of_a_batch_changes_nothing(numbers, whole, signal, split):
     (got, grads), (want, wanted) = numbers(signal, **split), whole[signal]

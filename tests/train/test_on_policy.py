@@ -84,6 +84,7 @@ def test_the_metrics_tell_of_the_rollouts(whole):
         assert math.isclose(sum(shares), 1) and 0 < row["rollout_distinct"] <= 1
         assert 1 <= row["rollout_length_mean"] <= row["rollout_length_max"] <= 8
         assert row["divergence"] > 0 and row["tokens"] > 0
+        assert row["teacher_seconds"] > 0 < row["student_seconds"]
     assert [row["rollout_staleness"] for row in rows] == [0, 1, 2, 3, 0, 1]
     assert [row["rollout_seconds"] > 0 for row in rows] == [True, False, False, False, True, False]
     # The engine and the step compute the same log-probabilities as long as the weights are the same.

@@ -25,6 +25,11 @@ from train.state import TrainState
 class Batches(Protocol):
     """An iterator over batches whose position can be stored and restored exactly."""
 
+    @property
+    def needs_state(self) -> bool:
+        """Whether the next batch is made with the state that its step begins from."""
+        ...
+
     def see(self, state: TrainState) -> None:
         """Takes the state that the next step begins from, before the batch of that step is asked for."""
         ...
@@ -94,8 +99,13 @@ class BatchIterator:
         self._num_batches = 0
         self._last: list[PackedSequence] = []
 
+    @property
+    def needs_state(self) -> bool:
+        """Never: what the data hold does not depend on the weights."""
+        return False
+
     def see(self, state: TrainState) -> None:
-        """Does nothing: what the data hold does not depend on the weights."""
+        """Does nothing."""
 
     def __iter__(self) -> "BatchIterator":
         return self

@@ -6,6 +6,7 @@ large as that of random guesses, the logarithm of the vocabulary. The divergence
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import SupportsFloat
 
 import jax
@@ -49,17 +50,22 @@ def _figures(setup: TrainingSetup, layout: Layout, batch: Batch) -> Terms:
     """Computes the figures of the first micro-batch with the student as it starts."""
 
     @jax.jit
-    def compute(params, frozen, batch):
+    def compute(params, frozen, whole_batch):
+        batch = {name: array[0] for name, array in whole_batch.items()}
         model = nnx.merge(setup.graphdef, params, frozen.rest, copy=True)
-        [student] = head_inputs(model, batch, mtp=MtpLossConfig(weight=0), remat=layout.remat, dropout_key=None)
-        targets = shifted_targets(batch, 1)
-        signal = signal_of(batch, frozen.teacher_head)
-        _, found = divergence_from(student, signal, *targets, kind="forward_kl", chunk=layout.loss_chunk)
-        own, _ = divergence_from(student, Hidden(*student), *targets, kind="forward_kl", chunk=layout.loss_chunk)
-        count = jnp.maximum(count_targets(batch, 1), 1)
-        return {name: value / count for name, value in (found | {"own": own}).items()}
+        mtp = MtpLossConfig(weight=0 if model.mtp is None else 1)
+        student, *drafts = head_inputs(model, batch, mtp=mtp, remat=layout.remat, dropout_key=None)
+        own, targets = Hidden(*student), shifted_targets(batch, 1)
+        compare = partial(divergence_from, kind="forward_kl", chunk=layout.loss_chunk)
+        _, sums = compare(student, signal_of(batch, frozen.teacher_head), *targets)
+        sums["own"], _ = compare(student, own, *targets)
+        found = {name: value / jnp.maximum(count_targets(batch, 1), 1) for name, value in sums.items()}
+        for draft in drafts:
+            _, sums = compare(draft, own.shift(1), *shifted_targets(batch, 2))
+            found["acceptance"] = sums["overlap_tv"] / jnp.maximum(count_targets(batch, 2), 1)
+        return found
 
-    return compute(setup.state.params, setup.frozen, jax.tree.map(lambda x: x[0], dict(batch)))
+    return compute(setup.state.params, setup.frozen, dict(batch))
 
 
 def _tell(figures: Mapping[str, SupportsFloat]) -> None:
@@ -78,3 +84,5 @@ def _tell(figures: Mapping[str, SupportsFloat]) -> None:
     }
     parts = [f"{label} {float(figures[name]):.4f}" for label, name in shown.items() if name in figures]
     logger.info("first batch, nats a token: %s; of the student from itself: 0", ", ".join(parts))
+    if "acceptance" in figures:
+        logger.info("first batch: a draft of the MTP head is accepted with probability %.4f", figures["acceptance"])

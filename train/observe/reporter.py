@@ -13,6 +13,7 @@ import jax
 
 from qwen35_jax.distributed import gather
 from qwen35_jax.storage import write_atomically
+from train.batch import Batch
 from train.config.health import HealthConfig
 from train.data.pipeline import Batches
 from train.observe.health import complaint
@@ -24,6 +25,9 @@ from train.step import Metrics
 
 logger = logging.getLogger(__name__)
 
+# What every step tells of.
+_TIMES = ("data_seconds", "checkpoint_seconds")
+
 
 class _Pending(NamedTuple):
     number: int
@@ -32,6 +36,7 @@ class _Pending(NamedTuple):
     epoch: float
     figures: Mapping[str, float | int | None]
     seconds: dict[str, float]
+    began: float
 
 
 class Reporter:
@@ -62,25 +67,36 @@ class Reporter:
         self._watch = watch
         self._pending: _Pending | None = None
         self._ended = time.perf_counter()
-        self._seconds = {"data_seconds": 0.0, "checkpoint_seconds": 0.0}
+        self._seconds = dict.fromkeys(_TIMES, 0.0)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Adds the time spent inside to a field of the next step's entry."""
         began = time.perf_counter()
         yield
-        self._seconds[name] += time.perf_counter() - began
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
 
-    def add(self, number: int, values: Metrics, batches: Batches) -> None:
+    def teach(self, teach: Callable[[Batch], Batch], batch: Batch) -> Batch:
+        """Returns what a live teacher says of the next step's batch, once it is computed.
+
+        The step before ends first. So ``teacher_seconds`` is the time of the teacher alone, and ``student_seconds``
+        that of the student's step.
+        """
+        self.flush()
+        with self.timed("teacher_seconds"):
+            return jax.block_until_ready(teach(batch))
+
+    def add(self, number: int, values: Metrics, batches: Batches, *, began: float) -> None:
         """Takes the metrics of a step that was just dispatched, and writes those of the step before.
 
         Args:
           batches: returned the batch of this step last.
+          began: when it was dispatched, by ``time.perf_counter``.
         """
         self.flush()
         of_batch = batches.documents_later(), batches.epoch, batches.figures()
-        self._pending = _Pending(number, values, *of_batch, self._seconds)
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        self._pending = _Pending(number, values, *of_batch, self._seconds, began)
+        self._seconds = dict.fromkeys(_TIMES, 0.0)
 
     def flush(self, evaluate: Callable[[], Mapping[str, float | int]] | None = None) -> Entry:
         """Waits for the step last added and writes its metrics, with figures that ``evaluate`` returns after it.
@@ -98,11 +114,13 @@ class Reporter:
             if figures:
                 self._metrics.amend(figures)
             return figures
-        number, values, documents, epoch, told, seconds = self._pending
+        number, values, documents, epoch, told, seconds, began = self._pending
         self._pending = None
         values = {name: value.item() for name, value in jax.device_get(values).items()}
         now = time.perf_counter()
         elapsed, self._ended = now - self._ended, now
+        if "teacher_seconds" in seconds:
+            seconds["student_seconds"] = now - began
         if values["skipped"]:
             self._report_unsound(number, values, documents())
         entry: Entry = {"step": number} | {name: _finite(value) for name, value in values.items()}

@@ -108,6 +108,11 @@ class RolloutBatches:
         most = self._settings.num_answers(self._config)
         self._sampler = Sampler(self._settings, self._tokenizer, model_of, most=most, seed=self._seed)
 
+    @property
+    def needs_state(self) -> bool:
+        """Whether the next batch is sampled first."""
+        return not self._ready
+
     def see(self, state: TrainState) -> None:
         """Takes the state that the next step begins from; it is used by the next batch at most."""
         self._state = state

@@ -137,6 +137,38 @@ def test_a_model_that_is_its_own_teacher_has_nothing_to_learn(model, mesh, batch
         assert got["agreement"] == shifted_targets(batch, 1)[1].sum()
 
 
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_what_is_told_of_rollouts_is_about_their_tokens(model, mesh, batch, teacher_head, fraction):
+    """The labels count where there are any; the sampled tokens alone are compared with what the engine said."""
+    shape, rows = batch["input_ids"].shape, batch["input_ids"].shape[0]
+    labelled = np.arange(rows)[:, None] >= fraction * rows
+    sampled = np.where(labelled, 0, np.random.default_rng(4).uniform(-7, -5, shape)).astype(np.float32)
+    taught = {
+        **batch,
+        "labelled": jnp.asarray(np.broadcast_to(labelled, shape)),
+        "sampled_log_probs": jnp.asarray(sampled),
+    }
+    settings = Distillation(teacher=HIDDEN, rollouts=RolloutConfig(fraction=fraction), loss_weight=0.5 * (fraction < 1))
+    objective = settings.make(loss_chunk=7, remat="none")
+    with jax.set_mesh(mesh):
+        got, counts = objective.sums(model, taught, None, teacher_head), objective.counts(taught)
+        log_s = log_softmax(model.logits(batch["input_ids"], batch["segment_ids"]))
+    log_t = log_softmax(batch["teacher_states"] @ teacher_head.T)
+    targets, weights = (np.asarray(each) for each in shifted_targets(batch, 1))
+    log_s_y, log_t_y = (np.take_along_axis(each, targets[..., None], -1)[..., 0] for each in (log_s, log_t))
+    of_loss = weights * labelled if fraction < 1 else weights
+    of_rollouts = weights * ~labelled
+    np.testing.assert_allclose(got["loss"], -np.sum(of_loss * log_s_y), rtol=1e-5)
+    assert counts["loss"] == of_loss.sum() > 0
+    gap = np.abs(log_s_y - shifted(sampled, 1))
+    np.testing.assert_allclose(got["sampler_gap"], np.sum(of_rollouts * gap), rtol=1e-5)
+    assert counts["sampler_gap"] == of_rollouts.sum() > 0
+    assert counts["divergence"] == weights.sum() and ("k1" in got) == (fraction == 1)
+    if fraction == 1:
+        # Differences of terms of about 6.
+        np.testing.assert_allclose(got["k1"], np.sum(weights * (log_s_y - log_t_y)), atol=1e-5 * weights.sum())
+
+
 def test_only_the_mtp_block_learns_from_the_model_itself(model, mesh, batch, teacher_head):
     objective = Distillation(teacher=HIDDEN, divergence_weight=1e-30).make(loss_chunk=24, remat="none")
     grads = nnx.to_flat_state(gradients(model, mesh, objective, batch, teacher_head))
