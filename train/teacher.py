@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.hf.hub import find_folder
-from qwen35_jax.hf.load import load
+from qwen35_jax.hf.load import load, match_tensors
+from qwen35_jax.hf.safetensors import read_checkpoint
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
 from train.batch import Batch
@@ -50,8 +51,8 @@ def find_teacher(
 
     Raises:
       FileNotFoundError: there is no such checkpoint or store.
-      ValueError: none is named, or it has another tokenizer or vocabulary than the student, or the store does not
-        belong to the run.
+      ValueError: none is named, its checkpoint is incomplete or of a mixture of experts, it has another tokenizer or
+        vocabulary than the student, or the store does not belong to the run.
     """
     settings, vocabulary = objective.teacher, student.text.vocab_size
     if settings.k > vocabulary:
@@ -70,7 +71,7 @@ def find_teacher(
             "--teacher.store DIR, which `python -m train.teach` writes."
         )
     place = find_folder(settings.path)
-    config = ModelConfig.from_hf(place)
+    config, _ = match_tensors(ModelConfig.from_hf(place), read_checkpoint(place), place)
     check_same_tokens(place, config, student, tokenizer)
     if ends := _other_ends(place, folder):
         logger.warning(ends)

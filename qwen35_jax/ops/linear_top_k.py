@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from qwen35_jax.sharding import gather_over, is_split, mesh_axes, over_mesh, sum_over
+from qwen35_jax.ops.linear_cross_entropy import VocabularyShard
+from qwen35_jax.sharding import gather_over, is_split, mesh_axes, over_mesh
 
 
 class LinearTopK(NamedTuple):
@@ -57,14 +58,14 @@ def _scan_chunks(
     over_vocab = mesh_axes("vocab_shards") if split else ()
     # Devices along these axes hold other shards of the vocabulary and other sequences: each needs those of all.
     shared = tuple(axis for axis in mesh_axes("batch") if axis in over_vocab)
-    first_id = jax.lax.axis_index(over_vocab) * head.shape[0] if split else 0
+    shard = VocabularyShard(jax.lax.axis_index(over_vocab) * head.shape[0] if split else 0, over_vocab)
     weight = head.astype(hidden.dtype)
     B, T = hidden.shape[:2]
 
     def chunk_top_k(hidden_BCE):
         gathered = gather_over(shared, hidden_BCE, axis=0)
         logits = jnp.einsum("BCE,VE->BCV", gathered, weight, preferred_element_type=jnp.float32)
-        found = _top_k(logits, k, first_id, over_vocab)
+        found = _top_k(logits, k, shard)
         if not shared:
             return found
         # Every device knows the result for all sequences, and keeps its own.
@@ -80,21 +81,14 @@ def _scan_chunks(
 
 
 def _top_k(
-    logits: Float[Array, "B C V"], k: int, first_id: Int[Array, ""] | int, axes: tuple[str, ...]
+    logits: Float[Array, "B C V"], k: int, shard: VocabularyShard
 ) -> tuple[Int[Array, "B C K"], Float[Array, "B C K"], Float[Array, "B C"]]:
-    """Finds the largest of all logits, of which a device has those from ``first_id`` on."""
-    values, ids = jax.lax.top_k(logits, min(k, logits.shape[-1]))
-    ids += first_id
-    if axes:
-        values, places = jax.lax.top_k(gather_over(axes, values, axis=2), k)
-        ids = jnp.take_along_axis(gather_over(axes, ids, axis=2), places, axis=2)
-    largest = values[..., :1]
-    vocabulary = first_id + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
+    """Finds the largest of all logits, of which a device has those of its shard."""
+    values, ids = shard.top_k(logits, k)
+    largest, last = values[..., :1], values[..., -1:]
     # Of those that equal the last one found, the found ones have the lowest ids.
-    is_last = values == values[..., -1:]
-    last_id = jnp.max(jnp.where(is_last, ids, -1), axis=-1, keepdims=True)
-    is_found = (logits > values[..., -1:]) | ((logits == values[..., -1:]) & (vocabulary <= last_id))
+    last_id = jnp.max(jnp.where(values == last, ids, -1), axis=-1, keepdims=True)
+    is_found = (logits > last) | ((logits == last) & (shard.ids(logits) <= last_id))
     weights = jnp.exp(logits - largest)
-    total = sum_over(axes, jnp.sum(weights, axis=-1))
-    rest = sum_over(axes, jnp.sum(jnp.where(is_found, 0.0, weights), axis=-1))
+    total, rest = shard.sum((weights, jnp.where(is_found, 0.0, weights)))
     return ids.astype(jnp.int32), values - largest - jnp.log(total)[..., None], rest / total

@@ -9,6 +9,7 @@ import pytest
 
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.safetensors import read_checkpoint
+from qwen35_jax.presets import PRESETS
 from tests.conftest import REPO
 from tests.train.conftest import small_config
 from tests.train.launching import kill, timeless, wait_for_save, wait_for_step
@@ -135,6 +136,8 @@ def others(inputs, tmp_path_factory):
     ids = content["model"]["vocab"]
     ids[one], ids[other] = ids[other], ids[one]
     path.write_text(json.dumps(content))
+    create_checkpoint(config, folder / "experts", tokenizer_from=inputs / "tokenizer")
+    (folder / "experts" / "config.json").write_text(json.dumps(PRESETS["35b-a3b"].to_hf()))
     return folder
 
 
@@ -144,6 +147,7 @@ def others(inputs, tmp_path_factory):
         (("--teacher.path", "none/such"), "none/such"),
         (("--teacher.path", "{others}/vocabulary"), "their distributions cannot be compared"),
         (("--teacher.path", "{others}/tokenizer"), "another tokenizer than the student"),
+        (("--teacher.path", "{others}/experts"), "mixture-of-experts layers are not implemented yet"),
         (("--teacher.path", ""), "no teacher is named; give --teacher.path DIR"),
         (("--teacher.store", "{tmp}"), "{tmp}"),
         (("--teacher.own-base",), "takes the student's own base"),
