@@ -70,7 +70,7 @@ def run_steps(
     The host stays one step ahead of the device, unless a batch is made with the state or taught by a live teacher. A
     checkpoint is written every ``checkpoint_every`` steps, after the last one, after the best evaluation so far, on
     preemption, and if the next batch cannot be read, once the metrics of its step are known to be sound and are on
-    disk. Training stops early with a warning where the data end, and when patience ends.
+    disk. Training stops early where the data end, with a warning, and when patience ends.
 
     Args:
       put: places a batch on the mesh.
@@ -83,25 +83,19 @@ def run_steps(
     saved = int(state.step)
     save = partial(_save, checkpoints=checkpoints, batches=batches, reporter=reporter)
     for number in range(saved + 1, schedule.last_step + 1):
-        if batches.needs_state:
-            # The step before ends first, so that the time of neither holds the other's.
-            reporter.flush()
+        _settle(batches, reporter)
         with reporter.timed("data_seconds"), _saving(state, saved, save, checkpoints):
             batch = _next(batches, state)
         if batch is None:
             logger.warning("the data ended after step %d; raise --data.epochs to train on", number - 1)
             break
         with trace.around(number, reporter.flush):
-            placed = put(batch)
-            began = time.perf_counter()
+            placed, began = put(batch), time.perf_counter()
             state, values = step(state, frozen, placed)
             reporter.add(number, values, batches, began=began)
-        is_best = schedule.evaluates_after(number) and _evaluate(state, watch, reporter)
-        if watch.sample is not None and schedule.samples_after(number):
-            reporter.show(number, partial(watch.sample, state))
+        is_best = _look(state, number, schedule, watch, reporter)
         if is_preempted(number):
-            save(state)
-            checkpoints.wait()
+            _save_the_last(state, save, checkpoints)
             raise Preempted(number)
         if is_best or number % schedule.checkpoint_every == 0:
             saved = save(state)
@@ -116,6 +110,18 @@ def run_steps(
     # While this waits, SIGTERM does not end the process yet.
     checkpoints.wait()
     return state
+
+
+def _save_the_last(state: TrainState, save: Callable[[TrainState], int], checkpoints: Checkpoints) -> None:
+    """Saves a state after which the run ends, and waits for it."""
+    save(state)
+    checkpoints.wait()
+
+
+def _settle(batches: Batches, reporter: Reporter) -> None:
+    """Lets the step before end where the next batch needs its state, so that the time of neither holds the other's."""
+    if batches.needs_state:
+        reporter.flush()
 
 
 def _next(batches: Batches, state: TrainState) -> HostBatch | None:
@@ -133,10 +139,17 @@ def _saving(
         yield
     except (ValueError, OSError):
         if int(state.step) > saved:
-            save(state)
-            checkpoints.wait()
+            _save_the_last(state, save, checkpoints)
             logger.info("the next batch cannot be read; the state after step %d is saved", int(state.step))
         raise
+
+
+def _look(state: TrainState, number: int, schedule: Schedule, watch: Watch, reporter: Reporter) -> bool:
+    """Evaluates and shows what is due after a step, and returns whether it is the best so far."""
+    is_best = schedule.evaluates_after(number) and _evaluate(state, watch, reporter)
+    if watch.sample is not None and schedule.samples_after(number):
+        reporter.show(number, partial(watch.sample, state))
+    return is_best
 
 
 def _evaluate(state: TrainState, watch: Watch, reporter: Reporter) -> bool:
