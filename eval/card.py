@@ -1,7 +1,7 @@
 """What the model cards publish for each size, mode and task, and how a result stands to it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 from eval.cells import is_sampling, share
 from eval.config import EvalConfig
@@ -14,7 +14,7 @@ Size = Literal["0.8b", "2b", "4b", "9b"]
 
 # In percent. Source: the model card of Qwen3.5-2B, its language tables. Of the other sizes: what reproductions quote
 # from their cards, all in thinking mode (trymirai/lalamo#317; allenai/olmo-eval#399; TIGER-AI-Lab/MMLU-Pro#79).
-PUBLISHED: Mapping[tuple[Size, Mode], Mapping[str, float]] = {
+PUBLISHED: Mapping[tuple[str, Mode], Mapping[str, float]] = {
     ("0.8b", "thinking"): {"mmlu_pro": 42.3},
     ("2b", "thinking"): {
         "mmlu_pro": 66.5, "mmlu_redux": 79.6, "ceval": 73.2, "supergpqa": 37.5, "ifeval": 78.6, "gpqa_diamond": 51.6,
@@ -69,11 +69,8 @@ def against_card(
       ``not_comparable``, the reasons; ``verdict``, all this in words; and ``note``, the verdict with what the card
       leaves open.
     """
-    name = None if model is None else size_of(model)
-    if name not in get_args(Size):
-        return None
-    size = cast(Size, name)
-    if task not in PUBLISHED.get((size, config.mode), {}):
+    size = None if model is None else size_of(model)
+    if size is None or task not in PUBLISHED.get((size, config.mode), {}):
         return None
     recommended = card_sampling(PRESETS[size], config.mode)
     caveat = ""
@@ -108,7 +105,7 @@ def stored_against_card(
 
 
 def _judged(
-    summary: Mapping[str, Any], task: str, size: Size, mode: Mode, reasons: Sequence[str], caveat: str
+    summary: Mapping[str, Any], task: str, size: str, mode: Mode, reasons: Sequence[str], caveat: str
 ) -> dict[str, Any]:
     published = PUBLISHED[size, mode][task] / 100
     metric = summary["metrics"][summary["headline"]]
@@ -132,6 +129,8 @@ def _verdict(summary: Mapping[str, Any], inside: bool, met: bool) -> str:
     if met:
         return "inside the interval" if inside else f"outside the interval, but within 2 points on {summary['n']:,}"
     cut, finished = summary["cut"], summary["finished"].get(summary["headline"])
+    if cut["unknown"]:
+        return f"missed, and of {cut['unknown']:,} responses it is not recorded whether they were cut off"
     ended = "" if finished is None else f", and those that ended by themselves score {share(finished['value'])}"
     return f"missed, with {share(cut['value'])} of the responses cut off{ended if cut['count'] else ''}"
 

@@ -40,6 +40,13 @@ def settings_of(results: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple
     return results["protocol"], shown, name, UNKNOWN if budget is None else f"{budget:,}"
 
 
+def first_of_data(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Returns what to add to a number of documents that a limit chose; nothing where no limit did."""
+    limit = results.get("limit")
+    # A limit that the data do not reach leaves nothing out.
+    return f", the first {limit:,} of the data" if limit is not None and summary["n"] == limit else ""
+
+
 def sampling_name(sampling: Mapping[str, Any], mode: str | None) -> str:
     """Returns what a sampling is called: ``greedy``, one of the model card's two sets, or its settings."""
     if sampling["temperature"] == 0:

@@ -103,6 +103,10 @@ class EvalConfig:
             )
         if self.style != "chat" and self.mode == "thinking":
             raise ValueError(f"style {self.style} opens no think block; give --mode non_thinking.")
+        if self.style == "likelihood" and (self.sampling is not None or self.repeats > 1 or self.mtp_acceptance):
+            raise ValueError(
+                "style likelihood writes no responses; leave out --sampling, --repeats and --mtp-acceptance."
+            )
         if self.thinking_budget is not None and self.mode != "thinking":
             raise ValueError(f"thinking_budget={self.thinking_budget} needs --mode thinking.")
         if self.server.url is not None and (self.style == "likelihood" or self.mtp_acceptance):

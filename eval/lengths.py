@@ -31,6 +31,8 @@ def lengths(samples: Sequence[Sample]) -> dict[str, Any] | None:
 def curve(samples: Sequence[Sample], trials: Trials, limit: int | None = None) -> list[dict[str, float]] | None:
     """Returns the score that each shorter budget of tokens would have given; None where a sample has no tokens.
 
+    What a budget cuts counts 0, whatever the protocol: these are the values that ``cut_as_wrong`` has in real runs.
+
     Args:
       trials: of the metric, of these samples.
       limit: the budget of the run, which is the last one of the curve; by default the longest response.

@@ -11,15 +11,11 @@ def choose(documents: Sequence[Document], backend: Backend) -> list[dict[str, An
     """Lets a model choose, and returns the scored samples as ``make_sample`` does, with ``log_likelihoods``.
 
     ``accuracy`` takes the most likely choice, ``accuracy_norm`` the most likely by byte of its text. Of equal ones the
-    first counts.
-
-    Raises:
-      ValueError: a document has no choices.
+    first counts. All documents have choices.
     """
     likelihoods = []
     for document in documents:
-        if document.likelihood is None:
-            raise ValueError(f"document {document.id} has no choices to compare; give --style text or chat.")
+        assert document.likelihood is not None, "a run checks the style of every document before it begins"
         likelihoods.append(document.likelihood)
     samples = []
     for document, asked, sums in zip(documents, likelihoods, backend.score(likelihoods), strict=True):

@@ -12,6 +12,7 @@ from eval.samples import Sample, samples_path
 from eval.tasks.base import CUT
 from eval.trials import Trials, trials_of
 from qwen35_jax import gcs
+from qwen35_jax.wording import type_of
 
 _NEEDED = ("id", "metrics", "outcome")
 
@@ -85,7 +86,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as err:
         raise ValueError(f"cannot read {path}: {err}") from err
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
+        raise ValueError(f"{path} holds {type_of(content)}, expected a JSON object.")
     return content
 
 

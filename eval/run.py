@@ -16,29 +16,18 @@ from typing import Any
 import jax
 
 from eval.backends.base import Backend, Request
-from eval.backends.engine import EngineBackend, check_mtp_head, count_drafts, load_engine, template_of, weights_of
+from eval.backends.engine import EngineBackend, check_mtp_head, load_engine, template_of
 from eval.backends.server import ServerBackend
 from eval.card import against_card
-from eval.config import EvalConfig, max_new_tokens_of, sampling_of
+from eval.config import EvalConfig
+from eval.jobs import Job, Missing, missing_of, prepare, tasks_of
 from eval.likelihood import choose
 from eval.origin import describe
 from eval.progress import Progress
-from eval.protocols import Protocol
 from eval.report import write_report
-from eval.samples import (
-    Reply,
-    SampleFile,
-    SampleKey,
-    check_directory,
-    left_over,
-    make_sample,
-    open_directory,
-    samples_path,
-)
+from eval.samples import Reply, make_sample, open_directory
 from eval.stats import clustered_counts
 from eval.summary import summarize, table
-from eval.tasks import digests_of_files, get_task
-from eval.tasks.base import Document, Loaded, Task
 from eval.team import Team
 from qwen35_jax.command import config_from_command_line, one_line_errors
 from qwen35_jax.compiled import keep_compiled_programs
@@ -48,37 +37,11 @@ from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.source import load_tokenizer
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.requests import seed_of
-from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.inference.speculative import acceptance_by_completion
 from qwen35_jax.wording import options_as_typed, options_of
 
-_GATHERED_AT_ONCE = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A task with its documents, how they are asked, and where this process's samples go."""
-
-    task: Task
-    protocol: Protocol
-    loaded: Loaded
-    sampling: SamplingParams
-    max_new_tokens: int
-    repeats: int
-    file: SampleFile
-
-    @property
-    def keys(self) -> list[SampleKey]:
-        """The samples that the finished job has, in the order of the documents."""
-        return [(str(document.id), repeat) for document in self.loaded.documents for repeat in range(self.repeats)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Wanted:
-    """A sample that is missing."""
-
-    job: Job
-    document: Document
-    repeat: int
+# Samples that hold their texts, and documents whose choices are scored.
+_AT_ONCE = 64
 
 
 def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
@@ -94,16 +57,17 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     """
     started = time.monotonic()
     out = Path(config.out)
-    tasks = _tasks(config)
+    tasks = tasks_of(config)
     # An engine that is given may span all processes: each of them then makes the same calls and gets all results.
     team = Team() if engine is not None else Team.of_all_processes()
     with raise_together(team.gather):
         # What is wrong with the model is said before anything about data.
         template = _template(config, engine)
-        settings, jobs = _prepare(config, tasks, out, engine, template, team)
-    wanted = _missing(jobs, team)
-    is_told = config.server.url is None or (out / "results.json").exists()
-    backend = _backend(config, engine) if wanted or config.mtp_acceptance or not is_told else None
+        settings, jobs = prepare(config, tasks, out, lambda: _model_config(config, engine), template, team)
+    missing = missing_of(jobs, team)
+    # A server's labels are known from its probe alone, or from results that were written after one.
+    knows_labels = config.server.url is None or (out / "results.json").exists()
+    backend = _backend(config, engine) if missing or config.mtp_acceptance or not knows_labels else None
     if config.mtp_acceptance and isinstance(backend, EngineBackend):
         check_mtp_head(backend.engine)
     if team.is_first:
@@ -112,7 +76,7 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     if not (out / "config.json").exists():  # the processes do not share the disk
         open_directory(out, settings)
     if backend is not None:
-        _fill(config, backend, wanted[team.index :: team.count])
+        _fill(config, backend, missing[team.index :: team.count])
     _gather_samples(jobs, team)
     engines = {sample.get("engine") for job in jobs for sample in job.file.finished.values()}
     results = describe(config, out, backend, engines)
@@ -121,12 +85,13 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     for job in jobs:
         results["tasks"][job.task.name] = _summary(config, job, model, labels, team)
         if config.mtp_acceptance and isinstance(backend, EngineBackend):
-            acceptance = _mtp_acceptance(backend.engine, config, job, team)
+            acceptance = _mtp_acceptance(backend.engine, job, team)
             results["tasks"][job.task.name]["metrics"]["mtp_acceptance"] = acceptance
-    resumed = sum(len(job.keys) for job in jobs) - len(wanted)
+    resumed = sum(len(job.keys) for job in jobs) - len(missing)
     results["seconds"] = {"total": time.monotonic() - started, "resumed_samples": resumed}
     if team.is_first:
-        write_report(out, results, {job.task.name: job.loaded.documents for job in jobs})
+        documents = {job.task.name: job.loaded.documents for job in jobs}
+        write_report(out, results, {job.task.name: job.file for job in jobs}, documents)
     return results
 
 
@@ -136,85 +101,10 @@ def _template(config: EvalConfig, engine: Engine | None) -> str | None:
     return template_of(load_tokenizer(config.model) if engine is None else engine.tokenizer)
 
 
-def _tasks(config: EvalConfig) -> list[Task]:
-    tasks = [get_task(name) for name in config.tasks]
-    names = [task.name for task in tasks]
-    if len(set(names)) != len(names):
-        raise ValueError(f"tasks={list(config.tasks)} have the names {names}; give each file's TASK a name of its own.")
-    return tasks
-
-
 def _model_config(config: EvalConfig, engine: Engine | None) -> ModelConfig | None:
     if engine is not None:
         return engine.model.config
     return None if config.server.url is not None else ModelConfig.from_hf(find_folder(config.model.path))
-
-
-def _prepare(
-    config: EvalConfig, tasks: Sequence[Task], out: Path, engine: Engine | None, template: str | None, team: Team
-) -> tuple[dict[str, Any], list[Job]]:
-    """Reads and checks all data, and what the directory holds."""
-    loaded = [task.load(config.protocol, config.data_dir, config.limit, config.split) for task in tasks]
-    samplings = [
-        sampling_of(config, task.protocol(config.protocol), lambda: _model_config(config, engine)) for task in tasks
-    ]
-    for task, sampling in zip(tasks, samplings, strict=True):
-        if config.repeats > 1 and sampling.greedy:
-            raise ValueError(
-                f"repeats={config.repeats}: {task.name} decodes greedily under protocol {config.protocol}, and its "
-                "samples would all be equal; use repeats=1, or --sampling card_eval."
-            )
-        if config.mtp_acceptance and not sampling.greedy:
-            raise ValueError(
-                f"--mtp-acceptance counts the drafts of greedy decoding, but {task.name} samples under protocol "
-                f"{config.protocol}; use --sampling greedy."
-            )
-    settings = _settings(config, tasks, loaded, template)
-    check_directory(out, settings)
-    jobs = []
-    for task, documents, sampling in zip(tasks, loaded, samplings, strict=True):
-        protocol = task.protocol(config.protocol)
-        file = SampleFile(samples_path(out, task.name, team.index))
-        if team.is_first:
-            file.absorb(left_over(out, task.name, team.count))
-        limit = max_new_tokens_of(config, protocol)
-        jobs.append(Job(task, protocol, documents, sampling, limit, config.repeats, file))
-    return settings, jobs
-
-
-def _settings(
-    config: EvalConfig, tasks: Sequence[Task], loaded: Sequence[Loaded], template: str | None
-) -> dict[str, Any]:
-    """Returns the settings that samples depend on, and what identifies the weights and the data behind them."""
-    settings: dict[str, Any] = dataclasses.asdict(config)
-    for name in ("out", "mtp_acceptance", "processes", "data_dir"):
-        del settings[name]
-    for name in ("connections", "key_variable"):
-        del settings["server"][name]
-    names = [task.name for task in tasks]
-    settings["data_sha256"] = {name: documents.digest for name, documents in zip(names, loaded, strict=True)}
-    if own := digests_of_files(config.tasks):
-        settings["task_sha256"] = own
-    if config.model.path and config.server.url is None:
-        settings["weights"] = weights_of(config.model)
-        settings["template"] = template
-    return settings
-
-
-def _missing(jobs: Sequence[Job], team: Team) -> list[_Wanted]:
-    """Returns the samples that no process has stored; those that failed are asked for again."""
-    answered = [[key for key, sample in job.file.finished.items() if sample["outcome"] != "error"] for job in jobs]
-    stored = team.gather([[list(key) for key in keys] for keys in answered])
-    wanted = []
-    for place, job in enumerate(jobs):
-        finished = {(key, repeat) for keys in stored for key, repeat in keys[place]}
-        wanted += [
-            _Wanted(job, document, repeat)
-            for document in job.loaded.documents
-            for repeat in range(job.repeats)
-            if (str(document.id), repeat) not in finished
-        ]
-    return wanted
 
 
 def _backend(config: EvalConfig, engine: Engine | None) -> Backend:
@@ -225,22 +115,21 @@ def _backend(config: EvalConfig, engine: Engine | None) -> Backend:
     return EngineBackend(load_engine(config), config.model)
 
 
-def _fill(config: EvalConfig, backend: Backend, wanted: Sequence[_Wanted]) -> None:
+def _fill(config: EvalConfig, backend: Backend, missing: Sequence[Missing]) -> None:
     """Writes and stores samples that are missing."""
-    if not wanted:
+    if not missing:
         return
 
     def store(place: int, reply: Reply) -> dict[str, Any]:
-        each = wanted[place]
-        sample = make_sample(
-            each.document, reply, each.job.protocol, each.repeat, template=backend.template, engine=backend.fingerprint
-        )
+        each = missing[place]
+        reply = dataclasses.replace(reply, engine=backend.fingerprint, template=backend.template)
+        sample = make_sample(each.document, reply, each.job.protocol, each.repeat)
         each.job.file.append(sample)
         return sample
 
     if config.style == "likelihood":
-        for start in range(0, len(wanted), _GATHERED_AT_ONCE):
-            part = wanted[start : start + _GATHERED_AT_ONCE]
+        for start in range(0, len(missing), _AT_ONCE):
+            part = missing[start : start + _AT_ONCE]
             for each, sample in zip(part, choose([each.document for each in part], backend), strict=True):
                 each.job.file.append(sample)
         return
@@ -249,7 +138,7 @@ def _fill(config: EvalConfig, backend: Backend, wanted: Sequence[_Wanted]) -> No
             each.document, config.style, config.mode, each.job.sampling, each.job.max_new_tokens,
             seed=seed_of_sample(config.seed, each.job.task.name, each.document.id, each.repeat),
         )
-        for each in wanted
+        for each in missing
     ]  # fmt: skip
     with Progress(backend, requests) as progress:
         backend.generate(requests, lambda place, reply: progress.finish(place, store(place, reply)))
@@ -264,8 +153,8 @@ def _gather_samples(jobs: Sequence[Job], team: Team) -> None:
     """Brings the samples of all processes into the files of the first one, in the order of the documents."""
     for job in jobs:
         own = [] if team.is_first else list(job.file.finished)
-        for start in range(0, max(team.gather(len(own))), _GATHERED_AT_ONCE):
-            for samples in team.gather([job.file.read(key) for key in own[start : start + _GATHERED_AT_ONCE]]):
+        for start in range(0, max(team.gather(len(own))), _AT_ONCE):
+            for samples in team.gather([job.file.read(key) for key in own[start : start + _AT_ONCE]]):
                 for sample in samples if team.is_first else ():
                     job.file.append(sample)
         if team.is_first:
@@ -299,12 +188,13 @@ def _summary(
     return team.gather(summary if card is None else summary | {"card": card})[0]
 
 
-def _mtp_acceptance(engine: Engine, config: EvalConfig, job: Job, team: Team) -> dict[str, float]:
+def _mtp_acceptance(engine: Engine, job: Job, team: Team) -> dict[str, float]:
     """Returns the share of accepted drafts, with an interval that takes the drafts of one sample as a cluster."""
     if not team.is_first:
         return team.gather(None)[0]
-    tokens = [job.file.read((str(document.id), 0))["token_ids"] for document in job.loaded.documents]
-    counts = count_drafts(engine, job.loaded.documents, tokens, mode=config.mode)
+    samples = map(job.file.read, job.keys)
+    prompts, tokens = zip(*((sample["prompt_ids"], sample["token_ids"]) for sample in samples), strict=True)
+    counts = acceptance_by_completion(engine.model, prompts, tokens, max_batch=engine.slots)
     drafted = [count for count in counts if count[1]]
     # Where no reply has a second token nothing is known.
     value, low, high = clustered_counts(*zip(*drafted, strict=True)) if drafted else (0.0, 0.0, 1.0)

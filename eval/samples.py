@@ -13,6 +13,7 @@ from eval.protocols import Protocol
 from eval.tasks.base import CUT, Document, Outcome, Verdict
 from qwen35_jax.inference.requests import FinishReason
 from qwen35_jax.storage import write_json
+from qwen35_jax.wording import type_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Reply:
       seed: of sampling.
       closed_by_budget: whether a budget ended the thinking.
       num_tokens: how many were generated, where the tokens themselves are not known.
+      engine, template: the fingerprints of what wrote it and of the chat template; None where they are not known.
     """
 
     thinking: str | None
@@ -50,6 +52,8 @@ class Reply:
     seed: int | None = None
     closed_by_budget: bool = False
     num_tokens: int | None = None
+    engine: str | None = None
+    template: str | None = None
 
 
 def outcome_of(verdict: Verdict, reply: Reply) -> Outcome:
@@ -62,20 +66,23 @@ def outcome_of(verdict: Verdict, reply: Reply) -> Outcome:
     return "ok" if verdict.parsed else "unparsed"
 
 
-def make_sample(
-    document: Document, reply: Reply, protocol: Protocol, repeat: int = 0, *, template: str | None = None,
-    engine: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
+def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: int = 0) -> dict[str, Any]:
     """Returns the scored sample as it is stored.
 
     Its keys: ``id`` and ``group`` of the document, ``repeat`` (from 0), ``response``, ``thinking``, ``prediction``,
     ``target``, ``correct``, ``outcome``, ``finish_reason``, ``metrics`` with the list of trials of each metric,
     ``prompt_ids``, ``token_ids``, ``num_tokens`` (generated), ``close_positions``, ``multiple_closes``,
-    ``closed_by_budget``, ``seed``, and ``engine`` and ``template``, the fingerprints of what wrote it and of the chat
-    template. A response that was cut off is wrong under a protocol that says so: ``correct`` and every metric are 0
-    then.
+    ``closed_by_budget``, ``seed``, ``engine`` and ``template``. A response that was cut off is wrong under a protocol
+    that says so: ``correct`` and every metric are 0 then.
+
+    Raises:
+      ValueError: the document's score is no ``Verdict``.
     """
     verdict = document.score(reply.response)
+    if not isinstance(verdict, Verdict):
+        raise ValueError(
+            f"the score of document {document.id!r} returned {type_of(verdict)}; return a Verdict of eval.tasks.base."
+        )
     outcome = outcome_of(verdict, reply)
     lost = outcome == "error" or (outcome in CUT and protocol.cut_is_wrong)
     metrics = {name: [0.0 if lost else float(value) for value in trials] for name, trials in verdict.metrics.items()}
@@ -98,8 +105,8 @@ def make_sample(
         "multiple_closes": reply.multiple_closes,
         "closed_by_budget": reply.closed_by_budget,
         "seed": reply.seed,
-        "engine": engine,
-        "template": template,
+        "engine": reply.engine,
+        "template": reply.template,
     }
 
 
@@ -164,7 +171,8 @@ class SampleFile:
 
     def append(self, sample: Sample) -> None:
         """Adds one finished sample."""
-        line = (json.dumps(sample, ensure_ascii=False) + "\n").encode()
+        # Half a surrogate pair, which UTF-8 has no bytes for, becomes JSON's own escape of it.
+        line = (json.dumps(sample, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         with self.path.open("ab") as file:
             file.write(line)
         self._note(sample, len(line))

@@ -17,11 +17,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub.utils.logging import disable_propagation
 
-from eval.protocols import ProtocolName
+from eval.card import Size, stored_against_card
+from eval.protocols import Mode, ProtocolName
 from eval.report import write_report
 from eval.samples import (
     Reply,
@@ -48,7 +49,9 @@ logger = logging.getLogger(__name__)
 
 _REASONS = ("stop", "length", "budget", "loop", "aborted", "error")
 # What a stored sample says besides its text.
-_KEPT = ("prompt_ids", "token_ids", "close_positions", "seed", "closed_by_budget")
+_KEPT = (
+    "prompt_ids", "token_ids", "num_tokens", "close_positions", "seed", "closed_by_budget", "engine", "template",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,8 @@ class ScoreConfig:
     data_dir: str | None = None
     """Folder, also of a bucket (``gs://``), with TASK/SPLIT.jsonl or .parquet; without it the task's data comes from
     the hub at a pinned revision."""
+    size: Size | None = None
+    """The published size that wrote the responses; the figure of its model card is then told beside the score."""
     out: str | None = None
     """Evaluation directory to write; by default only the table is printed."""
 
@@ -88,10 +93,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     loaded = task.load(config.protocol, config.data_dir, split=config.split, asked=False)
     documents = loaded.documents
     responses = find_file(config.responses)
-    stored = _read_responses(responses, config.opened)
-    by_document: dict[str, dict[int, _Stored]] = {}
-    for (key, repeat), each in sorted(stored.items(), key=lambda item: item[0]):
-        by_document.setdefault(key, {})[repeat] = each
+    replies = _read_replies(responses, config.opened)
+    by_document: dict[str, dict[int, Reply]] = {}
+    for (key, repeat), reply in sorted(replies.items(), key=lambda item: item[0]):
+        by_document.setdefault(key, {})[repeat] = reply
     unknown = sorted(by_document.keys() - {str(document.id) for document in documents})
     if unknown:
         raise ValueError(
@@ -104,46 +109,41 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         logger.warning("%d of %d documents have no response and are left out.", missing, len(documents))
     protocol = task.protocol(config.protocol)
     samples = [
-        make_sample(document, each.reply, protocol, repeat, template=each.template, engine=each.engine)
+        make_sample(document, reply, protocol, repeat)
         for document in answered
-        for repeat, each in by_document[str(document.id)].items()
+        for repeat, reply in by_document[str(document.id)].items()
     ]
+    mode: Mode = "thinking" if any(sample["thinking"] is not None for sample in samples) else "non_thinking"
     summary = {
         "protocol": config.protocol,
         "source": protocol.source,
         "data": loaded.source,
         "data_sha256": loaded.digest,
         "cut_is_wrong": protocol.cut_is_wrong,
+        "missing": missing,
     } | summarize(
-        [light(sample) for sample in samples], headline=task.headline, macro=task.macro,
-        thinking=any(sample["thinking"] is not None for sample in samples),
+        [light(sample) for sample in samples], headline=task.headline, macro=task.macro, thinking=mode == "thinking",
     )  # fmt: skip
+    if config.size is not None:
+        summary["card"] = stored_against_card(summary, task.name, config.size, mode, config.protocol, missing=missing)
     results: dict[str, Any] = {
         "responses": config.responses,
         "protocol": config.protocol,
         "intervals": INTERVALS,
-        "tasks": {task.name: summary | {"missing": missing}},
+        "tasks": {task.name: summary},
         "seconds": {"total": time.monotonic() - started},
     }
     if config.out is not None:
         digests: dict[str, Any] = {"data_sha256": loaded.digest, "responses_sha256": file_digest(responses)}
-        if own := digests_of_files((config.task,)):
+        if own := digests_of_files([config.task]):
             digests["task_sha256"] = own
-        _write(config, task.name, Path(config.out), digests, samples)
-        write_report(Path(config.out), results, {task.name: documents})
+        file = _write(config, task.name, Path(config.out), digests, samples)
+        write_report(Path(config.out), results, {task.name: file}, {task.name: documents})
     return results
 
 
-class _Stored(NamedTuple):
-    """A stored response, and the fingerprints of what wrote it, where they are known."""
-
-    reply: Reply
-    engine: str | None
-    template: str | None
-
-
-def _read_responses(path: Path, opened: bool) -> dict[SampleKey, _Stored]:
-    responses: dict[SampleKey, _Stored] = {}
+def _read_replies(path: Path, opened: bool) -> dict[SampleKey, Reply]:
+    replies: dict[SampleKey, Reply] = {}
     places: dict[SampleKey, str] = {}
     for row in read_rows(path):
         if lacking := [name for name in ("id", "response") if name not in row.fields]:
@@ -153,14 +153,13 @@ def _read_responses(path: Path, opened: bool) -> dict[SampleKey, _Stored]:
             )
         repeat = row.get("repeat", int) if "repeat" in row.fields else 0
         key = str(row.get("id", int, str)), repeat
-        if key in responses:
+        if key in replies:
             raise ValueError(
                 f"{row.where}: id {key[0]} has a response at {places[key]} already; number several responses to one "
                 "document with `repeat`."
             )
-        responses[key] = _Stored(_reply(row, opened), row.fields.get("engine"), row.fields.get("template"))
-        places[key] = row.where
-    return responses
+        replies[key], places[key] = _reply(row, opened), row.where
+    return replies
 
 
 def _reply(row: Row, opened: bool) -> Reply:
@@ -175,10 +174,15 @@ def _reply(row: Row, opened: bool) -> Reply:
         return Reply(row.get("thinking", str, type(None)), response, reason, multiple_closes=closes, **known)
     # Without the flag nobody says that the block was closed, so the text itself shows it.
     split = split_text(response, opened=True if opened else None)
-    return Reply(split.thinking, split.answer, reason, token_ids=token_ids, multiple_closes=split.multiple_closes)
+    return Reply(
+        split.thinking, split.answer, reason, token_ids=token_ids, multiple_closes=split.multiple_closes,
+        engine=row.fields.get("engine"), template=row.fields.get("template"),
+    )  # fmt: skip
 
 
-def _write(config: ScoreConfig, task: str, out: Path, digests: dict[str, str], samples: list[dict[str, Any]]) -> None:
+def _write(
+    config: ScoreConfig, task: str, out: Path, digests: dict[str, Any], samples: list[dict[str, Any]]
+) -> SampleFile:
     settings: dict[str, Any] = dataclasses.asdict(config)
     del settings["out"]
     settings |= digests
@@ -189,6 +193,7 @@ def _write(config: ScoreConfig, task: str, out: Path, digests: dict[str, str], s
     file = SampleFile(path)
     for sample in samples:
         file.append(sample)
+    return file
 
 
 @one_line_errors()

@@ -12,8 +12,8 @@ DRAWS = 10_000
 INTERVALS = (
     "95 %, over the drawing of questions: Wilson score; where a document has several trials (instructions, repeats), "
     "Wilson with the effective number of trials from the variance between documents; for values other than 0 and 1, "
-    "the mean over documents with the normal approximation of its error. `clustered` draws whole subjects instead of "
-    f"questions; `macro` is a bootstrap within each subject ({DRAWS} draws, fixed seed)"
+    "the mean over documents with the normal approximation of its error. The clustered interval draws whole groups "
+    f"instead of questions; that of the mean over groups is a bootstrap within each group ({DRAWS:,} draws, fixed seed)"
 )
 
 Estimate = tuple[float, float, float]

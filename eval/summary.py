@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.cells import UNKNOWN, columns, figure, settings_of, share, wrapped
+from eval.cells import UNKNOWN, columns, figure, first_of_data, settings_of, share, wrapped
 from eval.lengths import curve, lengths, thinking_curve
 from eval.samples import Sample
 from eval.stats import clustered_counts, macro_mean, pass_at
@@ -125,10 +125,11 @@ def table(results: Mapping[str, Any]) -> str:
             n = metric.get("n", summary["n"])
             rows.append((task, name, *figure(metric), f"{n:,}", cut, *settings_of(results, summary)))
         counts = ", ".join(f"{name} {count:,}" for name, count in summary["outcomes"].items() if count)
-        part = f", the first {results['limit']:,} of the data" if results.get("limit") else ""
         missing = f", {summary['missing']:,} left out without a response" if summary.get("missing") else ""
-        documents = f"{summary['n']:,} documents{part}{missing}"
+        documents = f"{summary['n']:,} documents{first_of_data(results, summary)}{missing}"
         notes += wrapped(f"{task}: {summary['samples']:,} samples of {documents}; {counts}")
+        if (summary.get("sampling") or {}).get("detect_loops"):
+            notes += wrapped(f"{task}: responses that repeated themselves were ended (--detect-loops)")
         if card := summary.get("card"):
             size, published, difference = card["size"], 100 * card["published"], 100 * card["difference"]
             notes += wrapped(f"{task}: {difference:+.2f} from the {published:.1f} of {size}'s card: {card['note']}")

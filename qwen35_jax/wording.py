@@ -14,6 +14,12 @@ _VERBS = ("raise ", "lower ", "set ")
 _CHOICES = re.compile(r"invalid choice:? '([^']*)'.*(?:choose from|one of) \(?([^)]*)")
 
 
+def type_of(value: object) -> str:
+    """Returns the type of a value with its article, such as ``an int``."""
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns `` Did you mean X?`` for the known name that is most like ``name``, or nothing where none is."""
     by_lower = {each.lower(): each for each in known}

@@ -70,7 +70,7 @@ def run_steps(
     The host stays one step ahead of the device, unless a batch is made with the state or taught by a live teacher. A
     checkpoint is written every ``checkpoint_every`` steps, after the last one, after the best evaluation so far, on
     preemption, and if the next batch cannot be read, once the metrics of its step are known to be sound and are on
-    disk. Training stops early with a warning where the data end, and when patience ends.
+    disk. Training stops early where the data end, with a warning, and when patience ends.
 
     Args:
       put: places a batch on the mesh.
@@ -83,9 +83,9 @@ def run_steps(
     saved = int(state.step)
     save = partial(_save, checkpoints=checkpoints, batches=batches, reporter=reporter)
     for number in range(saved + 1, schedule.last_step + 1):
-        _show(state, batches, reporter)
+        _settle(batches, reporter)
         with reporter.timed("data_seconds"), _saving(state, saved, save, checkpoints):
-            batch = next(batches, None)
+            batch = _next(batches, state)
         if batch is None:
             logger.warning("the data ended after step %d; raise --data.epochs to train on", number - 1)
             break
@@ -93,10 +93,9 @@ def run_steps(
             placed, began = put(batch), time.perf_counter()
             state, values = step(state, frozen, placed)
             reporter.add(number, values, batches, began=began)
-        is_best = _look(number, state, schedule, watch, reporter)
+        is_best = _look(state, number, schedule, watch, reporter)
         if is_preempted(number):
-            save(state)
-            checkpoints.wait()
+            _save_the_last(state, save, checkpoints)
             raise Preempted(number)
         if is_best or number % schedule.checkpoint_every == 0:
             saved = save(state)
@@ -113,14 +112,22 @@ def run_steps(
     return state
 
 
-def _show(state: TrainState, batches: Batches, reporter: Reporter) -> None:
-    """Shows the batches the state that the next one's step begins from.
+def _save_the_last(state: TrainState, save: Callable[[TrainState], int], checkpoints: Checkpoints) -> None:
+    """Saves a state after which the run ends, and waits for it."""
+    save(state)
+    checkpoints.wait()
 
-    If that batch is made with it, the step before ends first, so that the time of neither holds the other's.
-    """
+
+def _settle(batches: Batches, reporter: Reporter) -> None:
+    """Lets the step before end where the next batch needs its state, so that the time of neither holds the other's."""
     if batches.needs_state:
         reporter.flush()
+
+
+def _next(batches: Batches, state: TrainState) -> HostBatch | None:
+    """Returns the batch of the step that begins from a state; None where the data end."""
     batches.see(state)
+    return next(batches, None)
 
 
 @contextlib.contextmanager
@@ -132,14 +139,13 @@ def _saving(
         yield
     except (ValueError, OSError):
         if int(state.step) > saved:
-            save(state)
-            checkpoints.wait()
+            _save_the_last(state, save, checkpoints)
             logger.info("the next batch cannot be read; the state after step %d is saved", int(state.step))
         raise
 
 
-def _look(number: int, state: TrainState, schedule: Schedule, watch: Watch, reporter: Reporter) -> bool:
-    """Evaluates a state and samples from it where that is due, and returns whether it is the best so far."""
+def _look(state: TrainState, number: int, schedule: Schedule, watch: Watch, reporter: Reporter) -> bool:
+    """Evaluates and shows what is due after a step, and returns whether it is the best so far."""
     is_best = schedule.evaluates_after(number) and _evaluate(state, watch, reporter)
     if watch.sample is not None and schedule.samples_after(number):
         reporter.show(number, partial(watch.sample, state))

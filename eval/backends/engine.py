@@ -1,4 +1,4 @@
-"""Our own engine as a backend: loads a model, renders chats, generates, scores, and counts drafts of the MTP head."""
+"""Our own engine as a backend: loads a model, renders chats, generates and scores."""
 
 import hashlib
 import json
@@ -11,14 +11,12 @@ import jax
 
 from eval.backends.base import Request
 from eval.config import EvalConfig
-from eval.protocols import Mode
 from eval.samples import Reply
-from eval.tasks.base import Document, Likelihood
+from eval.tasks.base import Likelihood
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.source import ModelSource, load_model, load_tokenizer
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.requests import Completion
-from qwen35_jax.inference.speculative import acceptance_by_completion
 from qwen35_jax.processing.thinking import CLOSE
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.storage import fingerprint
@@ -81,7 +79,7 @@ class EngineBackend:
         """Writes all responses; ``on_reply`` is called with the place of each as it finishes, in any order.
 
         Raises:
-          ValueError: a prompt is too long for the engine, or a document has no text for its style.
+          ValueError: a prompt is too long for the engine.
         """
         prompts = [prompt_of(self._tokenizer, request) for request in requests]
 
@@ -130,16 +128,11 @@ class EngineBackend:
 
 
 def prompt_of(tokenizer: Tokenizer, request: Request) -> list[int]:
-    """Returns the tokens of a request's prompt.
-
-    Raises:
-      ValueError: the document has no text for a request of style ``text``.
-    """
+    """Returns the tokens of a request's prompt."""
     document = request.document
     if request.style == "chat":
         return tokenizer.encode_chat(document.messages, enable_thinking=request.mode == "thinking")
-    if document.text is None:
-        raise ValueError(f"document {document.id} has no prompt of style text; give --style chat.")
+    assert document.text is not None, "a run checks the style of every document before it begins"
     return tokenizer.encode(document.text)
 
 
@@ -166,18 +159,3 @@ def check_mtp_head(engine: Engine) -> None:
             "--mtp-acceptance needs a model with an MTP head, and this checkpoint holds no mtp.* tensors; leave out "
             "--mtp-acceptance, or give a checkpoint that has the head."
         )
-
-
-def count_drafts(
-    engine: Engine, documents: Sequence[Document], token_ids: Sequence[Sequence[int]], *, mode: Mode
-) -> list[tuple[int, int]]:
-    """Returns for each greedy reply how many of the MTP head's drafts are accepted, and how many are proposed.
-
-    Args:
-      token_ids: the tokens of each reply.
-      mode: the one that the replies were generated in.
-    """
-    prompts = [
-        engine.tokenizer.encode_chat(document.messages, enable_thinking=mode == "thinking") for document in documents
-    ]
-    return acceptance_by_completion(engine.model, prompts, token_ids, max_batch=engine.slots)

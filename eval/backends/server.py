@@ -97,7 +97,7 @@ class ServerBackend:
         A request that the server refuses, or fails to answer again and again, gets a reply that says ``"error"``.
 
         Raises:
-          ValueError: a document has no text for its style, or the server refuses whatever it is asked.
+          ValueError: the server refuses whatever it is asked.
           ServerGoneError: the server no longer answers anything.
         """
         bodies = [(_PATHS[request.style], self._body(request)) for request in requests]
@@ -139,9 +139,8 @@ class ServerBackend:
         if request.style == "chat":
             body["messages"] = list(document.messages)
             body["chat_template_kwargs"] = {"enable_thinking": request.mode == "thinking"}
-        elif document.text is None:
-            raise ValueError(f"document {document.id} has no prompt of style text; give --style chat.")
         else:
+            assert document.text is not None, "a run checks the style of every document before it begins"
             body["prompt"] = document.text
         body |= {"temperature": sampling.temperature, "presence_penalty": sampling.presence_penalty}
         if not sampling.greedy:

@@ -14,7 +14,7 @@ import jinja2
 from eval.report import charts, wording
 from eval.report.failures import failures_of
 from eval.report.thinking import thinking_lengths
-from eval.samples import SampleFile, samples_path
+from eval.samples import SampleFile
 from eval.tasks.base import Document
 from qwen35_jax.storage import write_atomically, write_json
 
@@ -23,19 +23,19 @@ _APART = ("tasks", "seconds", "intervals", "labels")
 
 
 def write_report(
-    out: Path, results: Mapping[str, Any], documents: Mapping[str, Sequence[Document]] | None = None
+    out: Path, results: Mapping[str, Any], files: Mapping[str, SampleFile], documents: Mapping[str, Sequence[Document]]
 ) -> None:
-    """Writes ``results.json`` and ``report.html``, which also shows some samples of the directory that are not right.
+    """Writes ``results.json`` and ``report.html``, which also shows some samples that are not right.
 
     What ``results`` lacks is left out of the page. Equal results and samples give equal pages.
 
     Args:
       results: what results.json holds.
-      documents: of each task, for the prompts of the samples; without them no prompt is shown.
+      files: the samples of each task.
+      documents: of each task, for the prompts of the samples; of a task without them no prompt is shown.
     """
     write_json(out / "results.json", results)
-    files = {task: SampleFile(samples_path(out, task)) for task in results["tasks"]}
-    failures = failures_of(files, documents or {}, style=results.get("style", "chat"))
+    failures = failures_of(files, documents, style=results.get("style", "chat"))
     tasks = []
     for number, (task, summary) in enumerate(results["tasks"].items(), start=1):
         thinking = None

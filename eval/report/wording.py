@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from eval.cells import figure, is_share, share
+from eval.cells import figure, first_of_data, is_share, share
 
 # Sampling settings, with the value that changes nothing.
 _SAMPLING = {
@@ -67,7 +67,7 @@ def conditions(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
         parts += _of_generation(results, summary)
     if style != "chat":
         parts.append(f"style {style}")
-    parts.append(f"N {number(summary['n'])}")
+    parts.append(f"N {number(summary['n'])}{first_of_data(results, summary)}")
     if results.get("repeats", 1) > 1:
         parts.append(f"{results['repeats']} samples each")
     if "cut" in summary and style != "likelihood":

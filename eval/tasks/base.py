@@ -159,9 +159,12 @@ class Task:
         if shots and self.shots_split is not None:
             try:
                 examples = read_split(self.name, self.data, data_dir, self.shots_split)[1]
-            except ValueError:
+            except ValueError as err:
                 if asked:
-                    raise
+                    raise ValueError(
+                        f"the prompts of {self.name} show {shots} solved examples, which the split {self.shots_split} "
+                        f"holds: {err}"
+                    ) from err
         documents: list[Document] = []
         places: dict[str, str] = {}
         for row in rows:

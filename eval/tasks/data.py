@@ -14,6 +14,7 @@ import pyarrow.parquet
 
 from qwen35_jax import gcs
 from qwen35_jax.hf.hub import HubFile, find_hub_file
+from qwen35_jax.wording import type_of
 
 _ENDINGS = (".jsonl", ".parquet", ".csv")
 _SHARD_ENDINGS = (".parquet", ".arrow")
@@ -46,7 +47,7 @@ class Row:
         value = self.fields[name]
         if type(value) not in kinds:
             expected = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"{self.where}: {name}={value!r} is a {type(value).__name__}, expected {expected}.")
+            raise ValueError(f"{self.where}: {name}={value!r} is {type_of(value)}, expected {expected}.")
         return value
 
     def own_id(self) -> int | str:
@@ -161,8 +162,8 @@ def _files_of_split(folder: Path, data: Data, split: str) -> list[tuple[str | No
         return [(None, whole)]
     # A copy of the hub's repository may hold the same rows in other folders too.
     copied = [(part, folder / path) for part, path in _hub_paths(data, split)]
-    if found := [(part, path) for part, path in copied if path.is_file()]:
-        return found
+    if copied and all(path.is_file() for _, path in copied):
+        return copied
     for place in (folder, folder / "data"):
         if files := _files_in(place, split):
             return [(None, path) for path in files]
@@ -228,7 +229,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             except json.JSONDecodeError as err:
                 raise ValueError(f"{where}: not valid JSON: {err}") from err
             if not isinstance(fields, dict):
-                raise ValueError(f"{where}: a {type(fields).__name__}, expected a JSON object.")
+                raise ValueError(f"{where}: {type_of(fields)}, expected a JSON object.")
             yield Row(fields, where, number)
             number += 1
 

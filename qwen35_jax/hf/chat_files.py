@@ -15,6 +15,7 @@ from qwen35_jax.config import ModelConfig
 from qwen35_jax.presets import card_sampling
 from qwen35_jax.processing.thinking import opens_thinking
 from qwen35_jax.processing.tokenizer import END_OF_TEXT, END_OF_TURN, TOKENIZER_FILES, Tokenizer
+from qwen35_jax.wording import type_of
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 _TOKENIZER_CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
@@ -129,5 +130,5 @@ def _parse(file: Path, raw: bytes) -> Json:
     except ValueError as err:
         raise ValueError(f"{file} is not valid JSON: {err}.") from err
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, not a JSON object.")
+        raise ValueError(f"{file} holds {type_of(content)}, not a JSON object.")
     return content

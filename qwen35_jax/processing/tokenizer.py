@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 
 from qwen35_jax.processing.chat_template import ChatTemplate
+from qwen35_jax.wording import type_of
 
 END_OF_TURN = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
@@ -204,7 +205,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as err:
         raise ValueError(f"{path} is not valid JSON: {err}") from err
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object.")
+        raise ValueError(f"{path} holds {type_of(content)}, not a JSON object.")
     return content
 
 

@@ -90,6 +90,15 @@ def test_mtp_acceptance_is_counted_on_the_stored_samples(checkpoint, tmp_path):
     assert metric["low"] <= metric["value"] <= metric["high"]
 
 
+def test_mtp_acceptance_of_style_text_counts_after_the_prompts_that_were_asked(checkpoint, tmp_path):
+    task, samples = evaluate(checkpoint, tmp_path, "out", "--mtp-acceptance", "--style", "text")
+    tokenizer, model = Tokenizer.from_pretrained(checkpoint), load(checkpoint, "float32")
+    prompts = [tokenizer.encode(f"{n}+1?" + "x" * n) for n in range(10)]
+    want = completion_acceptance(model, prompts, [samples[n]["token_ids"] for n in range(10)])
+    metric = task["metrics"]["mtp_acceptance"]
+    assert (metric["accepted"], metric["proposed"]) == want
+
+
 def test_a_checkpoint_without_an_mtp_head_is_refused_before_anything_is_generated(checkpoint, tmp_path, capsys):
     headless = tmp_path / "headless"
     shutil.copytree(checkpoint, headless)

@@ -16,11 +16,12 @@ from tests.conftest import shared_dir
 CARD = EvalConfig(mode="thinking", protocol="card")
 
 
-def summary_of(right, n, cut=0):
+def summary_of(right, n, cut=0, unknown=0):
     low, high = wilson(right, n)
     metric = {"value": right / n, "low": low, "high": high, "n": n}
     return {
-        "n": n, "headline": "accuracy", "metrics": {"accuracy": metric}, "cut": {"count": cut, "value": cut / n},
+        "n": n, "headline": "accuracy", "metrics": {"accuracy": metric},
+        "cut": {"count": cut, "value": cut / n, "unknown": unknown},
         "finished": {"accuracy": {"value": right / max(1, n - cut)}},
     }  # fmt: skip
 
@@ -137,6 +138,11 @@ def test_stored_responses_are_judged_with_what_is_not_known():
     assert "How the responses were sampled, and how long they might be, is not recorded" in told["note"]
     told = stored_against_card(summary_of(8_000, 12_000), "mmlu_pro", "2b", "thinking", "official", missing=32)
     assert (told["verdict"], told["met"]) == ("not comparable (32 documents have no response)", None)
+
+
+def test_a_figure_is_not_missed_without_cuts_where_nobody_recorded_them():
+    told = stored_against_card(summary_of(6_000, 12_032, unknown=12_032), "mmlu_pro", "2b", "thinking", "official")
+    assert told["verdict"] == "missed, and of 12,032 responses it is not recorded whether they were cut off"
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_test_rows_without_an_answer(tmp_path, answer):
         ({"answer": "E"}, r"val\.jsonl:1: answer='E' is none of A, B, C, D"),
         ({"answer": "AB"}, "answer='AB' is none of"),
         ({"B": None}, "B=None is a NoneType, expected str"),
-        ({"question": 1}, "question=1 is a int"),
+        ({"question": 1}, "question=1 is an int"),
         ({"id": True}, "id=True is a bool"),
     ],
 )

@@ -198,7 +198,10 @@ def test_wrong_rows(tmp_path, change, message):
 
 def test_asking_needs_the_examples(tmp_path):
     write_rows(tmp_path / "mmlu_pro" / "test.jsonl", questions())
-    with pytest.raises(ValueError, match=r"put the data of mmlu_pro at .*validation\.jsonl"):
+    with pytest.raises(
+        ValueError,
+        match=r"show 5 solved examples, which the split validation holds: .* mmlu_pro at .*validation\.jsonl",
+    ):
         get_task("mmlu_pro").load("official", str(tmp_path))
 
 

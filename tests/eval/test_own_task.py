@@ -52,16 +52,27 @@ def test_the_example_asks_a_model(tmp_path, data):
     check(run(config, engine)["tasks"]["estimates"])
 
 
-def test_another_text_of_the_file_needs_another_directory(tmp_path, data):
+def test_a_changed_file_needs_another_directory(tmp_path, data):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE.read_text())
+    prompts = [document.messages[0]["content"] for document in get_task(str(path)).load("official", data).documents]
+    config = EvalConfig(tasks=(str(path),), data_dir=data, out=str(tmp_path / "out"))
+    run(config, FakeEngine(dict(zip(prompts, ANSWERS, strict=True))))
+    run(config, FakeEngine({}))
+    path.write_text(FILE.read_text() + "# changed\n")
+    with pytest.raises(ValueError, match=r"was made with other settings \(task_sha256"):
+        run(config, FakeEngine({}))
+
+
+@pytest.mark.parametrize(("returned", "kind"), [("found == value", "a bool"), ("1", "an int"), ("None", "a NoneType")])
+def test_a_score_that_is_no_verdict_ends_in_one_clear_line(tmp_path, data, capsys, returned, kind):
     own = tmp_path / "own.py"
-    own.write_text(FILE.read_text())
-    prompts = [document.messages[0]["content"] for document in get_task(str(own)).load("official", data).documents]
-    config = EvalConfig(tasks=(str(own),), data_dir=data, out=str(tmp_path / "out"))
-    engine = FakeEngine(dict(zip(prompts, ANSWERS, strict=True)))
-    run(config, engine)
-    own.write_text(FILE.read_text().replace("Estimate", "Guess"))
-    with pytest.raises(ValueError, match="was made with other settings \\(task_sha256;"):
-        run(config, engine)
+    own.write_text(FILE.read_text().replace("found = final_number(response)", "found = 1\n        return " + returned))
+    stored = write_rows(tmp_path / "r.jsonl", [{"id": 1, "response": "88"}])
+    with pytest.raises(SystemExit):
+        score(["--task", str(own), "--responses", str(stored), "--data-dir", data])
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"the score of document 1 returned {kind}; return a Verdict of eval.tasks.base" in line
 
 
 def test_two_files_of_one_name_are_refused(tmp_path, data):

@@ -23,7 +23,7 @@ from tests.eval.conftest import FakeEngine, write_rows
 ANSWERS = {
     "1+1?": "2",
     "2+2??": "The answer is 5",
-    "3+3???": ("6 or so", "length"),
+    "3+3???": ("7 or so", "length"),
     "4+4????": "",
     "5+5?????": "**10**",
 }
@@ -73,13 +73,12 @@ def test_a_run_writes_what_the_contract_names(config, tmp_path):
 
 
 def test_results_say_which_documents_were_asked_and_what_wrote_the_samples(config):
-    results = run(dataclasses.replace(config, limit=3), FakeEngine(ANSWERS))
-    [engine] = {sample["engine"] for sample in samples(config)}
-    assert results["limit"] == 3
-    assert list(results["engines"]) == [engine] and results["engines"][engine]["jax"] == jax.__version__
-    assert "qa: 3 samples of 3 documents, the first 3 of the data;" in table(results)
-    # A run that finds all samples writes none, and keeps the description.
-    assert run(dataclasses.replace(config, limit=3), FakeEngine({}))["engines"] == results["engines"]
+    config = dataclasses.replace(config, limit=3)
+    results = run(config, FakeEngine(ANSWERS))
+    [(engine, identity)] = results["engines"].items()
+    assert {sample["engine"] for sample in samples(config)} == {engine} and identity["jax"] == jax.__version__
+    assert results["limit"] == 3 and "3 documents, the first 3 of the data;" in table(results)
+    assert run(config, FakeEngine({}))["engines"] == results["engines"], "a run that writes no sample keeps them"
 
 
 def test_thinking_is_kept_apart_from_what_is_scored(config):
@@ -153,6 +152,13 @@ def test_a_run_with_repeats_goes_on_with_the_samples_that_are_missing(config):
     assert (task["seconds"]["resumed_samples"], task["tasks"]["qa"]["samples"]) == (3, 10)
 
 
+def test_a_style_without_a_prompt_names_the_protocol_that_has_one(tmp_path):
+    write_rows(tmp_path / "gsm8k" / "test.jsonl", [{"question": "1+1?", "answer": "#### 2"}])
+    config = EvalConfig(tasks=("gsm8k",), style="text", data_dir=str(tmp_path), out=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="protocol official; give --protocol lm-eval or --style chat"):
+        run(config, FakeEngine({}))
+
+
 class Headless(FakeEngine):
     """Its model has no MTP head."""
 
@@ -176,7 +182,13 @@ def test_mtp_acceptance_needs_a_head(config, tmp_path):
         ({"mtp_acceptance": True, "protocol": "card"}, "qa samples under protocol card"),
         ({"style": "text", "mode": "thinking"}, "style text opens no think block"),
         ({"thinking_budget": 5}, "thinking_budget=5 needs --mode thinking"),
-        ({"style": "likelihood"}, "document 0 has no choices"),
+        (
+            {"style": "likelihood"},
+            "task qa has no prompt of style likelihood under protocol official; give --style chat",
+        ),
+        ({"style": "likelihood", "repeats": 2}, "leave out --sampling, --repeats and --mtp-acceptance"),
+        ({"style": "likelihood", "mtp_acceptance": True}, "style likelihood writes no responses"),
+        ({"style": "likelihood", "sampling": "card_eval"}, "style likelihood writes no responses"),
         ({"split": "val"}, "put the data of qa at"),
         ({"mesh": MeshConfig(context=2)}, "mesh.context=2"),
     ],
@@ -290,12 +302,8 @@ def test_the_run_files_take_the_documented_flags(name, monkeypatch, tmp_path, ca
     main([str(REPO / "configs" / f"{name}.py"), *flags.split(), *mesh.split()])
     main([str(REPO / "configs" / f"{name}.py")])
     config = seen[0]
-    assert (config.model.path, config.tasks, config.mode, config.protocol) == (
-        "M",
-        ("qa", "gsm8k"),
-        "thinking",
-        "lm-eval",
-    )
+    assert (config.model.path, config.tasks) == ("M", ("qa", "gsm8k"))
+    assert (config.mode, config.protocol) == ("thinking", "lm-eval")
     assert (config.limit, config.data_dir, config.out) == (3, "D", "O")
     assert config.mesh == MeshConfig(fsdp=4, tensor=2)
     assert dataclasses.replace(seen[1], out="x", mode="thinking").out == "x"

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from eval.compare import main as compare
+from eval.samples import SampleFile
 from eval.score import main
 from tests.eval.conftest import write_rows
 
@@ -89,6 +91,42 @@ def test_a_row_with_thinking_is_taken_as_it_stands(command):
     assert samples[1]["token_ids"] == [1, 2]
 
 
+HALF = "It is 0, \ud83d"
+
+
+def test_half_a_surrogate_pair_is_kept(command, capsys):
+    path = command([{"id": 0, "response": HALF, "thinking": "\udc00"}]) / "samples" / "gsm8k.jsonl"
+    sample = json.loads(path.read_text(encoding="utf-8"))
+    assert (sample["response"], sample["thinking"]) == (HALF, "\udc00")
+    # What was written is read again: by the file's own reader, and as responses.
+    assert SampleFile(path).read(("0", 0))["response"] == HALF
+    stored = json.loads(json.dumps(sample))
+    out = command([stored], "--protocol", "card", "--out", str(path.parents[2] / "again"))
+    assert scored(out.parent / "again")[0]["response"] == HALF
+    compare([str(out), str(out.parent / "again"), "--common"])
+    assert "gsm8k" in capsys.readouterr().out
+
+
+def test_what_a_server_or_an_engine_said_of_its_tokens_is_kept(command):
+    row = {"id": 0, "response": "0", "thinking": None, "num_tokens": 7, "engine": "e1", "template": "t1"}
+    out = command([row])
+    assert {name: scored(out)[0][name] for name in row} == row
+    assert json.loads((out / "results.json").read_text())["tasks"]["gsm8k"]["lengths"]["max"] == 7
+
+
+def test_a_published_figure_is_told_beside_stored_responses(tmp_path, capsys):
+    row = {"uuid": "u", "question": "q", "options": ["a", "b"], "answer_letter": "B", "discipline": "d"}
+    write_rows(tmp_path / "supergpqa" / "train.jsonl", [row])
+    responses = write_rows(tmp_path / "r.jsonl", [{"id": "u", "response": "hm</think>Answer: B"}])
+    command = ["--task", "supergpqa", "--responses", str(responses), "--data-dir", str(tmp_path), "--opened"]
+    main([*command, "--size", "2b"])
+    assert "+62.50 from the 37.5 of 2B's card: inside the interval" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*command, "--size", "9b", "--out", str(tmp_path / "out")])
+    assert "--size 9b: no figure of supergpqa in mode thinking is published" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_opened_says_that_the_prompt_had_opened_the_think_block(command):
     rows = [
         {"id": 0, "response": "#### 0"},
@@ -140,7 +178,7 @@ def test_ifeval(verifiers, tmp_path, command):
         ([{"id": 1, "response": None}], [], "response=None is a NoneType, expected str"),
         ([{"id": 1.5, "response": "x"}], [], "id=1.5 is a float, expected int or str"),
         ([{"id": 1, "response": "x", "finish_reason": "eos"}], [], "finish_reason='eos'; it is one of stop, length"),
-        ([{"id": 1, "response": "x", "thinking": 3}], [], "thinking=3 is a int, expected str or NoneType"),
+        ([{"id": 1, "response": "x", "thinking": 3}], [], "thinking=3 is an int, expected str or NoneType"),
         ([{"id": 1, "response": "x", "repeat": "a"}], [], "repeat='a' is a str, expected int"),
         ([], [], "holds no rows"),
         (ROWS, ["--protocol", "mine"], "mine"),

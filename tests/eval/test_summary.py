@@ -184,6 +184,13 @@ def test_samplings_have_names(sampling, mode, name):
     assert f" {name}  " in table(results(summary, mode=mode))
 
 
+@pytest.mark.parametrize("detect_loops", [True, False])
+def test_the_table_says_whether_loops_were_ended(detect_loops):
+    summary = summarize([sample(0, 1)], headline="accuracy") | SETTINGS
+    summary |= {"sampling": dataclasses.asdict(SamplingParams(detect_loops=detect_loops))}
+    assert ("responses that repeated themselves were ended" in table(results(summary))) == detect_loops
+
+
 def test_budgets_of_thinking_and_other_numbers_stand_in_the_table():
     summary = summarize([sample(0, 1)], headline="accuracy") | SETTINGS
     summary["metrics"]["words"] = {"value": 1234.5, "low": -1.0, "high": 3000.0, "n": 1}

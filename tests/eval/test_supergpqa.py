@@ -97,7 +97,7 @@ def test_what_the_card_reads(tmp_path, response, letter):
         ({"options": ["a", 1]}, "must be 2 to 10 texts"),
         ({"options": "a, b"}, "options='a, b' is a str, expected list"),
         ({"uuid": None}, "uuid=None is a NoneType"),
-        ({"discipline": 3}, "discipline=3 is a int"),
+        ({"discipline": 3}, "discipline=3 is an int"),
     ],
 )
 def test_wrong_rows(tmp_path, changes, message):

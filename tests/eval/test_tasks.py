@@ -128,7 +128,7 @@ def test_no_data_file_can_be_chosen(tmp_path, files, message):
         ('{"question": "a", "answer": "b"}\n\n{"question": \n', r"test\.jsonl:3: not valid JSON"),
         ("[1]\n", r"test\.jsonl:1: a list, expected a JSON object"),
         ('{"question": "a"}\n', r"test\.jsonl:1: no field 'answer'; the row has \['question'\]"),
-        ('{"question": "a", "answer": 4}\n', r"test\.jsonl:1: answer=4 is a int, expected str"),
+        ('{"question": "a", "answer": 4}\n', r"test\.jsonl:1: answer=4 is an int, expected str"),
         ('{"question": "a", "answer": " . "}\n', r"test\.jsonl:1: answer=' \. ' is empty"),
         ('{"question": "a", "answer": "b", "id": true}\n', r"test\.jsonl:1: id=True is a bool, expected int or str"),
         (

@@ -79,7 +79,7 @@ def test_a_stored_signal_trains_as_a_live_one(distil, inputs, teacher, tmp_path,
         assert {name: one[name] for name in names} == {name: other[name] for name in names}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("source", ["live", "stored"])
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(command, inputs, teacher, tmp_path, source):
     options = ["--teacher.path", str(teacher), *SIZES, "--steps", "12"]

@@ -82,6 +82,12 @@ def summary_of(samples, scale):
     return summary | {"card": card | {"note": "The card does not say its prompt; this is protocol card."}}
 
 
+def write_page(out, results, documents=None):
+    """Writes the report of the samples that a directory holds."""
+    files = {task: SampleFile(samples_path(out, task)) for task in results["tasks"]}
+    write_report(out, results, files, documents or {})
+
+
 def write_run(out, tasks=("mmlu_pro",), num_documents=300, scale=0.02):
     """Writes a whole evaluation directory and returns its results and documents."""
     results = {
@@ -92,7 +98,7 @@ def write_run(out, tasks=("mmlu_pro",), num_documents=300, scale=0.02):
     documents = {}
     for task in tasks:
         documents[task], results["tasks"][task] = write_samples(out, task, num_documents, scale)
-    write_report(out, results, documents)
+    write_page(out, results, documents)
     return results, documents
 
 

@@ -9,10 +9,9 @@ from collections import Counter
 import pytest
 
 from eval.protocols import Protocol
-from eval.report import write_report
 from eval.samples import Reply, SampleFile, make_sample, samples_path
 from eval.tasks.base import Document, Verdict, user_turn
-from tests.eval.report.fake_run import write_run
+from tests.eval.report.fake_run import write_page, write_run
 
 VOID = {"meta", "wbr", "br"}
 HOSTILE = "</pre></script><img onerror=alert(1)><script>alert('2')</script>\"' onload=\"x&lt;{{ 7*7 }}\x1b[31m\u202e"
@@ -121,7 +120,7 @@ def test_prompt_thought_answer_extraction_and_target_of_a_failure_are_shown(fake
     asked = documents["mmlu_pro"][int(key[0])].messages[0]["content"]
     assert asked in page.text and sample["response"] in page.text and sample["thinking"] in page.text
     assert f"found nothing, right {sample['target']}" in page.text
-    write_report(out, json.loads((out / "results.json").read_text()))
+    write_page(out, json.loads((out / "results.json").read_text()))
     assert asked not in page_of(out).text and sample["response"] in page_of(out).text
 
 
@@ -150,7 +149,7 @@ def one_sample_run(out, hostile):
             }
         },
     }  # fmt: skip
-    write_report(out, results, {"qa": [document]})
+    write_page(out, results, {"qa": [document]})
     return page_of(out)
 
 
@@ -169,7 +168,7 @@ def test_half_a_surrogate_pair_does_not_end_the_report(tmp_path):
     path = samples_path(tmp_path, "mmlu_pro")
     lines = [json.dumps(json.loads(line) | {"response": "x\ud83d", "correct": False}) for line in path.open()]
     path.write_text("\n".join(lines) + "\n")
-    write_report(tmp_path, json.loads((tmp_path / "results.json").read_text()))
+    write_page(tmp_path, json.loads((tmp_path / "results.json").read_text()))
     assert "x?" in page_of(tmp_path).text
 
 
@@ -198,7 +197,7 @@ def test_the_page_stays_under_two_megabytes(tmp_path, num_tasks, num_samples, te
     for number in range(num_tasks):
         task = f"task_{number}"
         documents[task], results["tasks"][task] = long_samples(tmp_path, task, num_samples, text)
-    write_report(tmp_path, results, documents)
+    write_page(tmp_path, results, documents)
     assert 1_000_000 < (tmp_path / "report.html").stat().st_size < 2_000_000
     page = page_of(tmp_path)
     assert page.text.count(f"20 of {num_samples // 6:,}") >= 4 * num_tasks
@@ -211,7 +210,7 @@ def test_two_reports_of_one_run_are_equal_but_for_the_seconds(tmp_path):
     for seconds in (1.0, 2.5):
         out = tmp_path / str(seconds)
         results, documents = write_run(out)
-        write_report(out, results | {"seconds": {"total": seconds}}, documents)
+        write_page(out, results | {"seconds": {"total": seconds}}, documents)
         pages.append((out / "report.html").read_bytes())
         assert json.loads((out / "results.json").read_text())["seconds"] == {"total": seconds}
     assert pages[0] == pages[1]
@@ -237,10 +236,10 @@ def test_an_absent_part_is_left_out_and_nothing_else(fake, tmp_path, name):
     out, results, documents = fake
     (tmp_path / "samples").symlink_to(out / "samples")
     task = results["tasks"]["mmlu_pro"]
-    write_report(tmp_path, results | {"tasks": {"mmlu_pro": task}}, documents)
+    write_page(tmp_path, results | {"tasks": {"mmlu_pro": task}}, documents)
     whole = page_of(tmp_path).text
     without = {key: value for key, value in task.items() if key != name}
-    write_report(tmp_path, results | {"tasks": {"mmlu_pro": without}}, documents)
+    write_page(tmp_path, results | {"tasks": {"mmlu_pro": without}}, documents)
     text = page_of(tmp_path).text
     gone = {part for key, part in PARTS.items() if part in whole and part not in text}
     also = {"outcomes": {PARTS["cut"]}, "curve": {PARTS["thinking_curve"]}}
@@ -250,12 +249,12 @@ def test_an_absent_part_is_left_out_and_nothing_else(fake, tmp_path, name):
 def test_the_least_results_make_a_page(tmp_path):
     metrics = {"bleu": {"value": 31.5, "low": 20.0, "high": 43.0}}
     summary = {"n": 2, "samples": 2, "headline": "bleu", "metrics": metrics}
-    write_report(tmp_path, {"tasks": {"mine": summary}})
+    write_page(tmp_path, {"tasks": {"mine": summary}})
     page = page_of(tmp_path)
     assert "31.5 [20, 43]" in page.text
     assert not [part for part in PARTS.values() if part in page.text] and "Samples that" not in page.text
     assert "None" not in page.text
-    write_report(tmp_path, {"tasks": {}})
+    write_page(tmp_path, {"tasks": {}})
     assert page_of(tmp_path).tags["h2"] == 1
 
 
@@ -267,7 +266,7 @@ def test_several_samples_labels_and_missing_documents_are_told(fake, tmp_path):
         "pass_at": {"1": {"value": 0.5, "low": 0.4, "high": 0.6}, "2": {"value": 0.7, "low": 0.6, "high": 0.8}},
     }
     changed = {"labels": ["seed", "top_k"], "repeats": 2, "thinking_budget": 512}
-    write_report(tmp_path, results | changed | {"tasks": {"mmlu_pro": summary}})
+    write_page(tmp_path, results | changed | {"tasks": {"mmlu_pro": summary}})
     text = page_of(tmp_path).text
     for words in (
         "The backend ignores: seed, top_k", "1,234 documents have no response", "pass@2", "70.00 % [60.00, 80.00]",

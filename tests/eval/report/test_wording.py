@@ -33,6 +33,8 @@ def test_controls_can_be_seen():
         ({"style": "likelihood"}, {"cut": {"value": 0.0}}, "protocol card · style likelihood · N 12,032"),
         ({"mode": None}, {"sampling": None, "max_new_tokens": None}, "card · mode, sampling, budget not recorded · N"),
         ({"repeats": 4}, {}, "N 12,032 · 4 samples each"),
+        ({"limit": 12, "repeats": 2}, {"n": 12}, "N 12, the first 12 of the data · 2 samples each"),
+        ({"limit": 20_000, "repeats": 2}, {}, "N 12,032 · 2 samples each"),
         ({}, {"cut": {"unknown": 12_032, "value": 0.0, "low": 0.0, "high": 0.1}}, "N 12,032 · cut unknown"),
         ({}, {"cut": {"unknown": 7, "value": 0.5, "low": 0.4, "high": 0.6}}, "N 12,032 · cut 50.00 % [40.00, 60.00]"),
     ],
