@@ -72,7 +72,7 @@ def find_teacher(
     place = find_folder(settings.path)
     config = ModelConfig.from_hf(place)
     check_same_tokens(place, config, student, tokenizer)
-    if ends := _other_ends(place, folder):
+    if objective.rollouts is not None and (ends := _other_ends(place, folder)):
         logger.warning(ends)
     adapter = None if settings.adapter is None else find_folder(settings.adapter)
     return Teacher(
