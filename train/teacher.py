@@ -73,7 +73,7 @@ def find_teacher(
     place = find_folder(settings.path)
     config, _ = match_tensors(ModelConfig.from_hf(place), read_checkpoint(place), place)
     check_same_tokens(place, config, student, tokenizer)
-    if ends := _other_ends(place, folder):
+    if objective.rollouts is not None and (ends := _other_ends(place, folder)):
         logger.warning(ends)
     adapter = None if settings.adapter is None else find_folder(settings.adapter)
     return Teacher(

@@ -12,7 +12,17 @@ from qwen35_jax.hf.adapter import save_adapter
 from qwen35_jax.hf.load import load
 from qwen35_jax.lora import LoraConfig
 from tests.train.conftest import small_config
-from train.config import DataConfig, ModelSource, MtpLossConfig, OptimConfig, Recipe, Supervised, TrainConfig
+from train.config import (
+    DataConfig,
+    Distillation,
+    ModelSource,
+    MtpLossConfig,
+    OptimConfig,
+    Recipe,
+    Supervised,
+    TeacherConfig,
+    TrainConfig,
+)
 from train.observe.notes import find_notes
 from train.settle import load_start, settle
 
@@ -179,3 +189,18 @@ def test_a_run_says_what_becomes_of_the_head(changes, line):
     assert line in notes(**changes)[-1]
     assert not any("MTP" in note for note in notes(lora=LoraConfig()))
     assert not any("MTP" in note for note in notes(without_head(), lora=LoraConfig(), objective=UNTRAINED))
+
+
+def test_a_teacher_that_shares_weights_which_train_is_refused():
+    own = TeacherConfig(own_base=True)
+    with pytest.raises(ValueError, match=r"this run trains them; train adapters with --tune lora, or .*path base\."):
+        CONFIG.replace(objective=Distillation(own))
+    CONFIG.replace(objective=Distillation(own), lora=LoraConfig())
+    CONFIG.replace(objective=Distillation(dataclasses.replace(own, store="store")))
+
+
+@pytest.mark.parametrize(("loss_weight", "is_said"), [(0.0, True), (1.0, False)])
+def test_a_student_that_begins_as_its_teacher_is_told(loss_weight, is_said):
+    objective = Distillation(TeacherConfig(own_base=True), loss_weight=loss_weight)
+    said = notes(objective=objective, lora=LoraConfig())
+    assert any("begins equal to its teacher" in note for note in said) == is_said

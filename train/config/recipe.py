@@ -79,12 +79,7 @@ class Recipe:
                 f"train={list(self.train)} chooses among whole weights, but this run trains adapters; choose their "
                 "layers by --lora.targets, or train whole weights with --tune full."
             )
-        objective = self.objective
-        if isinstance(objective, Distillation) and objective.teacher.shares_student and not self.trains_adapters:
-            raise ValueError(
-                "teacher.own_base is the student without its adapters, but this run trains whole weights; train "
-                "adapters with --tune lora, or name the checkpoint by teacher.path instead, which loads it again."
-            )
+        self._check_own_base()
         if self.branch_from is not None and not re.fullmatch(r".+@\d+", self.branch_from):
             raise ValueError(f"branch_from={self.branch_from!r} names no step; give RUN@STEP, such as runs/first@100.")
 
@@ -124,6 +119,15 @@ class Recipe:
         """
         optim = self.optim.decide(self.num_steps, adapters=self.trains_adapters)
         return dataclasses.replace(self, optim=optim, lora=self.trained_lora)
+
+    def _check_own_base(self) -> None:
+        """Checks that a teacher that shares the arrays of the student keeps them."""
+        objective = self.objective
+        if isinstance(objective, Distillation) and objective.teacher.shares_student and not self.trains_adapters:
+            raise ValueError(
+                "teacher.own_base shares the weights of the base, but this run trains them; train adapters with "
+                f"--tune lora, or load the base a second time with --teacher.path {self.model.path}."
+            )
 
     def _apply_tune(self) -> None:
         if self.tune == "full" and self.model.adapter is not None:

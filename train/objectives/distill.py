@@ -96,8 +96,8 @@ class Distillation:
             raise ValueError(f"loss_temperature={self.loss_temperature} must be positive; 1 changes nothing.")
         if self.beta is not None and self.divergence != "jsd":
             raise ValueError(
-                f"beta={self.beta} belongs to divergence='jsd', but divergence={self.divergence!r}; remove beta or "
-                "change the divergence."
+                f"beta={self.beta} belongs to divergence='jsd', but the divergence is {self.chosen_divergence}; remove "
+                "beta or give divergence='jsd'."
             )
         if self.beta is not None and not 0 < self.beta < 1:
             raise ValueError(

@@ -141,7 +141,7 @@ class RolloutConfig:
                 f"rollouts.fraction={self.fraction:g} leaves {size - own} sequences for the data, which cannot be "
                 f"dealt to data.shards={data.shards}; change one of them."
             )
-        given = f"rollouts.max_prompt_tokens={self.max_prompt_tokens} and max_new_tokens={self.max_new_tokens}"
+        given = f"rollouts.max_prompt_tokens={self.max_prompt_tokens} and rollouts.max_new_tokens={self.max_new_tokens}"
         if self.longest > length:
             raise ValueError(
                 f"{given} make documents of up to {self.longest} tokens, but data.sequence_length={length}; lower "
@@ -185,8 +185,8 @@ class RolloutConfig:
         """
         if self.longest > text.max_position_embeddings:
             raise ValueError(
-                f"rollouts.max_prompt_tokens={self.max_prompt_tokens} and max_new_tokens={self.max_new_tokens} pass "
-                f"the model's {text.max_position_embeddings} positions; lower them."
+                f"rollouts.max_prompt_tokens={self.max_prompt_tokens} and rollouts.max_new_tokens="
+                f"{self.max_new_tokens} pass the model's {text.max_position_embeddings} positions; lower them."
             )
         if self.speculative_tokens and not text.mtp.num_hidden_layers:
             raise ValueError(

@@ -37,9 +37,10 @@ class TeacherConfig:
         if self.k < 1:
             raise ValueError(f"teacher.k={self.k} must be at least 1; 64 is a good start.")
         if self.own_base and (self.path or self.adapter):
+            named = f"teacher.path={self.path!r}" if self.path else f"teacher.adapter={self.adapter!r}"
             raise ValueError(
-                f"teacher.own_base takes the student's own base, but teacher.path={self.path!r} and "
-                f"teacher.adapter={self.adapter!r} name a model; leave one out, the path with --teacher.path ''."
+                f"teacher.own_base takes the student's own base, but {named} names another model; leave one out, the "
+                "path with --teacher.path ''."
             )
         if self.adapter is not None and not self.path:
             raise ValueError(f"teacher.adapter={self.adapter!r} needs its base; name it with --teacher.path DIR.")

@@ -77,12 +77,12 @@ def _tell(figures: Mapping[str, SupportsFloat]) -> None:
         )
     shown = {
         "cross-entropy of the teacher": "teacher_loss",
-        "of the student": "student_loss",
+        "cross-entropy of the student": "student_loss",
         "KL(teacher, student)": "kl_forward",
         "KL(student, teacher)": "kl_reverse",
         "mass outside the teacher's top k": "tail_mass",
     }
     parts = [f"{label} {float(figures[name]):.4f}" for label, name in shown.items() if name in figures]
-    logger.info("first batch, nats a token: %s; of the student from itself: 0", ", ".join(parts))
+    logger.info("first batch, nats a token: %s, KL(student, student) 0", ", ".join(parts))
     if "acceptance" in figures:
         logger.info("first batch: a draft of the MTP head is accepted with probability %.4f", figures["acceptance"])

@@ -2,11 +2,11 @@
 
 from collections.abc import Collection
 
-from train.config import Recipe
+from train.config import Distillation, Recipe
 
 
 def find_notes(given: Recipe, settled: Recipe, groups: Collection[str], *, has_mtp_head: bool) -> list[str]:
-    """Returns lines about the optimizer, the precision and the MTP head.
+    """Returns lines about the optimizer, the precision, the MTP head and a teacher that teaches nothing.
 
     Args:
       given: what the user set.
@@ -18,6 +18,7 @@ def find_notes(given: Recipe, settled: Recipe, groups: Collection[str], *, has_m
         *_warmup(given, settled),
         _precision(settled),
         *_mtp(settled, groups, has_mtp_head),
+        *_own_base(settled),
     ]
 
 
@@ -65,4 +66,16 @@ def _mtp(settled: Recipe, groups: Collection[str], has_mtp_head: bool) -> list[s
     return [
         f"the MTP head stays as it is, because {chosen} leaves it out, but its loss trains the rest; train it too, or "
         "give --mtp.weight 0"
+    ]
+
+
+def _own_base(settled: Recipe) -> list[str]:
+    objective = settled.objective
+    if not isinstance(objective, Distillation) or not objective.teacher.own_base or objective.loss_weight:
+        return []
+    if settled.model.adapter is not None:
+        return []
+    return [
+        "the student begins equal to its teacher, because new adapters change nothing and teacher.own_base is given: "
+        "at most its MTP head learns; give --loss-weight 1 to learn the labels and stay near the base"
     ]

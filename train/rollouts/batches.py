@@ -244,12 +244,17 @@ class RolloutBatches:
         return state if self._data is None else state | {"data": merge_states([each["data"] for each in told])}
 
     def describe(self, steps: int | None) -> Iterator[str]:
-        """Yields lines that say what a step samples, and how far the steps of a run go through the prompts."""
+        """Yields lines that say what a step samples, and how far the steps of a run go through the prompts.
+
+        Raises:
+          ValueError: no row gives a prompt.
+        """
+        yield self._prompts.look()
         settings, length = self._settings, self._config.sequence_length
         yield (
             f"a step answers {self._num_prompts} prompts {settings.answers} times, in {self._count} of "
-            f"{self._config.sequences_per_batch} sequences of {length:,} tokens; "
-            f"{settings.refresh} steps share the weights that sample"
+            f"{self._config.sequences_per_batch} sequences of {length:,} tokens"
+            + (f"; {settings.refresh} steps take answers of the same weights" if settings.refresh > 1 else "")
         )
         if steps is not None:
             epochs = steps * self._num_prompts / self._documents.epoch_length

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from train.objectives.rollouts import RolloutConfig
 logger = logging.getLogger(__name__)
 
 _MAX_UNUSED = 100_000
+_LOOKED_AT, _ENOUGH = 2048, 256
 
 
 class Prompt(NamedTuple):
@@ -58,6 +60,32 @@ class Prompts:
                     f"{dict(self.left_out)}; give conversations, or raise rollouts.max_prompt_tokens."
                 )
         return taken
+
+    def look(self) -> str:
+        """Reads the first rows without taking them, until enough of them give a prompt, and says what they are like.
+
+        Raises:
+          ValueError: none gives a prompt, as ``take`` would find after the model was loaded and compiled.
+        """
+        unlimited = Prompts(self._documents, self._tokenizer, replace(self._settings, max_prompt_tokens=1 << 30))
+        longest, lengths, rows = self._settings.max_prompt_tokens, [], 0
+        for position in range(min(self._documents.epoch_length, _LOOKED_AT)):
+            found = unlimited._read(position)
+            rows += isinstance(found, Prompt) or found[0] != "held_out"
+            lengths += [len(found.token_ids)] if isinstance(found, Prompt) else []
+            if len(lengths) == _ENOUGH and min(lengths) <= longest:
+                break
+        if not lengths or min(lengths) > longest:
+            why = f"the shortest has {min(lengths)} tokens" if lengths else "they hold no conversation with an answer"
+            raise ValueError(
+                f"none of the first {rows:,} rows of {self._documents.names} gives a prompt of at most "
+                f"rollouts.max_prompt_tokens={longest}: {why}; give conversations, or raise it."
+            )
+        used = sum(length <= longest for length in lengths)
+        return (
+            f"{used:,} of the first {rows:,} rows give a prompt; {int(np.median(lengths))} tokens by the median, "
+            f"{max(lengths)} at most, and up to {longest} are allowed"
+        )
 
     def get_state(self) -> dict[str, Any]:
         """Returns a JSON-able state from which ``set_state`` continues exactly."""

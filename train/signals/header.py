@@ -116,7 +116,8 @@ def _differences(stored: Header, wanted: Header) -> Iterator[str]:
     }  # fmt: skip
     for name, option in options.items():
         theirs, ours = getattr(stored, name), getattr(wanted, name)
-        if theirs != ours and not (name == "width" and ours == 0):
+        is_free = (name == "width" and ours == 0) or (name == "k" and stored.signal != wanted.signal)
+        if theirs != ours and not is_free:
             yield f"{option} is {theirs!r} there and {ours!r} here; give the former"
     if wanted.sequence_length > stored.sequence_length:
         yield (

@@ -22,13 +22,13 @@ from qwen35_jax.processing import Tokenizer
 from qwen35_jax.sharding import check_mesh
 from train.agreement import check_takes_all_devices
 from train.batch import put_batch, sequences_of_process, take_sequences
-from train.config import Distillation, TrainConfig
-from train.data.measure import check_lost, measure
+from train.config import DataConfig, Distillation, TrainConfig
+from train.data.measure import Measurement, check_lost, describe, measure
 from train.data.packing import PackedSequence
 from train.setup import model_options
 from train.signals.header import Header, make_header
 from train.signals.lessons import Lesson, Lessons
-from train.signals.signal import signal_fields
+from train.signals.signal import SignalSettings, signal_fields
 from train.signals.store import Store
 from train.signals.writing import Writer, begin, finish, is_complete, last_cut, write_head
 from train.teacher import Heard, Teacher, find_teacher, hear
@@ -121,7 +121,9 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> Job:
     owned = _share_out(fed)
     own = jax.process_index()
     lessons = Lessons(data, tokenizer, fed[own])
-    check_lost(measure(lessons.batches.corpus, whole=False), data)
+    found = measure(lessons.batches.corpus, whole=False)
+    check_lost(found, data)
+    _tell_size(found, teacher.settings, data)
     header = make_header(
         teacher.settings,
         data,
@@ -133,6 +135,19 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> Job:
     writers = [process for process, sequences in enumerate(owned) if sequences]
     folder = Path(place).expanduser()
     return Job(config, teacher, student, folder, header, lessons, fed[own], owned[own], writers, mesh)
+
+
+def _tell_size(found: Measurement, settings: SignalSettings, data: DataConfig) -> None:
+    """Says what the data are like, and how large the store becomes without what validation adds."""
+    for line in describe(found, data, None):
+        logger.info("data: %s", line)
+    tokens, size = round(int(found.trained.sum()) * found.epoch_length / found.documents), _bytes_per_token(settings)
+    logger.info("the store takes %d bytes for a trained token, about %s MB in all", size, f"{tokens * size / 1e6:,.1f}")
+
+
+def _bytes_per_token(settings: SignalSettings) -> int:
+    fields = signal_fields(settings).values()
+    return sum(np.dtype(field.dtype).itemsize * int(np.prod(field.sizes)) for field in fields)
 
 
 def _share_out(fed: list[range]) -> list[range]:
@@ -202,8 +217,8 @@ def _write_batches(job: Job, heard: Heard, done: int) -> None:
     if own in job.writers:
         number = job.writers.index(own)
         writer = Writer(job.folder, fields, number=number, writers=len(job.writers), after=done)
-    per_token = sum(np.dtype(field.dtype).itemsize * int(np.prod(field.sizes)) for field in fields.values())
-    batch_bytes = per_token * data.sequence_length * data.sequences_per_batch // len(job.writers)
+    batch_tokens = data.sequence_length * data.sequences_per_batch
+    batch_bytes = _bytes_per_token(job.teacher.settings) * batch_tokens // len(job.writers)
     every = max(1, SHARD_BYTES // batch_bytes)
     progress, since_cut, lesson = _Progress(job.folder), 0, None
     for lesson, signal in _one_ahead(job, heard):

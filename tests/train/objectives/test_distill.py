@@ -192,7 +192,7 @@ def test_quarters_follow_the_targets_of_each_document():
         (lambda: Distillation(divergence_weight=0), "divergence_weight=0 must be positive"),
         (lambda: Distillation(loss_weight=-1), "loss_weight=-1 is negative"),
         (lambda: Distillation(loss_temperature=0), "loss_temperature=0 must be positive"),
-        (lambda: Distillation(beta=0.3), "beta=0.3 belongs to divergence='jsd'"),
+        (lambda: Distillation(beta=0.3), "beta=0.3 belongs to divergence='jsd', but the divergence is forward_kl"),
         (lambda: Distillation(divergence="jsd", beta=1.0), "beta=1.0 must lie strictly between 0 and 1"),
         (
             lambda: Distillation(teacher=TeacherConfig(signal="topk"), divergence="reverse_kl"),

@@ -66,7 +66,10 @@ def test_meshes_that_cannot_generate(changes, mesh, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_new_tokens": 4000}, r"max_prompt_tokens=1024 and max_new_tokens=4000 pass the model's 4096 positions"),
+        (
+            {"max_new_tokens": 4000},
+            r"max_prompt_tokens=1024 and rollouts.max_new_tokens=4000 pass the model's 4096 positions",
+        ),
         ({"top_k": 10**6}, r"top_k=1000000, but the model knows"),
     ],
 )

@@ -80,3 +80,17 @@ def test_data_without_usable_prompts_are_refused(open_documents, tokenizer):
     texts = open_documents({"text": "What is 3"})
     with pytest.raises(ValueError, match="holds no conversations, so there is nothing to answer"):
         RolloutBatches(texts.config, SETTINGS, tokenizer, seed=0)
+
+
+def test_a_look_at_the_prompts_takes_none(open_documents, tokenizer):
+    rows = [conversation("What is 1 plus 1"), {"text": "What is 3"}, conversation("What is 7 plus 2? " * 40)]
+    prompts = Prompts(open_documents(*rows), tokenizer, SETTINGS)
+    assert prompts.look().startswith("1 of the first 3 rows give a prompt; ")
+    assert prompts.position == 0 and not prompts.left_out
+
+
+def test_prompts_that_are_all_too_long_are_refused_at_the_start(open_documents, tokenizer):
+    documents = open_documents(conversation("What is 7 plus 2? " * 40))
+    batches = RolloutBatches(documents.config, SETTINGS, tokenizer, seed=0)
+    with pytest.raises(ValueError, match=r"none of the first 1 rows .* the shortest has \d+ tokens; give conver"):
+        list(batches.describe(1))

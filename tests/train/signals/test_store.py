@@ -163,7 +163,7 @@ def test_a_store_fits_its_own_run(store, settings, tokenizer):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"signal": "topk"}, r"teacher\.signal is 'hidden' there and 'topk' here; give the former"),
+        ({"signal": "topk"}, r"teacher\.signal is 'hidden' there and 'topk' here; give the former\. Or"),
         ({"train_on": "last"}, r"data\.train_on is 'all' there and 'last' here"),
         ({"train_on_thinking": False}, r"data\.train_on_thinking is True there and False here"),
         ({"teacher": {"dtype": "bfloat16"}}, r"teacher\.dtype is 'float32' there and 'bfloat16' here"),

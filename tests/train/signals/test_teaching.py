@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -219,9 +220,12 @@ def test_a_store_of_other_settings_is_not_gone_on_with(changes, message, store_c
         teaching.write_store(settings(store_copy, **changes))
 
 
-def test_the_student_s_own_base_is_a_teacher_without_a_path(stores, settings, tmp_path, monkeypatch):
+def test_the_student_s_own_base_is_a_teacher_without_a_path(stores, settings, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(teaching, "SHARD_BYTES", 1 << 17)
-    teaching.write_store(settings(tmp_path / "store", teacher={"path": "", "own_base": True}))
+    with caplog.at_level("INFO"):
+        teaching.write_store(settings(tmp_path / "store", teacher={"path": "", "own_base": True}))
+    # 32 hidden numbers of 4 bytes.
+    assert re.search(r"the store takes 128 bytes for a trained token, about \d+\.\d MB in all", caplog.text)
     for path in stores["hidden"].iterdir():
         assert (tmp_path / "store" / path.name).read_bytes() == path.read_bytes()
 
