@@ -5,6 +5,8 @@
 
 Every batch passes through the teacher first. Its last hidden states go to the student's step, which computes the exact
 divergence from them.
+
+Planned: 11.3 of 15.8 GiB of HBM a chip; a step takes 1.50 s at least, 3.18 s by the compiler's estimate.
 """
 
 from train.config import (

@@ -5,7 +5,10 @@
 
 The student answers the prompts of the data, the conversations up to their last answer, and learns at each of its own
 tokens what the teacher would have said there. The student must know the format: begin from a chat model, or with
---model.path from one that was fine-tuned or distilled before.
+--model.path from one that was fine-tuned or distilled before. The plan counts
+the engine's memory, and leaves the time of sampling out.
+
+Planned: 12.9 of 15.8 GiB of HBM a chip; a step takes 5.86 s at least, 12.63 s by the compiler's estimate.
 """
 
 from train.config import (
