@@ -128,4 +128,5 @@ def test_drawn_tokens_pass_a_chi_square_test(engine, numbers):
     # Sums in float32 and in float64 may differ by a token in where they cut.
     assert removed < 5
     if len(drafts):
-        assert drafts[0, 0] - drafts[0, 1] > 1000 and drafts[-1, 1] > 100
+        # The head does not know the penalties, so that few third drafts are accepted under them: 21 at least.
+        assert drafts[0, 0] - drafts[0, 1] > 1000 and drafts[-1, 1] > 10
