@@ -5,7 +5,7 @@
 A teacher learns from 20,000 conversations of a task whose true distribution is known; students have 400. Every command
 is that of a real run and prints into ``logs``. docs/distillation_experiment.md has the question and what was found.
 
-Given again after it was stopped, it goes on where it was. Takes about half an hour on two cores.
+Given again after it was stopped, it goes on where it was. Takes about 20 minutes on two quiet cores.
 """
 
 import concurrent.futures
@@ -252,7 +252,7 @@ class Experiment:
             costs[arm] = {key: sum(each[key] for each in own) / self._settings.seeds for key in _TIMES}
             costs[arm]["teacher_tokens"] = self._teacher_tokens(arm)
         for name, words in (
-            ("the teachers", ("teacher", "shuffled")),
+            ("base and teachers", ("base", "teacher", "shuffled")),
             ("tuning", ("tune",)),
             ("measuring", ("measure",)),
         ):
