@@ -1,16 +1,19 @@
 """The arms of the experiment: which commands make each student from the same start.
 
-All students of a seed begin from the same weights, see the same questions, and take the same number of steps at the
-same learning rate, unless an arm says otherwise. What learns from labels is stopped at its best step by other
-conversations, or it would only tell how far it overfits; what is distilled takes its last step.
+All students begin from the same base, which knows the words and the sums. Those of a seed see the same questions, and
+take the same number of steps at the same learning rate, unless an arm says otherwise. What learns from labels is
+stopped at its best step by other conversations, or it would only tell how far it overfits; what is distilled takes its
+last step.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Command = list[Any]
+_LINEAR = ["--optim.schedule", "linear"]
 _FOLDER = Path("examples") / "distillation"
 LABELS, DISTILL, ON_POLICY = (_FOLDER / name for name in ("labels.py", "distill.py", "on_policy.py"))
 
@@ -43,6 +46,11 @@ class Place:
         return self.work / f"seed-{self.seed}"
 
     @property
+    def start(self) -> Path:
+        """The checkpoint that all students begin from."""
+        return self.work / "base" / "export"
+
+    @property
     def teacher(self) -> Path:
         """The teacher's checkpoint."""
         return self.work / "teacher" / "export"
@@ -55,21 +63,26 @@ class Place:
         """Returns the command that trains on labels. Its student is the one of the best step by other conversations."""
         best = ["--data.eval-path", self.work / "dev.jsonl", "--evaluate-every", 25]
         best += ["--checkpoint.best-by", "eval_loss", "--export-best"]
-        return ["train.sft", LABELS, *self._common(arm, self.folder / "start", data, steps), *best]
+        return ["train.sft", LABELS, *self._common(arm, self.start, data, steps), *best]
 
     def distill(self, arm: str, *more: Any, steps: int | None = None, teacher: Path | None = None) -> Command:
         """Returns the command that distils on the conversations of the seed."""
-        common = self._common(arm, self.folder / "start", self.folder / "train.jsonl", steps or self.steps)
+        common = self._common(arm, self.start, self.folder / "train.jsonl", steps or self.steps)
         return ["train.distill", DISTILL, "--teacher.path", teacher or self.teacher, *common, *more]
 
+    def cold_start(self, arm: str, *, steps: int) -> Command:
+        """Returns the command of the first half of a run, in which the rate falls to its half."""
+        return self.distill(arm, *self.stored(), *_LINEAR, "--optim.final-fraction", 0.5, steps=steps)
+
     def on_policy(self, arm: str, *, start: Path, steps: int) -> Command:
-        """Returns the command that goes on with the student's own answers to the same questions."""
-        common = self._common(arm, start, self.folder / "train.jsonl", steps)
-        return ["train.distill", ON_POLICY, "--teacher.path", self.teacher, *common]
+        """Returns the command of the second half, with the student's own answers to the same questions."""
+        half = dataclasses.replace(self, rate=self.rate / 2)
+        common = half._common(arm, start, self.folder / "train.jsonl", steps)
+        return ["train.distill", ON_POLICY, "--teacher.path", self.teacher, *common, *_LINEAR]
 
     def teach(self) -> Command:
         """Returns the command that stores the teacher's signal."""
-        names = ["--model.path", self.folder / "start", "--data.path", self.folder / "train.jsonl"]
+        names = ["--model.path", self.start, "--data.path", self.folder / "train.jsonl"]
         return ["train.teach", DISTILL, "--teacher.path", self.teacher, *names, *self.stored()]
 
     def stored(self) -> Command:
@@ -109,7 +122,7 @@ def commands(place: Place, arm: str) -> Iterator[tuple[str, Command]]:
         yield "train", place.distill(arm, teacher=place.work / "shuffled" / "export")
     else:
         # The store is that of the stored arm, so this arm comes after it.
-        yield "cold start", place.distill("cold_start", *place.stored(), steps=half)
+        yield "cold start", place.cold_start("cold_start", steps=half)
         yield "train", place.on_policy(arm, start=place.student("cold_start"), steps=place.steps - half)
 
 

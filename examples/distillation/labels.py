@@ -19,8 +19,8 @@ from train.config import (
 def config() -> TrainConfig:
     return TrainConfig(
         recipe=Recipe(
-            model=ModelSource(path="runs/distillation/student", dtype="float32"),
-            data=DataConfig(path="runs/distillation/train.jsonl", sequence_length=192, sequences_per_batch=4),
+            model=ModelSource(path="runs/distillation/base/export", dtype="float32"),
+            data=DataConfig(path="runs/distillation/seed-0/train.jsonl", sequence_length=192, sequences_per_batch=4),
             steps=400,
             optim=OptimConfig(learning_rate=3e-3, warmup=10),
             objective=Supervised(mtp=MtpLossConfig(weight=0)),

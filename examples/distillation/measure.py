@@ -172,7 +172,8 @@ def examine(exam: Exam, engine: Engine, teacher: Qwen35, taught: Sequence[np.nda
 
 
 def _engine_of(model: Qwen35, exam: Exam) -> Engine:
-    return Engine(model, exam.tokenizer, slots=_ROWS, cache_tokens=_ROWS * 64)
+    # A prompt has at most 19 tokens, and a chunk is read in full.
+    return Engine(model, exam.tokenizer, slots=_ROWS, cache_tokens=_ROWS * 64, prefill_chunk=32)
 
 
 def floor(exam: Exam) -> dict[str, float]:

@@ -74,7 +74,7 @@ def questions(*, held_out: bool) -> tuple[Problem, ...]:
     return tuple(every[:cut] if held_out else every[cut:])
 
 
-def next_words(problem: Problem, written: Sequence[str]) -> dict[str, float]:
+def next_words(problem: Problem, written: Sequence[str], *, rough: bool = False) -> dict[str, float]:
     """Returns the true distribution of the next word of an answer.
 
     Words have their blank in front of them, as tokens have, so an answer is all of its words joined. The last one is
@@ -82,19 +82,20 @@ def next_words(problem: Problem, written: Sequence[str]) -> dict[str, float]:
 
     Args:
       written: the words so far, which the task can have written.
+      rough: every form is as likely as the others; results are as wrong as ever.
     """
     line, place = divmod(len(written), LINE)
     own = [word.strip() for word in written[line * LINE :]]
     shown = NUMBERS[problem.start] if line == 0 else written[line * LINE - 2].strip()
     turn = NUMBERS[problem.turns[line]]
     if place == 0:
-        return _order(problem.manner, shown, turn)
+        return _order(shown, turn, _forms("order", 2, problem.manner, turn, rough=rough))
     if place == 1:
-        found = dict(zip(JOINERS, _table("joiner", len(JOINERS))[problem.manner, own[0]], strict=True))
+        found = dict(zip(JOINERS, _forms("joiner", len(JOINERS), problem.manner, own[0], rough=rough), strict=True))
     elif place == 2:
         found = {shown if own[0] == turn else turn: 1.0}
     elif place == 3:
-        found = dict(zip(VERBS, _table("verb", len(VERBS))[own[1], own[2]], strict=True))
+        found = dict(zip(VERBS, _forms("verb", len(VERBS), own[1], own[2], rough=rough), strict=True))
     elif place == 4:
         found = _result(own[0], own[2])
     else:
@@ -102,10 +103,10 @@ def next_words(problem: Problem, written: Sequence[str]) -> dict[str, float]:
     return {f" {word}": probability for word, probability in found.items()}
 
 
-def draw_answers(problems: Iterable[Problem], seed: int) -> list[list[str]]:
+def draw_answers(problems: Iterable[Problem], seed: int, *, rough: bool = False) -> list[list[str]]:
     """Draws the words of an answer to each question."""
     rng = random.Random(f"answers {seed}")
-    return [_draw_answer(problem, rng) for problem in problems]
+    return [_draw_answer(problem, rng, rough) for problem in problems]
 
 
 def conditionals(problem: Problem, answer: Sequence[str]) -> list[dict[str, float]]:
@@ -129,10 +130,11 @@ def example_texts() -> list[str]:
     return [f"{word} {word}\n{word}:" for word in words] * 100
 
 
-def draw_conversations(count: int, seed: int) -> list[tuple[Problem, str]]:
+def draw_conversations(count: int, seed: int, *, rough: bool = False) -> list[tuple[Problem, str]]:
     """Draws questions that may be trained, and an answer to each. Equal seeds give equal conversations."""
     problems = random.Random(seed).choices(questions(held_out=False), k=count)
-    return [(problem, text_of(answer)) for problem, answer in zip(problems, draw_answers(problems, seed), strict=True)]
+    answers = draw_answers(problems, seed, rough=rough)
+    return [(problem, text_of(answer)) for problem, answer in zip(problems, answers, strict=True)]
 
 
 def write_conversations(path: Path, conversations: Iterable[tuple[Problem, str]]) -> None:
@@ -144,19 +146,20 @@ def write_conversations(path: Path, conversations: Iterable[tuple[Problem, str]]
             file.write(json.dumps(row) + "\n")
 
 
-def _draw_answer(problem: Problem, rng: random.Random) -> list[str]:
+def _draw_answer(problem: Problem, rng: random.Random, rough: bool) -> list[str]:
     written: list[str] = []
     while not written or written[-1] != END_OF_TURN:
-        found = next_words(problem, written)
+        found = next_words(problem, written, rough=rough)
         written += rng.choices(list(found), list(found.values()))
     return written
 
 
-def _order(manner: str, shown: str, turn: str) -> dict[str, float]:
-    if shown == turn:
-        return {turn: 1.0}
-    first, second = _table("order", 2)[manner, turn]
-    return {shown: first, turn: second}
+def _order(shown: str, turn: str, probabilities: Sequence[float]) -> dict[str, float]:
+    return {turn: 1.0} if shown == turn else dict(zip((shown, turn), probabilities, strict=True))
+
+
+def _forms(name: str, count: int, word: str, number: str, *, rough: bool) -> list[float]:
+    return [1 / count] * count if rough else _table(name, count)[word, number]
 
 
 def _result(first: str, second: str) -> dict[str, float]:
