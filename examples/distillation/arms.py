@@ -110,7 +110,9 @@ def commands(place: Place, arm: str) -> Iterator[tuple[str, Command]]:
         yield "train", place.fine_tune(arm, data=data, steps=4 * place.steps)
     elif arm == "text":
         yield "write", place.write_text()
-        yield "train", place.fine_tune(arm, data=place.folder / "text.jsonl", steps=place.steps)
+        # A poor teacher may write marks of the chat format, which no answer may hold.
+        usable = ["--data.bad-rows", "drop", "--data.max-lost", 1.0]
+        yield "train", [*place.fine_tune(arm, data=place.folder / "text.jsonl", steps=place.steps), *usable]
     elif arm == "stored":
         yield "teach", place.teach()
         yield "train", place.distill(arm, *place.stored())

@@ -158,7 +158,7 @@ def test_the_whole_of_it_with_a_few_steps(tmp_path):
     work = tmp_path / "work"
     command = [sys.executable, "-m", "examples.distillation.run", "--workdir", str(work), "--seeds", "1"]
     command += ["--steps", "4", "--rates", "1e-3", "--num-student", "40", "--num-teacher", "60"]
-    command += ["--teacher-steps", "4", "--shuffled-steps", "4", "--questions", "6"]
+    command += ["--base-steps", "4", "--teacher-steps", "4", "--shuffled-steps", "4", "--questions", "6"]
     result = subprocess.run(
         command, cwd=REPO, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=1800
     )
