@@ -28,7 +28,7 @@ class Focal(Supervised):
     size_weight: float = 0.25
 
     def make(self, *, loss_chunk, remat):
-        def sums(model, batch, dropout_key, reference=None):
+        def sums(model, batch, dropout_key, teacher_head=None):
             hidden, _ = model.forward(batch["input_ids"], batch["segment_ids"], remat=remat, dropout_key=dropout_key)
             targets, weights = shifted_targets(batch, 1)
             surprise = linear_cross_entropy(hidden, model.head_weight(), targets, weights, chunk_tokens=loss_chunk)
