@@ -151,7 +151,7 @@ def others(inputs, tmp_path_factory):
         (("--teacher.path", ""), "no teacher is named; give --teacher.path DIR"),
         (("--teacher.store", "{tmp}"), "{tmp}"),
         (("--teacher.own-base",), "takes the student's own base"),
-        (("--teacher.own-base", "--teacher.path", ""), "this run trains whole weights"),
+        (("--teacher.own-base", "--teacher.path", ""), "shares the weights of the base, but this run trains them"),
         (("--teacher.signal", "logits"), "logits"),
         (("--teacher.signal", "topk", "--divergence", "jsd"), "needs the teacher's whole distribution"),
         (("--teacher.signal", "topk", "--loss-temperature", "2"), "needs the teacher's whole distribution"),
