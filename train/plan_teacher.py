@@ -18,6 +18,7 @@ from train.config import Distillation, TeacherConfig, TrainConfig
 from train.setup import model_options
 from train.signals.live import TEACH_INPUTS, make_teach, without_mtp
 from train.signals.store import Store
+from train.teacher import check_same_vocabulary
 
 
 class PlannedTeacher(NamedTuple):
@@ -55,11 +56,7 @@ def plan_teacher(config: TrainConfig, student: ModelConfig) -> PlannedTeacher | 
     if not (settings.path or settings.own_base):
         raise ValueError("no teacher is named; give --teacher.path, such as Qwen/Qwen3.5-9B, or --teacher.own-base.")
     found = student if settings.own_base else find_config(settings.path, "teacher.path")
-    if found.text.vocab_size != student.text.vocab_size:
-        raise ValueError(
-            f"the teacher has a vocabulary of {found.text.vocab_size} token ids and the student one of "
-            f"{student.text.vocab_size}; choose a teacher of the same family."
-        )
+    check_same_vocabulary(settings.path, found, student)
     return PlannedTeacher(settings.with_width(found.text.hidden_size), found)
 
 

@@ -1,6 +1,5 @@
 """The teacher of a distillation: found and checked before the student is loaded, then brought onto the mesh."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -8,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 
 from qwen35_jax.config import ModelConfig
+from qwen35_jax.hf.chat_files import end_tokens
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load, match_tensors
 from qwen35_jax.hf.safetensors import read_checkpoint
@@ -92,18 +91,23 @@ def _identity_at_hand(settings: TeacherConfig, student: Path) -> Mapping[str, An
     return identify_teacher(folder, adapter)
 
 
+def check_same_vocabulary(name: str, teacher: ModelConfig, student: ModelConfig) -> None:
+    """Raises a ValueError if a teacher, which messages call by this name, knows another number of tokens."""
+    if teacher.text.vocab_size != student.text.vocab_size:
+        raise ValueError(
+            f"the teacher {name} has a vocabulary of {teacher.text.vocab_size} token ids and the student one of "
+            f"{student.text.vocab_size}, so that their distributions cannot be compared; choose a teacher of the same "
+            "family."
+        )
+
+
 def check_same_tokens(folder: Path, teacher: ModelConfig, student: ModelConfig, tokenizer: Tokenizer) -> None:
     """Checks that a token id means the same to both models.
 
     Raises:
       ValueError: it does not.
     """
-    if teacher.text.vocab_size != student.text.vocab_size:
-        raise ValueError(
-            f"the teacher {folder} has a vocabulary of {teacher.text.vocab_size} token ids and the student one of "
-            f"{student.text.vocab_size}, so that their distributions cannot be compared; choose a teacher of the same "
-            "family."
-        )
+    check_same_vocabulary(str(folder), teacher, student)
     own = Tokenizer.from_pretrained(folder)
     if own.backend.get_vocab() != tokenizer.backend.get_vocab():
         raise ValueError(
@@ -119,7 +123,7 @@ def check_same_tokens(folder: Path, teacher: ModelConfig, student: ModelConfig, 
 
 def _other_ends(teacher: Path, student: Path) -> str | None:
     """Says what follows from end tokens that differ, as those of a Base model and of a chat model do."""
-    ends = [_ends(folder) for folder in (teacher, student)]
+    ends = [set(end_tokens(folder)) for folder in (teacher, student)]
     if ends[0] == ends[1]:
         return None
     return (
@@ -127,16 +131,6 @@ def _other_ends(teacher: Path, student: Path) -> str | None:
         "Base model do. A student that never saw the teacher's format can write longer and longer answers when it is "
         "taught on its own; fine-tune it on conversations, or on the teacher's stored signal, before."
     )
-
-
-def _ends(folder: Path) -> frozenset[int]:
-    """Returns the end tokens that a checkpoint's files name for generation."""
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        if found is not None:
-            return frozenset([found] if isinstance(found, int) else found)
-    return frozenset()
 
 
 class Heard(NamedTuple):
@@ -159,7 +153,7 @@ def hear(teacher: Teacher, config: TrainConfig, student: Qwen35 | None, mesh: Me
         return Heard(teacher.store.head_on(mesh) if settings.signal == "hidden" else None)
     if teacher.folder is None:
         assert student is not None, "a teacher without a checkpoint is the student's base"
-        model = nnx.merge(*nnx.split(student))
+        model = student
     else:
         options = {"param_dtype": settings.dtype, "delta_rule": config.layout.delta_rule}
         model = load(teacher.folder, settings.dtype, mesh, teacher.adapter, **options)

@@ -106,6 +106,19 @@ def _config_with_end(folder: Path, end: int) -> bytes:
     return _edited(folder / CONFIG, set_end)
 
 
+def end_tokens(folder: Path) -> list[int]:
+    """Returns the token ids that a checkpoint's files name as the end of an answer, as transformers reads them.
+
+    Raises:
+      ValueError: a file is damaged.
+    """
+    for name in (GENERATION_CONFIG, CONFIG):
+        path = folder / name
+        if path.is_file() and (found := _ids(_parse(path, path.read_bytes()).get("eos_token_id"))):
+            return found
+    return []
+
+
 def _ids(value: Any) -> list[int]:
     """Returns token ids, which a file may hold as a number, a list or not at all."""
     return value if isinstance(value, list) else [] if value is None else [value]

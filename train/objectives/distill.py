@@ -4,7 +4,6 @@ Where the tokens come from (data, or answers that the student samples) and where
 teacher, or a store) is not seen here: both ride in the batch.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,7 +23,7 @@ from train.objectives.answers import QUARTERS, count_quarters, labelled_targets,
 from train.objectives.choices import check_choices
 from train.objectives.divergence import divergence_from
 from train.objectives.heads import HeadInput, head_inputs
-from train.objectives.mtp import MtpGradient, MtpLossConfig
+from train.objectives.mtp import MtpGradient, MtpLossConfig, WithMtp
 from train.objectives.rollouts import ROLLOUT_FIELDS, RolloutConfig
 from train.objectives.teacher import TeacherConfig
 from train.objectives.terms import Objective, Terms, count_targets, shifted_targets
@@ -63,7 +62,7 @@ class MtpDistillConfig(MtpLossConfig):
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(WithMtp):
     """Minimises the divergence from a teacher at the trained tokens of documents, and the MTP head's own."""
 
     teacher: TeacherConfig = TeacherConfig()
@@ -155,23 +154,9 @@ class Distillation:
         rollouts = {} if self.rollouts is None else ROLLOUT_FIELDS
         return {**TOKEN_FIELDS, **signal_fields(self.teacher), **rollouts}
 
-    @property
-    def mtp_steps(self) -> int:
-        """How often the MTP head runs for each batch."""
-        return self.mtp.steps
-
-    @property
-    def trains_mtp(self) -> bool:
-        """Whether a run may train the MTP head."""
-        return self.mtp.weight > 0
-
-    def check_trained(self, groups: Collection[str], *, option: str) -> None:
-        """Raises a ValueError if a loss misses all that trains, or what trains misses all losses."""
-        self.mtp.check_trained(groups, option=option)
-
     def check_model(self, text: TextConfig, folder: Path) -> None:
         """Raises a ValueError if the MTP loss has no MTP head, or the model cannot write the rollouts."""
-        self.mtp.check_head(text, folder)
+        super().check_model(text, folder)
         if self.rollouts is not None:
             self.rollouts.check_model(text)
 

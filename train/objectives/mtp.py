@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from qwen35_jax.config import TextConfig
 
@@ -78,3 +78,31 @@ class MtpLossConfig:
                 f"{folder} has no MTP head (mtp.* tensors), but mtp.weight={self.weight}; set mtp.weight=0 or "
                 "start from a checkpoint that has one."
             )
+
+
+@runtime_checkable
+class _HasMtp(Protocol):
+    @property
+    def mtp(self) -> MtpLossConfig: ...
+
+
+class WithMtp:
+    """What the settings of an objective with an MTP loss, its field ``mtp``, tell the rest of the trainer."""
+
+    @property
+    def mtp_steps(self: _HasMtp) -> int:
+        """How often the MTP head runs for each batch."""
+        return self.mtp.steps
+
+    @property
+    def trains_mtp(self: _HasMtp) -> bool:
+        """Whether a run may train the MTP head; without its loss, weight decay alone would change it."""
+        return self.mtp.weight > 0
+
+    def check_trained(self: _HasMtp, groups: Collection[str], *, option: str) -> None:
+        """Raises a ValueError if a loss misses all that trains, or what trains misses all losses."""
+        self.mtp.check_trained(groups, option=option)
+
+    def check_model(self: _HasMtp, text: TextConfig, folder: Path) -> None:
+        """Raises a ValueError if the MTP loss has no MTP head."""
+        self.mtp.check_head(text, folder)

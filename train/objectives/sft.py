@@ -1,25 +1,22 @@
 """Supervised fine-tuning: the cross-entropy of the next token, and of tokens further ahead by the MTP head."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from qwen35_jax.config import TextConfig
 from qwen35_jax.layers.recompute import Remat
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops.linear_cross_entropy import linear_cross_entropy
 from train.batch import TOKEN_FIELDS, Batch, Fields
 from train.objectives.heads import head_inputs
-from train.objectives.mtp import MtpLossConfig
+from train.objectives.mtp import MtpLossConfig, WithMtp
 from train.objectives.terms import Objective, Terms, count_targets, shifted_targets
 
 
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(WithMtp):
     """Minimises the main loss and the MTP loss on the trained tokens of documents."""
 
     mtp: MtpLossConfig = MtpLossConfig()
@@ -30,24 +27,6 @@ class Supervised:
     def batch_fields(self) -> Fields:
         """The arrays that a batch must hold."""
         return TOKEN_FIELDS
-
-    @property
-    def mtp_steps(self) -> int:
-        """How often the MTP head runs for each batch."""
-        return self.mtp.steps
-
-    @property
-    def trains_mtp(self) -> bool:
-        """Whether a run may train the MTP head; without its loss, weight decay alone would change it."""
-        return self.mtp.weight > 0
-
-    def check_trained(self, groups: Collection[str], *, option: str) -> None:
-        """Raises a ValueError if a loss misses all that trains, or what trains misses all losses."""
-        self.mtp.check_trained(groups, option=option)
-
-    def check_model(self, text: TextConfig, folder: Path) -> None:
-        """Raises a ValueError if the MTP loss has no MTP head."""
-        self.mtp.check_head(text, folder)
 
     def make(self, *, loss_chunk: int, remat: Remat, validates: bool = False) -> Objective:
         """Builds the main term ``loss`` and, unless its weight is 0, a term for each MTP step.
