@@ -27,7 +27,7 @@ class Focal(Supervised):
 
     size_weight: float = 0.25
 
-    def make(self, *, loss_chunk, remat):
+    def make(self, *, loss_chunk, remat, validates=False):
         def sums(model, batch, dropout_key, teacher_head=None):
             hidden, _ = model.forward(batch["input_ids"], batch["segment_ids"], remat=remat, dropout_key=dropout_key)
             targets, weights = shifted_targets(batch, 1)
