@@ -5,7 +5,7 @@ Letters: ``T`` tokens, ``P`` patches, ``C`` values of a patch, ``n`` images and 
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,9 @@ from jaxtyping import Int
 from numpy.typing import DTypeLike
 
 from qwen35_jax.config import ModelConfig, VisionConfig
+from qwen35_jax.processing.processor import Media as ConversationMedia
+from qwen35_jax.processing.processor import Processor, VisionItem
+from qwen35_jax.processing.processor import media_of as media_of_messages
 from qwen35_jax.vision.mrope import mrope_positions
 
 Prompt = Sequence[int] | Mapping[str, Any]
@@ -95,6 +98,37 @@ class MediaPrompt(Sequence[int]):
 
     def __getitem__(self, index):
         return self._ids[index]
+
+
+def conversation_prompt(
+    processor: Processor,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    enable_thinking: bool | None = None,
+    open_items: Callable[[list[ConversationMedia]], list[VisionItem]] | None = None,
+) -> Prompt:
+    """Returns what ``processor`` makes of a conversation, but its pixels as bytes, which the tower normalises.
+
+    They take a quarter of the memory, in the queue and on the way to the device.
+
+    Args:
+      open_items: opens the images and videos, by default ``processor.items``.
+
+    Raises:
+      ChatTemplateError: the template refuses the conversation.
+      MediaError: an image or a video cannot be read, or may not be.
+    """
+    tokenizer = processor.tokenizer
+    text = tokenizer.chat_template.render(
+        messages, tools=tools, enable_thinking=enable_thinking, add_generation_prompt=True
+    )
+    items = (open_items or processor.items)(media_of_messages(messages))
+    ids = tokenizer.encode(processor.expand(text, items))
+    if not items:
+        return ids
+    pixels, grids = (np.concatenate([getattr(item, name) for item in items]) for name in ("patches", "grid"))
+    return {"input_ids": np.array([ids], np.int32), "pixels": pixels, "grids": grids.reshape(-1, 3)}
 
 
 def extended(prompt: Sequence[int], continuation: Sequence[int]) -> Sequence[int]:

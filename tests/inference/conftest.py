@@ -49,7 +49,9 @@ def make_model():
         config = dataclasses.replace(PRESETS["tiny"], text=text, vision=tower, tie_word_embeddings=tied)
         rng = np.random.default_rng(0)
         with jax.set_mesh(mesh):
-            graphdef, state = nnx.split(nnx.eval_shape(lambda: Qwen35(config, dtype=jnp.float32, vision=vision, rngs=nnx.Rngs(0))))
+            graphdef, state = nnx.split(
+                nnx.eval_shape(lambda: Qwen35(config, dtype=jnp.float32, vision=vision, rngs=nnx.Rngs(0)))
+            )
             for path, param in nnx.to_flat_state(state):
                 param.set_value(jax.device_put(value(path, param, rng), named_sharding(param, mesh)))
             return nnx.merge(graphdef, state)
