@@ -160,6 +160,8 @@ class VideoSettings:
         for name in ("num_frames", "min_frames", "max_frames"):
             if name in options:
                 changes[name] = _whole(options, name, self.max_frames)
+        if "max_frames" in changes:
+            changes.setdefault("min_frames", min(self.min_frames, changes["max_frames"]))
         if fps is not None and changes.get("num_frames"):
             raise MediaError(f"a video has fps={fps} and num_frames={changes['num_frames']}; give one of them.")
         if "total_pixels" in options:

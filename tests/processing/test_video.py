@@ -170,6 +170,7 @@ def test_limits_of_one_video():
         ({"num_frames": 6}, [3, 20, 20]),
         ({"fps": 12}, [5, 20, 20]),
         ({"max_frames": 4, "fps": 24}, [2, 20, 20]),
+        ({"max_frames": 2}, [1, 20, 20]),
         ({"max_pixels": 160 * 160}, [2, 10, 10]),
         ({"total_pixels": 4 * 64 * 64}, [2, 4, 4]),
         ({"min_pixels": 640 * 640}, [2, 40, 40]),
