@@ -75,7 +75,8 @@ def save_adapter(
     nested = (auto_class or own_auto_class(model)) == AUTO_CLASSES[1]
     if not nested and any(path[0] == "vision" for path in layers):
         raise ValueError(
-            f"the adapter changes the vision tower, which {AUTO_CLASSES[0]} does not load; export it for {AUTO_CLASSES[1]}."
+            f"the adapter changes the vision tower, which {AUTO_CLASSES[0]} does not load; export it for "
+            f"{AUTO_CLASSES[1]}."
         )
     tensors: dict[str, dict[str, np.ndarray]] = {WEIGHTS_FILE: {}, MTP_WEIGHTS_FILE: {}}
     modules = []
