@@ -76,11 +76,11 @@ def _json_of(line: str) -> Any:
         raise ValueError(f"not JSON: {err.msg} at character {err.pos + 1}.") from err
 
 
-def _request_of_row(row: Any, number: int, tokenizer: Tokenizer, enable_thinking: bool | None) -> Request:
+def _request_of_row(row: Any, place: int, tokenizer: Tokenizer, enable_thinking: bool | None) -> Request:
     if isinstance(row, Mapping) and {"text", "messages"} <= row.keys():
         raise ValueError('the row has "text" and "messages"; give one of the two.')
     if isinstance(row, Mapping) and isinstance(row.get("text"), str):
-        return Request(row.get("id", number), tokenizer.encode(row["text"]))
+        return Request(row.get("id", place), tokenizer.encode(row["text"]))
     messages = row.get("messages") if isinstance(row, Mapping) else None
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise ValueError('expected an object with "messages": a list of {"role", "content"} objects (or "text").')
@@ -92,7 +92,7 @@ def _request_of_row(row: Any, number: int, tokenizer: Tokenizer, enable_thinking
         raise ValueError('"tools" is no list of objects; give one object for each tool.')
     if messages and messages[-1].get("role") == "assistant":
         raise ValueError("the conversation ends with the assistant's turn; end it with the one to be answered.")
-    return request_of(row.get("id", number), messages, tokenizer, tools=tools, enable_thinking=enable_thinking)
+    return request_of(row.get("id", place), messages, tokenizer, tools=tools, enable_thinking=enable_thinking)
 
 
 def request_of(

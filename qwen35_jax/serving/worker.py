@@ -178,11 +178,15 @@ class EngineWorker:
         if self.draining:
             raise RequestError("this server is ending; ask another one.", status=503, retry_after=1)
         held = sum(job.media_bytes for job in self._jobs)
-        if self.num_open + count > self._max_open or (held and held + media_bytes > _MAX_MEDIA_BYTES):
+        full = ""
+        if self.num_open + count > self._max_open:
+            full = f"{self.num_open} completions are being written or wait, and this server takes {self._max_open}"
+        elif held and held + media_bytes > _MAX_MEDIA_BYTES:
+            full = f"images and videos of {held >> 20} MiB wait, and this server takes {_MAX_MEDIA_BYTES >> 20} MiB"
+        if full:
             expected = self._mean_seconds * (self._max_open / self.engine.slots - 1)
             raise RequestError(
-                f"{self.num_open} completions are being written or wait, with {held >> 20} MiB of images and videos; "
-                f"this server takes {self._max_open} and {_MAX_MEDIA_BYTES >> 20} MiB. Ask again later.",
+                f"{full}; ask again later.",
                 status=429,
                 retry_after=min(max(round(expected), 1), _LONGEST_RETRY_SECONDS),
             )
