@@ -97,4 +97,5 @@ def make_setup(
 def model_options(config: TrainConfig) -> dict[str, Any]:
     """Returns what the settings say about how a model is made, as arguments of ``load`` and of ``Qwen35``."""
     recipe = config.recipe
-    return {"dtype": recipe.model.dtype, "param_dtype": recipe.param_dtype, "delta_rule": config.layout.delta_rule}
+    dtypes = {"dtype": recipe.model.dtype, "param_dtype": recipe.param_dtype}
+    return {**dtypes, "delta_rule": config.layout.delta_rule, "vision": False}

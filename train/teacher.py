@@ -155,7 +155,7 @@ def hear(teacher: Teacher, config: TrainConfig, student: Qwen35 | None, mesh: Me
         assert student is not None, "a teacher without a checkpoint is the student's base"
         model = student
     else:
-        options = {"param_dtype": settings.dtype, "delta_rule": config.layout.delta_rule}
+        options = {"param_dtype": settings.dtype, "delta_rule": config.layout.delta_rule, "vision": False}
         model = load(teacher.folder, settings.dtype, mesh, teacher.adapter, **options)
     live = LiveTeacher(model, settings, mesh, chunk_tokens=config.layout.loss_chunk)
     return Heard(live.head if settings.signal == "hidden" else None, live.teach)
