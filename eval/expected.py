@@ -24,6 +24,15 @@ DOCUMENTS: dict[str, dict[str, int]] = {
     "gsm8k": {"test": 1_319},
     "mmlu": {"test": 14_042},
     "gpqa_diamond": {"train": 198},
+    "mmmu": {"validation": 900, "dev": 150},
+    "mathvista": {"testmini": 1_000},
+    "realworldqa": {"test": 765},
+    "ocrbench": {"test": 1_000},
+    "refcoco": {"test": 57_457},
+    "videomme": {"test": 2_700},
+    "videomme_no_subtitles": {"test": 2_700},
+    # 1,164 questions are known from other people's tables, with about four orders of the options each.
+    "mmbench": {"dev": 4_656},
 }
 """Documents of each split; the first is the one that is scored by default."""
 

@@ -164,7 +164,7 @@ def _load(config: ScoreConfig, task: Task, rows: list[Row]) -> Loaded:
     if config.data_dir is None:
         source = f"{config.responses}, whose rows hold the questions"
         return task.load(config.protocol, None, asked=False, given=(source, rows))
-    # A key of answers alone lacks the options.
+    # A key of answers alone lacks the options, and the order of choices may be that of the answers' rows alone.
     more = {str(row.fields["id"]): row.fields for row in rows}
     return task.load(config.protocol, config.data_dir, split=config.split, asked=False, more=more)
 

@@ -1,7 +1,6 @@
 """Small copies of the images and videos of a question, as addresses that hold them."""
 
 import dataclasses
-import importlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from PIL import Image
 
 from eval.backends.media import data_uri
 from eval.tasks.media import StoredImage, media_of
+from eval.videos import some_frames
 
 ALL_BYTES = 3_000_000
 """What all copies of a page may take."""
@@ -81,18 +81,7 @@ def _of_video(path: Path, room: int) -> list[Thumbnail]:
     if not path.is_file():
         return []
     try:
-        av: Any = importlib.import_module("av")
-    except ImportError:
-        return [Thumbnail(f"{path.name}: frames are shown where PyAV is installed (extra video)")]
-    found = []
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            length = stream.duration or 0
-            for number in range(_FRAMES):
-                container.seek(length * (2 * number + 1) // (2 * _FRAMES), stream=stream)
-                frame = next(container.decode(stream))
-                found.append(_small(frame.to_image(), f"{path.name}, {frame.time or 0:.0f} s", room // _FRAMES))
-    except (av.FFmpegError, StopIteration, IndexError, OSError) as err:
-        return [*found, Thumbnail(f"{path.name}: {err}")]
-    return found
+        frames = some_frames(path, _FRAMES)
+    except ValueError as err:
+        return [Thumbnail(f"{path.name} cannot be shown: {err}")]
+    return [_small(image, f"{path.name}, {time:.0f} s", room // _FRAMES) for time, image in frames]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from eval.protocols import Protocol, ProtocolName
-from eval.tasks.data import Data, Row, digest_of, read_split
+from eval.tasks.data import Data, Row, digest_of, listed, read_split
 from eval.tasks.media import check_media
 
 Outcome = Literal["ok", "unparsed", "truncated", "loop", "empty", "error"]
@@ -178,7 +178,8 @@ class Task:
           asked: whether a model will read the prompts; else they may lack images, and solved examples whose split is
             missing.
           given: rows to take in place of the task's data, and where they come from.
-          more: fields by the id of a row, for rows that lack them.
+          more: fields by the id of a row that go before its own, but for images: what a file of answers says of its
+            questions, such as the order of the choices.
 
         Raises:
           ValueError: the data or something that scoring needs is missing, or a row is wrong.
@@ -202,8 +203,7 @@ class Task:
         documents: list[Document] = []
         places: dict[str, str] = {}
         for row in rows:
-            known = (more or {}).get(str(row.fields.get(self.id_field)), {})
-            document = self.document(dataclasses.replace(row, fields={**known, **row.fields}), protocol, examples)
+            document = self.document(self._joined(row, more or {}), protocol, examples)
             if asked and self.protocol(protocol).modality != "text":
                 check_media(document.messages, row.where)
             if str(document.id) in places:
@@ -211,3 +211,12 @@ class Task:
             places[str(document.id)] = row.where
             documents.append(document)
         return Loaded(source, digest_of([*rows, *examples]), documents)
+
+    def _joined(self, row: Row, more: Mapping[str, Mapping[str, Any]]) -> Row:
+        """Returns a row with what a file of answers says of it; raises ``ValueError`` if the right answers differ."""
+        known = more.get(str(row.fields.get(self.id_field)), {})
+        own, told = (listed(fields.get("answer")) for fields in (row.fields, known))
+        if None not in (own, told) and own != told:
+            raise ValueError(f"{row.where}: answer={own!r}, but the file of answers says {told!r}.")
+        kept = {name: value for name, value in known.items() if name not in self.data.images}
+        return dataclasses.replace(row, fields=row.fields | kept)

@@ -1,5 +1,6 @@
 """Finds and reads the rows of a task; an error names the file and the place of a wrong row."""
 
+import ast
 import csv
 import dataclasses
 import hashlib
@@ -151,6 +152,17 @@ def digest_of(rows: Sequence[Row]) -> str:
         text = json.dumps(row.fields, sort_keys=True, ensure_ascii=False, default=str)
         digest.update(text.encode("utf-8", "backslashreplace") + b"\n")
     return digest.hexdigest()
+
+
+def listed(value: Any) -> Any:
+    """Returns the list that a text writes in Python's way; anything else as it is."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        try:
+            found = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return value
+        return found if isinstance(found, list) else value
+    return value
 
 
 def _hub_rows(task: str, data: Data, split: str) -> tuple[str, list[Row]]:

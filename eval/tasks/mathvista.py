@@ -106,7 +106,7 @@ def _question(row: Row, choices: Sequence[str] | None) -> str:
     unit = row.fields.get("unit")
     text = f"Question: {text_of(row, 'question')}" + (f" (Unit: {unit})" if unit else "")
     listed = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices or (), strict=False)]
-    return "\n".join([text, "Choices:", *listed] if listed else [text])
+    return "\n".join([text, "Choices:", *listed] if listed else [text]).strip()
 
 
 def _hint(kind: str, precision: float | None) -> str:

@@ -28,9 +28,9 @@ from eval.scorers.numbers import number
 from eval.scorers.options import inferred_option
 from eval.tasks.base import Document, Judging, Message, Task, Verdict
 from eval.tasks.choices import LETTERS, letter_verdict
-from eval.tasks.data import Data, HubFiles, Row
+from eval.tasks.data import Data, HubFiles, Row, listed
 from eval.tasks.media import Part, image_parts, images_of, user_parts
-from eval.tasks.vision import QWEN, choice_judging, chosen, listed, options_of, qwen_prompt, text_of
+from eval.tasks.vision import QWEN, choice_judging, chosen, options_of, qwen_prompt, text_of
 
 SUBJECTS = (
     "Accounting", "Agriculture", "Architecture_and_Engineering", "Art", "Art_Theory", "Basic_Medical_Science",

@@ -14,9 +14,9 @@ from typing import Any
 
 from eval.protocols import Protocol, ProtocolName
 from eval.tasks.base import Document, Task, Verdict
-from eval.tasks.data import Data, Row
+from eval.tasks.data import Data, Row, listed
 from eval.tasks.media import image_parts, images_of, user_parts
-from eval.tasks.vision import group_of, listed, text_of
+from eval.tasks.vision import group_of, text_of
 
 _IMAGES = ("image", "image_path")
 # How the data set of handwritten formulas, and its kind of question, are called in the three files.

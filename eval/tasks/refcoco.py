@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from eval.protocols import Protocol, ProtocolName
 from eval.scorers.boxes import Box, as_box, first_box, overlap
 from eval.tasks.base import Document, Task, Verdict
-from eval.tasks.data import Data, Row
+from eval.tasks.data import Data, Row, listed
 from eval.tasks.media import image_parts, images_of, user_parts
-from eval.tasks.vision import group_of, listed, text_of
+from eval.tasks.vision import group_of, text_of
 
 SPLITS = (
     "RefCOCO_val", "RefCOCO_testA", "RefCOCO_testB", "RefCOCO+_val", "RefCOCO+_testA", "RefCOCO+_testB",
@@ -36,6 +36,8 @@ _PROMPT = (
     "format."
 )
 _LEAST_OVERLAP = 0.5
+# Of float64 sums: an overlap of exactly a half is right.
+_ROUNDING = 1e-9
 _REF = re.compile(r"<ref>(.*?)</ref>", re.DOTALL)
 _ENDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
@@ -46,7 +48,7 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
     def score(response: str) -> Verdict:
         box = first_box(response)
         found = 0.0 if box is None else overlap(box, gold)
-        correct = found >= _LEAST_OVERLAP
+        correct = found >= _LEAST_OVERLAP - _ROUNDING
         metrics: dict[str, list[float]] = {"accuracy": [correct], "overlap": [found]}
         return Verdict(correct, metrics, None if box is None else _written(box), parsed=box is not None)
 

@@ -14,11 +14,12 @@ and its subtitles as ``subtitle/VIDEOID.srt``. The length of a video is read wit
 """
 
 import dataclasses
-import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from eval.protocols import Protocol, ProtocolName
 from eval.scorers.options import videomme_letter
@@ -27,6 +28,7 @@ from eval.tasks.choices import LETTERS, letter_verdict
 from eval.tasks.data import Data, Row
 from eval.tasks.media import user_parts
 from eval.tasks.vision import QWEN, choice_judging, chosen, text_of
+from eval.videos import Length, length_of
 
 _REQUEST = (
     "Select the best answer to the following multiple-choice question based on the video{and_subtitles}. Respond with "
@@ -67,42 +69,22 @@ def read_subtitles(text: str) -> list[Subtitle]:
     return found
 
 
-def frame_times(seconds: float, frames: int, fps: float, most: int) -> list[float]:
-    """Returns when the frames that a model sees are shown.
+def frame_times(length: Length, fps: float, most: int) -> list[float]:
+    """Returns when the frames that a model sees are shown, in seconds.
 
     Args:
-      seconds, frames: the length of the video.
+      length: of the video.
       fps: frames a second that are wanted.
       most: frames that are shown of a long video.
     """
-    count = min(max(int(seconds * fps), _LEAST_FRAMES), most, frames)
-    if count < 2:
-        return [0.0] * count
-    return [round(place * (frames - 1) / (count - 1)) * seconds / frames for place in range(count)]
+    count = min(max(int(length.frames / length.fps * fps), _LEAST_FRAMES), most, length.frames)
+    return [place / length.fps for place in np.linspace(0, length.frames - 1, count).round().tolist()]
 
 
 def shown_subtitles(subtitles: Sequence[Subtitle], times: Sequence[float]) -> str:
     """Returns the texts that are shown at one of these times, joined by spaces."""
     texts = [each.text for each in subtitles if any(each.start <= time <= each.end for time in times)]
     return " ".join(texts)
-
-
-def _length(video: Path) -> tuple[float, int]:
-    """Returns the seconds and the frames of a video; raises ``ValueError`` if they cannot be read."""
-    try:
-        av: Any = importlib.import_module("av")
-    except ImportError as err:
-        raise ValueError(
-            "the subtitles of videomme need PyAV; install it with pip install 'qwen35-jax[video]'."
-        ) from err
-    try:
-        with av.open(str(video)) as container:
-            stream = container.streams.video[0]
-            rate = float(stream.average_rate or 24)
-            seconds = float(stream.duration * stream.time_base) if stream.duration else container.duration / 1e6
-            return seconds, stream.frames or max(1, round(seconds * rate))
-    except (av.FFmpegError, IndexError, TypeError) as err:
-        raise ValueError(f"cannot read the length of {video}: {err}") from err
 
 
 def _document(row: Row, protocol: ProtocolName, subtitles: bool) -> Document:
@@ -144,7 +126,7 @@ def _words(video: Path, media: Any) -> str:
     file = video.parent.parent / "subtitle" / f"{video.stem}.srt"
     if not (file.is_file() and video.is_file()):
         return ""
-    times = frame_times(*_length(video), media.get("fps", _FPS), int(media.get("max_frames", _MOST_FRAMES)))
+    times = frame_times(length_of(video), media.get("fps", _FPS), int(media.get("max_frames", _MOST_FRAMES)))
     return shown_subtitles(read_subtitles(file.read_text(encoding="utf-8", errors="replace")), times)
 
 

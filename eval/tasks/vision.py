@@ -1,6 +1,5 @@
 """What tasks with pictures share: Qwen's prompt of a choice, the letter of a response, and what a judge is asked."""
 
-import ast
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,17 +60,6 @@ def choice_judging(question: str, options: Mapping[str, str], target: str, **mor
         return letter_verdict(letter, target, **more)
 
     return Judging(lambda response: _JUDGE_CHOICE.format(question=question, options=listed, response=response), score)
-
-
-def listed(value: Any) -> Any:
-    """Returns the list that a text writes in Python's way; anything else as it is."""
-    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        try:
-            found = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            return value
-        return found if isinstance(found, list) else value
-    return value
 
 
 def text_of(row: Row, name: str) -> str:
