@@ -84,8 +84,9 @@ def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: in
     Raises:
       ValueError: the document's score is no ``Verdict``.
     """
-    if reply.extraction is not None and document.judging is not None:
-        verdict = document.judging.score(reply.extraction)
+    judge, extraction = (None, None) if document.judging is None else (reply.judge, reply.extraction)
+    if extraction is not None and document.judging is not None:
+        verdict = document.judging.score(extraction)
     else:
         verdict = document.score(reply.response)
     if not isinstance(verdict, Verdict):
@@ -97,8 +98,8 @@ def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: in
     metrics = {name: [0.0 if lost else float(value) for value in trials] for name, trials in verdict.metrics.items()}
     optional = {
         "circle": None if document.circle is None else list(document.circle),
-        "judge": reply.judge,
-        "extraction": reply.extraction,
+        "judge": judge,
+        "extraction": extraction,
     }
     return {
         "id": document.id,

@@ -104,29 +104,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         responses = find_file(config.responses)
     rows = read_answers(responses)
     loaded = _load(config, task, rows)
-    documents = loaded.documents
-    replies = _read_replies(rows, config.opened)
-    by_document: dict[str, dict[int, Reply]] = {}
-    for (key, repeat), reply in sorted(replies.items(), key=lambda item: item[0]):
-        by_document.setdefault(key, {})[repeat] = reply
-    unknown = sorted(by_document.keys() - {str(document.id) for document in documents})
-    if unknown:
-        raise ValueError(
-            f"{config.responses} has ids that are not in {loaded.source}: {len(unknown):,}, first {unknown[0]}; the "
-            f"ids there run from {documents[0].id} to {documents[-1].id}."
-        )
-    answered = [document for document in documents if str(document.id) in by_document]
-    missing = len(documents) - len(answered)
-    if missing:
-        logger.warning("%d of %d documents have no response and are left out.", missing, len(documents))
     protocol = task.protocol(config.protocol)
-    samples = [
-        make_sample(document, reply, protocol, repeat)
-        for document in answered
-        for repeat, reply in by_document[str(document.id)].items()
-    ]
-    if config.judge.url is not None:
-        samples = _judged(config.judge, documents, samples, protocol)
+    samples, missing = _samples(config, loaded, _read_replies(rows, config.opened), protocol)
     mode: Mode = "thinking" if any(sample["thinking"] is not None for sample in samples) else "non_thinking"
     summary = {
         "protocol": config.protocol,
@@ -153,8 +132,36 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         if own := digests_of_files([config.task]):
             digests["task_sha256"] = own
         file = _write(config, task.name, Path(config.out), digests, samples)
-        write_report(Path(config.out), results, {task.name: file}, {task.name: documents})
+        write_report(Path(config.out), results, {task.name: file}, {task.name: loaded.documents})
     return results
+
+
+def _samples(
+    config: ScoreConfig, loaded: Loaded, replies: dict[SampleKey, Reply], protocol: Protocol
+) -> tuple[list[dict[str, Any]], int]:
+    """Returns the scored samples in the order of the documents, and how many documents have no response."""
+    documents = loaded.documents
+    by_document: dict[str, dict[int, Reply]] = {}
+    for (key, repeat), reply in sorted(replies.items(), key=lambda item: item[0]):
+        by_document.setdefault(key, {})[repeat] = reply
+    unknown = sorted(by_document.keys() - {str(document.id) for document in documents})
+    if unknown:
+        raise ValueError(
+            f"{config.responses} has ids that are not in {loaded.source}: {len(unknown):,}, first {unknown[0]}; the "
+            f"ids there run from {documents[0].id} to {documents[-1].id}."
+        )
+    answered = [document for document in documents if str(document.id) in by_document]
+    missing = len(documents) - len(answered)
+    if missing:
+        logger.warning("%d of %d documents have no response and are left out.", missing, len(documents))
+    samples = [
+        make_sample(document, reply, protocol, repeat)
+        for document in answered
+        for repeat, reply in by_document[str(document.id)].items()
+    ]
+    if config.judge.url is not None:
+        samples = _judged(config.judge, documents, samples, protocol)
+    return samples, missing
 
 
 def _load(config: ScoreConfig, task: Task, rows: list[Row]) -> Loaded:

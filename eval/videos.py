@@ -56,4 +56,4 @@ def _av() -> Any:
     try:
         return importlib.import_module("av")
     except ImportError as err:
-        raise ValueError("videos need the package av: pip install 'qwen35-jax[video]'.") from err
+        raise ValueError("videos need the package av, which the extra video installs.") from err

@@ -23,6 +23,9 @@ from qwen35_jax.processing.thinking import CLOSE
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.storage import fingerprint
 
+# Of questions with images so many a slot are prepared at once.
+_PARTS_OF_SLOTS = 4
+
 
 def load_engine(config: EvalConfig) -> Engine:
     """Loads a tokenizer, and its model onto a mesh of this process's devices.
@@ -84,6 +87,15 @@ class EngineBackend:
         Raises:
           ValueError: a prompt is too long for the engine, or has images or videos and the engine takes none.
         """
+        shows = any(media_of(request.document.messages) for request in requests)
+        # The pixels of a question take tens of megabytes, so that not all of them can wait.
+        part = _PARTS_OF_SLOTS * self.slots if shows else max(1, len(requests))
+        for start in range(0, len(requests), part):
+            self._generate(
+                requests[start : start + part], lambda place, reply, start=start: on_reply(start + place, reply)
+            )
+
+    def _generate(self, requests: Sequence[Request], on_reply: Callable[[int, Reply], None]) -> None:
         prompts = [self._prompt(request) for request in requests]
 
         def finish(place: int, completion: Completion) -> None:

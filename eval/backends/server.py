@@ -289,7 +289,7 @@ def _labels(findings: Findings, settings: ServerConfig) -> tuple[str, ...]:
 def _media_labels(config: EvalConfig) -> tuple[str, ...]:
     """Returns what must be said of tasks whose images or videos have sizes that no request can ask for."""
     sized = [name for name in config.tasks if get_task(name).protocol(config.protocol).media]
-    return (f"the server has its own limits of pixels and frames, not those of {', '.join(sized)}",) if sized else ()
+    return (f"the limits of pixels and frames of {', '.join(sized)} (the server has its own)",) if sized else ()
 
 
 def _digest(value: Mapping[str, Any]) -> str:

@@ -254,10 +254,10 @@ def check_media(messages: Sequence[Mapping[str, Any]], where: str) -> None:
     """
     parts = media_of(messages)
     if not parts:
-        raise ValueError(f"{where}: the question has no picture; docs/evaluate.md says how data keep them.")
+        raise ValueError(f"{where}: the question has no picture; docs/evaluating_vision.md says how data keep them.")
     for part in parts:
         image, video = part.get("image"), part.get("video")
         if isinstance(image, StoredImage) and image.is_missing:
             raise ValueError(f"{where}: there is no image {image.where}; put it there, or correct the row.")
         if isinstance(video, str) and not Path(video).is_file():
-            raise ValueError(f"{where}: there is no video {video}; docs/evaluate.md says where videos lie.")
+            raise ValueError(f"{where}: there is no video {video}; docs/evaluating_vision.md says where videos lie.")
