@@ -26,7 +26,7 @@ def read_answers(path: Path) -> list[Row]:
     """
     if not path.is_dir():
         return [_answer(row) for row in read_rows(path)]
-    files = sorted(path.glob("*/output.json")) or sorted(path.glob("output.json"))
+    files = sorted(path.rglob("output.json"))
     if not files:
         raise ValueError(f"{path} is a folder without SUBJECT/output.json; give a file, or such a folder.")
     rows = [row for file in files for row in read_rows(file)]
@@ -47,6 +47,8 @@ def _answer(row: Row) -> Row:
             )
         # Of OCRBench's authors the place of a row is its id.
         fields[name] = fields[known[0]] if known else row.number
+    if fields["response"] is None and "extraction" in fields:  # MathVista's, where the model gave an error
+        fields["response"] = ""
     return Row(fields, row.where, row.number)
 
 

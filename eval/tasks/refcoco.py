@@ -38,6 +38,8 @@ _PROMPT = (
 _LEAST_OVERLAP = 0.5
 # Of float64 sums: an overlap of exactly a half is right.
 _ROUNDING = 1e-9
+# Larger numbers are pixels; VLMEvalKit also reads shares of the width and height.
+_MOST_OF_A_SHARE = 1.5
 _REF = re.compile(r"<ref>(.*?)</ref>", re.DOTALL)
 _ENDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
@@ -99,6 +101,8 @@ def _box(row: Row) -> Box:
             f"{row.where}: the box {ends} does not lie in an image of {width:g} x {height:g} pixels; give left, top, "
             "right and bottom in pixels."
         )
+    if max(ends) <= _MOST_OF_A_SHARE:
+        return as_box(ends)
     return as_box([left / width, top / height, right / width, bottom / height])
 
 

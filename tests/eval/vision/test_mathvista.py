@@ -2,17 +2,19 @@
 
 import json
 import random
+import re
 
 import pytest
 
 from eval.score import ScoreConfig, score
-from eval.scorers.mathvista import edit_distance, normalized
+from eval.scorers.mathvista import edit_distance, normalized, quick_extraction
 from eval.tasks import get_task
 from eval.tasks.data import Row
 from eval.tasks.gsm8k import CARD_REQUEST
 from eval.tasks.mathvista import extract
 from tests.conftest import shared_dir
 from tests.eval.vision.pictures import load, parts_of, png, text_of, write_parquet
+from tests.linear_time import assert_linear
 
 CHOICES = ["6cm", "7cm", "4cm", "5cm"]
 
@@ -51,6 +53,15 @@ def test_edit_distances_are_those_of_the_table():
     for _ in range(500):
         a, b = ("".join(draw.choices("abc", k=draw.randint(0, 9))) for _ in range(2))
         assert edit_distance(a, b) == table(a, b), (a, b)
+
+
+def test_what_is_quoted_as_the_answer_is_that_of_the_authors_pattern():
+    draw = random.Random(0)
+    for _ in range(3000):
+        text = "".join(draw.choices(['The answer is "', '"', ".", "a", "\n", '".'], k=draw.randint(0, 8)))
+        found = re.search(r'The answer is "(.*)"\.', text)
+        assert quick_extraction(text, None, "list") == (found and found[1]), text
+    assert_linear(lambda text: quick_extraction(text, None, "list"), 'The answer is "')
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from eval.tasks import get_task
 from tests.conftest import shared_dir
 from tests.eval.conftest import write_rows
 from tests.eval.vision.pictures import base64_of, load, parts_of, png, write_parquet, write_tsv
+from tests.linear_time import assert_linear
 
 OPTIONS = {"A": "red fish", "B": "blue fish", "C": "Not exist"}
 
@@ -56,9 +57,9 @@ def test_the_answers_to_an_open_question_are_the_authors():
     assert set(read_open("It is 7. So 8 was wrong")) == {"8 was wrong", 8.0}
 
 
-def test_long_runs_of_digits_take_linear_time():
-    # A search that begins anew at each digit would take some minutes.
-    assert len(read_open("9" * 300)) == 1 and read_open("0" * 200_000 + "x")
+@pytest.mark.parametrize("unit", ["0", "1.", "is ", "so\n"])
+def test_open_questions_are_read_in_linear_time(unit):
+    assert_linear(read_open, unit, end="x")
 
 
 def row(**changes):

@@ -128,3 +128,8 @@ def test_the_headline_is_the_mean_over_the_splits(tmp_path):
     assert told["card"]["difference"] == pytest.approx(7 / 8 - 0.843)
     assert "refcoco, accuracy, mean of the groups" in (out / "report.html").read_text()
     assert stored_against_card(told, "refcoco", "2b", "thinking", "card")["difference"] == pytest.approx(7 / 8 - 0.848)
+
+
+def test_a_box_in_shares_of_the_picture_is_one_too(tmp_path):
+    (document,) = load("refcoco", folder_with(tmp_path, [row(bbox=[0.1, 0.2, 0.5, 0.6])]))
+    assert document.target == "[100, 200, 500, 600]"
