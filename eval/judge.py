@@ -11,6 +11,7 @@ from eval.config import JudgeConfig
 from eval.protocols import Protocol
 from eval.samples import Reply, Sample, make_sample
 from eval.tasks.base import Document
+from qwen35_jax.processing.thinking import split_text
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def ask_judge(
             return
         document, sample = pairs[place]
         assert document.judging is not None
-        text = answer.text.strip()
+        text = split_text(answer.text).answer.strip()
         stored: dict[str, Any] = {name: sample[name] for name in _REPLY if name in sample}
         reply = Reply(
             **stored,

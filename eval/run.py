@@ -169,14 +169,14 @@ def _gather_samples(jobs: Sequence[Job], team: Team) -> None:
 
 def _judge(config: EvalConfig, jobs: Sequence[Job], team: Team) -> None:
     """Lets the judge read what no rule could; the first process asks it."""
-    for job in jobs if team.is_first else ():
-        documents = {str(document.id): document for document in job.loaded.documents}
-        keys = [key for key in job.keys if needs_judge(documents[key[0]], job.file.finished[key])]
-        pairs = [(documents[key[0]], job.file.read(key)) for key in keys]
-        for sample in ask_judge(config.judge, pairs, job.protocol).values():
-            job.file.append(sample)
-        job.file.sort(job.keys)
-    team.gather(None)
+    with raise_together(team.gather):
+        for job in jobs if team.is_first else ():
+            documents = {str(document.id): document for document in job.loaded.documents}
+            keys = [key for key in job.keys if needs_judge(documents[key[0]], job.file.finished[key])]
+            pairs = [(documents[key[0]], job.file.read(key)) for key in keys]
+            for sample in ask_judge(config.judge, pairs, job.protocol).values():
+                job.file.append(sample)
+            job.file.sort(job.keys)
 
 
 def _summary(

@@ -172,7 +172,7 @@ class Judge(FakeServer):
 
 
 def test_a_judge_reads_what_no_rule_can_and_is_told(data, capsys):
-    fake = Judge(answers={"The crimson one": "A", "None of both": "I think: Z"})
+    fake = Judge(answers={"The crimson one": "<think>B?</think>A", "None of both": "I think: Z"})
     path = stored(data, "The crimson one", "The answer is (B).")
     out = data / "scored"
     arguments = ["--task", "mmmu", "--protocol", "card", "--responses", path, "--data-dir", str(data / "data")]
