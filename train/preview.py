@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from qwen35_jax.command import config_from_command_line, one_line_errors
 from qwen35_jax.distributed import leave_out_absent_tpu
+from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.source import load_tokenizer
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.wording import options_as_typed, options_of
@@ -22,6 +23,7 @@ from train.data.documents import Documents, is_refused, policy_of
 from train.data.epochs import count_batches
 from train.data.masking import Example
 from train.data.measure import describe, enough, histogram, measure
+from train.data.vision import VisionReader
 
 _NUM_EXAMPLES = 3
 _MOST_CHARACTERS = 3000
@@ -52,7 +54,10 @@ def preview(config: TrainConfig, *, marks: tuple[str, str] = _BRACKETS) -> Itera
     recipe = config.recipe
     tokenizer = load_tokenizer(recipe.model)
     # All that cannot be used is shown, where a run would stop at the first of it.
-    documents = Documents(dataclasses.replace(recipe.data, bad_rows="drop", long_rows="drop"), tokenizer)
+    vision = None
+    if recipe.data.vision is not None:
+        vision = VisionReader.from_pretrained(find_folder(recipe.model.path), recipe.data.vision, tokenizer)
+    documents = Documents(dataclasses.replace(recipe.data, bad_rows="drop", long_rows="drop"), tokenizer, vision)
     documents.check()
     yield from _examples(documents, tokenizer, marks)
     found = measure(documents, whole=True)

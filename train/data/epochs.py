@@ -17,6 +17,7 @@ from qwen35_jax.storage import user_cache, write_json
 from train.data.documents import Document, Documents
 from train.data.masking import Example
 from train.data.measure import Measurement, measure
+from train.data.pictures import Picture
 from train.data.shards import Shard
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ def batches_of_epochs(documents: Documents, tokenizer: Tokenizer, found: Measure
     if found.is_whole:
         return count_batches(documents, found)
     decides = [documents.identity(), config.sequences_per_batch, config.shards, config.open_sequences, config.epochs]
+    if config.vision is not None:
+        decides.append(config.vision.patches_per_sequence)
     text = json.dumps([decides, tokenizer.backend.to_str(), tokenizer.chat_template.source])
     kept = user_cache("epochs") / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     try:
@@ -55,7 +58,7 @@ class _StandIns:
     """Stands for the documents of a run whose lengths are known; their tokens are of no meaning."""
 
     def __init__(self, documents: Documents, found: Measurement):
-        self.config = documents.config
+        self.config, self.vision = documents.config, None
         self.epoch_length, self.names, self.where = documents.epoch_length, documents.names, documents.where
         self.tell_left_out = documents.tell_left_out
         self._locate, self._found = documents.locate, found
@@ -72,12 +75,19 @@ class _StandIns:
         source, row = self._locate(position)
         measured_at = int(self._measured_at[source][row])
         start = int(self._found.ends[measured_at - 1]) if measured_at else 0
-        return [_stand_in(length) for length in self._found.lengths[start : self._found.ends[measured_at]].tolist()]
+        own = slice(start, self._found.ends[measured_at])
+        sizes = zip(self._found.lengths[own].tolist(), self._found.patches[own].tolist(), strict=True)
+        return [_stand_in(*each) for each in sizes]
 
 
 @lru_cache
-def _stand_in(length: int) -> Example:
-    return Example(np.zeros(length, np.int32), np.zeros(length, bool))
+def _stand_in(length: int, patches: int) -> Example:
+    pictures = (Picture((1, 1, patches), _no_patches),) if patches else ()
+    return Example(np.zeros(length, np.int32), np.zeros(length, bool), pictures=pictures)
+
+
+def _no_patches() -> np.ndarray:
+    raise AssertionError("what stands for an image is never looked at")
 
 
 def count_batches(documents: Documents, found: Measurement) -> int:

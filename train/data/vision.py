@@ -1,0 +1,283 @@
+"""Reads the images and videos of conversations: their sizes when a document is tokenised, their patches later.
+
+How long a document is follows from the size of its images, and an image's header holds that. So documents are measured
+and packed without decoding one image. The patches are made by threads, ahead of the step (`train.data.shards`), and
+stay bytes until they are on the device.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from qwen35_jax.config import VisionConfig
+from qwen35_jax.processing import Tokenizer
+from qwen35_jax.processing.image import image_patches, load_image, smart_resize
+from qwen35_jax.processing.media import MediaError, MediaPolicy, describe, open_media
+from qwen35_jax.processing.settings import ImageSettings, VideoSettings
+from qwen35_jax.vision.mrope import mrope_positions
+from qwen35_jax.vision.patches import patch_places
+from train.batch import Fields, HostBatch, vision_fields
+from train.config.vision import VisionDataConfig
+from train.data.masking import Example, Rendered
+from train.data.pictures import Picture
+from train.data.rows import Media, RowError
+
+IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
+_PLACE = re.compile(r"<\|vision_start\|><\|(image|video)_pad\|><\|vision_end\|>")
+_MOST_THREADS = 32
+_ORIENTATION = 0x0112
+# From this value of the EXIF orientation on, rows are stored as columns.
+_TURNED = 5
+
+
+class VisionReader:
+    """Makes the pictures of documents, and the arrays of batches from them."""
+
+    def __init__(self, settings: VisionDataConfig, image: ImageSettings, video: VideoSettings, tokenizer: Tokenizer):
+        """Takes the settings of a run, and those of the checkpoint's processor.
+
+        Raises:
+          ValueError: the checkpoint enlarges all images beyond the run's most pixels, or the tokenizer lacks the
+            tokens that stand for images.
+        """
+        least = min(image.min_pixels, settings.max_pixels) if settings.min_pixels is None else settings.min_pixels
+        self._image = dataclasses.replace(image, max_pixels=settings.max_pixels, min_pixels=least)
+        self._video = dataclasses.replace(
+            video,
+            max_pixels=settings.video_max_pixels,
+            min_pixels=min(video.min_pixels, settings.video_max_pixels),
+            fps=settings.fps,
+            max_frames=settings.max_frames,
+            min_frames=min(video.min_frames, settings.max_frames),
+        )
+        self.settings = settings
+        self._pads = tokenizer.token_id(IMAGE_PAD), tokenizer.token_id(VIDEO_PAD)
+        self._policy = MediaPolicy(allow_urls=settings.allow_urls)
+        image_patch = 3 * image.temporal_patch_size * image.patch_size**2
+        self.fields: Fields = vision_fields(settings.patches_per_sequence, image_patch)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, settings: VisionDataConfig, tokenizer: Tokenizer) -> "VisionReader":
+        """Reads the settings of a checkpoint's processor.
+
+        Raises:
+          ValueError: they cannot be read, or ask for what Qwen3.5 does not do.
+        """
+        image, video = read_settings(folder)
+        return cls(settings, image, video, tokenizer)
+
+    def check_model(self, tower: VisionConfig, folder: Path) -> None:
+        """Checks that the tower reads the patches that are made.
+
+        Raises:
+          ValueError: it reads others.
+        """
+        made = (self._image.patch_size, self._image.temporal_patch_size, self._image.merge_size)
+        read = (tower.patch_size, tower.temporal_patch_size, tower.spatial_merge_size)
+        if made != read:
+            raise ValueError(
+                f"{folder}: the processor makes patches of patch_size, temporal_patch_size and merge_size {made}, but "
+                f"the vision tower of config.json reads {read}; take both files of one checkpoint."
+            )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the patches of an image or a video."""
+        return {"image": dataclasses.asdict(self._image), "video": dataclasses.asdict(self._video)}
+
+    @cached_property
+    def executor(self) -> ThreadPoolExecutor:
+        """The threads that decode."""
+        threads = self.settings.num_threads or min(os.cpu_count() or 1, _MOST_THREADS)
+        return ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    def open(self, media: Sequence[Media], folder: Path) -> list[Picture]:
+        """Finds out how large images and videos are.
+
+        Args:
+          folder: where relative paths start, unless the settings name a folder.
+
+        Raises:
+          RowError: one cannot be read.
+        """
+        policy = dataclasses.replace(self._policy, root=self.settings.folder or folder)
+        pictures = []
+        for number, each in enumerate(media, start=1):
+            name = f"{each.kind} {number} of the row"
+            with _named(name):
+                pictures.append(self._open_image(each, policy, name))
+        return pictures
+
+    def place(self, rendered: Rendered, pictures: Sequence[Picture]) -> Rendered:
+        """Says which pictures a rendered conversation shows, and writes the times of a video's frames into it.
+
+        Args:
+          pictures: those of the conversation; the text may end before the last ones.
+
+        Raises:
+          ValueError: the template leaves some out.
+        """
+        places = list(_PLACE.finditer(rendered.text))
+        shown = tuple(dataclasses.replace(picture) for picture in pictures[: len(places)])
+        if [place[1] == "video" for place in places] != [picture.is_video for picture in shown]:
+            raise ValueError(
+                f"the chat template renders {len(places)} images and videos of a conversation that has "
+                f"{len(pictures)}; training needs a template that shows them as Qwen3.5's does."
+            )
+        text, end, grown = [], 0, []
+        for place, picture in zip(places, shown, strict=True):
+            frames = "".join(f"<{time:.1f} seconds>{place[0]}" for time in picture.timestamps) or place[0]
+            text += [rendered.text[end : place.start()], frames]
+            end = place.end()
+            grown.append((end, len(frames) - len(place[0])))
+        trained = [
+            (start + by, stop + by)
+            for start, stop in rendered.trained
+            for by in [sum(more for place_end, more in grown if place_end <= start)]
+        ]
+        return Rendered("".join([*text, rendered.text[end:]]), trained, shown)
+
+    def finish(self, example: Example, pictures: tuple[Picture, ...] = ()) -> Example:
+        """Gives a tokenised document as many pads as its pictures have tokens, and its tokens their positions."""
+        grids = np.array([picture.grid for picture in pictures], np.int32).reshape(-1, 3)
+        per_frame = np.repeat(grids[:, 1] * grids[:, 2] // self._image.merge_size**2, grids[:, 0])
+        counts = np.ones(len(example), np.int64)
+        pads = np.flatnonzero(np.isin(example.input_ids, self._pads))
+        assert len(pads) == len(per_frame), "rows do not spell pads, so that only pictures have some"
+        counts[pads] = per_frame
+        ids, trained = np.repeat(example.input_ids, counts), np.repeat(example.trained, counts)
+        image_token, video_token = self._pads
+        positions, _ = mrope_positions(
+            ids[None], grids, image_token=image_token, video_token=video_token, merge_size=self._image.merge_size
+        )
+        signals = {**example.signals, "positions": np.ascontiguousarray(positions[:, 0].T)}
+        return Example(ids, trained, signals, pictures)
+
+    def start(self, examples: Iterable[Example]) -> None:
+        """Begins to decode the pictures of documents."""
+        for example in examples:
+            for picture in example.pictures:
+                picture.start(self.executor)
+
+    def lay_out(self, sequences: Sequence[Sequence[tuple[Any, Example]]], where: Callable[[Any], str]) -> HostBatch:
+        """Returns the patches of packed sequences as arrays of a batch, and frees the pictures.
+
+        Args:
+          where: names the file and the line of a document, for messages.
+
+        Raises:
+          ValueError: a picture cannot be decoded.
+        """
+        self.start(example for sequence in sequences for _, example in sequence)
+        patches = self.settings.patches_per_sequence
+        batch = {
+            name: np.zeros((len(sequences), patches, *self.fields[name].sizes[1:]), self.fields[name].dtype)
+            for name in ("pixels", "frames", "places")
+        }
+        for s, sequence in enumerate(sequences):
+            end, grids = 0, []
+            for key, example in sequence:
+                for picture in example.pictures:
+                    start, end = end, end + picture.num_patches
+                    try:
+                        batch["pixels"][s, start:end] = picture.patches()
+                    except RowError as err:
+                        raise ValueError(f"{where(key)}: {err}") from err
+                    picture.forget()
+                    grids.append(picture.grid)
+            batch["frames"][s, :end], batch["places"][s, :end] = patch_places(
+                np.array(grids, np.int32).reshape(-1, 3), self._image.merge_size
+            )
+        return batch
+
+    def _open_image(self, media: Media, policy: MediaPolicy, name: str) -> Picture:
+        settings = self._image.limited(_capped(media.options, self._image.max_pixels))
+        # What was fetched or decoded from text once is not fetched again.
+        opened = open_media(media.source, policy)
+        height, width = smart_resize(
+            *image_size(opened, media.source),
+            factor=settings.factor,
+            min_pixels=settings.min_pixels,
+            max_pixels=settings.max_pixels,
+        )
+        grid = 1, height // settings.patch_size, width // settings.patch_size
+
+        def decode() -> UInt8[np.ndarray, "P C"]:
+            with _named(name):
+                patches, found = image_patches(load_image(opened, policy), settings)
+            if tuple(found) != grid:
+                raise RowError("media", f"{name} has another size than its header says: {tuple(found)}, not {grid}")
+            return patches
+
+        return Picture(grid, decode)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Raises what is wrong with an image or a video as an error of its row."""
+    try:
+        yield
+    except MediaError as err:
+        raise RowError("media", f"{name}: {str(err).rstrip('.')}") from err
+
+
+def _capped(options: Mapping[str, Any], most: int) -> Mapping[str, Any]:
+    """Lowers the limits of an item to those of the run."""
+    limits = {name: options[name] for name in ("min_pixels", "max_pixels") if name in options}
+    return {name: min(value, most) if isinstance(value, int) else value for name, value in limits.items()}
+
+
+def image_size(opened: bytes | Path | Image.Image | np.ndarray, source: Any) -> tuple[int, int]:
+    """Returns the height and the width of an image as it is shown, from its header.
+
+    Args:
+      opened: what `qwen35_jax.processing.media.open_media` returned.
+      source: what it is called in messages.
+
+    Raises:
+      MediaError: it is no image.
+    """
+    if isinstance(opened, np.ndarray):
+        if opened.ndim not in (2, 3):
+            raise MediaError(f"{describe(opened)} is no image; give bytes (uint8) of the shape [height, width, 3].")
+        return opened.shape[0], opened.shape[1]
+    try:
+        with contextlib.ExitStack() as stack:
+            image = opened
+            if not isinstance(image, Image.Image):
+                image = stack.enter_context(Image.open(io.BytesIO(image) if isinstance(image, bytes) else image))
+            (width, height), turned = image.size, _is_turned(image)
+    # Pillow's readers raise whatever a damaged file makes them stumble over.
+    except Exception as err:
+        reason = (str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")
+        raise MediaError(f"{describe(source)} cannot be read as an image: {reason}.") from err
+    return (width, height) if turned else (height, width)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1)) >= _TURNED
+    # EXIF is a format of its own; where it is damaged the picture may still be whole.
+    except Exception:
+        return False
+
+
+def read_settings(folder: Path) -> tuple[ImageSettings, VideoSettings]:
+    import json
+
+    found = []
+    for kind, name in ((ImageSettings, "preprocessor_config.json"), (VideoSettings, "video_preprocessor_config.json")):
+        path = folder / name
+        found.append(kind.from_json(json.loads(path.read_text())) if path.is_file() else kind())
+    return tuple(found)
