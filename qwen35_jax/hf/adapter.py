@@ -234,7 +234,7 @@ def _modules(
 ) -> Iterator[tuple[str, TensorSpec, Layer]]:
     """Yields the checkpoint's name of every module in ``layers``, with its tensor and our layer."""
     for spec in tensor_table(config, nested=nested).values():
-        if spec.path is not None and spec.layer_path in layers and spec.name.endswith(".weight"):
+        if spec.layer_path in layers and spec.name.endswith(".weight"):
             assert all(isinstance(entry, int) for entry in spec.index), f"{spec.name} is only a part of its layer"
             yield spec.name.removesuffix(".weight"), spec, layers[spec.layer_path]
 
