@@ -94,16 +94,10 @@ def _vision_reader(
     Raises:
       ValueError: the model has no tower, or one that reads other patches than the processor makes.
     """
-    settings = recipe.data.vision
-    if settings is None:
+    if recipe.data.vision is None:
         return None
-    if model_config.vision is None:
-        raise ValueError(
-            f"{folder} has no vision tower, so that data.vision has no use; leave it out, or start from a checkpoint "
-            "that reads images."
-        )
-    reader = VisionReader.from_pretrained(folder, settings, tokenizer)
-    reader.check_model(model_config.vision, folder)
+    reader = VisionReader.from_pretrained(folder, recipe.data.vision, tokenizer)
+    reader.check_model(model_config, folder)
     return reader
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from qwen35_jax.config import VisionConfig
+from qwen35_jax.config import ModelConfig
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.processing.image import image_patches, load_image, smart_resize
 from qwen35_jax.processing.media import MediaError, MediaPolicy, describe, open_media
@@ -77,18 +77,29 @@ class VisionReader:
         image, video = read_settings(folder)
         return cls(settings, image, video, tokenizer)
 
-    def check_model(self, tower: VisionConfig, folder: Path) -> None:
-        """Checks that the tower reads the patches that are made.
+    def check_model(self, model: ModelConfig, folder: Path) -> None:
+        """Checks that a model reads the patches that are made, in the place of the same tokens.
 
         Raises:
-          ValueError: it reads others.
+          ValueError: it has no tower, or one that reads others.
         """
+        tower = model.vision
+        if tower is None:
+            raise ValueError(
+                f"{folder} has no vision tower, so that data.vision has no use; leave it out, or start from a "
+                "checkpoint that reads images."
+            )
         made = (self._image.patch_size, self._image.temporal_patch_size, self._image.merge_size)
         read = (tower.patch_size, tower.temporal_patch_size, tower.spatial_merge_size)
         if made != read:
             raise ValueError(
                 f"{folder}: the processor makes patches of patch_size, temporal_patch_size and merge_size {made}, but "
                 f"the vision tower of config.json reads {read}; take both files of one checkpoint."
+            )
+        if self._pads != (model.image_token_id, model.video_token_id):
+            raise ValueError(
+                f"{folder}: the tokenizer's ids of {IMAGE_PAD} and {VIDEO_PAD} are {self._pads}, but config.json says "
+                f"{(model.image_token_id, model.video_token_id)}; take both files of one checkpoint."
             )
 
     @property

@@ -124,9 +124,7 @@ def test_every_spelling_gives_the_same_document(name, images, write_rows, tokeni
     expanded = rendered.replace("<|image_pad|>", "<|image_pad|>" * (len(want) // 4))
     assert ids.tolist() == tokenizer.encode(expanded)
     assert tokenizer.decode(ids[trained].tolist(), skip_special_tokens=False) == "It is red.<|im_end|>"
-    expected, _ = mrope_positions(
-        ids[None], grid[None], image_token=PADS["image"], video_token=PADS["video"]
-    )
+    expected, _ = mrope_positions(ids[None], grid[None], image_token=PADS["image"], video_token=PADS["video"])
     np.testing.assert_array_equal(positions, expected[:, 0].T)
     np.testing.assert_array_equal(patches, want)
 
@@ -151,7 +149,11 @@ def test_columns_of_files_as_data_sets_of_the_hub_store_them(tmp_path, tokenizer
 WRONG = {
     "more places": (asks(part(), part()) | {"images": ["a.png"]}, "vision", r"message 1 \(user\) holds an image, numb"),
     "no column": (asks(part()), "vision", "and the row has no column 'images'"),
-    "fewer places": (asks(part(), text("a")) | {"images": ["a.png", "b.png"]}, "vision", "holds 2 images, but its mess"),
+    "fewer places": (
+        asks(part(), text("a")) | {"images": ["a.png", "b.png"]},
+        "vision",
+        "holds 2 images, but its mess",
+    ),
     "no place": (asks(text("a")) | {"image": "a.png"}, "vision", "write <image> in the text where each belongs"),
     "two columns": (asks(part()) | {"images": ["a.png"], "image": "a.png"}, "ambiguous", "'images' and 'image'"),
     "another order": (asks(part(index=1), part(index=0)) | {"images": ["a", "b"]}, "vision", "asks for number 1"),
@@ -207,11 +209,11 @@ def test_an_image_that_is_cut_off_is_found_when_it_is_decoded(write_rows, tokeni
 
 
 def test_too_many_patches_are_too_long(write_rows, tokenizer, images):
-    path = write_rows([asks(*[part(image=images[5])] * 9), asks(part(image=images[0]), text("Colour?"))])
+    path = write_rows([asks(*[part(image=images[5])] * 11), asks(part(image=images[0]), text("Colour?"))])
     iterator = batches(path, tokenizer, sequence_length=400)
     assert len(list(documents(iterator))) == 1
     assert iterator.report()["dropped"] == {"too_many_patches": 1}
-    with pytest.raises(ValueError, match=r"line 1: 324 patches, more than .*=256; raise --data.vision.patches-per-seq"):
+    with pytest.raises(ValueError, match=r"line 1: 264 patches, more than .*=256; raise --data.vision.patches-per-seq"):
         list(batches(path, tokenizer, sequence_length=400, long_rows="error"))
 
 
