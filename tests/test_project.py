@@ -19,6 +19,7 @@ REQUIREMENTS = {
     "google_crc32c": "google-crc32c",
     "huggingface_hub": "huggingface-hub",
     "orbax": "orbax-checkpoint",
+    "PIL": "pillow",
     "yaml": "pyyaml",
 }
 # Where metrics may go besides the run directory: imported only if a run is told to report there.
