@@ -1,7 +1,6 @@
 """Training with images: packed is as alone, the split changes nothing, and a frozen tower stays as it is."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,65 +8,22 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from examples.quickstart.tokenizer import build_tiny_tokenizer
-from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.load import load
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.sharding import make_mesh, named_sharding
-from tests.processing.conftest import TEXTS
-from tests.train.conftest import small_config
-from tests.train.data.pictures import drawn, show_images
+from tests.train.vision_inputs import OBJECTIVE, VISION, recipe, write_inputs
 from train.batch import put_batch
-from train.config import (
-    DataConfig,
-    ModelSource,
-    MtpLossConfig,
-    OptimConfig,
-    Recipe,
-    Supervised,
-    VisionDataConfig,
-)
+from train.config import MtpLossConfig, Supervised
 from train.data.pipeline import make_batches
 from train.data.vision import VisionReader
 from train.setup import batch_fields
 from train.state import Frozen, split_model
 from train.step import make_gradients
 
-VISION = VisionDataConfig(
-    max_pixels=64 * 64, min_pixels=32 * 32, video_max_pixels=2 * 64 * 64, patches_per_sequence=256, num_threads=2
-)
-LENGTH = 160
-OBJECTIVE = Supervised(MtpLossConfig(weight=0.3))
-
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A folder with a checkpoint that sees images, ``base``, and conversations about drawn images, ``train.jsonl``."""
-    folder = tmp_path_factory.mktemp("inputs")
-    tokenizer = show_images(build_tiny_tokenizer(TEXTS, folder / "tokenizer", vocab_size=400))
-    known = Tokenizer.from_pretrained(tokenizer)
-    tokens = {f"{kind}_token_id": known.token_id(f"<|{kind}_pad|>") for kind in ("image", "video")}
-    config = dataclasses.replace(small_config(), **tokens)
-    create_checkpoint(config, folder / "base", seed=0, dtype="float32", tokenizer_from=tokenizer)
-    rows = []
-    for number in range(12):
-        shown = []
-        for place in range(number % 3):
-            shown.append(f"{number}_{place}.png")
-            drawn(32 + 16 * (number % 3), 32 + 32 * place, seed=number + place).save(folder / shown[-1])
-        content = [{"type": "image"} for _ in shown] + [{"type": "text", "text": f"What is number {number}?"}]
-        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": f"It is {number}."}]
-        rows.append({"messages": messages, "images": shown})
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def recipe(inputs, **fields):
-    data = DataConfig(
-        str(inputs / "train.jsonl"), LENGTH, sequences_per_batch=2, vision=VISION, num_threads=2, open_sequences=2
-    )
-    settings = {"steps": 6, "objective": OBJECTIVE, "optim": OptimConfig(learning_rate=1e-3, warmup=0.0)}
-    return Recipe(ModelSource(str(inputs / "base")), data, **{**settings, **fields})
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -199,18 +155,3 @@ def test_the_mtp_loss_reaches_no_tower(gradient, model, inputs, batches):
         grads, *_ = jax.device_get(computed(params, Frozen(rest), placed, jnp.int32(0)))
     reached = {name for name in grads if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads[name]))}
     assert reached == ({"mtp", "embed_tokens"} if gradient == "detach_trunk" else {"mtp"})
-
-
-def train(inputs, workdir, *, every=3, **fields):
-    run(TrainConfig(recipe(inputs, **fields), options=Options(checkpoint=CheckpointConfig(every=every))), workdir)
-    return timeless(workdir)
-
-
-def exported(workdir, *names):
-    return {name: np.asarray(array) for name, array in load_all(workdir / "export").items() if name.startswith(names)}
-
-
-def load_all(folder):
-    from safetensors.numpy import load_file
-
-    return {name: array for file in sorted(folder.glob("*.safetensors")) for name, array in load_file(file).items()}

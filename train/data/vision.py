@@ -7,7 +7,6 @@ stay bytes until they are on the device.
 
 import contextlib
 import dataclasses
-import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,27 +17,25 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.processing.image import image_patches, load_image, smart_resize
-from qwen35_jax.processing.media import MediaError, MediaPolicy, describe, open_media
+from qwen35_jax.processing.media import MediaError, MediaPolicy, open_media
+from qwen35_jax.processing.processor import PADS, Processor
 from qwen35_jax.processing.settings import ImageSettings, VideoSettings
+from qwen35_jax.processing.video import UNKNOWN_FPS, cut_frames, frame_size, load_video, sample_frames, timestamps
 from qwen35_jax.vision.mrope import mrope_positions
 from qwen35_jax.vision.patches import patch_places
 from train.batch import Fields, HostBatch, vision_fields
 from train.config.vision import VisionDataConfig
+from train.data.headers import VideoHeader, image_size, video_header
 from train.data.masking import Example, Rendered
-from train.data.pictures import Picture
+from train.data.pictures import Grid, Picture
 from train.data.rows import Media, RowError
 
-IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
 _PLACE = re.compile(r"<\|vision_start\|><\|(image|video)_pad\|><\|vision_end\|>")
 _MOST_THREADS = 32
-_ORIENTATION = 0x0112
-# From this value of the EXIF orientation on, rows are stored as columns.
-_TURNED = 5
 
 
 class VisionReader:
@@ -62,7 +59,7 @@ class VisionReader:
             min_frames=min(video.min_frames, settings.max_frames),
         )
         self.settings = settings
-        self._pads = tokenizer.token_id(IMAGE_PAD), tokenizer.token_id(VIDEO_PAD)
+        self._pads = tokenizer.token_id(PADS["image"]), tokenizer.token_id(PADS["video"])
         self._policy = MediaPolicy(allow_urls=settings.allow_urls)
         image_patch = 3 * image.temporal_patch_size * image.patch_size**2
         self.fields: Fields = vision_fields(settings.patches_per_sequence, image_patch)
@@ -74,8 +71,8 @@ class VisionReader:
         Raises:
           ValueError: they cannot be read, or ask for what Qwen3.5 does not do.
         """
-        image, video = read_settings(folder)
-        return cls(settings, image, video, tokenizer)
+        processor = Processor.from_pretrained(folder)
+        return cls(settings, processor.image, processor.video, tokenizer)
 
     def check_model(self, model: ModelConfig, folder: Path) -> None:
         """Checks that a model reads the patches that are made, in the place of the same tokens.
@@ -98,8 +95,8 @@ class VisionReader:
             )
         if self._pads != (model.image_token_id, model.video_token_id):
             raise ValueError(
-                f"{folder}: the tokenizer's ids of {IMAGE_PAD} and {VIDEO_PAD} are {self._pads}, but config.json says "
-                f"{(model.image_token_id, model.video_token_id)}; take both files of one checkpoint."
+                f"{folder}: the ids of {' and '.join(PADS.values())} are {self._pads} in the tokenizer, but "
+                f"{(model.image_token_id, model.video_token_id)} in config.json; take both files of one checkpoint."
             )
 
     @property
@@ -127,7 +124,8 @@ class VisionReader:
         for number, each in enumerate(media, start=1):
             name = f"{each.kind} {number} of the row"
             with _named(name):
-                pictures.append(self._open_image(each, policy, name))
+                open_one = self._open_image if each.kind == "image" else self._open_video
+                pictures.append(open_one(each, policy, name))
         return pictures
 
     def place(self, rendered: Rendered, pictures: Sequence[Picture]) -> Rendered:
@@ -226,12 +224,38 @@ class VisionReader:
 
         def decode() -> UInt8[np.ndarray, "P C"]:
             with _named(name):
-                patches, found = image_patches(load_image(opened, policy), settings)
-            if tuple(found) != grid:
-                raise RowError("media", f"{name} has another size than its header says: {tuple(found)}, not {grid}")
-            return patches
+                return _checked(*image_patches(load_image(opened, policy), settings), grid, name)
 
         return Picture(grid, decode)
+
+    def _open_video(self, media: Media, policy: MediaPolicy, name: str) -> Picture:
+        settings = self._video.limited(_capped(media.options, self._video.max_pixels, self._video.max_frames))
+        rates = {key: media.options[key] for key in ("raw_fps", "sample_fps") if key in media.options}
+        source = media.source
+        if isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim == 4):
+            if not len(source):
+                raise MediaError("it has no frames.")
+            fps = rates.get("sample_fps") or rates.get("raw_fps")
+            header = VideoHeader(len(source), fps, *image_size(open_media(source[0], policy), source[0]))
+        else:
+            source = open_media(source, policy)
+            header = video_header(source, media.source)
+        indices = np.arange(header.frames)
+        if "sample_fps" not in rates:
+            indices = sample_frames(header.frames, header.fps, settings)
+            # Where fewer frames can be decoded than the header counts, as many are chosen of these.
+            settings = dataclasses.replace(settings, num_frames=len(indices))
+        depth = settings.temporal_patch_size
+        height, width = frame_size(max(len(indices), depth), header.height, header.width, settings=settings)
+        times = timestamps(indices, header.fps or UNKNOWN_FPS, depth)
+        grid = len(times), height // settings.patch_size, width // settings.patch_size
+
+        def decode() -> UInt8[np.ndarray, "P C"]:
+            with _named(name):
+                frames = load_video(source, policy, settings, **rates).frames
+                return _checked(*cut_frames(frames, settings), grid, name)
+
+        return Picture(grid, decode, tuple(times))
 
 
 @contextlib.contextmanager
@@ -243,52 +267,16 @@ def _named(name: str) -> Iterator[None]:
         raise RowError("media", f"{name}: {str(err).rstrip('.')}") from err
 
 
-def _capped(options: Mapping[str, Any], most: int) -> Mapping[str, Any]:
-    """Lowers the limits of an item to those of the run."""
-    limits = {name: options[name] for name in ("min_pixels", "max_pixels") if name in options}
-    return {name: min(value, most) if isinstance(value, int) else value for name, value in limits.items()}
+def _capped(options: Mapping[str, Any], most_pixels: int, most_frames: int = 0) -> dict[str, Any]:
+    """Lowers what an item asks for to the limits of the run."""
+    limits = dict.fromkeys(("min_pixels", "max_pixels", "total_pixels"), most_pixels) | {"max_frames": most_frames}
+    return {
+        name: min(value, limits[name]) if name in limits and isinstance(value, int) else value
+        for name, value in options.items()
+    }
 
 
-def image_size(opened: bytes | Path | Image.Image | np.ndarray, source: Any) -> tuple[int, int]:
-    """Returns the height and the width of an image as it is shown, from its header.
-
-    Args:
-      opened: what `qwen35_jax.processing.media.open_media` returned.
-      source: what it is called in messages.
-
-    Raises:
-      MediaError: it is no image.
-    """
-    if isinstance(opened, np.ndarray):
-        if opened.ndim not in (2, 3):
-            raise MediaError(f"{describe(opened)} is no image; give bytes (uint8) of the shape [height, width, 3].")
-        return opened.shape[0], opened.shape[1]
-    try:
-        with contextlib.ExitStack() as stack:
-            image = opened
-            if not isinstance(image, Image.Image):
-                image = stack.enter_context(Image.open(io.BytesIO(image) if isinstance(image, bytes) else image))
-            (width, height), turned = image.size, _is_turned(image)
-    # Pillow's readers raise whatever a damaged file makes them stumble over.
-    except Exception as err:
-        reason = (str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")
-        raise MediaError(f"{describe(source)} cannot be read as an image: {reason}.") from err
-    return (width, height) if turned else (height, width)
-
-
-def _is_turned(image: Image.Image) -> bool:
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1)) >= _TURNED
-    # EXIF is a format of its own; where it is damaged the picture may still be whole.
-    except Exception:
-        return False
-
-
-def read_settings(folder: Path) -> tuple[ImageSettings, VideoSettings]:
-    import json
-
-    found = []
-    for kind, name in ((ImageSettings, "preprocessor_config.json"), (VideoSettings, "video_preprocessor_config.json")):
-        path = folder / name
-        found.append(kind.from_json(json.loads(path.read_text())) if path.is_file() else kind())
-    return tuple(found)
+def _checked(patches: np.ndarray, found: np.ndarray, grid: Grid, name: str) -> UInt8[np.ndarray, "P C"]:
+    if tuple(found) != grid:
+        raise RowError("media", f"{name} has another size than its header says; its file is damaged")
+    return patches

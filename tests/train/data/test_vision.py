@@ -10,33 +10,33 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from examples.quickstart.tokenizer import build_tiny_tokenizer
-from qwen35_jax.processing import Tokenizer
 from qwen35_jax.processing.image import image_patches, load_image
-from qwen35_jax.processing.settings import ImageSettings, VideoSettings
 from qwen35_jax.vision.mrope import mrope_positions
-from tests.processing.conftest import TEXTS
-from tests.train.data.pictures import as_png, drawn, show_images
+from tests.train.data.pictures import (
+    ANSWER,
+    IMAGE,
+    USER,
+    VISION,
+    as_png,
+    asks,
+    batches,
+    documents,
+    drawn,
+    pads,
+    part,
+    text,
+)  # fmt: skip
 from train.config.data import DataConfig
-from train.config.vision import VisionDataConfig
 from train.data.epochs import count_batches
 from train.data.forms import forms_of, read_as
 from train.data.measure import measure
 from train.data.pipeline import make_batches
 from train.data.rows import RowError
-from train.data.vision import VisionReader
-
-VISION = VisionDataConfig(
-    max_pixels=96 * 96, min_pixels=32 * 32, video_max_pixels=2 * 96 * 96, patches_per_sequence=256, num_threads=2
-)
-IMAGE = ImageSettings(min_pixels=32 * 32, max_pixels=96 * 96)
-USER, ANSWER = {"role": "user"}, {"role": "assistant", "content": "It is red."}
 
 
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory):
-    folder = build_tiny_tokenizer(TEXTS, tmp_path_factory.mktemp("tokenizer"), vocab_size=400)
-    return Tokenizer.from_pretrained(show_images(folder))
+@pytest.fixture
+def tokenizer(seeing):
+    return seeing
 
 
 @pytest.fixture
@@ -46,53 +46,6 @@ def images(tmp_path):
     for number in range(6):
         drawn(40 + 32 * (number % 3), 64 + 16 * number, number).save(tmp_path / "pictures" / f"{number}.png")
     return [f"pictures/{number}.png" for number in range(6)]
-
-
-def reader(tokenizer, settings=VISION):
-    return VisionReader(settings, ImageSettings(), VideoSettings(), tokenizer)
-
-
-def batches(path, tokenizer, *, vision=VISION, sequences=range(2), **settings):
-    config = {"sequence_length": 160, "sequences_per_batch": 2, "open_sequences": 3, "num_threads": 2, "epochs": 1}
-    return make_batches(
-        DataConfig(str(path), vision=vision, **{**config, **settings}), tokenizer, None, None, reader(tokenizer, vision)
-    )
-
-
-def part(**fields):
-    return {"type": "image", **fields}
-
-
-def text(words):
-    return {"type": "text", "text": words}
-
-
-def asks(*content):
-    return {"messages": [USER | {"content": list(content)}, ANSWER]}
-
-
-def documents(found):
-    """Yields what each document of some batches consists of: ids, trained, positions and its patches."""
-    for batch in found:
-        for row, segments in enumerate(batch["segment_ids"]):
-            start = 0
-            for segment in range(1, segments.max() + 1):
-                mine = segments == segment
-                ids = batch["input_ids"][row, mine]
-                pads = int(np.isin(ids, [PADS["image"], PADS["video"]]).sum())
-                patches = batch["pixels"][row, start : start + 4 * pads]
-                start += 4 * pads
-                yield ids, batch["trained"][row, mine], batch["positions"][row, mine], patches
-            assert not batch["pixels"][row, start:].any() and not batch["frames"][row, start:].any()
-            assert (batch["frames"][row, :start] > 0).all()
-
-
-PADS = {}
-
-
-@pytest.fixture(autouse=True)
-def pads(tokenizer):
-    PADS.update({kind: tokenizer.token_id(f"<|{kind}_pad|>") for kind in ("image", "video")})
 
 
 SPELLINGS = {
@@ -117,14 +70,14 @@ SPELLINGS = {
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_every_spelling_gives_the_same_document(name, images, write_rows, tokenizer, tmp_path):
     content = (tmp_path / images[1]).read_bytes()
-    [found] = documents(batches(write_rows([SPELLINGS[name](images[1], content)]), tokenizer))
+    [found] = documents(batches(write_rows([SPELLINGS[name](images[1], content)]), tokenizer), tokenizer)
     want, grid = image_patches(load_image(tmp_path / images[1]), IMAGE)
     ids, trained, positions, patches = found
     rendered = tokenizer.chat_template.render(asks(part(), text("Colour?"))["messages"])
     expanded = rendered.replace("<|image_pad|>", "<|image_pad|>" * (len(want) // 4))
     assert ids.tolist() == tokenizer.encode(expanded)
     assert tokenizer.decode(ids[trained].tolist(), skip_special_tokens=False) == "It is red.<|im_end|>"
-    expected, _ = mrope_positions(ids[None], grid[None], image_token=PADS["image"], video_token=PADS["video"])
+    expected, _ = mrope_positions(ids[None], grid[None], **pads(tokenizer))
     np.testing.assert_array_equal(positions, expected[:, 0].T)
     np.testing.assert_array_equal(patches, want)
 
@@ -139,7 +92,7 @@ def test_columns_of_files_as_data_sets_of_the_hub_store_them(tmp_path, tokenizer
         {"messages": [USER | {"content": "<image>Colour?"}, ANSWER], "images": [{"bytes": content[2], "path": None}]},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    found = [patches for *_, patches in documents(batches(tmp_path / "a.parquet", tokenizer))]
+    found = [patches for *_, patches in documents(batches(tmp_path / "a.parquet", tokenizer), tokenizer)]
     want = [image_patches(load_image(each), IMAGE)[0] for each in content]
     assert sorted(map(len, found)) == sorted([len(want[0]) + len(want[1]), len(want[2])])
     np.testing.assert_array_equal(max(found, key=len), np.concatenate(want[:2]))
@@ -195,7 +148,7 @@ def test_images_that_cannot_be_read_stop_the_run_or_are_left_out(name, write_row
     with pytest.raises(ValueError, match=rf"data\.jsonl line 1: .*{message}"):
         list(batches(path, tokenizer))
     iterator = batches(path, tokenizer, bad_rows="drop")
-    assert len(list(documents(iterator))) == 1
+    assert len(list(documents(iterator, tokenizer))) == 1
     assert iterator.report()["dropped"] == {"media": 1}
 
 
@@ -205,13 +158,13 @@ def test_an_image_that_is_cut_off_is_found_when_it_is_decoded(write_rows, tokeni
     path = write_rows([asks(part(image="cut.png")), asks(part(image=images[0]), text("Colour?"))])
     with pytest.raises(ValueError, match=r"data\.jsonl line 1: image 1 of the row: .*cut\.png"):
         list(batches(path, tokenizer))
-    assert len(list(documents(batches(path, tokenizer, bad_rows="drop")))) == 1
+    assert len(list(documents(batches(path, tokenizer, bad_rows="drop"), tokenizer))) == 1
 
 
 def test_too_many_patches_are_too_long(write_rows, tokenizer, images):
     path = write_rows([asks(*[part(image=images[5])] * 11), asks(part(image=images[0]), text("Colour?"))])
     iterator = batches(path, tokenizer, sequence_length=400)
-    assert len(list(documents(iterator))) == 1
+    assert len(list(documents(iterator, tokenizer))) == 1
     assert iterator.report()["dropped"] == {"too_many_patches": 1}
     with pytest.raises(ValueError, match=r"line 1: 264 patches, more than .*=256; raise --data.vision.patches-per-seq"):
         list(batches(path, tokenizer, sequence_length=400, long_rows="error"))
@@ -238,11 +191,11 @@ def test_every_document_once_within_both_budgets(write_rows, tokenizer, images):
     path = write_rows(mixed_rows(images))
     # The patches are what fills a sequence here.
     found = list(batches(path, tokenizer, vision=replace(VISION, patches_per_sequence=256), sequence_length=400))
-    assert len(list(documents(found))) == 30
+    assert len(list(documents(found, tokenizer))) == 30
     assert {batch["pixels"].shape for batch in found} == {(2, 256, 1536)}
     assert max((batch["frames"] > 0).sum(1).max() for batch in found) > 128
-    alone = {tuple(ids): patches for ids, *_, patches in documents(found)}
-    for ids, *_, patches in documents(batches(path, tokenizer, open_sequences=1)):
+    alone = {tuple(ids): patches for ids, *_, patches in documents(found, tokenizer)}
+    for ids, *_, patches in documents(batches(path, tokenizer, open_sequences=1), tokenizer):
         np.testing.assert_array_equal(alone[tuple(ids)], patches)
 
 
@@ -293,12 +246,12 @@ def test_sizes_are_read_from_headers(tmp_path, write_rows, tokenizer):
     Image.effect_noise((64, 96), 50).save(tmp_path / "grey.gif")
     drawn(64, 96).convert("RGBA").save(tmp_path / "clear.webp")
     names = ("turned.jpg", "grey.gif", "clear.webp")
-    found = list(documents(batches(write_rows([asks(part(image=name)) for name in names]), tokenizer)))
+    found = list(documents(batches(write_rows([asks(part(image=name)) for name in names]), tokenizer), tokenizer))
     assert [len(patches) for *_, patches in found] == [24] * 3
 
 
 def test_text_beside_images_counts_its_positions(write_rows, tokenizer, images):
     path = write_rows([{"text": "Plain words. " * 30}, asks(part(image=images[0]))])
-    for ids, _, positions, patches in documents(batches(path, tokenizer)):
+    for ids, _, positions, patches in documents(batches(path, tokenizer), tokenizer):
         if not len(patches):
             np.testing.assert_array_equal(positions, np.arange(len(ids))[:, None].repeat(3, 1))
