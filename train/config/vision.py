@@ -32,7 +32,7 @@ class VisionDataConfig:
     max_frames: int = 768
     """Most frames chosen from a video."""
 
-    patches_per_sequence: int = 8_192
+    patches_per_sequence: int = 12_288
     """Patches in one packed sequence. Each sequence of a batch holds as many, whether they are filled or not."""
 
     folder: str | None = field(default=None, compare=False)
