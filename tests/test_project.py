@@ -58,9 +58,11 @@ def declared(requirements: list[str]) -> set[str]:
 
 
 def test_the_library_requires_what_it_imports_and_nothing_else():
-    """What only gs:// addresses need is in an extra of its own, and so is what only the server needs."""
+    """What only gs:// addresses need is in an extra of its own, and so is what the server and videos need."""
     project = PROJECT["project"]
-    extras = [requirement for extra in ("gcs", "serve") for requirement in project["optional-dependencies"][extra]]
+    extras = [
+        requirement for extra in ("gcs", "serve", "video") for requirement in project["optional-dependencies"][extra]
+    ]
     assert declared(project["dependencies"] + extras) == required_by("qwen35_jax")
 
 

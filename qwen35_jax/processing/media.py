@@ -94,7 +94,7 @@ def describe(source: Any) -> str:
         text = "a data URI" if str(source).startswith("data:") else repr(str(source))
         return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 4]}...'"
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return f"{len(source)} bytes"
+        return f"a file of {len(source)} bytes"
     if isinstance(source, np.ndarray):
         return f"an array of {source.dtype} with shape {source.shape}"
     if isinstance(source, Image.Image):

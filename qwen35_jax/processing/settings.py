@@ -5,6 +5,7 @@ Source: ``preprocessor_config.json`` and ``video_preprocessor_config.json`` of t
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,14 @@ _FIXED = {
     "rescale_factor": 1 / 255,
     "image_mean": [0.5] * 3,
     "image_std": [0.5] * 3,
+}
+
+# Keys of qwen-vl-utils, which would change what the model sees.
+_UNSUPPORTED = {
+    "resized_height": "give min_pixels and max_pixels",
+    "resized_width": "give min_pixels and max_pixels",
+    "video_start": "cut the video",
+    "video_end": "cut the video",
 }
 
 
@@ -63,10 +72,10 @@ class ImageSettings:
         Raises:
           MediaError: a limit is no whole number, or beyond those of these settings.
         """
-        low = _pixel_limit(options, "min_pixels", self.min_pixels, self.max_pixels)
-        high = _pixel_limit(options, "max_pixels", self.max_pixels, self.max_pixels)
+        _refuse_unsupported(options)
+        high = _whole(options, "max_pixels", self.max_pixels) if "max_pixels" in options else self.max_pixels
         # An item that only lowers the most may lower it below the least.
-        low = low if "min_pixels" in options else min(low, high)
+        low = _whole(options, "min_pixels", self.max_pixels) if "min_pixels" in options else min(self.min_pixels, high)
         if low > high:
             raise MediaError(f"min_pixels={low} of an image is above its max_pixels={high}; lower min_pixels.")
         return dataclasses.replace(self, min_pixels=low, max_pixels=high)
@@ -78,10 +87,14 @@ class VideoSettings:
 
     Attributes:
       patch_size, merge_size: as for images.
-      temporal_patch_size: frames in a patch; a patch of an odd last frame holds it twice.
+      temporal_patch_size: frames in a patch; where the last patch lacks one, it holds the last frame twice.
       min_pixels, max_pixels: the pixels of all chosen frames together lie between them.
       fps: frames chosen from a second of video.
       min_frames, max_frames: the fewest (of what the video has) and the most frames chosen.
+      num_frames: frames chosen, whatever the length; None for ``fps``.
+      max_frame_pixels, min_frame_pixels: limits of each frame besides; None for none.
+      cap_pixels_per_frame: limit each frame to ``max_video_tokens`` tokens besides, as qwen-vl-utils does and the
+        published files do not.
     """
 
     patch_size: int = 16
@@ -92,6 +105,11 @@ class VideoSettings:
     fps: float = 2.0
     min_frames: int = 4
     max_frames: int = 768
+    num_frames: int | None = None
+    min_frame_pixels: int | None = None
+    max_frame_pixels: int | None = None
+    cap_pixels_per_frame: bool = False
+    max_video_tokens: int = 768
 
     def __post_init__(self):
         _check_limits(self)
@@ -110,21 +128,57 @@ class VideoSettings:
         Raises:
           ValueError: it asks for something that Qwen3.5 does not do.
         """
+        if config.get("do_sample_frames") is False:
+            raise ValueError(f"{where}: do_sample_frames=False is not supported; give sample_fps with lists of frames.")
         found: dict[str, Any] = _read_settings(config, where)
-        for name in ("fps", "min_frames", "max_frames"):
+        for name in ("fps", "min_frames", "max_frames", "num_frames", "cap_pixels_per_frame", "max_video_tokens"):
             value = config.get(name)
-            if value is not None:
-                if not isinstance(value, (int, float) if name == "fps" else int) or isinstance(value, bool):
-                    raise ValueError(f"{where}: {name}={value!r} must be a number.")
-                found[name] = value
+            if value is None:
+                continue
+            kinds = {"fps": (int, float), "cap_pixels_per_frame": bool}.get(name, int)
+            if not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool):
+                raise ValueError(f"{where}: {name}={value!r} is no {'boolean' if kinds is bool else 'number'}.")
+            found[name] = value
         return cls(**found)
+
+    def limited(self, options: Mapping[str, Any]) -> "VideoSettings":
+        """Returns the settings for one video of a conversation.
+
+        Its item may hold ``fps`` or ``num_frames``, ``min_frames`` and ``max_frames``; ``total_pixels`` of all chosen
+        frames; and ``min_pixels`` and ``max_pixels`` of each. Each may be below what these settings allow, not above.
+
+        Raises:
+          MediaError: a value is none of these, or the item asks for what is not supported.
+        """
+        _refuse_unsupported(options)
+        changes: dict[str, Any] = {}
+        fps = options.get("fps")
+        if fps is not None:
+            if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < math.inf:
+                raise MediaError(f"fps={fps!r} of a video must be a positive number.")
+            changes |= {"fps": float(fps), "num_frames": None}
+        for name in ("num_frames", "min_frames", "max_frames"):
+            if name in options:
+                changes[name] = _whole(options, name, self.max_frames)
+        if fps is not None and changes.get("num_frames"):
+            raise MediaError(f"a video has fps={fps} and num_frames={changes['num_frames']}; give one of them.")
+        if "total_pixels" in options:
+            changes["max_pixels"] = _whole(options, "total_pixels", self.max_pixels)
+            changes["min_pixels"] = min(self.min_pixels, changes["max_pixels"])
+        for name in ("min_pixels", "max_pixels"):
+            if name in options:
+                changes[name.replace("_", "_frame_")] = _whole(options, name, self.max_pixels)
+        try:
+            return dataclasses.replace(self, **changes)
+        except ValueError as err:
+            raise MediaError(f"a video: {err}") from err
 
 
 def _check_limits(settings: "ImageSettings | VideoSettings") -> None:
     """Raises ``ValueError`` where the sizes of the settings of images or videos are not as they must be."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if not value > 0:
+        if value is not None and not isinstance(value, bool) and not value > 0:
             raise ValueError(f"{field.name}={value} must be positive.")
     if settings.min_pixels > settings.max_pixels:
         raise ValueError(
@@ -132,12 +186,17 @@ def _check_limits(settings: "ImageSettings | VideoSettings") -> None:
         )
 
 
-def _pixel_limit(options: Mapping[str, Any], name: str, default: int, most: int) -> int:
-    """Reads a number of pixels from an item of a conversation, which may ask for ``most`` at the utmost."""
-    value = options.get(name, default)
+def _whole(options: Mapping[str, Any], name: str, most: int) -> int:
+    value = options[name]
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
         raise MediaError(f"{name}={value!r} of an image or video must be a whole number from 1 to {most}.")
     return value
+
+
+def _refuse_unsupported(options: Mapping[str, Any]) -> None:
+    for name, instead in _UNSUPPORTED.items():
+        if name in options:
+            raise MediaError(f"{name} of an image or video is not supported; {instead}.")
 
 
 def _read_settings(config: Mapping[str, Any], where: str) -> dict[str, int]:

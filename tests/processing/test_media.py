@@ -109,5 +109,5 @@ def test_sources_are_named_shortly():
     assert len(describe("https://example.org/" + "a" * 1000)) <= 81
     assert describe(np.zeros((2, 3), np.uint8)) == "an array of uint8 with shape (2, 3)"
     assert describe(Image.new("L", (1, 1))) == "a Pillow image of mode L"
-    assert describe({"bytes": b"abc", "path": None}) == "3 bytes"
+    assert describe({"bytes": b"abc", "path": None}) == "a file of 3 bytes"
     assert describe(io.BytesIO()) == "a value of type BytesIO"
