@@ -9,6 +9,7 @@ are, how many documents are left out and why, and how many tokens and steps an e
 
 import dataclasses
 import logging
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -27,6 +28,7 @@ from train.data.vision import VisionReader
 
 _NUM_EXAMPLES = 3
 _MOST_CHARACTERS = 3000
+_PADS = re.compile(r"(<\|(?:image|video)_pad\|>)\1+")
 _COLOUR, _BRACKETS = ("\x1b[32m", "\x1b[0m"), ("\u27e6", "\u27e7")
 
 
@@ -91,12 +93,20 @@ def _examples(documents: Documents, tokenizer: Tokenizer, marks: tuple[str, str]
 
 
 def render_marked(example: Example, tokenizer: Tokenizer, marks: tuple[str, str]) -> str:
-    """Returns the text of an example, special tokens included, with marks around what is trained."""
+    """Returns the text of an example, special tokens included, with marks around what is trained.
+
+    The tokens of an image are counted.
+    """
     before, after = marks
+
+    def shown(start: int, end: int) -> str:
+        text = tokenizer.decode(example.input_ids[start:end].tolist(), skip_special_tokens=False)
+        return _PADS.sub(lambda pads: f"{pads[1]} x {len(pads[0]) // len(pads[1]):,}", text)
+
     parts, start = [], 0
     for end in range(1, len(example) + 1):
         if end == len(example) or example.trained[end] != example.trained[start]:
-            text = tokenizer.decode(example.input_ids[start:end].tolist(), skip_special_tokens=False)
+            text = shown(start, end)
             parts.append(f"{before}{text}{after}" if example.trained[start] else text)
             start = end
     return "".join(parts)

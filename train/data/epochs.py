@@ -19,6 +19,7 @@ from train.data.masking import Example
 from train.data.measure import Measurement, measure
 from train.data.pictures import Picture
 from train.data.shards import Shard
+from train.data.vision import VisionReader
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ class _StandIns:
     """Stands for the documents of a run whose lengths are known; their tokens are of no meaning."""
 
     def __init__(self, documents: Documents, found: Measurement):
-        self.config, self.vision = documents.config, None
+        self.config = documents.config
+        self.vision: VisionReader | None = None
         self.epoch_length, self.names, self.where = documents.epoch_length, documents.names, documents.where
         self.tell_left_out = documents.tell_left_out
         self._locate, self._found = documents.locate, found

@@ -71,7 +71,7 @@ def video_header(opened: Opened, source: Any) -> VideoHeader:
         # FFmpeg gets an open file, and no name from which it could find others.
         with (
             io.BytesIO(opened) if isinstance(opened, bytes) else opened.open("rb") as file,
-            av.open(file, options={"protocol_whitelist": "none"}) as container,
+            av.open(file, "r", options={"protocol_whitelist": "none"}) as container,
         ):
             stream = container.streams.video[0]
             rate, context = stream.average_rate or stream.guessed_rate, stream.codec_context

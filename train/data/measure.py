@@ -110,8 +110,12 @@ def measure(documents: Documents, *, whole: bool) -> Measurement:
         ends.append(len(lengths))
         if not whole and tokens > SAMPLE_TOKENS:
             break
-    counts = [np.asarray(each, np.int32) for each in (lengths, trained, patches, ends)]
+    counts = _int32(lengths), _int32(trained), _int32(patches), _int32(ends)
     return Measurement(documents.epoch_length, *counts, num_held_out, num_lost, lost, places)
+
+
+def _int32(values: array) -> Int32[np.ndarray, " E"]:
+    return np.asarray(values, np.int32)
 
 
 def _measured(example: Example) -> tuple[int, int, int]:

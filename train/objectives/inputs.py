@@ -4,17 +4,19 @@ Letters: B sequences of a micro-batch, T tokens, R rows of patches, P patches of
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
-from qwen35_jax.vision.placing import Embedded
-from qwen35_jax.vision.tower import VisionFeatures
 
 from qwen35_jax.layers.recompute import Remat
 from qwen35_jax.model import Qwen35
 from qwen35_jax.vision.patches import Patches
+from qwen35_jax.vision.placing import Embedded
+from qwen35_jax.vision.tower import VisionFeatures
 from train.batch import Batch
+
+Value = TypeVar("Value")
 
 _TOKENS, _VISION = ("input_ids", "segment_ids"), ("positions", "pixels", "frames", "places")
 
@@ -22,8 +24,8 @@ _TOKENS, _VISION = ("input_ids", "segment_ids"), ("positions", "pixels", "frames
 class ModelInputs(NamedTuple):
     """What ``forward`` and ``mtp_forward`` take of a batch."""
 
-    tokens: tuple[Array, ...]
-    """Token ids and segment ids, [B, T] each, and with images the positions [3, B, T]."""
+    tokens: tuple[Array, Array, Array | None]
+    """Token ids and segment ids, [B, T] each, and positions [3, B, T]; None for those of text, which are counted."""
     features: VisionFeatures | None
     """What the tower makes of the images; None in a batch of text."""
 
@@ -32,7 +34,7 @@ class ModelInputs(NamedTuple):
         return None if self.features is None else model.embed(self.tokens[0], self.features)
 
 
-def inputs_in(batch: Mapping[str, Array]) -> dict[str, Array]:
+def inputs_in(batch: Mapping[str, Value]) -> dict[str, Value]:
     """Returns the arrays of a batch, or of its shapes, that a model reads."""
     return {name: batch[name] for name in (*_TOKENS, *_VISION) if name in batch}
 
@@ -46,9 +48,9 @@ def model_inputs(
       remat: what the backward pass keeps of each block of the tower.
       dropout_key: turns adapter dropout on.
     """
-    tokens = tuple(batch[name] for name in _TOKENS)
+    input_ids, segment_ids = (batch[name] for name in _TOKENS)
     if "pixels" not in batch:
-        return ModelInputs(tokens, None)
+        return ModelInputs((input_ids, segment_ids, None), None)
     patches = Patches(batch["pixels"], batch["frames"], batch["places"])
     features = model.vision_features(patches, remat=remat, dropout_key=dropout_key)
-    return ModelInputs((*tokens, jnp.moveaxis(batch["positions"], -1, 0)), features)
+    return ModelInputs((input_ids, segment_ids, jnp.moveaxis(batch["positions"], -1, 0)), features)

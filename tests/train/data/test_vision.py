@@ -27,11 +27,13 @@ from tests.train.data.pictures import (
     text,
 )  # fmt: skip
 from train.config.data import DataConfig
+from train.config.vision import VisionDataConfig
 from train.data.epochs import count_batches
 from train.data.forms import forms_of, read_as
 from train.data.measure import measure
 from train.data.pipeline import make_batches
 from train.data.rows import RowError
+from train.preview import render_marked
 
 
 @pytest.fixture
@@ -255,3 +257,44 @@ def test_text_beside_images_counts_its_positions(write_rows, tokenizer, images):
     for ids, _, positions, patches in documents(batches(path, tokenizer), tokenizer):
         if not len(patches):
             np.testing.assert_array_equal(positions, np.arange(len(ids))[:, None].repeat(3, 1))
+
+
+def with_a_picture(row):
+    return {"messages": [{"role": "user", "content": "<image>Colour?"}, row["answer"]], "images": [drawn(64, 96)]}
+
+
+def test_a_function_may_return_images_of_pillow(write_rows, tokenizer):
+    path = write_rows([{"answer": ANSWER}])
+    [(*_, found)] = documents(batches(path, tokenizer, convert=with_a_picture), tokenizer)
+    np.testing.assert_array_equal(found, image_patches(np.asarray(drawn(64, 96)), IMAGE)[0])
+
+
+def test_a_preview_counts_the_tokens_of_an_image(write_rows, tokenizer, images):
+    path = write_rows([asks(part(image=images[0]), text("Colour?"))])
+    [[example]] = batches(path, tokenizer).corpus.load([0])
+    assert "<|vision_start|><|image_pad|> x 2<|vision_end|>Colour?" in render_marked(example, tokenizer, ("[", "]"))
+
+
+def test_the_folder_of_images_may_be_another(write_rows, tokenizer, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    drawn(64, 96).save(tmp_path / "elsewhere" / "a.png")
+    path = write_rows([asks(part(image="a.png"), text("Colour?"))])
+    vision = replace(VISION, folder=str(tmp_path / "elsewhere"))
+    assert len(list(documents(batches(path, tokenizer, vision=vision), tokenizer))) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_pixels": 100}, r"data\.vision\.max_pixels=100 is too small"),
+        ({"min_pixels": 10_000, "max_pixels": 5_000}, r"min_pixels=10000 is above"),
+        ({"patches_per_sequence": 1000}, r"must be a multiple of 256, such as 1024"),
+        ({"patches_per_sequence": 1024}, r"lets one fill 4096 patches, but a sequence holds .*=1024"),
+        ({"max_pixels": 4096, "patches_per_sequence": 1024}, r"video_max_pixels=4194304 lets one fill 8192 patches"),
+        ({"fps": 0.0}, r"data\.vision\.fps=0\.0 must be positive"),
+        ({"num_threads": 0}, r"num_threads=0 is too small"),
+    ],
+)
+def test_settings_that_do_not_agree(fields, message):
+    with pytest.raises(ValueError, match=message):
+        VisionDataConfig(**fields)
