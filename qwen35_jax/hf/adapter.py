@@ -64,7 +64,8 @@ def save_adapter(
       files: contents by name that are written beside the adapter, such as the tokenizer's.
 
     Raises:
-      ValueError: the model has no adapter, its checkpoint is not of ``auto_class``, or ``out_dir`` holds files.
+      ValueError: the model has no adapter, its checkpoint or its adapter is not of ``auto_class``, or ``out_dir`` holds
+        files.
     """
     layers = dict(lora.adapted_layers(model))
     if not layers:
@@ -72,6 +73,11 @@ def save_adapter(
     if auto_class == AUTO_CLASSES[1] and not model.config.has_vision_layout:
         raise ValueError(f"{model.config.architecture} has no vision; {auto_class} does not load it.")
     nested = (auto_class or own_auto_class(model)) == AUTO_CLASSES[1]
+    if not nested and any(path[0] == "vision" for path in layers):
+        raise ValueError(
+            f"the adapter changes the vision tower, which {AUTO_CLASSES[0]} does not load; export it for "
+            f"{AUTO_CLASSES[1]}."
+        )
     tensors: dict[str, dict[str, np.ndarray]] = {WEIGHTS_FILE: {}, MTP_WEIGHTS_FILE: {}}
     modules = []
     for name, spec, layer in _modules(model.config, layers, nested=nested):
@@ -128,7 +134,7 @@ def _settings(config: LoraConfig, modules: list[str], base: str, revision: str |
 def load_adapter(model: Qwen35, path: str | Path) -> None:
     """Adds an adapter that this library or peft wrote; the model remembers its settings as ``model.lora_config``.
 
-    An adapter may cover any part of the text model's linear layers and its embedding. If it leaves out some layers of a
+    An adapter may cover any of the model's linear layers and its embedding. If it leaves out some layers of a
     stack, these get factors of zero, which stay zero in training too. If ranks differ, all get the largest, and the
     rest is filled up with zeros.
 
@@ -190,8 +196,8 @@ def _read_pairs(
             module, suffix = _split_key(file, key)
             if module_of(module) not in known:
                 raise ValueError(
-                    f"{file}: {key} adapts {module}, which is not a linear layer or the embedding of this text model; "
-                    "the adapter is another model's."
+                    f"{file}: {key} adapts {module}, which is not a linear layer or the embedding of this model; "
+                    "the adapter is another model's, or the model was loaded without its vision tower."
                 )
             if file.parent == folder and not settings.selects(module):
                 raise ValueError(

@@ -69,7 +69,7 @@ def host_tensors(
       adapted: the layers with adapters by theirs.
     """
     for spec in specs:
-        layer = adapted.get(spec.layer_path)
+        layer = adapted.get(spec.layer_path) if "weight" in spec.path else None  # a bias has no adapter
         value = take(arrays[spec.path], spec.index) if layer is None else lora.merged_weight(layer, spec.index)
         yield spec, spec.to_file(to_host(value))
 
