@@ -25,7 +25,6 @@ from qwen35_jax.model import Qwen35
 from qwen35_jax.ops import gated_delta
 from qwen35_jax.planning.aot import Compiled, abstract_model, bytes_per_device, compile_abstract, topology_devices
 from qwen35_jax.planning.devices import find_device
-from qwen35_jax.planning.flops import training_flops_per_token
 from qwen35_jax.planning.hlo import Costs, read_costs
 from qwen35_jax.planning.published import find_config
 from qwen35_jax.sharding import check_mesh
@@ -44,6 +43,7 @@ from train.plan_teacher import (
 from train.settle import settle
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import abstract_state
+from train.work import flops_per_token
 
 # Compilations that the search for a change that fits may cost, minutes each at full size.
 _MOST_CANDIDATES = 6
@@ -170,12 +170,6 @@ def _plan(
     fits = hbm["peak"] <= device.hbm_bytes and all(program.fits for program, _ in programs)
     costs = [read_costs(program.text or "") for program, _ in programs] if fits else []
     kernels = [_kernel_flops(config, each, cost) for (_, each), cost in zip(programs, costs, strict=False)]
-    per_token = training_flops_per_token(
-        model_config,
-        sequence_length=recipe.data.sequence_length,
-        adapters=recipe.trains_adapters,
-        mtp_steps=recipe.objective.mtp_steps,
-    )
     tokens = recipe.data.sequences_per_batch * recipe.data.sequence_length
     return Plan(
         topology=topology,
@@ -183,7 +177,7 @@ def _plan(
         num_devices=len(devices),
         hbm=hbm,
         tokens=tokens,
-        model_flops=per_token * tokens,
+        model_flops=flops_per_token(recipe, model_config) * tokens,
         costs=reduce(operator.add, costs) if fits else None,
         kernel_flops=sum(flops for flops, _ in kernels),
         kernel_passes_flops=sum(flops for _, flops in kernels),

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from qwen35_jax.processing.image import image_patches, load_image
+from qwen35_jax.processing.settings import ImageSettings, VideoSettings
 from qwen35_jax.vision.mrope import mrope_positions
 from tests.train.data.pictures import (
     ANSWER,
@@ -33,6 +34,7 @@ from train.data.forms import forms_of, read_as
 from train.data.measure import measure
 from train.data.pipeline import make_batches
 from train.data.rows import RowError
+from train.data.vision import VisionReader
 from train.preview import render_marked
 
 
@@ -298,3 +300,28 @@ def test_the_folder_of_images_may_be_another(write_rows, tokenizer, tmp_path):
 def test_settings_that_do_not_agree(fields, message):
     with pytest.raises(ValueError, match=message):
         VisionDataConfig(**fields)
+
+
+def test_images_of_the_next_batches_are_decoded_meanwhile(write_rows, tokenizer, images, monkeypatch):
+    decoded = []
+
+    def counted(source, policy):
+        decoded.append(source)
+        return load_image(source, policy)
+
+    monkeypatch.setattr("train.data.vision.load_image", counted)
+    iterator = batches(write_rows(mixed_rows(images)), tokenizer)
+    batch = next(iterator)
+    iterator.corpus.vision.executor.shutdown()
+    # Two sequences of 160 tokens hold fewer images than are decoded by the end of what was begun.
+    assert len(decoded) > batch["frames"].max(1).sum()
+
+
+def test_processes_that_share_the_data_make_the_same_batches(write_rows, tokenizer, images):
+    path = write_rows(mixed_rows(images))
+    whole = next(batches(path, tokenizer, shards=2))
+    reader = VisionReader(VISION, ImageSettings(), VideoSettings(), tokenizer)
+    config = batches(path, tokenizer, shards=2).corpus.config
+    halves = [next(make_batches(config, tokenizer, range(n, n + 1), vision=reader)) for n in range(2)]
+    for name, array in whole.items():
+        np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), array, err_msg=name)
