@@ -38,8 +38,6 @@ def batches_of_epochs(documents: Documents, tokenizer: Tokenizer, found: Measure
     if found.is_whole:
         return count_batches(documents, found)
     decides = [documents.identity(), config.sequences_per_batch, config.shards, config.open_sequences, config.epochs]
-    if config.vision is not None:
-        decides.append(config.vision.patches_per_sequence)
     text = json.dumps([decides, tokenizer.backend.to_str(), tokenizer.chat_template.source])
     kept = user_cache("epochs") / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     try:

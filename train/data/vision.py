@@ -45,8 +45,7 @@ class VisionReader:
         """Takes the settings of a run, and those of the checkpoint's processor.
 
         Raises:
-          ValueError: the checkpoint enlarges all images beyond the run's most pixels, or the tokenizer lacks the
-            tokens that stand for images.
+          ValueError: the tokenizer lacks the tokens that stand for images and videos.
         """
         least = min(image.min_pixels, settings.max_pixels) if settings.min_pixels is None else settings.min_pixels
         self._image = dataclasses.replace(image, max_pixels=settings.max_pixels, min_pixels=least)
@@ -101,8 +100,12 @@ class VisionReader:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that decides the patches of an image or a video."""
-        return {"image": dataclasses.asdict(self._image), "video": dataclasses.asdict(self._video)}
+        """All that decides the patches of an image or a video, and how many share a sequence."""
+        return {
+            "image": dataclasses.asdict(self._image),
+            "video": dataclasses.asdict(self._video),
+            "patches_per_sequence": self.settings.patches_per_sequence,
+        }
 
     @cached_property
     def executor(self) -> ThreadPoolExecutor:
