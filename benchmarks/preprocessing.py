@@ -2,7 +2,7 @@
 
     python -m benchmarks.preprocessing [--photographs 100] [--together 4]
 
-Both sides read JPEG files of 4 megapixels (2464x1632, quality 90) from a disk and end with float32 patches. The
+Both sides read JPEG files of 4 megapixels (2448x1640, quality 90) from a disk and end with float32 patches. The
 photographs are made by script: noise of all scales, so that a file has the size of a camera's. Several go through in
 one call, as in a conversation. transformers decodes with torchvision (``files``) or is given Pillow's images
 (``Pillow``); the comparison is with the faster of the two. Bytes are what training keeps. The sides take turns, so that
@@ -27,7 +27,8 @@ from qwen35_jax.command import one_line_errors
 from qwen35_jax.processing import Processor, Tokenizer
 from qwen35_jax.processing.processor import Media, VisionItem, join_pixels
 
-HEIGHT, WIDTH = 1632, 2464
+# No multiples of 32, so that they are resized.
+HEIGHT, WIDTH = 1640, 2448
 
 
 def write_photographs(folder: Path, count: int) -> list[Path]:

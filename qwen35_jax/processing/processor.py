@@ -10,20 +10,19 @@ videos, on which the model was not trained.
 """
 
 import logging
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from qwen35_jax.processing.chat_template import with_tidy_items
 from qwen35_jax.processing.image import image_patches, load_image, normalize
 from qwen35_jax.processing.media import MediaError, MediaPolicy
 from qwen35_jax.processing.settings import ImageSettings, VideoSettings
+from qwen35_jax.processing.threads import in_shares, in_threads
 from qwen35_jax.processing.tokenizer import Tokenizer, read_json
 from qwen35_jax.processing.video import cut_frames, load_video, timestamps
 from qwen35_jax.vision.mrope import mrope_positions
@@ -37,6 +36,8 @@ START, END = "<|vision_start|>", "<|vision_end|>"
 
 # The marks around a video belong to its placeholder: each pair of frames gets its own.
 _PLACEHOLDER = re.compile("|".join(map(re.escape, (f"{START}{PADS['video']}{END}", PADS["video"], PADS["image"]))))
+# Patches that are normalised in one go, so that both steps find them in a core's cache.
+_CACHED = 64
 _SOURCE_KEYS: dict[Kind, tuple[str, ...]] = {"image": ("image", "image_url"), "video": ("video",)}
 _OTHER_SOURCE_KEYS = ("url", "path")
 
@@ -194,7 +195,7 @@ class Processor:
         Raises:
           MediaError: one cannot be read, or may not be; the message says which by its number.
         """
-        return _in_threads(self._numbered, range(1, len(media) + 1), media)
+        return in_threads(self._numbered, range(1, len(media) + 1), media)
 
     def item(self, media: Media) -> VisionItem:
         """Opens one image or video and cuts it into patches.
@@ -253,18 +254,19 @@ def join_pixels(items: Sequence[VisionItem]) -> Float32[np.ndarray, "P C"]:
     """Returns the normalised patches of several images and videos in one array."""
     ends = np.cumsum([len(item.patches) for item in items])
     joined = np.empty((int(ends[-1]), items[0].patches.shape[1]), np.float32)
-    _in_threads(normalize, [item.patches for item in items], np.split(joined, ends[:-1]))
+    for item, part in zip(items, np.split(joined, ends[:-1]), strict=True):
+        _normalize_into(part, item.patches)
     return joined
+
+
+def _normalize_into(out: Float32[np.ndarray, "P C"], patches: UInt8[np.ndarray, "P C"]) -> None:
+    def convert(firsts: range) -> None:
+        for first in firsts:
+            part = slice(first, first + _CACHED)
+            normalize(patches[part], out[part])
+
+    in_shares(convert, range(0, len(patches), _CACHED))
 
 
 def _numbers(kinds: Sequence[str]) -> str:
     return " and ".join(f"{kinds.count(kind)} {kind}s" for kind in ("image", "video"))
-
-
-def _in_threads(function: Any, *arguments: Sequence[Any]) -> list[Any]:
-    """Maps a function. Decoding, resizing and arithmetic let other Python threads run meanwhile."""
-    count = min(len(arguments[0]), os.cpu_count() or 1)
-    if count < 2:
-        return list(map(function, *arguments))
-    with ThreadPoolExecutor(count, "media") as pool:
-        return list(pool.map(function, *arguments))

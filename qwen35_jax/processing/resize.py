@@ -19,11 +19,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
+from qwen35_jax.processing.threads import in_shares
+
 # Outputs of one matrix product. More would multiply by more zeros.
 _BLOCK = 16
 # Rows or columns in one go: what the two passes touch stays in a core's cache, and a product stays small enough for the
 # BLAS to run it in the calling thread.
-_TILE = 64
+_TILE = 128
 _COLUMNS = 512
 # Weights are below 2**15, and are scaled up by at most 2**22.
 _WEIGHT_BITS, _MOST_BITS = 15, 22
@@ -50,31 +52,41 @@ def resize_bicubic(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -
 
 
 def _resize_columns(image: UInt8[np.ndarray, "H W 3"], width: int) -> UInt8[np.ndarray, "3 H w"]:
-    rows = image.shape[0]
+    rows, old_width = image.shape[:2]
     out = np.empty((3, rows, width), np.uint8)
-    if width == image.shape[1]:
+    if width == old_width:
         out[...] = image.transpose(2, 0, 1)
         return out
-    blocks = _blocks(image.shape[1], width)
+    blocks = _blocks(old_width, width)
     dtype = blocks[0].matrix.dtype
-    read, sums = np.empty((3, _TILE, image.shape[1]), dtype), np.empty((3, _TILE, width), dtype)
-    for top in range(0, rows, _TILE):
-        count = min(_TILE, rows - top)
-        inputs, outputs = read[:, :count], sums[:, :count]
-        inputs[...] = image[top : top + count].transpose(2, 0, 1)
-        for start, stop, first, last, matrix in blocks:
-            np.matmul(inputs[..., first:last], matrix.T, out=outputs[..., start:stop])
-        _round_into(out[:, top : top + count], outputs)
+
+    def resize(tops: range) -> None:
+        read, sums = np.empty(3 * _TILE * old_width, dtype), np.empty(3 * _TILE * width, dtype)
+        for top in tops:
+            lines = 3 * min(_TILE, rows - top)
+            inputs = read[: lines * old_width].reshape(lines, old_width)
+            outputs = sums[: lines * width].reshape(lines, width)
+            inputs.reshape(3, -1, old_width)[...] = image[top : top + _TILE].transpose(2, 0, 1)
+            for start, stop, first, last, matrix in blocks:
+                np.matmul(inputs[:, first:last], matrix.T, out=outputs[:, start:stop])
+            _round_into(out[:, top : top + _TILE], outputs.reshape(3, -1, width))
+
+    in_shares(resize, range(0, rows, _TILE))
     return out
 
 
 def _resize_rows(planes: UInt8[np.ndarray, "3 H W"], height: int) -> UInt8[np.ndarray, "3 h W"]:
     columns = planes.shape[2]
     out = np.empty((3, height, columns), np.uint8)
-    for left in range(0, columns, _COLUMNS):
-        part = slice(left, left + _COLUMNS)
-        for start, stop, first, last, matrix in _blocks(planes.shape[1], height):
-            _round_into(out[:, start:stop, part], matrix @ planes[:, first:last, part].astype(matrix.dtype))
+    blocks = _blocks(planes.shape[1], height)
+
+    def resize(lefts: range) -> None:
+        for left in lefts:
+            part = slice(left, left + _COLUMNS)
+            for start, stop, first, last, matrix in blocks:
+                _round_into(out[:, start:stop, part], matrix @ planes[:, first:last, part].astype(matrix.dtype))
+
+    in_shares(resize, range(0, columns, _COLUMNS))
     return out
 
 

@@ -5,7 +5,6 @@ Source: ``preprocessor_config.json`` and ``video_preprocessor_config.json`` of t
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,8 +22,11 @@ _FIXED = {
     "image_std": [0.5] * 3,
 }
 
+_MOST_FPS = 1_000_000
+
 # Keys of qwen-vl-utils, which would change what the model sees.
 _UNSUPPORTED = {
+    "nframes": "write num_frames",
     "resized_height": "give min_pixels and max_pixels",
     "resized_width": "give min_pixels and max_pixels",
     "video_start": "cut the video",
@@ -72,7 +74,7 @@ class ImageSettings:
         Raises:
           MediaError: a limit is no whole number, or beyond those of these settings.
         """
-        _refuse_unsupported(options)
+        options = _given(options)
         high = _whole(options, "max_pixels", self.max_pixels) if "max_pixels" in options else self.max_pixels
         # An item that only lowers the most may lower it below the least.
         low = _whole(options, "min_pixels", self.max_pixels) if "min_pixels" in options else min(self.min_pixels, high)
@@ -150,13 +152,11 @@ class VideoSettings:
         Raises:
           MediaError: a value is none of these, or the item asks for what is not supported.
         """
-        _refuse_unsupported(options)
+        options = _given(options)
         changes: dict[str, Any] = {}
         fps = options.get("fps")
         if fps is not None:
-            if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < math.inf:
-                raise MediaError(f"fps={fps!r} of a video must be a positive number.")
-            changes |= {"fps": float(fps), "num_frames": None}
+            changes |= {"fps": positive("fps", fps), "num_frames": None}
         for name in ("num_frames", "min_frames", "max_frames"):
             if name in options:
                 changes[name] = _whole(options, name, self.max_frames)
@@ -193,10 +193,24 @@ def _whole(options: Mapping[str, Any], name: str, most: int) -> int:
     return value
 
 
-def _refuse_unsupported(options: Mapping[str, Any]) -> None:
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys that have a value."""
+    given = {name: value for name, value in options.items() if value is not None}
     for name, instead in _UNSUPPORTED.items():
-        if name in options:
+        if name in given:
             raise MediaError(f"{name} of an image or video is not supported; {instead}.")
+    return given
+
+
+def positive(name: str, value: Any) -> float:
+    """Returns a rate that an item of a conversation gives.
+
+    Raises:
+      MediaError: it is no number, or no such rate.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _MOST_FPS:
+        raise MediaError(f"{name}={repr(value)[:40]} of a video must be a number above 0, at most {_MOST_FPS}.")
+    return float(value)
 
 
 def _read_settings(config: Mapping[str, Any], where: str) -> dict[str, int]:

@@ -19,7 +19,7 @@ from jaxtyping import Int32, Int64, UInt8
 from qwen35_jax.processing.image import MOST_OBLONG, cut_patches, load_image
 from qwen35_jax.processing.media import MediaError, MediaPolicy, describe, open_media
 from qwen35_jax.processing.resize import resize_bicubic
-from qwen35_jax.processing.settings import VideoSettings
+from qwen35_jax.processing.settings import VideoSettings, positive
 
 logger = logging.getLogger(__name__)
 
@@ -110,15 +110,15 @@ def load_video(
     policy: MediaPolicy | None = None,
     settings: VideoSettings | None = None,
     *,
-    raw_fps: float | None = None,
-    sample_fps: float | None = None,
+    raw_fps: Any = None,
+    sample_fps: Any = None,
 ) -> LoadedVideo:
     """Chooses frames of a video and decodes them. They have their final size, so that long videos need little memory.
 
     Args:
       source: see ``media``; or the frames themselves, as an array [n, H, W, 3] of bytes or a list of images.
-      raw_fps: for frames: how many of them are a second, of which some are chosen; by default 24.
-      sample_fps: the same, and all of them are taken.
+      raw_fps: for frames: the number of them that are a second, of which some are chosen; by default 24.
+      sample_fps: the same, and all of them are taken. Both are checked, since strangers write them.
 
     Raises:
       MediaError: it is no video, damaged or cut off, too large, or may not be opened; PyAV is needed and absent.
@@ -177,12 +177,14 @@ def _stacked(frames: Sequence[np.ndarray]) -> UInt8[np.ndarray, "n H W 3"]:
 
 
 def _from_frames(
-    source: Any, policy: MediaPolicy, settings: VideoSettings, raw_fps: float | None, sample_fps: float | None
+    source: Any, policy: MediaPolicy, settings: VideoSettings, raw_fps: Any, sample_fps: Any
 ) -> LoadedVideo:
     if not len(source):
         raise MediaError(f"{describe(source)} is a video without frames.")
-    fps = sample_fps or raw_fps
-    if fps is None:
+    name, fps = ("raw_fps", raw_fps) if sample_fps is None else ("sample_fps", sample_fps)
+    if fps is not None:
+        fps = positive(name, fps)
+    else:
         logger.warning("A video of frames does not say how many are a second; %g is taken: set raw_fps.", UNKNOWN_FPS)
         fps = UNKNOWN_FPS
     if sample_fps is None:
@@ -199,7 +201,7 @@ def _from_frames(
                     f"the frames of a video differ in size: {image.shape[:2]} and {size[0][:2]}; give frames of one."
                 )
             frames[index] = _resized(image, size[1])
-    return LoadedVideo(_stacked([frames[index] for index in indices.tolist()]), float(fps), indices)
+    return LoadedVideo(_stacked([frames[index] for index in indices.tolist()]), fps, indices)
 
 
 def _from_file(content: bytes | Path, name: str, policy: MediaPolicy, settings: VideoSettings) -> LoadedVideo:

@@ -15,7 +15,7 @@ MODES = ("RGB", "L", "RGBA", "P", "CMYK", "1", "LA", "YCbCr", "HSV", "PA")
 
 
 def picture(rng, mode, height, width):
-    image = Image.fromarray(rng.integers(0, 256, size=(height, width, 4), dtype=np.uint8), "RGBA")
+    image = Image.fromarray(rng.integers(0, 256, size=(height, width, 4), dtype=np.uint8))
     return image if mode == "RGBA" else image.convert("RGB" if mode != "LA" else "LA").convert(mode)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwen35_jax.processing import MediaError, MediaPolicy, Processor, Tokenizer
+from qwen35_jax.processing import ChatTemplateError, MediaError, MediaPolicy, Processor, Tokenizer
 from qwen35_jax.processing.image import image_patches, normalize
 from qwen35_jax.processing.processor import Media, media_of
 from qwen35_jax.processing.settings import ImageSettings, VideoSettings
@@ -199,3 +199,23 @@ def test_one_image_object_may_stand_twice(processor):
     inputs = processor([user([image(lazy)] * 8)])
     pixels = inputs["pixels"].reshape(8, 24, -1)
     assert (pixels == pixels[0]).all()
+
+
+def test_the_items_found_are_those_that_the_template_writes(processor):
+    rng = np.random.default_rng(0)
+    keys, seen = ("type", "image", "image_url", "video", "video_url", "text", "url"), set()
+    types = ["image", "image_url", "video", "video_url", "text", None]
+    for _ in range(3000):
+        chosen = [key for key in keys if rng.random() < 0.35]
+        item = {key: rng.choice([None, "x"]) if key != "type" else rng.choice(types) for key in chosen}
+        role = str(rng.choice(["user", "assistant", "tool"]))
+        messages = [user("?"), {"role": role, "content": [item, {"type": "text", "text": "a"}]}]
+        try:
+            rendered = processor.tokenizer.chat_template.render(messages)
+            found = [media.kind for media in media_of(messages)]
+        except (ChatTemplateError, MediaError) as err:
+            seen.add(type(err))
+            continue
+        assert [kind for kind in ("image", "video") if f"<|{kind}_pad|>" in rendered] == found
+        seen.add(tuple(found))
+    assert seen == {ChatTemplateError, MediaError, (), ("image",), ("video",)}

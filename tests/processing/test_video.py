@@ -139,6 +139,13 @@ def test_frames_need_no_decoder(tmp_path):
     assert load_video(frames[:1], sample_fps=2).indices.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("rate", [0, -1, "2", True, float("inf"), 10**40], ids=str)
+def test_rates_that_are_none_are_refused(rate):
+    for name in ("raw_fps", "sample_fps"):
+        with pytest.raises(MediaError, match=rf"{name}=.* of a video must be a number above 0"):
+            load_video(moving_square(4), **{name: rate})
+
+
 def test_frames_of_unknown_rate_are_told(caplog):
     with caplog.at_level(logging.WARNING):
         assert load_video(moving_square(48)).indices.tolist() == [0, 16, 31, 47]
@@ -159,7 +166,7 @@ def test_a_video_is_turned_upright():
 def test_limits_of_one_video():
     frames = moving_square(20, 320, 320)
     for options, grid in (
-        ({}, [2, 20, 20]),
+        ({"fps": None, "max_pixels": None, "nframes": None}, [2, 20, 20]),
         ({"num_frames": 6}, [3, 20, 20]),
         ({"fps": 12}, [5, 20, 20]),
         ({"max_frames": 4, "fps": 24}, [2, 20, 20]),
@@ -174,13 +181,14 @@ def test_limits_of_one_video():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fps": 0}, "fps=0 of a video must be a positive number"),
+        ({"fps": 0}, "fps=0 of a video must be a number above 0"),
         ({"fps": float("nan")}, "fps=nan"),
         ({"fps": 2, "num_frames": 4}, "fps=2 and num_frames=4; give one"),
         ({"num_frames": 769}, "num_frames=769 .* from 1 to 768"),
         ({"num_frames": 4.0}, "num_frames=4.0"),
         ({"min_frames": 9, "max_frames": 8}, "min_frames=9 is above max_frames=8"),
         ({"total_pixels": 10**9}, "total_pixels=1000000000"),
+        ({"nframes": 4}, "nframes of an image or video is not supported; write num_frames"),
         ({"video_start": 1.0}, "video_start of an image or video is not supported; cut the video"),
     ],
 )
