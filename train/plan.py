@@ -23,6 +23,7 @@ from qwen35_jax import gcs, lora
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops import gated_delta
+from qwen35_jax.ops.attention import FRAMES, splash
 from qwen35_jax.planning.aot import Compiled, abstract_model, bytes_per_device, compile_abstract, topology_devices
 from qwen35_jax.planning.devices import find_device
 from qwen35_jax.planning.hlo import Costs, read_costs
@@ -228,12 +229,20 @@ def _kernel_flops(config: TrainConfig, model_config: ModelConfig, costs: Costs) 
     text, mesh, length = model_config.text, config.layout.mesh, config.recipe.data.sequence_length
     sequences = _micro_batch_size(config) // (mesh.data * mesh.fsdp)
 
-    def calls(name: str) -> int:
-        return sum(count for kernel, count in costs.without_cycles.items() if name in kernel)
+    def calls(name: str, *, in_frames: bool = False) -> int:
+        kernels = costs.without_cycles.items()
+        return sum(count for kernel, count in kernels if name in kernel and kernel.startswith(FRAMES) == in_frames)
 
     # Half of the square of every sequence, by causality.
     square = 2 * sequences * text.num_attention_heads // mesh.tensor * text.head_dim * length**2 / 2 / mesh.context
     attention = square * sum(factor * calls(name) for name, factor in _ATTENTION_PRODUCTS.items())
+    vision = config.recipe.data.vision
+    if vision is not None and model_config.vision is not None:
+        # A call is for the patches of one sequence, each of which attends to an image of the most pixels.
+        patches, tower = vision.patches_per_sequence, model_config.vision
+        frame = min(vision.max_pixels // tower.patch_size**2, patches)
+        frames = 2 * patches * frame * tower.hidden_size / mesh.tensor / splash.num_frame_kernels(patches)
+        attention += frames * sum(factor * calls(name, in_frames=True) for name, factor in _ATTENTION_PRODUCTS.items())
     heads = text.linear_num_value_heads // mesh.tensor
     chunk = 2 * sequences * heads * length / mesh.context * gated_delta.CHUNK_SIZE**2
     products, passes = (
