@@ -20,7 +20,7 @@ _MAX_UNUSED = 100_000
 _RUN = 8
 # How much may be tokenised ahead of the packer: enough for seconds of training, and bounded in memory.
 _MAX_DOCUMENTS_AHEAD, _MAX_TOKENS_AHEAD = 2048, 1 << 26
-# Documents with images may hold the bytes of their files.
+# Fewer where there are images, for a document may hold the bytes of their files.
 _MAX_PICTURED_AHEAD = 256
 # How many batches of images are decoded ahead: one is laid out while the next one is decoded.
 _BATCHES_DECODED = 2
@@ -148,7 +148,7 @@ class Shard:
 
     def _load_ahead(self) -> None:
         """Takes the next documents from the stream: one if there is none, and as many as are to be decoded ahead."""
-        while not self._loaded or (self._patches_ahead < self._most_ahead and len(self._loaded) < _MAX_PICTURED_AHEAD):
+        while not self._loaded or (self._patches_ahead < self._most_ahead and len(self._loaded) < _MAX_DOCUMENTS_AHEAD):
             run = next(self._stream, None)
             if run is None:
                 return

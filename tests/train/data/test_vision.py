@@ -310,6 +310,7 @@ def test_images_of_the_next_batches_are_decoded_meanwhile(write_rows, tokenizer,
         return load_image(source, policy)
 
     monkeypatch.setattr("train.data.vision.load_image", counted)
+    monkeypatch.setattr("train.data.shards._MAX_DOCUMENTS_AHEAD", 100)
     iterator = batches(write_rows(mixed_rows(images)), tokenizer)
     batch = next(iterator)
     iterator.corpus.vision.executor.shutdown()
