@@ -129,8 +129,8 @@ def summary() -> str:
 
 
 def _training(recipe: Recipe) -> str:
-    """Says what trains, and from whom."""
-    kind = "full" if recipe.lora is None else "LoRA"
+    """Says what trains, on what besides text, and from whom."""
+    kind = ("full" if recipe.lora is None else "LoRA") + (", images" if recipe.data.vision is not None else "")
     if not isinstance(recipe.objective, Distillation):
         return kind
     way = "live" if recipe.objective.rollouts is None else "on-policy"
