@@ -23,7 +23,7 @@ REQUIREMENTS = {
     "yaml": "pyyaml",
 }
 # Imported only if a run asks for it: where metrics may go besides the run directory, and videos (extra `video`).
-OPTIONAL = {"train": {"tensorboardX", "trackio", "wandb"}, "eval": {"av"}}
+OPTIONAL = {"train": {"av", "tensorboardX", "trackio", "wandb"}, "eval": {"av"}}
 # The verifiers of lm_eval import it, but lm_eval does not require it.
 NEEDED_BY_OTHERS = {"eval": {"immutabledict"}}
 
