@@ -20,7 +20,7 @@ from qwen35_jax.ops.linear_cross_entropy import Divergence, linear_cross_entropy
 from qwen35_jax.ops.positions import shift_left
 from train.batch import TOKEN_FIELDS, Batch, Fields
 from train.objectives.answers import QUARTERS, count_quarters, labelled_targets, quarters
-from train.objectives.choices import check_choices
+from train.objectives.checks import check_choices, check_finite
 from train.objectives.divergence import divergence_from
 from train.objectives.heads import HeadInput, head_inputs
 from train.objectives.mtp import MtpGradient, MtpLossConfig, WithMtp
@@ -87,6 +87,7 @@ class Distillation(WithMtp):
 
     def __post_init__(self):
         check_choices(self)
+        check_finite(self)
         if self.divergence_weight <= 0:
             raise ValueError(f"divergence_weight={self.divergence_weight} must be positive, or nothing is distilled.")
         if self.loss_weight < 0:

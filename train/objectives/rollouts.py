@@ -11,7 +11,7 @@ from qwen35_jax.config import TextConfig
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.sharding import MeshConfig
 from train.batch import Field, Fields
-from train.objectives.choices import check_choices
+from train.objectives.checks import check_choices, check_finite
 
 Mode = Literal["default", "thinking", "non_thinking"]
 
@@ -66,6 +66,7 @@ class RolloutConfig:
     """Drafts of the MTP head a step; 0 decodes plainly."""
 
     def __post_init__(self):
+        check_finite(self, "rollouts.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"rollouts.fraction={self.fraction} is no share; give a number above 0 and at most 1.")
         for name in ("answers", "max_new_tokens", "max_prompt_tokens", "refresh", "slots"):
