@@ -70,7 +70,9 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     teacher, objective = None, recipe.objective
     if isinstance(objective, Distillation):
         teacher = find_teacher(recipe, objective, folder=folder, student=model_config, tokenizer=tokenizer)
-        config = config.replace(objective=dataclasses.replace(objective, teacher=teacher.settings))
+        has_head = model_config.text.mtp.num_hidden_layers > 0
+        known = dataclasses.replace(objective, teacher=teacher.settings, has_mtp_head=has_head)
+        config = config.replace(objective=known)
     settled = settle(config, model_config)
     sequences = sequences_of_process(sequences=data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh)
     signals = None if teacher is None else teacher.store
