@@ -22,7 +22,7 @@ from train.data.measure import Measurement, check_lost, describe, measure
 from train.data.pipeline import BatchIterator, make_batches
 from train.data.validation import ValidationData, read_validation
 from train.observe.warnings import many_epochs
-from train.rollouts import RolloutBatches
+from train.rollouts import HeldOutPrompts, RolloutBatches
 from train.settle import Settled, announce, settle
 from train.teacher import Teacher, find_teacher
 
@@ -46,6 +46,8 @@ class Inputs(NamedTuple):
     validation: ValidationData | None
     teacher: Teacher | None = None
     """Of a distillation."""
+    held_out: HeldOutPrompts | None = None
+    """What every validation of an on-policy run answers."""
 
 
 def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
@@ -83,7 +85,10 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
         batches = RolloutBatches(data, rollouts, tokenizer, sequences, seed=recipe.seed)
     found = _look_at_data(batches, recipe)
     validation = read_validation(data, tokenizer, sequences, batches.corpus, signals)
-    return Inputs(settled, folder, model_config, tokenizer, batches, found, sequences, validation, teacher)
+    held_out = None
+    if isinstance(batches, RolloutBatches) and rollouts is not None and validation is not None:
+        held_out = HeldOutPrompts(validation, rollouts, data, tokenizer, sequences, batches.answer)
+    return Inputs(settled, folder, model_config, tokenizer, batches, found, sequences, validation, teacher, held_out)
 
 
 def _look_at_data(batches: BatchIterator | RolloutBatches, recipe: Recipe) -> Measurement | None:

@@ -160,6 +160,11 @@ class Distillation(WithMtp):
         return 0.5 if self.divergence == "jsd" and self.beta is None else self.beta
 
     @property
+    def validates_rollouts(self) -> bool:
+        """Whether validation answers held-out prompts."""
+        return self.rollouts is not None and self.rollouts.eval_prompts > 0
+
+    @property
     def batch_fields(self) -> Fields:
         """The arrays that a batch must hold."""
         rollouts = {} if self.rollouts is None else ROLLOUT_FIELDS

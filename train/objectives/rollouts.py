@@ -15,6 +15,9 @@ from train.objectives.checks import check_choices, check_finite
 
 Mode = Literal["default", "thinking", "non_thinking"]
 
+OF_ROLLOUTS = "rollout_"
+"""What the figures of rollouts begin with; those of held-out prompts have ``eval_`` before it."""
+
 ROLLOUT_FIELDS: Fields = MappingProxyType({"labelled": Field(jnp.bool_), "sampled_log_probs": Field(jnp.float32)})
 """What rollouts add to a batch: ``labelled[t]`` says that token t is from the data; ``sampled_log_probs[t]`` is the
 log-probability of a sampled token t by the model that sampled it, and 0 for other tokens."""
@@ -64,6 +67,9 @@ class RolloutConfig:
     """Tokens that the engine's pages hold; by default as many as all slots may need."""
     speculative_tokens: int = 0
     """Drafts of the MTP head a step; 0 decodes plainly."""
+    eval_prompts: int = field(default=64, compare=False)
+    """Most prompts of the validation data that every validation answers, once each, in the order of the file; 0 for
+    none."""
 
     def __post_init__(self):
         check_finite(self, "rollouts.")
@@ -78,8 +84,9 @@ class RolloutConfig:
                 "rollouts.temperature=0 samples nothing: all answers to a prompt would be its most likely one; give "
                 "1, which samples the model's own distribution."
             )
-        if self.speculative_tokens < 0:
-            raise ValueError(f"rollouts.speculative_tokens={self.speculative_tokens} is negative; give 0 or more.")
+        for name in ("speculative_tokens", "eval_prompts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"rollouts.{name}={getattr(self, name)} is negative; give 0 or more.")
         if self.cache_tokens is not None and self.cache_tokens < self.longest:
             raise ValueError(
                 f"rollouts.cache_tokens={self.cache_tokens} holds no document of {self.longest} tokens "
