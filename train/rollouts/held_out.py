@@ -23,6 +23,9 @@ from train.state import TrainState
 
 logger = logging.getLogger(__name__)
 
+# Rows that are read to find prompts, or four times as many as are wanted.
+_LOOKED_AT = 2048
+
 Answer = Callable[[TrainState, Sequence[Prompt]], list[Rollout]]
 """Answers each prompt once with the weights of a state."""
 
@@ -59,7 +62,8 @@ class HeldOutPrompts:
         self._per_batch = config.sequences_per_batch * (config.sequence_length // settings.longest)
         self.prompts: list[Prompt] = []
         left_out: Counter[str] = Counter()
-        for place, (source, row) in enumerate(validation.rows):
+        looked_at = validation.rows[: max(_LOOKED_AT, 4 * settings.eval_prompts)]
+        for place, (source, row) in enumerate(looked_at):
             if len(self.prompts) == settings.eval_prompts:
                 break
             found = read_prompt(validation.documents, tokenizer, settings, source, row)
