@@ -186,6 +186,24 @@ def test_settings_that_do_not_fit_are_named_when_they_are_built(inputs, teacher,
         make_config(inputs, teacher).replace(**changes)
 
 
+@pytest.mark.parametrize("prompts", [0, 1])
+def test_the_best_step_is_judged_by_answers_only_where_there_are_some(inputs, teacher, prompts):
+    settings = make_config(inputs, teacher)
+    objective = dataclasses.replace(
+        settings.recipe.objective, rollouts=dataclasses.replace(ROLLOUTS, eval_prompts=prompts)
+    )
+    changes = {
+        "objective": objective,
+        "data": dataclasses.replace(settings.recipe.data, eval_path="x.jsonl"),
+        "checkpoint": CheckpointConfig(best_by="eval_rollout_kl_reverse"),
+    }
+    if prompts:
+        assert settings.replace(**changes).options.checkpoint.best_by == "eval_rollout_kl_reverse"
+        return
+    with pytest.raises(ValueError, match="best_by='eval_rollout_kl_reverse' is no figure of this run"):
+        settings.replace(**changes)
+
+
 def test_a_model_with_too_few_positions_is_refused_before_it_is_loaded(inputs, teacher, tmp_path):
     settings = make_config(inputs, teacher)
     longer = dataclasses.replace(ROLLOUTS, max_new_tokens=10**6)
