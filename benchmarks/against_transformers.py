@@ -59,7 +59,7 @@ def run_ours(path: Path, num_tokens: int, repeats: int) -> dict:
     import qwen35_jax
     from qwen35_jax.ops.linear_cross_entropy import linear_cross_entropy
 
-    model = qwen35_jax.load(path, dtype="float32")
+    model = qwen35_jax.load(path, dtype="float32", vision=False)
     ids = jnp.asarray(token_ids(num_tokens, model.config.text.vocab_size))
     targets = jnp.roll(ids, -1, axis=1)
     weights = jnp.ones(ids.shape, jnp.float32).at[:, -1].set(0) / (num_tokens - 1)

@@ -35,7 +35,9 @@ def random_model(preset: str) -> Qwen35:
     """Makes a model of a published size in bfloat16."""
     with nnx.use_eager_sharding(False):
         return nnx.jit(
-            lambda: Qwen35(PRESETS[preset], dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+            lambda: Qwen35(
+                PRESETS[preset], dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, vision=False, rngs=nnx.Rngs(0)
+            )
         )()
 
 

@@ -82,7 +82,7 @@ def run_ours(path: Path, slots: int) -> float:
     from qwen35_jax.inference.sampling import SamplingParams
 
     prompts, limits = workload()
-    model = qwen35_jax.load(path, dtype="float32")
+    model = qwen35_jax.load(path, dtype="float32", vision=False)
     engine = qwen35_jax.Engine(model, plain_tokenizer(), slots=slots, cache_tokens=slots * 1_280)
     sampling = SamplingParams(ignore_end=True)
     engine.generate([prompts[0], [1] * 200], sampling=sampling, max_new_tokens=4)
@@ -98,7 +98,7 @@ def run_before(path: Path, slots: int) -> float:
     from qwen35_jax.inference.sampling import SamplingParams
 
     prompts, limits = workload()
-    model = qwen35_jax.load(path, dtype="float32")
+    model = qwen35_jax.load(path, dtype="float32", vision=False)
     engine = qwen35_jax.Engine(model, plain_tokenizer(), max_batch=slots)
 
     def complete():

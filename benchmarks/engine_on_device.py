@@ -103,7 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     print(jax.devices()[0].device_kind, jax.__version__, flush=True)
     with nnx.use_eager_sharding(False):
-        make = nnx.jit(lambda: Qwen35(PRESETS[args.preset], dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+        make = nnx.jit(lambda: Qwen35(PRESETS[args.preset], dtype=jnp.bfloat16, vision=False, rngs=nnx.Rngs(0)))
         model = make()
     for drafts in (0, 2):
         measure(model, drafts, args)

@@ -61,7 +61,7 @@ def answer(engine: Engine, prompts: list[list[int]], sampling: SamplingParams) -
 
 def compare(path: Path, slots: int) -> None:
     """Prints speed and acceptance by number of drafts."""
-    model, tokenizer = load(path, dtype="float32"), Tokenizer.from_pretrained(path)
+    model, tokenizer = load(path, dtype="float32", vision=False), Tokenizer.from_pretrained(path)
     questions = [problem.question for problem in task.make_problems(6000 + QUESTIONS, seed=0)[6000:]]
     prompts = [
         tokenizer.encode_chat([{"role": "user", "content": question}], enable_thinking=True) for question in questions

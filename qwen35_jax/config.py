@@ -15,6 +15,7 @@ from typing import Any
 
 from qwen35_jax import config_keys as keys
 from qwen35_jax.config_keys import FULL, LINEAR, build, names_of
+from qwen35_jax.config_vision import VisionConfig
 
 
 @dataclass(frozen=True)
@@ -168,25 +169,6 @@ def _check_layer_types(config: TextConfig) -> None:
         )
 
 
-@dataclass(frozen=True)
-class VisionConfig:
-    """The vision tower, which reads images and videos as patches."""
-
-    depth: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    out_hidden_size: int
-    deepstack_visual_indexes: tuple[int, ...] = ()
-    hidden_act: str = "gelu_pytorch_tanh"
-    in_channels: int = 3
-    initializer_range: float = 0.02
-    num_position_embeddings: int = 2304
-    patch_size: int = 16
-    spatial_merge_size: int = 2
-    temporal_patch_size: int = 2
-
-
 ARCHITECTURES = {
     "Qwen3_5ForConditionalGeneration": "qwen3_5",
     "Qwen3_5MoeForConditionalGeneration": "qwen3_5_moe",
@@ -219,6 +201,8 @@ class ModelConfig:
             raise ValueError(f"{self.architecture} and the presence of num_experts in the configuration disagree.")
         if self.has_vision_layout != (self.vision is not None):
             raise ValueError(f"{self.architecture} and the presence of vision_config disagree.")
+        if self.vision is not None:
+            self.vision.check_fit(hidden_size=self.text.hidden_size, num_hidden_layers=self.text.num_hidden_layers)
 
     @property
     def is_moe(self) -> bool:

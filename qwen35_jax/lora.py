@@ -40,8 +40,8 @@ class LoraConfig:
       alpha: the adapter's output is multiplied by ``alpha / rank``.
       rank_stabilized: multiply by ``alpha / sqrt(rank)`` instead.
       dropout: probability that an input of the adapter is dropped in training.
-      targets: layers that get an adapter: groups (attention, deltanet, mlp, embed, mtp), all-linear, names of modules
-        such as q_proj, or regular expressions for whole names. See ``qwen35_jax.targets``.
+      targets: layers that get an adapter: groups (attention, deltanet, mlp, embed, mtp, tower, merger), all-linear,
+        names of modules such as q_proj, or regular expressions for whole names. See ``qwen35_jax.targets``.
       exclude: layers that get none all the same, named in the same ways.
     """
 
@@ -236,11 +236,18 @@ def all_modules(model: Qwen35) -> Iterator[tuple[Place, Module]]:
             yield (path, index), Module(name, takes_patterns=not isinstance(layer, Embedding))
 
 
+def is_stacked(path: TreePath) -> bool:
+    """Whether the first axis of the parameters at this path of the tree is a stack of layers."""
+    return path[0] == "layers" or path[:2] == ("vision", "blocks")
+
+
 def checkpoint_name(path: TreePath, index: tuple[int, ...], *, period: int) -> str:
     """Names what lies at a path of the tree, at a position of its stack, as the checkpoint does (see ``Module``)."""
     if path[0] == "layers":
         assert isinstance(path[1], int)
         path = ("layers", period * index[0] + path[1], *path[2:])
+    elif path[0] == "vision":
+        path = ("visual", path[1], *index, *path[2:])
     return ".".join(map(str, path))
 
 

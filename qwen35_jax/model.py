@@ -1,23 +1,23 @@
-"""Qwen3.5 as one module: embedding, decoder scanned by period, output head, and the MTP head.
+"""Qwen3.5 as one module: vision tower, embedding, decoder scanned by period, output head, and the MTP head.
 
-Letters: ``G`` periods, ``B`` batch, ``T`` tokens of this call, ``D`` model width, ``V`` vocabulary.
+Letters: ``G`` periods, ``B`` batch, ``T`` tokens of this call, ``D`` model width, ``V`` vocabulary, ``L`` layers that
+take features of their own.
 
 Source: ``Qwen3_5ForConditionalGeneration`` in transformers; ``Qwen3_5MTP`` in vLLM for the MTP head.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from numpy.typing import ArrayLike
 
 from qwen35_jax.config import ModelConfig
+from qwen35_jax.eager import Inputs, eager
 from qwen35_jax.layers.decoder import DecoderLayer
 from qwen35_jax.layers.embedding import Embedding, OutputHead
 from qwen35_jax.layers.mtp import MTPHead
@@ -30,55 +30,17 @@ from qwen35_jax.ops.positions import count_positions, shift_left
 from qwen35_jax.ops.rotary import rotary_angles
 from qwen35_jax.sharding import constrain
 from qwen35_jax.state import DecoderState, PagedKeyValues, PagedState
+from qwen35_jax.vision.patches import Patches
+from qwen35_jax.vision.placing import Embedded, place_features
+from qwen35_jax.vision.tower import VisionFeatures, VisionTower
 
-# Folded into the dropout keys: the trunk's, and from this number on those of the MTP steps.
-_TRUNK, _MTP = 0, 1_000
-
-
-@runtime_checkable
-class _EagerMethod(Protocol):
-    """A method of the model as its users call it."""
-
-    def __call__(
-        self, input_ids: ArrayLike, segment_ids: ArrayLike | None = None, position_ids: ArrayLike | None = None
-    ) -> Array: ...
-
-
-def _eager(method: Callable[..., Array]) -> _EagerMethod:
-    """Lets a method be called with lists and arrays of any kind: checks their shapes and runs it compiled.
-
-    A program is compiled once for each structure of model and arguments. Code that is compiled itself calls
-    ``forward`` and ``mtp_forward``.
-    """
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(graphdef, weights, inputs):
-        return method(nnx.merge(graphdef, weights), *inputs)
-
-    @functools.wraps(method)
-    def call(model, input_ids, segment_ids=None, position_ids=None):
-        return run(*nnx.split(model), _checked(input_ids, segment_ids, position_ids))
-
-    return cast(_EagerMethod, call)
-
-
-def _checked(
-    input_ids: ArrayLike, segment_ids: ArrayLike | None, position_ids: ArrayLike | None
-) -> tuple[Array, Array | None, Array | None]:
-    ids = jnp.asarray(input_ids)
-    segments = None if segment_ids is None else jnp.asarray(segment_ids)
-    positions = None if position_ids is None else jnp.asarray(position_ids)
-    if ids.ndim != 2:
-        raise ValueError(f"input_ids has shape {ids.shape}; expected (batch, tokens).")
-    if segments is not None and segments.shape != ids.shape:
-        raise ValueError(f"segment_ids has shape {segments.shape}; expected that of input_ids, {ids.shape}.")
-    if positions is not None and positions.shape not in (ids.shape, (3, *ids.shape)):
-        raise ValueError(f"position_ids has shape {positions.shape}; expected {ids.shape} or {(3, *ids.shape)}.")
-    return ids, segments, positions
+# Folded into the dropout keys: the trunk's, the tower's, and from the last number on those of the MTP steps.
+_TRUNK, _TOWER, _MTP = 0, 1, 1_000
+_TOKENS = ("batch", "length", "features")
 
 
 class Qwen35(nnx.Module):
-    """The text model. ``layers[i]`` holds, stacked along its first axis, layer ``i`` of every period.
+    """The model. ``layers[i]`` holds, stacked along its first axis, layer ``i`` of every period.
 
     Every method takes the same three inputs:
 
@@ -87,8 +49,10 @@ class Qwen35(nnx.Module):
       ascending order. Documents do not see each other in any layer. Default: one document a sequence;
     * ``position_ids`` [B, T] or [3, B, T] for time, height and width. Default: counted within each document.
 
-    ``forward`` and ``mtp_forward`` are for code that is compiled: a train step, an engine. ``hidden_states``,
-    ``logits`` and ``mtp_logits`` are for everybody else.
+    ``forward`` and ``mtp_forward`` are for code that is compiled: a train step, an engine. With images or videos it
+    calls ``vision_features`` and ``embed`` first, and hands on what they return. ``hidden_states``, ``logits`` and
+    ``mtp_logits`` are for everybody else. They take ``pixels`` [P, C] and ``grids`` [n, 3] as the processor returns
+    them, those of all sequences in reading order. Positions are then by default those of ``vision.mrope``.
     """
 
     def __init__(
@@ -98,6 +62,7 @@ class Qwen35(nnx.Module):
         dtype: DTypeLike = jnp.bfloat16,
         param_dtype: DTypeLike | None = None,
         delta_rule: DeltaRule = "auto",
+        vision: bool = True,
         rngs: nnx.Rngs,
     ):
         """Makes a model with random weights as the reference initialises them.
@@ -106,6 +71,7 @@ class Qwen35(nnx.Module):
           dtype: what is computed in; norms, gates, recurrent states and softmax are float32 always.
           param_dtype: what weights are stored in, by default ``dtype``; ``A_log`` and the gated norms are float32.
           delta_rule: how DeltaNet layers compute their recurrence (see ``ops/gated_delta/README.md``).
+          vision: whether to make the vision tower that the configuration may have; text alone does not need it.
 
         Raises:
           ValueError: the configuration is of a mixture-of-experts size, whose layers do not exist yet, or
@@ -133,6 +99,11 @@ class Qwen35(nnx.Module):
             None if config.tie_word_embeddings else OutputHead(text.vocab_size, text.hidden_size, make=make)
         )
         self.mtp = nnx.data(MTPHead(text, make=make) if text.mtp.num_hidden_layers else None)
+        tower = None
+        if vision and config.vision is not None:
+            make = Parameters(rngs, make.dtype, config.vision.initializer_range)
+            tower = VisionTower(config.vision, dtype=self.dtype, make=make)
+        self.vision = nnx.data(tower)
 
     def forward(
         self,
@@ -141,6 +112,7 @@ class Qwen35(nnx.Module):
         position_ids: Int[Array, "*axes B T"] | None = None,
         state: DecoderState | PagedState | None = None,
         *,
+        embedded: Embedded | None = None,
         remat: Remat = "none",
         dropout_key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
@@ -151,6 +123,7 @@ class Qwen35(nnx.Module):
 
         Args:
           state: what the layers remember; None starts anew and remembers nothing.
+          embedded: what to read in place of the tokens' embeddings, as ``embed`` returns it.
           remat: what the backward pass keeps of each period of layers; it computes the rest again.
           dropout_key: turns adapter dropout on.
 
@@ -165,17 +138,27 @@ class Qwen35(nnx.Module):
             keys = jax.random.split(jax.random.fold_in(dropout_key, _TRUNK), num_periods)
 
         def run_period(carry, period):
-            (x, states), (weights, key, index) = carry, period
+            (x, states), (weights, key, index, deep) = carry, period
             x, here, left = block_input(x), tokens.at_layer(index), []
             for i, layer in enumerate(nnx.merge(graphdef, weights)):
                 layer_key = None if key is None else jax.random.fold_in(key, i)
                 x, layer_state = layer(x, here, None if states is None else states[i], layer_key)
                 left.append(layer_state)
+                x = x if deep is None else x + deep[i]
             return (x, None if states is None else tuple(left)), None
 
-        carry = self.embed(input_ids), None if state is None else state.layers
+        embedded = self._look_up(input_ids) if embedded is None else embedded
+        carry = embedded.values, None if state is None else state.layers
         periods = weights, keys, None if state is None else jnp.arange(num_periods)
-        (x, states), _ = jax.lax.scan(rematerialized(run_period, remat), carry, periods, length=num_periods)
+        run = rematerialized(run_period, remat)
+        start = 0
+        if embedded.deep is not None:
+            deep = _by_period(embedded.deep, len(self.layers))
+            start = len(deep)
+            first = jax.tree.map(lambda stack: stack[:start], periods)
+            carry, _ = jax.lax.scan(run, carry, (*first, deep), length=start)
+            periods = jax.tree.map(lambda stack: stack[start:], periods)
+        (x, states), _ = jax.lax.scan(run, carry, (*periods, None), length=num_periods - start)
         if state is not None:
             assert states is not None and tokens.placement is not None
             state = cast(Any, state).advance(states, segment_ids, position_ids, tokens.placement)
@@ -188,6 +171,7 @@ class Qwen35(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         position_ids: Int[Array, "*axes B T"] | None = None,
         *,
+        embedded: Embedded | None = None,
         num_steps: int = 1,
         remat: Remat = "none",
         dropout_key: PRNGKeyArray | None = None,
@@ -196,6 +180,7 @@ class Qwen35(nnx.Module):
 
         Args:
           hidden: what ``forward`` returned for these tokens.
+          embedded: what ``forward`` was given.
 
         Returns:
           For each step ``k`` from 1 the vectors that, through the shared head, predict token ``i + k + 1`` at
@@ -211,7 +196,10 @@ class Qwen35(nnx.Module):
 
         def step(hidden, k):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, _MTP + k)
-            embedding = self.embed(shift_left(input_ids, k))
+            if embedded is None:
+                embedding = self._look_up(shift_left(input_ids, k)).values
+            else:
+                embedding = shift_left(embedded.values, k)
             return self.mtp(block_input(hidden), embedding, tokens, dropout_key=key)[0]
 
         outputs = []
@@ -226,6 +214,8 @@ class Qwen35(nnx.Module):
         next_ids: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"] | None,
         state: PagedState,
+        *,
+        embedded: Embedded | None = None,
     ) -> tuple[Float[Array, "B T D"], PagedState]:
         """Runs the MTP head once over the next T tokens of an engine's slots.
 
@@ -234,6 +224,7 @@ class Qwen35(nnx.Module):
           next_ids: the token after each.
           segment_ids: 1 for tokens, then 0 for padding; None where all are real.
           state: the head's keys and values, as its one layer.
+          embedded: what to read in place of the embeddings of ``next_ids``.
 
         Returns:
           The vectors that, through the shared head, predict the token after ``next_ids``, and the state after.
@@ -242,44 +233,37 @@ class Qwen35(nnx.Module):
         tokens, *_ = self._describe(next_ids, segment_ids, None, state)
         (memory,) = state.layers
         assert isinstance(memory, PagedKeyValues)
-        out, after = self.mtp(hidden, self.embed(next_ids), tokens, memory)
+        embedded = self._look_up(next_ids) if embedded is None else embedded
+        out, after = self.mtp(hidden, embedded.values, tokens, memory)
         assert after is not None
         return out, dataclasses.replace(state, layers=(after,))
 
-    @_eager
-    def hidden_states(
-        self,
-        input_ids: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"] | None = None,
-        position_ids: Int[Array, "*axes B T"] | None = None,
-    ) -> Float[Array, "B T D"]:
+    @eager
+    def hidden_states(self, inputs: Inputs) -> Float[Array, "B T D"]:
         """Returns the decoder's output after the final norm, in the compute dtype."""
-        return self.forward(input_ids, segment_ids, position_ids)[0]
+        return self._run(inputs)[0]
 
-    @_eager
-    def logits(
-        self,
-        input_ids: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"] | None = None,
-        position_ids: Int[Array, "*axes B T"] | None = None,
-    ) -> Float[Array, "B T V"]:
+    @eager
+    def logits(self, inputs: Inputs) -> Float[Array, "B T V"]:
         """Returns float32 logits; position ``i`` predicts token ``i + 1``. Training never holds this array."""
-        return self.head_logits(self.forward(input_ids, segment_ids, position_ids)[0])
+        return self.head_logits(self._run(inputs)[0])
 
-    @_eager
-    def mtp_logits(
-        self,
-        input_ids: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"] | None = None,
-        position_ids: Int[Array, "*axes B T"] | None = None,
-    ) -> Float[Array, "B T V"]:
+    @eager
+    def mtp_logits(self, inputs: Inputs) -> Float[Array, "B T V"]:
         """Returns float32 logits of the MTP head; position ``i`` predicts token ``i + 2``.
 
         The last two positions of a document are undefined.
         """
-        hidden, _ = self.forward(input_ids, segment_ids, position_ids)
-        (ahead,) = self.mtp_forward(hidden, input_ids, segment_ids, position_ids)
+        hidden, embedded = self._run(inputs)
+        (ahead,) = self.mtp_forward(hidden, *inputs[:3], embedded=embedded)
         return self.head_logits(ahead)
+
+    def _run(self, inputs: Inputs) -> tuple[Float[Array, "B T D"], Embedded | None]:
+        """Returns the output after the final norm, and what took the place of embeddings, if there are patches."""
+        embedded = None
+        if inputs.patches is not None:
+            embedded = self.embed(inputs.input_ids, self.vision_features(inputs.patches))
+        return self.forward(*inputs[:3], embedded=embedded)[0], embedded
 
     def head_logits(
         self, hidden: Float[Array, "*L D"], head: Float[Array, "V D"] | None = None
@@ -296,9 +280,38 @@ class Qwen35(nnx.Module):
         """Returns the weight of the output head, which a tied model shares with its embedding."""
         return (self.embed_tokens if self.lm_head is None else self.lm_head).weight[...]
 
-    def embed(self, input_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Looks tokens up in the compute dtype."""
-        return constrain(self.embed_tokens(input_ids, dtype=self.dtype), ("batch", "length", "features"))
+    def vision_features(
+        self, patches: Patches, *, remat: Remat = "none", dropout_key: PRNGKeyArray | None = None
+    ) -> VisionFeatures:
+        """Runs the tower over images and videos.
+
+        Args:
+          remat: what the backward pass keeps of each block of the tower; it computes the rest again.
+          dropout_key: turns adapter dropout on.
+
+        Raises:
+          ValueError: the model has no tower.
+        """
+        if self.vision is None:
+            raise ValueError("this model has no vision tower: load a checkpoint that has one, with vision=True.")
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, _TOWER)
+        return self.vision(patches, remat=remat, dropout_key=key)
+
+    def embed(self, input_ids: Int[Array, "B T"], features: VisionFeatures | None = None) -> Embedded:
+        """Looks tokens up in the compute dtype, and puts the tower's vectors in the place of image and video tokens.
+
+        Args:
+          features: of as many rows as there are sequences, or a divisor of them (see ``Patches``).
+        """
+        embedded = self._look_up(input_ids)
+        if features is None:
+            return embedded
+        is_vision = (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
+        placed = place_features(embedded.values, is_vision, features)
+        return placed._replace(values=constrain(placed.values, _TOKENS))
+
+    def _look_up(self, input_ids: Int[Array, "B T"]) -> Embedded:
+        return Embedded(constrain(self.embed_tokens(input_ids, dtype=self.dtype), _TOKENS))
 
     def _describe(self, input_ids, segment_ids, position_ids, state: DecoderState | PagedState | None = None):
         """Returns what the layers must know of the tokens, and segment and position ids with their defaults."""
@@ -315,3 +328,9 @@ class Qwen35(nnx.Module):
         cos, sin = rotary_angles(position_ids, theta=float(rope.rope_theta), sections=rope.mrope_section)
         placement = None if state is None else state.place(segment_ids)
         return Tokens(cos, sin, segment_ids, placement), segment_ids, position_ids
+
+
+def _by_period(deep: Float[Array, "L B T D"], period: int) -> Float[Array, "G period B T D"]:
+    """Sorts what is added after the first layers into periods; the last one is filled up with zeros."""
+    filled = jnp.pad(deep, ((0, -len(deep) % period), (0, 0), (0, 0), (0, 0)))
+    return filled.reshape(-1, period, *deep.shape[1:])

@@ -194,7 +194,8 @@ def load_run(
     settings, adapter = record["recipe"]["model"], record["recipe"].get("lora")
     source = find_folder(settings["path"])
     _check_base(source, record)
-    model = load(source, settings["dtype"], mesh, param_dtype=stored_dtype(source))
+    sees = record["recipe"].get("data", {}).get("vision") is not None
+    model = load(source, settings["dtype"], mesh, param_dtype=stored_dtype(source), vision=sees)
     if adapter is not None:
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in adapter.items()

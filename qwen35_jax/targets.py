@@ -3,11 +3,12 @@
 A word is one of these, tried in this order:
 
 - a group: ``attention``, ``deltanet`` and ``mlp`` of the decoder, ``embed`` (the token embedding), ``mtp`` (all of the
-  MTP head);
-- ``all-linear``: every linear layer, never the embedding;
+  MTP head); ``tower`` and ``merger`` of the vision tower;
+- ``all-linear``: every linear layer of decoder and MTP head;
 - a name, made of letters, digits, ``_`` and dots: the end of a module's name in the checkpoint, such as ``q_proj``,
   ``self_attn.q_proj`` or ``layers.3.mlp.up_proj``;
-- a regular expression for the whole name, such as ``.*layers\\.(20|21)\\..*_proj``. It never takes the embedding.
+- a regular expression for the whole name, such as ``.*layers\\.(20|21)\\..*_proj``. It never takes the embedding, and
+  it takes parts of the vision tower only if it says ``visual``.
 
 The text model's names may begin with ``model.language_model.`` or ``model.``. Source: ``target_modules`` in peft.
 """
@@ -17,10 +18,14 @@ import re
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-GROUPS = ("attention", "deltanet", "mlp", "embed", "mtp")
+GROUPS = ("attention", "deltanet", "mlp", "embed", "mtp", "tower", "merger")
 ALL_LINEAR = "all-linear"
 _GROUP_OF_BLOCK = {"self_attn": "attention", "linear_attn": "deltanet", "mlp": "mlp"}
 _PREFIXES = ("model.language_model.", "model.")
+_VISION = "visual"
+VISION_GROUPS = ("tower", "merger")
+# Names that the decoder has too.
+_SHARED_NAMES = ("norm",)
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -37,6 +42,8 @@ class Module(NamedTuple):
     def group(self) -> str:
         """One of ``GROUPS``, or ``head`` for an output head of its own, or ``norm``."""
         first, *rest = self.name.split(".")
+        if first == _VISION:
+            return VISION_GROUPS["merger" in rest[0]]
         special = {"mtp": "mtp", "embed_tokens": "embed", "lm_head": "head"}
         blocks = [_GROUP_OF_BLOCK[part] for part in rest if part in _GROUP_OF_BLOCK]
         return special.get(first) or (blocks or ["norm"])[0]
@@ -48,16 +55,24 @@ class Module(NamedTuple):
 
     def spellings(self) -> tuple[str, ...]:
         """Returns the names that it has in checkpoints."""
-        return (self.name,) if self.group in ("mtp", "head") else tuple(prefix + self.name for prefix in _PREFIXES)
+        if self.group in ("mtp", "head"):
+            return (self.name,)
+        prefixes = _PREFIXES[1:] if self.group in VISION_GROUPS else _PREFIXES
+        return tuple(prefix + self.name for prefix in prefixes)
 
     def matches(self, word: str) -> bool:
         if word in GROUPS:
             return self.group == word
+        is_vision = self.group in VISION_GROUPS
         if word == ALL_LINEAR:
-            return self.group != "embed"
+            return self.group != "embed" and not is_vision
         names = [name + ending for name in self.spellings() for ending in ("", ".weight")]
         if _is_name(word):
+            if is_vision and word in _SHARED_NAMES:
+                return False
             return any(f".{name}".endswith(f".{word}") for name in names)
+        if is_vision and _VISION not in word:
+            return False
         return self.takes_patterns and any(re.fullmatch(word, name) for name in names)
 
 

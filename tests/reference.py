@@ -60,6 +60,9 @@ def by_reference_name(flat: dict, period: int) -> dict[str, np.ndarray]:
     named = {}
     for path, value in flat.items():
         value = np.asarray(value)
+        if path[0] == "vision":
+            named |= _vision_names(path[1:], value)
+            continue
         if path[0] != "layers":
             name = ".".join(map(str, path))
             name = name if path[0] in ("lm_head", "mtp") else f"model.language_model.{name}"
@@ -70,6 +73,18 @@ def by_reference_name(flat: dict, period: int) -> dict[str, np.ndarray]:
             name = f"model.language_model.layers.{layer}." + ".".join(map(str, path[2:]))
             named[name] = _reference_layout(name, layer_value)
     return named
+
+
+def _vision_names(path: tuple, value: np.ndarray) -> dict[str, np.ndarray]:
+    names = [".".join(map(str, path))]
+    if path[0] == "blocks":
+        names = [".".join(map(str, ("blocks", i, *path[1:]))) for i in range(len(value))]
+    layers = value if path[0] == "blocks" else [value]
+    # The weight of the convolution has its outputs last here, like every weight but that of the positions.
+    return {
+        f"model.visual.{name}": layer if "pos_embed" in name else np.moveaxis(layer, -1, 0)
+        for name, layer in zip(names, layers, strict=True)
+    }
 
 
 def _reference_layout(name: str, value: np.ndarray) -> np.ndarray:

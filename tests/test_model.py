@@ -51,14 +51,14 @@ def pair(request, pairs, tmp_path_factory):
         config, folder = tiny_config(**CASES[request.param]), tmp_path_factory.mktemp("checkpoint")
         reference, mtp = reference_model(config), reference_mtp(config)
         write_reference(reference, folder, mtp)
-        pairs[request.param] = reference, mtp, qwen35_jax.load(folder, dtype="float32")
+        pairs[request.param] = reference, mtp, qwen35_jax.load(folder, dtype="float32", vision=False)
     return pairs[request.param]
 
 
 def abstract(**settings) -> Qwen35:
     """Ours alone, in shapes. Periods of two DeltaNet layers and one of attention compile faster than the usual ones."""
     config = tiny_config(num_hidden_layers=6, layer_types=(LINEAR, LINEAR, FULL) * 2)
-    return nnx.eval_shape(lambda: Qwen35(config, **{"dtype": "float32"} | settings, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Qwen35(config, **{"dtype": "float32"} | settings, vision=False, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,11 @@ DELTANET = [f"linear_attn.{name}" for name in ("in_proj_qkv", "in_proj_z", "out_
 NAMES = ["embed_tokens"]
 NAMES += [f"layers.{i}.{name}" for i in range(8) for name in (ATTENTION if i % 4 == 3 else DELTANET)]
 HEAD = ["mtp.fc", *(f"mtp.layers.0.{name}" for name in ATTENTION)]
-MODULES = {name: Module(name, takes_patterns=name != "embed_tokens") for name in NAMES + HEAD}
+BLOCK = ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
+TOWER = [f"visual.blocks.{i}.{name}" for i in range(2) for name in BLOCK]
+MERGER = [f"visual.{merger}.linear_fc{i}" for merger in ("merger", "deepstack_merger_list.0") for i in (1, 2)]
+TEXT = {name: Module(name, takes_patterns=name != "embed_tokens") for name in NAMES + HEAD}
+MODULES = TEXT | {name: Module(name) for name in TOWER + MERGER}
 
 
 def chosen(*words, exclude=(), modules=MODULES):
@@ -24,7 +28,12 @@ def chosen(*words, exclude=(), modules=MODULES):
         (("attention",), {f"layers.{i}.{name}" for i in (3, 7) for name in ATTENTION[:4]}),
         (("mtp",), set(HEAD)),
         (("embed",), {"embed_tokens"}),
-        (("all-linear",), set(MODULES) - {"embed_tokens"}),
+        (("all-linear",), set(TEXT) - {"embed_tokens"}),
+        (("tower",), set(TOWER)),
+        (("merger",), set(MERGER)),
+        (("qkv", "visual.merger.linear_fc1"), {*TOWER[::4], MERGER[0]}),
+        (("model.visual.blocks.1.attn.proj",), {"visual.blocks.1.attn.proj"}),
+        ((r".*visual\.blocks.*fc1",), set(TOWER[2::4])),
         (("q_proj",), {"layers.3.self_attn.q_proj", "layers.7.self_attn.q_proj", "mtp.layers.0.self_attn.q_proj"}),
         (("embed_tokens",), {"embed_tokens"}),
         (("layers.2.mlp.up_proj",), {"layers.2.mlp.up_proj"}),
@@ -36,7 +45,7 @@ def chosen(*words, exclude=(), modules=MODULES):
         ),
         ((r"model\.layers\.[67]\.mlp\.up_proj",), {f"layers.{i}.mlp.up_proj" for i in (6, 7)}),
         ((r"mtp\..*",), set(HEAD)),
-        ((".*",), set(MODULES) - {"embed_tokens"}),
+        ((".*",), set(TEXT) - {"embed_tokens"}),
     ],
 )
 def test_words_choose(words, want):
@@ -56,7 +65,7 @@ def test_excluded_words_take_away():
         (("q_porj",), (), "lora.targets has 'q_porj', which matches no module of this model; did you mean 'q_proj'"),
         (("layers.9.mlp.up_proj",), (), "matches no module"),
         # A part of a name, and a name in the middle, are no ends of names.
-        (("proj",), (), "matches no module"),
+        (("roj",), (), "matches no module"),
         (("mlp.up_proj.bias",), (), "matches no module"),
         (("lm_head",), (), "matches no module"),
         (("up_proj.*",), (), "matches no module"),
@@ -76,6 +85,12 @@ def test_a_group_that_the_model_lacks_is_refused():
         ValueError, match=r"'mtp', which matches no module .* the groups attention, deltanet, mlp, embed"
     ):
         chosen("mlp", "mtp", modules=trunk)
+
+
+def test_names_that_the_decoder_has_too_are_the_decoder_s():
+    weights = {name: Module(name) for name in ("norm", "layers.0.linear_attn.norm", "visual.merger.norm")}
+    assert chosen("norm", modules=weights) == {"norm", "layers.0.linear_attn.norm"}
+    assert chosen("merger.norm", modules=weights) == {"visual.merger.norm"}
 
 
 def test_a_broken_pattern_is_refused():

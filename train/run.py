@@ -44,7 +44,7 @@ from train.record import RunRecord, make_record, write_record
 from train.rollouts import RolloutBatches
 from train.samples import make_sample, read_prompts
 from train.settle import load_start, make_watch
-from train.setup import TrainingSetup, make_setup, model_options
+from train.setup import TrainingSetup, batch_fields, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
 from train.step import Step
 from train.teacher import Heard, Teacher, hear
@@ -243,7 +243,7 @@ def _make_put(job: Job, teach: Callable[[Batch], Batch] | None) -> Callable[[Hos
         put_batch,
         accumulation=recipe.accumulation,
         mesh=job.mesh,
-        fields=recipe.objective.batch_fields,
+        fields=batch_fields(recipe, job.inputs.model_config),
         num_sequences=recipe.data.sequences_per_batch,
         first_sequence=job.inputs.sequences.start,
     )

@@ -40,7 +40,7 @@ def settle(config: TrainConfig, model_config: ModelConfig) -> Settled:
     recipe, adapter = config.recipe, config.recipe.model.adapter
 
     def make() -> Qwen35:
-        model = Qwen35(model_config, rngs=nnx.Rngs(0))
+        model = Qwen35(model_config, vision=recipe.data.vision is not None, rngs=nnx.Rngs(0))
         if adapter is not None:
             load_adapter(model, adapter)
         return model

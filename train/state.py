@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
-from qwen35_jax.lora import Place, checkpoint_name, tree_path
+from qwen35_jax.lora import Place, checkpoint_name, is_stacked, tree_path
 from qwen35_jax.model import Qwen35
 from qwen35_jax.targets import Module, choose
 from train.config.recipe import EVERYTHING
@@ -74,7 +74,7 @@ def choose_weights(model: Qwen35, train: Sequence[str], *, train_mtp: bool) -> d
     """
     weights = dict(_all_weights(model))
     exclude = () if train_mtp else ("mtp",)
-    words = [".*"] if tuple(train) == (EVERYTHING,) else train
+    words = [".*" if word == EVERYTHING else word for word in train]
     chosen = choose(weights, words, exclude, option="train", excluding="mtp.weight=0")
     return {place: weight for place, weight in weights.items() if place in chosen}
 
@@ -88,7 +88,7 @@ def stack_masks(model: Qwen35, params: nnx.State, train: Sequence[str], *, train
     chosen = choose_weights(model, train, train_mtp=train_mtp)
 
     def mask(path: tuple, param: nnx.Variable) -> nnx.Variable:
-        stack = param.shape[:1] if path[0] == "layers" else ()
+        stack = param.shape[:1] if is_stacked(tree_path(path)) else ()
         marks = np.array([(tree_path(path), index) in chosen for index in np.ndindex(*stack)])
         return param.replace(marks.reshape(*stack, *(1,) * (len(param.shape) - len(stack))))
 
@@ -99,7 +99,7 @@ def stack_masks(model: Qwen35, params: nnx.State, train: Sequence[str], *, train
 def _all_weights(model: Qwen35) -> Iterator[tuple[Place, Module]]:
     for path, param in nnx.to_flat_state(nnx.state(model, _is_weight)):
         path = tree_path(path)
-        for index in np.ndindex(*(param.shape[:1] if path[0] == "layers" else ())):
+        for index in np.ndindex(*(param.shape[:1] if is_stacked(path) else ())):
             name = checkpoint_name(path, index, period=len(model.layers))
             yield (path, index), Module(name.removesuffix(".weight"))
 

@@ -64,14 +64,11 @@ def save_adapter(
       files: contents by name that are written beside the adapter, such as the tokenizer's.
 
     Raises:
-      ValueError: the model has no adapter, its checkpoint is not of ``auto_class``, or ``out_dir`` holds files.
+      ValueError: the model has no adapter, its checkpoint or its adapter is not of ``auto_class``, or ``out_dir`` holds
+        files.
     """
     layers = dict(lora.adapted_layers(model))
-    if not layers:
-        raise ValueError("the model has no adapter to write; add one (lora.add), or save the model itself.")
-    if auto_class == AUTO_CLASSES[1] and not model.config.has_vision_layout:
-        raise ValueError(f"{model.config.architecture} has no vision; {auto_class} does not load it.")
-    nested = (auto_class or own_auto_class(model)) == AUTO_CLASSES[1]
+    nested = _is_nested(model, layers, auto_class)
     tensors: dict[str, dict[str, np.ndarray]] = {WEIGHTS_FILE: {}, MTP_WEIGHTS_FILE: {}}
     modules = []
     for name, spec, layer in _modules(model.config, layers, nested=nested):
@@ -104,6 +101,21 @@ def own_auto_class(model: Qwen35) -> AutoClass:
     return AUTO_CLASSES[model.config.has_vision_layout]
 
 
+def _is_nested(model: Qwen35, layers: Mapping[TreePath, Layer], auto_class: AutoClass | None) -> bool:
+    """Whether modules are named as in ``AutoModelForImageTextToText``; checks that the adapter fits the class."""
+    if not layers:
+        raise ValueError("the model has no adapter to write; add one (lora.add), or save the model itself.")
+    if auto_class == AUTO_CLASSES[1] and not model.config.has_vision_layout:
+        raise ValueError(f"{model.config.architecture} has no vision; {auto_class} does not load it.")
+    nested = (auto_class or own_auto_class(model)) == AUTO_CLASSES[1]
+    if not nested and any(path[0] == "vision" for path in layers):
+        raise ValueError(
+            f"the adapter changes the vision tower, which {AUTO_CLASSES[0]} does not load; export it for "
+            f"{AUTO_CLASSES[1]}."
+        )
+    return nested
+
+
 def _settings(config: LoraConfig, modules: list[str], base: str, revision: str | None) -> dict[str, Any]:
     """Returns the content of ``adapter_config.json``."""
     return {
@@ -128,7 +140,7 @@ def _settings(config: LoraConfig, modules: list[str], base: str, revision: str |
 def load_adapter(model: Qwen35, path: str | Path) -> None:
     """Adds an adapter that this library or peft wrote; the model remembers its settings as ``model.lora_config``.
 
-    An adapter may cover any part of the text model's linear layers and its embedding. If it leaves out some layers of a
+    An adapter may cover any of the model's linear layers and its embedding. If it leaves out some layers of a
     stack, these get factors of zero, which stay zero in training too. If ranks differ, all get the largest, and the
     rest is filled up with zeros.
 
@@ -190,8 +202,8 @@ def _read_pairs(
             module, suffix = _split_key(file, key)
             if module_of(module) not in known:
                 raise ValueError(
-                    f"{file}: {key} adapts {module}, which is not a linear layer or the embedding of this text model; "
-                    "the adapter is another model's."
+                    f"{file}: {key} adapts {module}, which is not a linear layer or the embedding of this model; "
+                    "the adapter is another model's, or the model was loaded without its vision tower."
                 )
             if file.parent == folder and not settings.selects(module):
                 raise ValueError(
@@ -234,7 +246,7 @@ def _modules(
 ) -> Iterator[tuple[str, TensorSpec, Layer]]:
     """Yields the checkpoint's name of every module in ``layers``, with its tensor and our layer."""
     for spec in tensor_table(config, nested=nested).values():
-        if spec.path is not None and spec.layer_path in layers and spec.name.endswith(".weight"):
+        if spec.layer_path in layers and spec.name.endswith(".weight"):
             assert all(isinstance(entry, int) for entry in spec.index), f"{spec.name} is only a part of its layer"
             yield spec.name.removesuffix(".weight"), spec, layers[spec.layer_path]
 

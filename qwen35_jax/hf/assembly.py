@@ -16,10 +16,10 @@ from qwen35_jax.hf.safetensors import Stored
 
 
 def by_array(specs: Iterable[TensorSpec]) -> dict[TreePath, list[TensorSpec]]:
-    """Groups the tensors that are ours by the array they belong to; copies are left out."""
+    """Groups tensors by the array they belong to; copies are left out."""
     groups: dict[TreePath, list[TensorSpec]] = {}
     for spec in specs:
-        if spec.path is not None and not spec.is_copy:
+        if not spec.is_copy:
             groups.setdefault(spec.path, []).append(spec)
     return groups
 
@@ -43,7 +43,7 @@ def shape_of(specs: Sequence[TensorSpec]) -> tuple[int, ...]:
 def check_cover(specs: Sequence[TensorSpec], shape: tuple[int, ...]) -> None:
     """Asserts that the boxes of these tensors are disjoint and cover an array of this shape."""
     boxes = [spec.box for spec in specs]
-    path = ".".join(map(str, specs[0].path or ()))
+    path = ".".join(map(str, specs[0].path))
     assert shape_of(specs) == shape, f"the name table gives {path} the shape {shape_of(specs)}, the model {shape}"
     # All positions between two neighbouring edges belong to the same tensors, so one cell stands for them.
     edges = [

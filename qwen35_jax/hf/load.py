@@ -35,6 +35,7 @@ def load(
     *,
     param_dtype: DTypeLike | None = None,
     delta_rule: DeltaRule = "auto",
+    vision: bool = True,
 ) -> Qwen35:
     """Loads a model from a Hugging Face folder or hub repository.
 
@@ -49,6 +50,8 @@ def load(
       adapter: a folder with an adapter in PEFT's format, added after loading.
       param_dtype: what weights are stored in, by default ``dtype``. ``A_log`` and the gated norms are always float32.
       delta_rule: how DeltaNet layers compute their recurrence (see ``ops/gated_delta/README.md``).
+      vision: whether to load the vision tower that the checkpoint may have. Without it the model reads text alone, and
+        ``save`` copies the tower's tensors from the source.
 
     Raises:
       FileNotFoundError: no such folder or repository, or a file that it should hold is absent.
@@ -65,7 +68,7 @@ def load(
     check_mesh(config.text, mesh.shape)
 
     with jax.set_mesh(mesh):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "delta_rule": delta_rule}
+        options = {"dtype": dtype, "param_dtype": param_dtype, "delta_rule": delta_rule, "vision": vision}
         model = nnx.eval_shape(lambda: Qwen35(config, **options, rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(model)
         read_parameters(state, table, stored, mesh)

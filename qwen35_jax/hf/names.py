@@ -1,12 +1,14 @@
 """The one name table: every tensor of a checkpoint, and where it lives in our parameter tree.
 
 A line of the templates below reads ``"mlp.gate_proj.weight": "F D -> D F"``: the name inside its block, the shape in
-the checkpoint, and our axes. An axis that we leave out has size 1 (the middle one of the convolution).
+the checkpoint, and our axes. An axis that we leave out has size 1 (the middle one of the convolution). Without an arrow
+the two are the same.
 
 Letters: ``V`` vocabulary, ``D`` model width, ``F`` MLP width, ``Q`` width of queries and gates, ``O`` attention output,
 ``K`` width of keys or values, ``H`` attention head width, ``C`` convolution channels, ``W`` convolution taps, ``Z``
-DeltaNet value width, ``N`` DeltaNet value heads, ``U`` DeltaNet head width. Vision: ``d`` width, ``f`` MLP width,
-``m`` width of a merged patch, ``p`` patch side, ``t`` frames of a patch, ``c`` channels, ``g`` learned positions.
+DeltaNet value width, ``N`` DeltaNet value heads, ``U`` DeltaNet head width. Vision: ``d`` and ``e`` width, ``f`` MLP
+width, ``m`` and ``n`` width of a merged patch, ``y`` and ``x`` patch side, ``t`` frames of a patch, ``c`` channels,
+``g`` learned positions.
 """
 
 import re
@@ -50,28 +52,30 @@ _MTP = {
     "norm.weight": "D -> D",
 }
 _VISION = {
-    "patch_embed.proj.weight": "d c t p p",
+    "patch_embed.proj.weight": "d c t y x -> c t y x d",
     "patch_embed.proj.bias": "d",
     "pos_embed.weight": "g d",
-    "merger.norm.weight": "d",
-    "merger.norm.bias": "d",
-    "merger.linear_fc1.weight": "m m",
-    "merger.linear_fc1.bias": "m",
-    "merger.linear_fc2.weight": "D m",
-    "merger.linear_fc2.bias": "D",
 }
+_MERGER = {
+    "linear_fc1.weight": "n m -> m n",
+    "linear_fc1.bias": "n",
+    "linear_fc2.weight": "D m -> m D",
+    "linear_fc2.bias": "D",
+}
+_LAST_MERGER = {"norm.weight": "d", "norm.bias": "d"} | _MERGER
+_INNER_MERGER = {"norm.weight": "m", "norm.bias": "m"} | _MERGER
 _VISION_BLOCK = {
     "norm1.weight": "d",
     "norm1.bias": "d",
     "norm2.weight": "d",
     "norm2.bias": "d",
-    "attn.qkv.weight": "3d d",
+    "attn.qkv.weight": "3d d -> d 3d",
     "attn.qkv.bias": "3d",
-    "attn.proj.weight": "d d",
+    "attn.proj.weight": "e d -> d e",
     "attn.proj.bias": "d",
-    "mlp.linear_fc1.weight": "f d",
+    "mlp.linear_fc1.weight": "f d -> d f",
     "mlp.linear_fc1.bias": "f",
-    "mlp.linear_fc2.weight": "d f",
+    "mlp.linear_fc2.weight": "d f -> f d",
     "mlp.linear_fc2.bias": "d",
 }
 # Float32 in the published checkpoints and in memory; everything else is bfloat16 on disk.
@@ -82,6 +86,7 @@ Index = tuple[slice, ...]
 """A slice for each axis of an array."""
 Place = tuple[int | slice, ...]
 """An index into an array: positions along its first axes, then slices of the next. The other axes are whole."""
+_Block = tuple[str, TreePath, Place, dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,8 @@ class TensorSpec:
       name: its name in the checkpoint.
       shape: its shape there.
       dtype: how the published checkpoints store it.
-      path: its array in our tree; ``None`` for a tensor that passes through untouched. The path ends in the parameter,
-        or in the name of a component where the parameter holds several arrays, as a quantised one does.
+      path: its array in our tree. The path ends in the parameter, or in the name of a component where the parameter
+        holds several arrays, as a quantised one does.
       index: its place in that array: ``(g,)`` for period ``g`` of a stack, ``(g, e, slice(0, F))`` for a part of one
         entry of a stack of stacks, ``()`` for the whole array.
       axes: for each axis of ``array[index]`` the axis in the checkpoint; one not listed has size 1.
@@ -105,7 +110,7 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    path: TreePath | None = None
+    path: TreePath
     index: Place = ()
     axes: tuple[int, ...] = ()
     is_copy: bool = False
@@ -128,7 +133,6 @@ class TensorSpec:
     @property
     def layer_path(self) -> TreePath:
         """The path of the layer that this tensor is a weight of, or a component of a weight."""
-        assert self.path is not None, f"{self.name} passes through untouched"
         return self.path[: self.path.index("weight")] if "weight" in self.path else self.path[:-1]
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
@@ -164,7 +168,7 @@ def tensor_table(config: ModelConfig, *, nested: bool | None = None) -> dict[str
         )
     sizes = _text_sizes(config)
     decoder = "model.language_model." if (config.has_vision_layout if nested is None else nested) else "model."
-    blocks: list[tuple[str, TreePath, Place, dict[str, str]]] = [(decoder, (), (), _MODEL)]
+    blocks: list[_Block] = [(decoder, (), (), _MODEL)]
     for layer, kind in enumerate(text.layer_types):
         period, i = divmod(layer, text.period)
         template = _ATTENTION if kind == FULL else _DELTANET
@@ -175,14 +179,9 @@ def tensor_table(config: ModelConfig, *, nested: bool | None = None) -> dict[str
         blocks.append(("mtp.", ("mtp",), (), _MTP))
     for layer in range(text.mtp.num_hidden_layers):
         blocks.append((f"mtp.layers.{layer}.", ("mtp", "layers", layer), (), _ATTENTION))
-
-    specs = [
-        _spec(prefix + name, layout, sizes, (*path, *name.split(".")), index)
-        for prefix, path, index, template in blocks
-        for name, layout in template.items()
-    ]
+    specs = _specs(blocks, sizes)
     if config.vision is not None:
-        specs += _vision_specs(config.vision)
+        specs += _specs(_vision_blocks(config.vision), _vision_sizes(config.vision))
     return {spec.name: spec for spec in specs}
 
 
@@ -221,28 +220,42 @@ def _text_sizes(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def _vision_specs(vision: VisionConfig) -> list[TensorSpec]:
-    width = vision.hidden_size
-    sizes = {
+def _vision_blocks(vision: VisionConfig) -> list[_Block]:
+    blocks: list[_Block] = [("", (), (), _VISION)]
+    blocks += [(f"blocks.{i}.", ("blocks",), (i,), _VISION_BLOCK) for i in range(vision.depth)]
+    blocks.append(("merger.", ("merger",), (), _LAST_MERGER))
+    for i in range(len(vision.deepstack_visual_indexes)):
+        blocks.append((f"deepstack_merger_list.{i}.", ("deepstack_merger_list", i), (), _INNER_MERGER))
+    return [(f"model.visual.{prefix}", ("vision", *path), index, names) for prefix, path, index, names in blocks]
+
+
+def _vision_sizes(vision: VisionConfig) -> dict[str, int]:
+    width, merged = vision.hidden_size, vision.hidden_size * vision.spatial_merge_size**2
+    return {
         "d": width,
+        "e": width,
         "3d": 3 * width,
         "f": vision.intermediate_size,
-        "m": width * vision.spatial_merge_size**2,
-        "p": vision.patch_size,
+        "m": merged,
+        "n": merged,
+        "y": vision.patch_size,
+        "x": vision.patch_size,
         "t": vision.temporal_patch_size,
         "c": vision.in_channels,
         "g": vision.num_position_embeddings,
         "D": vision.out_hidden_size,
     }
-    blocks = [("", _VISION)] + [(f"blocks.{i}.", _VISION_BLOCK) for i in range(vision.depth)]
+
+
+def _specs(blocks: list[_Block], sizes: dict[str, int]) -> list[TensorSpec]:
     return [
-        _spec(f"model.visual.{prefix}{name}", layout, sizes)
-        for prefix, template in blocks
+        _spec(prefix + name, layout, sizes, (*path, *name.split(".")), index)
+        for prefix, path, index, template in blocks
         for name, layout in template.items()
     ]
 
 
-def _spec(name: str, layout: str, sizes: dict[str, int], path: TreePath | None = None, index: Place = ()) -> TensorSpec:
+def _spec(name: str, layout: str, sizes: dict[str, int], path: TreePath, index: Place = ()) -> TensorSpec:
     stored, _, ours = layout.partition(" -> ")
     letters = stored.split()
     return TensorSpec(
@@ -251,5 +264,5 @@ def _spec(name: str, layout: str, sizes: dict[str, int], path: TreePath | None =
         dtype="F32" if name.endswith(_FLOAT32) else "BF16",
         path=path,
         index=index,
-        axes=tuple(letters.index(letter) for letter in ours.split()),
+        axes=tuple(letters.index(letter) for letter in (ours or stored).split()),
     )

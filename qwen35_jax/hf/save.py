@@ -23,10 +23,11 @@ from qwen35_jax.storage import new_folder
 def save(model: Qwen35, out_dir: str | Path, source: str | Path, *, files: Mapping[str, bytes] | None = None) -> Path:
     """Writes the model into a new folder, which appears only when it is complete.
 
-    Everything of the source that is not ours (configuration, tokenizer, template, vision tensors, names, order and
-    metadata of the files) is copied byte for byte. Each of our tensors is written over its original, in the dtype that
-    it has there. Adapters are merged in float32 into what is written, and stay as they are in the model. An unchanged
-    model gives the source's files byte for byte, if its weights were stored in the source's dtype or a wider one.
+    Everything of the source that is not ours (configuration, tokenizer, template, names, order and metadata of the
+    files, and the vision tensors if the model was loaded without them) is copied byte for byte. Each of our tensors is
+    written over its original, in the dtype that it has there. Adapters are merged in float32 into what is written, and
+    stay as they are in the model. An unchanged model gives the source's files byte for byte, if its weights were stored
+    in the source's dtype or a wider one.
 
     Under several processes all of them call this; the first one writes.
 
@@ -46,7 +47,7 @@ def save(model: Qwen35, out_dir: str | Path, source: str | Path, *, files: Mappi
     _, table = match_tensors(ModelConfig.from_hf(folder), stored, folder)
     weights = nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
     arrays = dict(item for path, param in nnx.to_flat_state(weights) for item in arrays_of(lora.tree_path(path), param))
-    ours = [spec for spec in table.values() if spec.path is not None]
+    ours = [spec for spec in table.values() if model.vision is not None or spec.path[0] != "vision"]
     _check_same_model(arrays, ours, folder)
     tensors = host_tensors(arrays, ours, dict(lora.adapted_layers(model)))
     if jax.process_index() == 0:
@@ -68,8 +69,7 @@ def host_tensors(
       adapted: the layers with adapters by theirs.
     """
     for spec in specs:
-        assert spec.path is not None, f"{spec.name} passes through untouched"
-        layer = adapted.get(spec.layer_path)
+        layer = adapted.get(spec.layer_path) if "weight" in spec.path else None  # a bias has no adapter
         value = take(arrays[spec.path], spec.index) if layer is None else lora.merged_weight(layer, spec.index)
         yield spec, spec.to_file(to_host(value))
 

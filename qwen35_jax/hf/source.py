@@ -28,7 +28,7 @@ class ModelSource:
 
 
 def load_model(source: ModelSource, mesh: Mesh | None = None) -> Qwen35:
-    """Loads the model.
+    """Loads the model, to read and write text.
 
     Args:
       mesh: where parameters are placed; by default one device.
@@ -37,7 +37,8 @@ def load_model(source: ModelSource, mesh: Mesh | None = None) -> Qwen35:
       FileNotFoundError: there is no such folder or repository, or it lacks a file.
       ValueError: no model is named, or it cannot be loaded (``hf.load``).
     """
-    return load(find_folder(_named(source)), source.dtype, mesh, source.adapter, param_dtype=source.param_dtype)
+    options = {"param_dtype": source.param_dtype, "vision": False}
+    return load(find_folder(_named(source)), source.dtype, mesh, source.adapter, **options)
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:

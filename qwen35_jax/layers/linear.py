@@ -16,15 +16,18 @@ from qwen35_jax.sharding import Axis
 
 
 class Linear(nnx.Module):
-    """Computes ``x W`` without a bias, plus ``scale * dropout(x) A B`` where an adapter was added.
+    """Computes ``x W``, plus a bias if it has one, plus ``scale * dropout(x) A B`` where an adapter was added.
 
     The weight is stored as [I, O], transposed from the checkpoint, and used in the dtype of the input.
     ``qwen35_jax.lora`` sets the ``lora_*`` attributes.
     """
 
-    def __init__(self, name: str, in_dim: int, out_dim: int, axes: tuple[Axis, Axis], *, make: Parameters):
+    def __init__(
+        self, name: str, in_dim: int, out_dim: int, axes: tuple[Axis, Axis], *, make: Parameters, bias: bool = False
+    ):
         self.name = name
         self.weight = make.normal((in_dim, out_dim), axes)
+        self.bias = nnx.data(make.constant((out_dim,), axes[1:], fill=0.0) if bias else None)
         self.lora_a: nnx.LoRAParam | None = nnx.data(None)
         self.lora_b: nnx.LoRAParam | None = nnx.data(None)
         self.lora_scale = 0.0
@@ -32,6 +35,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*L I"], dropout_key: PRNGKeyArray | None = None) -> Float[Array, "*L O"]:
         y = project(x, self.weight[...].astype(x.dtype))
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
         if self.lora_a is None or self.lora_b is None:
             return y
         if dropout_key is not None and self.lora_dropout > 0:

@@ -1,6 +1,7 @@
-"""Partial rotary position embedding with interleaved multimodal sections.
+"""Rotary position embedding: partial with interleaved multimodal sections for tokens, axial for patches.
 
-Letters: ``B`` batch, ``T`` tokens, ``N`` heads, ``H`` head width, ``R`` frequencies (half the rotated width).
+Letters: ``B`` batch, ``T`` tokens (or patches), ``N`` heads, ``H`` head width, ``R`` frequencies (half the rotated
+width).
 """
 
 import jax.numpy as jnp
@@ -34,6 +35,22 @@ def rotary_angles(
     else:
         angles = positions[..., None] * inverse_frequency
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def axial_angles(
+    rows: Int[Array, "B T"], columns: Int[Array, "B T"], *, theta: float, width: int
+) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
+    """Returns cosine and sine of the angles of patches in a picture, in float32, for a head of ``width`` features.
+
+    The first half of the ``R = width / 2`` frequencies turns with the row. The second half has the same frequencies and
+    turns with the column.
+
+    Source: ``Qwen3_5VisionRotaryEmbedding`` in transformers.
+    """
+    inverse_frequency = jnp.asarray(theta ** (-np.arange(0, width // 2, 2) / (width // 2)), jnp.float32)
+    angles = [places[..., None].astype(jnp.float32) * inverse_frequency for places in (rows, columns)]
+    both = jnp.concatenate(angles, axis=-1)
+    return jnp.cos(both), jnp.sin(both)
 
 
 def apply_rotary(

@@ -113,7 +113,7 @@ def lay_out(
     sizes = _mesh_sizes(config, topology, len(devices), mesh or {})
     on_mesh = MeshConfig(**sizes).mesh(devices)
     slots = _checked_slots(config, workload, num_shards("batch", on_mesh))
-    model = abstract_model(lambda: Qwen35(config, rngs=nnx.Rngs(0)), on_mesh)
+    model = abstract_model(lambda: Qwen35(config, vision=False, rngs=nnx.Rngs(0)), on_mesh)
     device = find_device(topology)
     assert device is not None, topology
     weights = bytes_per_device(nnx.state(model))

@@ -45,6 +45,10 @@ def test_peft_reads_ours(reference, everything, tmp_path, text_only):
     peft = pytest.importorskip("peft", reason="reads our adapter with peft")
     model, folder = everything
     if text_only:
+        with pytest.raises(ValueError, match="changes the vision tower, which AutoModelForCausalLM does not load"):
+            save_adapter(model, tmp_path / "adapter", reference[0], auto_class="AutoModelForCausalLM")
+        targets = tuple(group for group in lora.GROUPS if group not in ("tower", "merger"))
+        model = _adapted(reference[0], rank=4, rank_stabilized=True, targets=targets)
         folder = save_adapter(model, tmp_path / "adapter", reference[0], auto_class="AutoModelForCausalLM")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")

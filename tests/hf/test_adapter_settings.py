@@ -44,7 +44,7 @@ def _merged_by_us(model, folder):
     load_adapter(model, folder)
     weights = nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
     arrays = dict(item for path, param in nnx.to_flat_state(weights) for item in arrays_of(lora.tree_path(path), param))
-    ours = [spec for spec in tensor_table(model.config).values() if spec.path is not None]
+    ours = tensor_table(model.config).values()
     return {spec.name: value for spec, value in host_tensors(arrays, ours, dict(lora.adapted_layers(model)))}
 
 

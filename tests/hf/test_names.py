@@ -38,8 +38,6 @@ def test_manifest(size):
 def test_layouts_return():
     for spec in tensor_table(PRESETS["tiny"]).values():
         array = np.arange(np.prod(spec.shape)).reshape(spec.shape)
-        if spec.path is None:
-            continue
         ours = spec.to_ours(array)
         np.testing.assert_array_equal(spec.to_file(ours), array)
         index = tuple(slice(size // 2, size) for size in ours.shape)
@@ -54,7 +52,17 @@ def test_layers_have_their_places_in_stacks():
     for spec in table.values():
         if spec.index:
             places.setdefault(spec.path, []).append(spec.index)
-    assert all(sorted(found) == [(period,) for period in range(6)] for found in places.values())
+    for path, found in places.items():
+        assert sorted(found) == [(i,) for i in range(24 if path[0] == "vision" else 6)], path
+
+
+def test_inner_mergers_have_their_own_places():
+    config = PRESETS["tiny"]
+    deep = dataclasses.replace(config, vision=dataclasses.replace(config.vision, deepstack_visual_indexes=(0, 1)))
+    added = [spec for name, spec in tensor_table(deep).items() if name not in tensor_table(config)]
+    assert len(added) == 12
+    norm = next(spec for spec in added if spec.name == "model.visual.deepstack_merger_list.1.norm.weight")
+    assert (norm.path, norm.shape) == (("vision", "deepstack_merger_list", 1, "norm", "weight"), (128,))
 
 
 def test_without_vision_and_mtp():

@@ -27,14 +27,15 @@ def test_without_other_sizes_a_preset_stays_itself(preset):
 
 
 def test_every_size_reaches_the_configuration():
-    """Each alone, twice or half as large, is the only difference beside what follows from it."""
+    """Each alone, twice, half or four times as large, is the only difference beside what follows from it."""
     base = PRESETS["2b"]
     follows = {"hidden_size": {"out_hidden_size"}, "num_hidden_layers": {"layer_types"}, "head_dim": {"mrope_section"},
                "partial_rotary_factor": {"mrope_section"}, "full_attention_interval": {"layer_types"}}  # fmt: skip
-    for name in size_types().keys() - {"mtp_num_hidden_layers"}:
+    for name in size_types().keys() - {"mtp_num_hidden_layers", "vision.out_hidden_size"}:
         old, (part, _, key) = _flat(base), name.rpartition(".")
         value = old[part, key]
-        new = _flat(resize(base, {name: value // 2 if key == "linear_num_key_heads" else 2 * value}))
+        factor = {"linear_num_key_heads": 0.5, "num_position_embeddings": 4}.get(key, 2)
+        new = _flat(resize(base, {name: type(value)(factor * value)}))
         different = {place[1] for place in old if old[place] != new[place]}
         assert different == {key} | follows.get(name, set()), name
     assert resize(base, {"mtp_num_hidden_layers": 0}).text.mtp.num_hidden_layers == 0

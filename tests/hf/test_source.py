@@ -24,7 +24,7 @@ def test_every_field_reaches_the_loader(monkeypatch, tmp_path):
     monkeypatch.setattr(source_module, "load", lambda *args, **kwargs: seen.append((args, kwargs)))
     # Unwrapped, because the run-time checks would refuse the stand-ins.
     inspect.unwrap(load_model)(ModelSource(str(tmp_path), "adapter", "float32", "bfloat16"), "mesh")
-    assert seen == [((tmp_path, "float32", "mesh", "adapter"), {"param_dtype": "bfloat16"})]
+    assert seen == [((tmp_path, "float32", "mesh", "adapter"), {"param_dtype": "bfloat16", "vision": False})]
 
 
 def test_an_adapter_brings_its_chat_template(reference, tmp_path):

@@ -53,7 +53,7 @@ def numbers(taught):
     )  # fmt: skip
     config = dataclasses.replace(small, text=text, vision=dataclasses.replace(small.vision, out_hidden_size=64))
     graphdef, params, rest = split_model(
-        Qwen35(config, dtype=jnp.float32, rngs=nnx.Rngs(0)), adapters=False, train_mtp=True
+        Qwen35(config, dtype=jnp.float32, vision=False, rngs=nnx.Rngs(0)), adapters=False, train_mtp=True
     )
 
     def numbers(signal, accumulation=1, **axes):

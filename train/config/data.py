@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from train.config.vision import VisionDataConfig
 from train.data.convert import Convert, check_convert
 from train.data.forms import NAMES, FormName
 from train.objectives.checks import check_finite
@@ -136,6 +137,9 @@ class DataConfig(Reading):
 
     num_threads: int = field(default=4, compare=False)
     """Threads that read, render and tokenise ahead of training."""
+
+    vision: VisionDataConfig | None = None
+    """Images and videos of the conversations; None refuses rows that hold some."""
 
     eval_path: str | None = field(default=None, compare=False)
     """Validation data, given like ``path``. Of a hub dataset its split ``validation`` is read, or ``eval_split``."""

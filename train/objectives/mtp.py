@@ -17,8 +17,8 @@ class MtpLossConfig:
 
     ``gradient`` says what the MTP loss may change; the main loss always reaches everything but the MTP block.
     ``joint``: trunk, embeddings, output head and MTP block. ``detach_trunk``: not the trunk, since no gradient passes
-    into the hidden states that the MTP block reads. ``head_only``: the MTP block alone, that is, parameters whose name
-    begins with ``mtp.`` and their adapters.
+    into the hidden states that the MTP block reads, and not the vision tower. ``head_only``: the MTP block alone, that
+    is, parameters whose name begins with ``mtp.`` and their adapters.
     """
 
     weight: float = 0.1

@@ -1,21 +1,26 @@
-"""Causal grouped-query attention within documents, in two forms that give the same numbers.
+"""Attention within documents (causal, grouped queries) and within frames, in two forms that give the same numbers.
 
 ``sharded.py`` runs a form over a mesh; layers and states call that.
 
 Letters: ``B`` batch, ``T`` tokens of this call, ``S`` key slots, ``K`` key heads, ``N`` query heads, ``H`` head width.
+Vision: ``R`` rows, ``P`` and ``S`` patches as queries and keys, ``N`` heads.
 """
 
 from typing import Literal
 
+import jax
 from jaxtyping import Array, Float, Int
 
 from qwen35_jax.ops.attention import splash
+from qwen35_jax.ops.attention.frames import plain_frame_attention
 from qwen35_jax.ops.attention.plain import plain_attention
 from qwen35_jax.sharding import current_platform
 
-__all__ = ["attention", "pick", "plain_attention", "splash"]
+__all__ = ["FRAMES", "attention", "frame_attention", "pick", "plain_attention", "splash"]
 
 Form = Literal["plain", "splash"]
+FRAMES = "frame_attention"
+"""The scope in which attention inside frames is traced, by which its kernels are told from those of the decoder."""
 
 
 def pick(num_queries: int, num_slots: int, *, num_shards: int = 1) -> Form:
@@ -66,3 +71,30 @@ def attention(
         return splash.splash_attention(kernel, q, k, v, segment_ids, key_segment_ids)
     assert segment_ids is not None and key_segment_ids is not None, "a state knows the documents of its slots"
     return splash.splash_attention_at(query_slots, q, k, v, segment_ids, key_segment_ids)
+
+
+def frame_attention(
+    q: Float[Array, "R P N H"],
+    k: Float[Array, "R S N H"],
+    v: Float[Array, "R S N H"],
+    frames: Int[Array, "R P"],
+    key_frames: Int[Array, "R S"],
+    *,
+    form: Form | None = None,
+) -> Float[Array, "R P N H"]:
+    """Lets each patch attend to all patches of its frame.
+
+    Scores are scaled by ``H ** -0.5`` and normalised in float32.
+
+    Args:
+      frames, key_frames: frames of queries and keys: 1, 2, ... in ascending order, then 0 for padding. A padding patch
+        gets a meaningless but finite value.
+      form: how it is computed, by default as ``pick`` says.
+
+    Returns:
+      The outputs in the dtype of ``v``.
+    """
+    form = form or pick(q.shape[1], k.shape[1])
+    attend = plain_frame_attention if form == "plain" else splash.frame_splash_attention
+    with jax.named_scope(FRAMES):
+        return attend(q, k, v, frames, key_frames)

@@ -5,13 +5,14 @@ right see more of them. So each device swaps the second half of its queries with
 have the same work.
 
 Letters: ``B`` batch, ``T`` tokens, ``S`` key slots, ``N`` query heads, ``K`` key heads, ``H`` head width.
+Vision: ``R`` rows, ``P`` patches.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from qwen35_jax.ops.attention import attention, pick, splash
+from qwen35_jax.ops.attention import attention, frame_attention, pick, splash
 from qwen35_jax.sharding import gather_shards, num_shards, over_mesh, send_shards, sequence_shards, shard_index
 
 _TOKENS = ("batch", "length")
@@ -71,6 +72,24 @@ def attention_to_slots_sharded(
 
     axes = (_HEADS, _SLOT_HEADS, _SLOT_HEADS, _TOKENS, _TOKENS, _SLOTS)
     return over_mesh(local, q, k, v, query_slots, segment_ids, key_segment_ids, in_axes=axes, out_axes=_HEADS)
+
+
+def frame_attention_sharded(
+    q: Float[Array, "R P N H"], k: Float[Array, "R P N H"], v: Float[Array, "R P N H"], frames: Int[Array, "R P"]
+) -> Float[Array, "R P N H"]:
+    """Lets each patch attend to its frame; see ``ops.attention.frame_attention``.
+
+    Where the mesh splits sequences it splits the patches of a row too, and each device gathers all keys and values.
+    """
+    is_shared = num_shards("length") > 1 and q.shape[1] % num_shards("length") == 0
+
+    def local(q, k, v, frames):
+        key_frames = frames
+        if is_shared:
+            k, v, key_frames = (gather_shards(x, "length", along=1) for x in (k, v, frames))
+        return frame_attention(q, k, v, frames, key_frames)
+
+    return over_mesh(local, q, k, v, frames, in_axes=(_HEADS, _HEADS, _HEADS, _TOKENS), out_axes=_HEADS)
 
 
 def _copied_heads(k: Array, v: Array) -> tuple[Array, Array]:

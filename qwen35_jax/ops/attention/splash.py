@@ -1,6 +1,7 @@
-"""Causal attention on a TPU by the splash kernel of JAX, which skips what no token may see.
+"""Attention on a TPU by the splash kernel of JAX, which skips what no token, or no patch, may see.
 
-Letters: ``B`` batch, ``T`` tokens, ``S`` key slots, ``N`` query heads, ``K`` key heads, ``H`` head width.
+Letters: ``B`` batch, ``T`` tokens, ``S`` key slots, ``N`` query heads, ``K`` key heads, ``H`` head width, ``M`` blocks.
+Vision: ``R`` rows, ``P`` and ``S`` patches as queries and keys.
 """
 
 import functools
@@ -13,12 +14,17 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask_info
 from jaxtyping import Array, Float, Int
 
+from qwen35_jax.ops.attention.frames import blocks_to_visit
 from qwen35_jax.sharding import current_platform
 
 Kernel = splash.SplashAttentionKernel
 
 # Tokens in a block of queries or slots. The largest size that divides their number is taken.
 _BLOCKS = (512, 256, 128)
+
+# Blocks of keys that a block of queries visits where every frame is small. An image larger than that takes the kernel
+# that visits as many as there are.
+_FEW = 4
 
 
 def fits(num_queries: int, num_slots: int, *, num_shards: int = 1) -> bool:
@@ -107,6 +113,61 @@ def splash_attention_at(
     out = jax.vmap(attend)(query_slots, q, k, v, segment_ids, key_segment_ids)
     assert isinstance(out, jax.Array), "a kernel that saves no residuals returns the outputs alone"
     return jnp.moveaxis(out, 1, 2).astype(v.dtype)
+
+
+def num_frame_kernels(num_patches: int) -> int:
+    """Returns how many kernels a program holds for a row of patches, of which each row takes one."""
+    return 1 if num_patches // _block(num_patches) <= _FEW else 2
+
+
+def frame_splash_attention(
+    q: Float[Array, "R P N H"],
+    k: Float[Array, "R S N H"],
+    v: Float[Array, "R S N H"],
+    frames: Int[Array, "R P"],
+    key_frames: Int[Array, "R S"],
+) -> Float[Array, "R P N H"]:
+    """Attends inside frames as ``ops.attention.frame_attention`` does, and visits only blocks that share a frame."""
+    block, key_block = _block(q.shape[1]), _block(k.shape[1])
+
+    def row(args):
+        q, k, v, frames, key_frames = args
+        q, k, v = (jnp.moveaxis(x, 1, 0) for x in (q * q.shape[-1] ** -0.5, k, v))
+        visits = blocks_to_visit(frames, key_frames, block, key_block)
+        back_visits = blocks_to_visit(key_frames, frames, key_block, block)
+
+        def attend(width: int, back_width: int):
+            blocks, visited = _visits(*visits, width)
+            forward = mask_info.MaskInfo(blocks[None], None, visited[None], None, None)
+            blocks, visited = _visits(*back_visits, back_width)
+            backward = mask_info.MaskInfo(blocks.T[None], None, visited.T[None], None, None)
+            out = _kernel(forward, backward, None, block, key_block)(q, k, v, splash.SegmentIds(frames, key_frames))
+            assert isinstance(out, jax.Array), "a kernel that saves no residuals returns the outputs alone"
+            # A block that visits nothing divides by zero.
+            return jnp.where((frames > 0)[:, None, None], jnp.moveaxis(out, 0, 1), 0)
+
+        num_blocks, num_key_blocks = q.shape[1] // block, k.shape[1] // key_block
+        every = functools.partial(attend, num_key_blocks, num_blocks)
+        if max(num_blocks, num_key_blocks) <= _FEW:
+            return every()
+        is_few = (visits[1].max() <= _FEW) & (back_visits[1].max() <= _FEW)
+        few = functools.partial(attend, min(_FEW, num_key_blocks), min(_FEW, num_blocks))
+        return jax.lax.cond(is_few, few, every)
+
+    return jax.lax.map(row, (q, k, v, frames, key_frames)).astype(v.dtype)
+
+
+def _visits(
+    first: Int[Array, " M"], count: Int[Array, " M"], width: int
+) -> tuple[Int[Array, "M W"], Int[Array, "M W"]]:
+    """Lists for each block ``width`` blocks that it fetches, and whether it visits them: no (0) or yes (2).
+
+    Yes means without a mask besides that of the segments. Behind the last visit nothing is fetched anew or computed.
+    """
+    step = jnp.arange(width)
+    blocks = first[:, None] + jnp.minimum(step, jnp.maximum(count - 1, 0)[:, None])
+    visited = jnp.where(step < count[:, None], 2, 0)
+    return blocks.astype(jnp.int32), visited.astype(jnp.int32)
 
 
 def _is_visible(query_slots, key_slots):
