@@ -23,7 +23,7 @@ from train.data.pipeline import BatchIterator, make_batches
 from train.data.validation import ValidationData, read_validation
 from train.data.vision import VisionReader
 from train.observe.warnings import many_epochs
-from train.rollouts import RolloutBatches
+from train.rollouts import HeldOutPrompts, RolloutBatches
 from train.settle import Settled, announce, settle
 from train.teacher import Teacher, find_teacher
 
@@ -47,6 +47,8 @@ class Inputs(NamedTuple):
     validation: ValidationData | None
     teacher: Teacher | None = None
     """Of a distillation."""
+    held_out: HeldOutPrompts | None = None
+    """What every validation of an on-policy run answers."""
 
 
 def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
@@ -72,7 +74,9 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     teacher, objective = None, recipe.objective
     if isinstance(objective, Distillation):
         teacher = find_teacher(recipe, objective, folder=folder, student=model_config, tokenizer=tokenizer)
-        config = config.replace(objective=dataclasses.replace(objective, teacher=teacher.settings))
+        has_head = model_config.text.mtp.num_hidden_layers > 0
+        known = dataclasses.replace(objective, teacher=teacher.settings, has_mtp_head=has_head)
+        config = config.replace(objective=known)
     settled = settle(config, model_config)
     sequences = sequences_of_process(sequences=data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh)
     signals = None if teacher is None else teacher.store
@@ -83,7 +87,10 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
         batches = RolloutBatches(data, rollouts, tokenizer, sequences, seed=recipe.seed)
     found = _look_at_data(batches, recipe)
     validation = read_validation(data, tokenizer, sequences, batches.corpus, signals)
-    return Inputs(settled, folder, model_config, tokenizer, batches, found, sequences, validation, teacher)
+    held_out = None
+    if isinstance(batches, RolloutBatches) and rollouts is not None and validation is not None:
+        held_out = HeldOutPrompts(validation, rollouts, data, tokenizer, sequences, batches.answer)
+    return Inputs(settled, folder, model_config, tokenizer, batches, found, sequences, validation, teacher, held_out)
 
 
 def _vision_reader(

@@ -12,9 +12,10 @@ from jax.stages import Wrapped
 from qwen35_jax import lora
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.model import Qwen35
-from train.batch import Batch, Fields, abstract_batch, vision_fields
+from train.batch import Fields, abstract_batch, vision_fields
 from train.config import Recipe, TrainConfig
 from train.optim import make_optimizer, make_schedule
+from train.signals.live import LiveTeacher
 from train.state import Frozen, TrainState, count_parameters, split_model, stack_masks
 from train.step import make_step, make_sums
 
@@ -37,8 +38,8 @@ class TrainingSetup(NamedTuple):
     """The terms of a batch without training, for validation; there may be more of them."""
     num_trained: int
     """How many numbers train."""
-    teach: Callable[[Batch], Batch] | None = None
-    """Returns what a live teacher adds to a batch on the mesh."""
+    teacher: LiveTeacher | None = None
+    """What adds the signal to a batch on the mesh; None where there is no teacher, or the batch holds its signal."""
 
     def model(self, state: TrainState) -> Qwen35:
         """Returns the model with the parameters of a state."""

@@ -1,7 +1,7 @@
 """The teacher of a distillation: found and checked before the student is loaded, then brought onto the mesh."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from qwen35_jax.hf.load import load, match_tensors
 from qwen35_jax.hf.safetensors import read_checkpoint
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
-from train.batch import Batch
 from train.config import Distillation, Recipe, TeacherConfig, TrainConfig
 from train.signals.header import identify_teacher
 from train.signals.live import LiveTeacher
@@ -153,7 +152,7 @@ class Heard(NamedTuple):
 
     head: jax.Array | None = None
     """The weight of the teacher's output head, for its hidden states."""
-    teach: Callable[[Batch], Batch] | None = None
+    live: LiveTeacher | None = None
     """What computes the signal of a batch; None where the batch holds it."""
 
 
@@ -177,4 +176,4 @@ def hear(teacher: Teacher, config: TrainConfig, student: Qwen35 | None, mesh: Me
         }
         model = load(teacher.folder, settings.dtype, mesh, teacher.adapter, **options)
     live = LiveTeacher(model, settings, mesh, chunk_tokens=config.layout.loss_chunk)
-    return Heard(live.head if settings.signal == "hidden" else None, live.teach)
+    return Heard(live.head if settings.signal == "hidden" else None, live)

@@ -28,7 +28,7 @@ from train.config.recipe import ModelSource, Recipe
 from train.config.vision import VisionDataConfig
 from train.objectives.distill import Distillation, MtpDistillConfig
 from train.objectives.mtp import MtpLossConfig
-from train.objectives.rollouts import RolloutConfig
+from train.objectives.rollouts import OF_ROLLOUTS, RolloutConfig
 from train.objectives.sft import Supervised
 from train.objectives.teacher import TeacherConfig
 
@@ -116,6 +116,8 @@ class TrainConfig:
         objective = self.recipe.objective
         terms = objective.make(loss_chunk=self.layout.loss_chunk, remat=self.layout.remat, validates=True).weights
         known = [f"{PREFIX}{term}" for term in terms] if evaluates else []
+        if evaluates and isinstance(objective, Distillation) and objective.validates_rollouts:
+            known += [f"{PREFIX}{OF_ROLLOUTS}{term}" for term in terms]
         if Goal.parse(best_by).metric not in known:
             raise ValueError(
                 f"checkpoint.best_by={best_by!r} is no figure of this run; "

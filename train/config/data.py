@@ -15,6 +15,7 @@ import tyro
 from train.config.vision import VisionDataConfig
 from train.data.convert import Convert, check_convert
 from train.data.forms import NAMES, FormName
+from train.objectives.checks import check_finite
 
 _POLICIES = ("drop", "error")
 
@@ -153,6 +154,7 @@ class DataConfig(Reading):
     """Most batches of validation data, from their start; None for all of them."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "data.")
         self._check_reading("data")
         if not self.path and not self.sources:
             raise ValueError("--data.path is empty; give a file, a glob, a folder, or the id of a hub dataset.")

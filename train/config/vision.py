@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from train.objectives.checks import check_finite
+
 # Pixels of a patch, and of the two frames that a patch of a video covers.
 _PATCH, _VIDEO_PATCH = 16 * 16, 2 * 16 * 16
 # What TPU kernels cut without a rest.
@@ -45,6 +47,7 @@ class VisionDataConfig:
     """Threads that decode images and videos ahead of training; None takes one for each core, 32 at most."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "data.vision.")
         least = {"max_pixels": 32 * 32, "min_pixels": 1, "video_max_pixels": 2 * 32 * 32, "max_frames": 2}
         for name, value in least.items():
             if getattr(self, name) is not None and getattr(self, name) < value:

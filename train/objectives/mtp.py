@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from qwen35_jax.config import TextConfig
+from train.objectives.checks import check_finite
 
 MtpGradient = Literal["joint", "detach_trunk", "head_only"]
 
@@ -28,6 +29,7 @@ class MtpLossConfig:
     """Which parameters the MTP loss trains."""
 
     def __post_init__(self):
+        check_finite(self, "mtp.")
         if self.weight < 0:
             raise ValueError(f"mtp.weight={self.weight} is negative; give 0 to train without the MTP loss.")
         if self.num_steps < 1:

@@ -5,11 +5,13 @@ The result is placed like any array of a batch, so the step of the student does 
 Letters: A accumulation steps, B sequences of a micro-batch, T tokens, E width of the teacher, V vocabulary.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jax.stages import Wrapped
+from jax.stages import Compiled, Wrapped
 from jaxtyping import Array, Float
 
 from qwen35_jax.model import Qwen35
@@ -33,12 +35,23 @@ class LiveTeacher:
         """
         check_model(model, settings)
         self._head, (graphdef, self._weights) = model.head_weight(), nnx.split(without_mtp(model))
-        self._mesh, self._teach = mesh, make_teach(graphdef, settings, mesh, chunk_tokens=chunk_tokens)
+        self._mesh = mesh
+        self._teach: Wrapped | Compiled = make_teach(graphdef, settings, mesh, chunk_tokens=chunk_tokens)
 
     @property
     def head(self) -> Float[Array, "V E"]:
         """The weight of the output head."""
         return self._head
+
+    def compile(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+        """Compiles ahead of the first batch.
+
+        Args:
+          batch: shapes and placement of every batch to come.
+        """
+        assert isinstance(self._teach, Wrapped), "it is compiled once"
+        with jax.set_mesh(self._mesh):
+            self._teach = self._teach.lower(self._weights, inputs_in(batch)).compile()
 
     def teach(self, batch: Batch) -> dict[str, Array]:
         """Returns the arrays of the signal, [A, B, T, ...], for a batch of ``put_batch``."""
