@@ -22,7 +22,7 @@ _FIXED = {
     "image_std": [0.5] * 3,
 }
 
-_MOST_FPS = 1_000_000
+_LEAST_FPS, _MOST_FPS = 1e-6, 1e6
 
 # Keys of qwen-vl-utils, which would change what the model sees.
 _UNSUPPORTED = {
@@ -160,6 +160,8 @@ class VideoSettings:
         for name in ("num_frames", "min_frames", "max_frames"):
             if name in options:
                 changes[name] = _whole(options, name, self.max_frames)
+        if "max_frames" in changes:
+            changes.setdefault("min_frames", min(self.min_frames, changes["max_frames"]))
         if fps is not None and changes.get("num_frames"):
             raise MediaError(f"a video has fps={fps} and num_frames={changes['num_frames']}; give one of them.")
         if "total_pixels" in options:
@@ -208,8 +210,8 @@ def positive(name: str, value: Any) -> float:
     Raises:
       MediaError: it is no number, or no such rate.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _MOST_FPS:
-        raise MediaError(f"{name}={repr(value)[:40]} of a video must be a number above 0, at most {_MOST_FPS}.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _LEAST_FPS <= value <= _MOST_FPS:
+        raise MediaError(f"{name}={repr(value)[:40]} of a video must be a number from {_LEAST_FPS:g} to {_MOST_FPS:g}.")
     return float(value)
 
 
