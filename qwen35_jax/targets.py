@@ -23,7 +23,7 @@ ALL_LINEAR = "all-linear"
 _GROUP_OF_BLOCK = {"self_attn": "attention", "linear_attn": "deltanet", "mlp": "mlp"}
 _PREFIXES = ("model.language_model.", "model.")
 _VISION = "visual"
-_VISION_GROUPS = ("tower", "merger")
+VISION_GROUPS = ("tower", "merger")
 # Names that the decoder has too.
 _SHARED_NAMES = ("norm",)
 
@@ -43,7 +43,7 @@ class Module(NamedTuple):
         """One of ``GROUPS``, or ``head`` for an output head of its own, or ``norm``."""
         first, *rest = self.name.split(".")
         if first == _VISION:
-            return _VISION_GROUPS["merger" in rest[0]]
+            return VISION_GROUPS["merger" in rest[0]]
         special = {"mtp": "mtp", "embed_tokens": "embed", "lm_head": "head"}
         blocks = [_GROUP_OF_BLOCK[part] for part in rest if part in _GROUP_OF_BLOCK]
         return special.get(first) or (blocks or ["norm"])[0]
@@ -57,13 +57,13 @@ class Module(NamedTuple):
         """Returns the names that it has in checkpoints."""
         if self.group in ("mtp", "head"):
             return (self.name,)
-        prefixes = _PREFIXES[1:] if self.group in _VISION_GROUPS else _PREFIXES
+        prefixes = _PREFIXES[1:] if self.group in VISION_GROUPS else _PREFIXES
         return tuple(prefix + self.name for prefix in prefixes)
 
     def matches(self, word: str) -> bool:
         if word in GROUPS:
             return self.group == word
-        is_vision = self.group in _VISION_GROUPS
+        is_vision = self.group in VISION_GROUPS
         if word == ALL_LINEAR:
             return self.group != "embed" and not is_vision
         names = [name + ending for name in self.spellings() for ending in ("", ".weight")]

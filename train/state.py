@@ -74,7 +74,7 @@ def choose_weights(model: Qwen35, train: Sequence[str], *, train_mtp: bool) -> d
     """
     weights = dict(_all_weights(model))
     exclude = () if train_mtp else ("mtp",)
-    words = [".*"] if tuple(train) == (EVERYTHING,) else train
+    words = [".*" if word == EVERYTHING else word for word in train]
     chosen = choose(weights, words, exclude, option="train", excluding="mtp.weight=0")
     return {place: weight for place, weight in weights.items() if place in chosen}
 

@@ -68,16 +68,7 @@ def save_adapter(
         files.
     """
     layers = dict(lora.adapted_layers(model))
-    if not layers:
-        raise ValueError("the model has no adapter to write; add one (lora.add), or save the model itself.")
-    if auto_class == AUTO_CLASSES[1] and not model.config.has_vision_layout:
-        raise ValueError(f"{model.config.architecture} has no vision; {auto_class} does not load it.")
-    nested = (auto_class or own_auto_class(model)) == AUTO_CLASSES[1]
-    if not nested and any(path[0] == "vision" for path in layers):
-        raise ValueError(
-            f"the adapter changes the vision tower, which {AUTO_CLASSES[0]} does not load; export it for "
-            f"{AUTO_CLASSES[1]}."
-        )
+    nested = _is_nested(model, layers, auto_class)
     tensors: dict[str, dict[str, np.ndarray]] = {WEIGHTS_FILE: {}, MTP_WEIGHTS_FILE: {}}
     modules = []
     for name, spec, layer in _modules(model.config, layers, nested=nested):
@@ -108,6 +99,21 @@ def save_adapter(
 def own_auto_class(model: Qwen35) -> AutoClass:
     """Returns the class of transformers that loads a checkpoint by its own architecture."""
     return AUTO_CLASSES[model.config.has_vision_layout]
+
+
+def _is_nested(model: Qwen35, layers: Mapping[TreePath, Layer], auto_class: AutoClass | None) -> bool:
+    """Whether modules are named as in ``AutoModelForImageTextToText``; checks that the adapter fits the class."""
+    if not layers:
+        raise ValueError("the model has no adapter to write; add one (lora.add), or save the model itself.")
+    if auto_class == AUTO_CLASSES[1] and not model.config.has_vision_layout:
+        raise ValueError(f"{model.config.architecture} has no vision; {auto_class} does not load it.")
+    nested = (auto_class or own_auto_class(model)) == AUTO_CLASSES[1]
+    if not nested and any(path[0] == "vision" for path in layers):
+        raise ValueError(
+            f"the adapter changes the vision tower, which {AUTO_CLASSES[0]} does not load; export it for "
+            f"{AUTO_CLASSES[1]}."
+        )
+    return nested
 
 
 def _settings(config: LoraConfig, modules: list[str], base: str, revision: str | None) -> dict[str, Any]:

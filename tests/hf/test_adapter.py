@@ -47,7 +47,7 @@ def test_peft_reads_ours(reference, everything, tmp_path, text_only):
     if text_only:
         with pytest.raises(ValueError, match="changes the vision tower, which AutoModelForCausalLM does not load"):
             save_adapter(model, tmp_path / "adapter", reference[0], auto_class="AutoModelForCausalLM")
-        targets = [group for group in lora.GROUPS if group not in ("tower", "merger")]
+        targets = tuple(group for group in lora.GROUPS if group not in ("tower", "merger"))
         model = _adapted(reference[0], rank=4, rank_stabilized=True, targets=targets)
         folder = save_adapter(model, tmp_path / "adapter", reference[0], auto_class="AutoModelForCausalLM")
     with warnings.catch_warnings():

@@ -7,6 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
+from qwen35_jax.model import Qwen35
+from tests.train.conftest import small_config
 from train.config import OptimConfig
 from train.optim import make_optimizer
 from train.state import TrainState, abstract, count_parameters, init_state, split_model, stack_masks
@@ -38,6 +40,24 @@ def test_named_weights_train_alone(model):
         split_model(model, adapters=False, train_mtp=True, train=("mtp.norms",))
     with pytest.raises(ValueError, match=r"mtp\.weight=0 takes away all that train chooses"):
         split_model(model, adapters=False, train_mtp=False, train=("mtp",))
+
+
+def test_the_tower_trains_where_it_is_named():
+    model = nnx.eval_shape(lambda: Qwen35(small_config(), dtype=jnp.float32, rngs=nnx.Rngs(0)))
+
+    def trained(*words):
+        _, params, _ = split_model(model, adapters=False, train_mtp=True, train=words)
+        return {path[: 2 if path[0] == "vision" else 1] for path, _ in nnx.to_flat_state(params)}
+
+    text, merger = {("embed_tokens",), ("layers",), ("norm",), ("mtp",)}, {("vision", "merger")}
+    tower = {("vision", part) for part in ("patch_embed", "pos_embed", "blocks")}
+    assert trained("all") == trained(".*") == text
+    assert trained("tower") == tower and trained("merger") == merger
+    assert trained("all", "tower", "merger") == text | tower | merger
+    words = ("visual.blocks.1.mlp.linear_fc1",)
+    _, params, _ = split_model(model, adapters=False, train_mtp=True, train=words)
+    ((path, mask),) = nnx.to_flat_state(stack_masks(model, params, words, train_mtp=True))
+    assert path == ("vision", "blocks", "mlp", "linear_fc1", "weight") and np.ravel(mask[...]).tolist() == [False, True]
 
 
 def test_masks_mark_the_layers_of_a_stack_that_train(model):

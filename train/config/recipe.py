@@ -13,7 +13,7 @@ import tyro
 
 from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.lora import LoraConfig
-from qwen35_jax.targets import ALL_LINEAR, check_words
+from qwen35_jax.targets import ALL_LINEAR, VISION_GROUPS, check_words
 from train.config.data import DataConfig
 from train.config.health import HealthConfig
 from train.config.optim import OptimConfig, StorageDtype
@@ -38,7 +38,8 @@ class Recipe:
     """Adapters to train; None trains the weights that ``train`` names, or the adapter of ``model.adapter``."""
     train: tuple[str, ...] = (EVERYTHING,)
     """Weights to train where there are no adapters: ``all``, or groups, names and regular expressions as for adapters,
-    such as ``mtp``, ``embed_tokens`` or ``model.*norm.weight``."""
+    such as ``mtp``, ``embed_tokens`` or ``model.*norm.weight``. ``all`` means decoder and MTP head; the vision tower
+    trains too with ``all tower merger``."""
     tune: Literal["full", "lora"] | None = field(default=None, compare=False)
     """Trains whole weights or adapters, whatever the run file says. The learning rate is then the default of that kind,
     unless it is given too. With ``lora`` there are the options ``--lora.*``."""
@@ -70,10 +71,11 @@ class Recipe:
                 f"accumulation={self.accumulation} micro-batches; make it a multiple of {self.accumulation}."
             )
         check_words(self.train, "train")
-        if not self.train or ALL_LINEAR in self.train or (EVERYTHING in self.train and len(self.train) > 1):
+        more = {*self.train} - {EVERYTHING, *VISION_GROUPS}
+        if not self.train or ALL_LINEAR in self.train or (EVERYTHING in self.train and more):
             raise ValueError(
-                f"train={list(self.train)} names no weights; give {EVERYTHING} alone, or groups, names and regular "
-                "expressions."
+                f"train={list(self.train)} names no weights; give {EVERYTHING}, alone or with "
+                f"{' and '.join(VISION_GROUPS)}, or groups, names and regular expressions."
             )
         if self.trains_adapters and self.train != (EVERYTHING,):
             raise ValueError(

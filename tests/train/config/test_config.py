@@ -35,7 +35,7 @@ GOOD = TrainConfig(
         ({"evaluate_every": 0}, "evaluate_every=0 must be at least 1"),
         ({"plan_json": "plan.json"}, "name its TPUs with --plan"),
         ({"train": ()}, "names no weights"),
-        ({"train": ("all", "mtp")}, "names no weights; give all alone"),
+        ({"train": ("all", "mtp")}, "names no weights; give all, alone or with tower and merger"),
         ({"train": ("mtp.(",)}, "no regular expression"),
         ({"train": ("mtp",), "lora": LoraConfig()}, "train whole weights with --tune full"),
         ({"tune": "full", "model": ModelSource("base", adapter="folder")}, "merge it into its base"),
