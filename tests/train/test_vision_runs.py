@@ -13,7 +13,6 @@ from train.config import (
     Distillation,
     Layout,
     LoraConfig,
-    MeshConfig,
     MtpDistillConfig,
     Options,
     TeacherConfig,
@@ -113,8 +112,6 @@ def test_what_images_are_not_for_is_refused(inputs):
     store = Distillation(TeacherConfig(own_base=True, store="signals"))
     with pytest.raises(ValueError, match=r"teacher\.store='signals' knows documents by their tokens"):
         TrainConfig(recipe(inputs, objective=store))
-    with pytest.raises(ValueError, match=r"mesh\.context=2 splits sequences"):
-        TrainConfig(recipe(inputs), Layout(mesh=MeshConfig(context=2)))
 
 
 @pytest.mark.slow

@@ -133,9 +133,10 @@ def test_two_micro_batches_are_as_one(batches, gradients):
     assert_close(gradients(batch, accumulation=2), gradients(batch))
 
 
-def test_four_devices_are_as_one(batches, gradients):
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2}, {"fsdp": 2, "context": 2}])
+def test_four_devices_are_as_one(axes, batches, gradients):
     batch = batches(4)
-    assert_close(gradients(batch, data=2, fsdp=2), gradients(batch))
+    assert_close(gradients(batch, **axes), gradients(batch))
 
 
 def test_other_images_give_another_loss(batches, gradients):
