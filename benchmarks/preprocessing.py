@@ -97,11 +97,14 @@ def compare(photographs: int, together: int) -> None:
             made = {}
             for name, side in compared.items():
                 began, began_cpu = time.perf_counter(), time.process_time()
-                made[name] = side(call)
+                patches = side(call)
                 # The call before the first warms up.
                 if first >= 0:
                     seconds[name] += time.perf_counter() - began
                     cpu[name] += time.process_time() - began_cpu
+                else:
+                    made[name] = patches
+                del patches
             if first < 0:
                 np.testing.assert_array_equal(made["qwen35_jax, float32"], made["transformers, Pillow"])
     fastest = min(value for name, value in seconds.items() if name.startswith("transformers"))

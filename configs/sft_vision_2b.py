@@ -4,7 +4,7 @@
     python -m train.sft configs/sft_vision_2b.py --plan v5e:2x4
 
 A sequence holds 8,192 tokens and 24,576 patches: six images of a megapixel with 340 tokens of text each fill both. To
-train the tower too, add `--train attention deltanet mlp embed mtp tower merger`. docs/data.md shows the rows.
+train the tower too, add `--train all tower merger`. docs/data.md shows the rows.
 """
 
 from train.config import (

@@ -11,7 +11,7 @@ from PIL import Image
 
 from qwen35_jax.processing import ChatTemplateError, MediaError, MediaPolicy, Processor, Tokenizer
 from qwen35_jax.processing.image import image_patches, normalize
-from qwen35_jax.processing.processor import Media, media_of
+from qwen35_jax.processing.processor import Media, VisionItem, join_pixels, media_of
 from qwen35_jax.processing.settings import ImageSettings, VideoSettings
 from tests.conftest import PUBLISHED
 from tests.processing.conversations import user
@@ -219,3 +219,12 @@ def test_the_items_found_are_those_that_the_template_writes(processor):
         assert [kind for kind in ("image", "video") if f"<|{kind}_pad|>" in rendered] == found
         seen.add(tuple(found))
     assert seen == {ChatTemplateError, MediaError, (), ("image",), ("video",)}
+
+
+def test_many_pixels_are_normalised_as_few(processor):
+    large = [
+        VisionItem("image", np.full((patches, 1536), patches % 256, np.uint8), np.zeros(3)) for patches in (300, 700)
+    ]
+    joined = join_pixels(large)
+    assert joined.nbytes > 2**22 and joined.flags.writeable
+    np.testing.assert_array_equal(joined, normalize(np.concatenate([item.patches for item in large])))

@@ -13,9 +13,9 @@ from train.config import (
     Distillation,
     Layout,
     LoraConfig,
-    MeshConfig,
     MtpDistillConfig,
     Options,
+    RolloutConfig,
     TeacherConfig,
     TrainConfig,
 )
@@ -113,8 +113,9 @@ def test_what_images_are_not_for_is_refused(inputs):
     store = Distillation(TeacherConfig(own_base=True, store="signals"))
     with pytest.raises(ValueError, match=r"teacher\.store='signals' knows documents by their tokens"):
         TrainConfig(recipe(inputs, objective=store))
-    with pytest.raises(ValueError, match=r"mesh\.context=2 splits sequences"):
-        TrainConfig(recipe(inputs), Layout(mesh=MeshConfig(context=2)))
+    on_policy = Distillation(TeacherConfig(path="teacher"), rollouts=RolloutConfig())
+    with pytest.raises(ValueError, match="rollouts are sampled from text alone"):
+        TrainConfig(recipe(inputs, objective=on_policy))
 
 
 @pytest.mark.slow

@@ -13,12 +13,14 @@ from qwen35_jax.processing import Tokenizer
 from qwen35_jax.sharding import make_mesh, named_sharding
 from tests.train.vision_inputs import OBJECTIVE, VISION, recipe, write_inputs
 from train.batch import put_batch
-from train.config import MtpLossConfig, Supervised
+from train.config import MtpLossConfig, Supervised, TrainConfig
 from train.data.pipeline import make_batches
 from train.data.vision import VisionReader
+from train.plan import abstract_setup
 from train.setup import batch_fields
 from train.state import Frozen, split_model
 from train.step import make_gradients
+from train.work import flops_per_token
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +133,10 @@ def test_two_micro_batches_are_as_one(batches, gradients):
     assert_close(gradients(batch, accumulation=2), gradients(batch))
 
 
-def test_four_devices_are_as_one(batches, gradients):
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2}, {"fsdp": 2, "context": 2}])
+def test_four_devices_are_as_one(axes, batches, gradients):
     batch = batches(4)
-    assert_close(gradients(batch, data=2, fsdp=2), gradients(batch))
+    assert_close(gradients(batch, **axes), gradients(batch))
 
 
 def test_other_images_give_another_loss(batches, gradients):
@@ -155,3 +158,23 @@ def test_the_mtp_loss_reaches_no_tower(gradient, model, inputs, batches):
         grads, *_ = jax.device_get(computed(params, Frozen(rest), placed, jnp.int32(0)))
     reached = {name for name in grads if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads[name]))}
     assert reached == ({"mtp", "embed_tokens"} if gradient == "detach_trunk" else {"mtp"})
+
+
+def test_a_plan_compiles_for_the_patches_of_a_batch(inputs, model, batches):
+    settings = TrainConfig(recipe(inputs, accumulation=2))
+    mesh = make_mesh()
+    setup = abstract_setup(settings, model.config, mesh)
+    put = put_batch(batches(2), accumulation=2, mesh=mesh, fields=batch_fields(settings.recipe, model.config))
+    assert {name: (each.shape, each.dtype, each.sharding) for name, each in setup.batch.items()} == {
+        name: (each.shape, each.dtype, each.sharding) for name, each in put.items()
+    }
+    assert not any(path[0] == "vision" for path, _ in nnx.to_flat_state(setup.state.params))
+
+
+def test_the_work_of_the_tower_counts(inputs, model):
+    frozen, trained = (
+        flops_per_token(recipe(inputs, train=words), model.config) for words in (("all",), ("all", "tower", "merger"))
+    )
+    text = recipe(inputs, data=dataclasses.replace(recipe(inputs).data, vision=None))
+    without = flops_per_token(text, model.config)
+    assert trained - without == pytest.approx(3 * (frozen - without)) and frozen > without

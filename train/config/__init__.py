@@ -85,11 +85,6 @@ class TrainConfig:
     def _check_vision(self) -> None:
         """Checks that what the run does is done with images too."""
         objective = self.recipe.objective
-        if self.layout.mesh.context > 1:
-            raise ValueError(
-                f"mesh.context={self.layout.mesh.context} splits sequences, which data.vision does not allow; set it "
-                "to 1 and raise mesh.fsdp or mesh.tensor."
-            )
         if not isinstance(objective, Distillation):
             return
         if objective.rollouts is not None:

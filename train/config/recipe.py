@@ -21,7 +21,6 @@ from train.objectives.distill import Distillation
 from train.objectives.sft import Supervised
 
 EVERYTHING = "all"
-_TOWER = {"tower", "merger"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class Recipe:
     def _check_tower(self) -> None:
         """Checks that a run of text, which loads no vision tower, does not train it."""
         option, words = ("train", self.train) if self.lora is None else ("lora.targets", self.lora.targets)
-        if self.data.vision is None and (named := _TOWER & {*words}):
+        if self.data.vision is None and (named := {*VISION_GROUPS} & {*words}):
             raise ValueError(
                 f"{option} has {min(named)!r}, but a run of text loads no vision tower; give data.vision, or leave it "
                 "out."

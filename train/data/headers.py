@@ -86,6 +86,9 @@ def video_header(opened: Opened, source: Any) -> VideoHeader:
 
 
 def _is_turned(image: Image.Image) -> bool:
+    if image.format == "PNG" and "exif" not in image.info:
+        # Pillow would decode the picture to look behind it.
+        return False
     try:
         return int(image.getexif().get(_ORIENTATION, 1)) >= _TURNED
     # EXIF is a format of its own; where it is damaged the picture may still be whole.

@@ -23,7 +23,7 @@ from qwen35_jax.processing import Tokenizer
 from qwen35_jax.processing.image import image_patches, load_image, smart_resize
 from qwen35_jax.processing.media import MediaError, MediaPolicy, open_media
 from qwen35_jax.processing.processor import PADS, Processor
-from qwen35_jax.processing.settings import ImageSettings, VideoSettings
+from qwen35_jax.processing.settings import ImageSettings, VideoSettings, positive
 from qwen35_jax.processing.video import UNKNOWN_FPS, cut_frames, frame_size, load_video, sample_frames, timestamps
 from qwen35_jax.vision.mrope import mrope_positions
 from qwen35_jax.vision.patches import patch_places
@@ -233,12 +233,14 @@ class VisionReader:
 
     def _open_video(self, media: Media, policy: MediaPolicy, name: str) -> Picture:
         settings = self._video.limited(_capped(media.options, self._video.max_pixels, self._video.max_frames))
-        rates = {key: media.options[key] for key in ("raw_fps", "sample_fps") if key in media.options}
-        source = media.source
+        source, rates = media.source, {}
         if isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim == 4):
             if not len(source):
                 raise MediaError("it has no frames.")
-            fps = rates.get("sample_fps") or rates.get("raw_fps")
+            rates = {
+                key: positive(key, media.options[key]) for key in ("raw_fps", "sample_fps") if key in media.options
+            }
+            fps = rates.get("sample_fps", rates.get("raw_fps"))
             header = VideoHeader(len(source), fps, *image_size(open_media(source[0], policy), source[0]))
         else:
             source = open_media(source, policy)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-BLOCK = 512
+BLOCK = 256
 
 _NEVER = -1e30
 

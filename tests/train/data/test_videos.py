@@ -66,3 +66,17 @@ def test_options_of_an_item_count(write_rows, seeing, frames, tmp_path):
 def test_a_file_that_is_no_video_is_named(write_rows, seeing, frames):
     with pytest.raises(ValueError, match=r"line 1: video 1 of the row: .*0\.png' cannot be read"):
         list(batches(write_rows([asks(video="0.png")]), seeing))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"video": [], "sample_fps": 1.0}, "video 1 of the row"),
+        ({"video": ["0.png"], "sample_fps": "two"}, "sample_fps='two'"),
+        ({"video": "a.mp4", "fps": -1}, "fps=-1"),
+        ({"video": "a.mp4", "video_start": 1.0}, "video_start"),
+    ],
+)
+def test_what_a_video_cannot_be_asked_for(fields, message, write_rows, seeing, frames):
+    with pytest.raises(ValueError, match=rf"line 1: .*{message}"):
+        list(batches(write_rows([asks(**fields)]), seeing))

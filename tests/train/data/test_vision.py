@@ -160,6 +160,8 @@ def test_an_image_that_is_cut_off_is_found_when_it_is_decoded(write_rows, tokeni
     whole = as_png(Image.effect_noise((96, 96), 50).convert("RGB"))
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     path = write_rows([asks(part(image="cut.png")), asks(part(image=images[0]), text("Colour?"))])
+    corpus = batches(path, tokenizer).corpus
+    assert all(example.num_patches for [example] in corpus.load(range(2)))
     with pytest.raises(ValueError, match=r"data\.jsonl line 1: image 1 of the row: .* truncated"):
         list(batches(path, tokenizer))
     assert len(list(documents(batches(path, tokenizer, bad_rows="drop"), tokenizer))) == 1
