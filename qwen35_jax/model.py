@@ -215,6 +215,7 @@ class Qwen35(nnx.Module):
         segment_ids: Int[Array, "B T"] | None,
         state: PagedState,
         *,
+        position_ids: Int[Array, "*axes B T"] | None = None,
         embedded: Embedded | None = None,
     ) -> tuple[Float[Array, "B T D"], PagedState]:
         """Runs the MTP head once over the next T tokens of an engine's slots.
@@ -224,13 +225,14 @@ class Qwen35(nnx.Module):
           next_ids: the token after each.
           segment_ids: 1 for tokens, then 0 for padding; None where all are real.
           state: the head's keys and values, as its one layer.
+          position_ids: of the tokens that ``hidden`` belongs to.
           embedded: what to read in place of the embeddings of ``next_ids``.
 
         Returns:
           The vectors that, through the shared head, predict the token after ``next_ids``, and the state after.
         """
         assert self.mtp is not None, "the engine checks that the model has an MTP head"
-        tokens, *_ = self._describe(next_ids, segment_ids, None, state)
+        tokens, *_ = self._describe(next_ids, segment_ids, position_ids, state)
         (memory,) = state.layers
         assert isinstance(memory, PagedKeyValues)
         embedded = self._look_up(next_ids) if embedded is None else embedded

@@ -7,16 +7,19 @@ from collections.abc import Iterator
 from qwen35_jax.commands.options import (
     add_answer_options,
     add_engine_options,
+    add_media_options,
     add_model_options,
     add_sampling_options,
     engine_of,
+    has_vision,
+    policy_of,
     sampling_of,
     source_of,
 )
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.hf.chat_files import mode_of
 from qwen35_jax.hf.hub import find_folder
-from qwen35_jax.hf.source import load_tokenizer
+from qwen35_jax.hf.source import load_processor, load_tokenizer
 from qwen35_jax.inference.chat import HELP, chat
 from qwen35_jax.inference.generate import MODES
 from qwen35_jax.inference.sampling import SamplingParams
@@ -32,6 +35,7 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     add_engine_options(parser)
+    add_media_options(parser, text_only=True)
     add_answer_options(parser)
     add_sampling_options(parser, by_card=True)
 
@@ -40,7 +44,8 @@ def run_chat(args: argparse.Namespace) -> None:
     """Answers the lines of standard input."""
     tokenizer = load_tokenizer(source_of(args))
     sampling = sampling_of(args, SamplingParams() if args.temperature == 0 else _advice(args, tokenizer))
-    engine = engine_of(args, tokenizer, slots=1)
+    vision = has_vision(args)
+    engine = engine_of(args, tokenizer, slots=1, vision=vision)
     # What is wrong for every turn is told before the first one.
     engine.check([[tokenizer.pad_token_id]], max_new_tokens=args.max_new_tokens, sampling=sampling)
     interactive = sys.stdin.isatty()
@@ -56,6 +61,7 @@ def run_chat(args: argparse.Namespace) -> None:
         system=args.system,
         seed=args.seed,
         color=sys.stdout.isatty(),
+        processor=load_processor(source_of(args), policy_of(args)) if vision else None,
     )
 
 

@@ -15,22 +15,27 @@ from qwen35_jax.commands.options import (
     INPUT_HELP,
     add_answer_options,
     add_engine_options,
+    add_media_options,
     add_model_options,
     add_research_options,
     add_sampling_options,
     add_slots_option,
     engine_of,
     local_path,
+    policy_of,
     sampling_of,
     slots_of,
     source_of,
 )
+from qwen35_jax.config import ModelConfig
 from qwen35_jax.hf.hub import find_folder
-from qwen35_jax.hf.source import load_tokenizer
+from qwen35_jax.hf.source import load_processor, load_tokenizer
 from qwen35_jax.inference.engine import Engine
-from qwen35_jax.inference.generate import MODES, Request, generate_rows, in_order, read_requests
+from qwen35_jax.inference.generate import MODES, Request, generate_rows, in_order, read_requests, request_of
 from qwen35_jax.inference.row_file import open_row_file
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.processing.media import open_media
+from qwen35_jax.processing.processor import Processor, media_of
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.sharding import GENERATION_AXES
 from qwen35_jax.storage import fingerprint
@@ -48,6 +53,10 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", metavar="FILE.jsonl", help=INPUT_HELP)
     parser.add_argument("--output", type=local_path, metavar="FILE.jsonl",
                         help="where to write JSONL rows; without it, text goes to standard output")  # fmt: skip
+    parser.add_argument("--image", action="append", default=[], metavar="FILE",
+                        help="image before each PROMPT; may be given several times, also as an address")  # fmt: skip
+    parser.add_argument("--video", action="append", default=[], metavar="FILE", help="video, likewise")
+    add_media_options(parser)
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="answers to each prompt")
     add_answer_options(parser)
     add_sampling_options(parser)
@@ -61,45 +70,69 @@ def run_generate(args: argparse.Namespace) -> None:
         raise ValueError("give prompts as arguments or a file with --input, one of the two.")
     if args.input and args.system is not None:
         raise ValueError("--system goes with prompts given as arguments; in a file it is the first message of a row.")
+    if args.input and (args.image or args.video):
+        raise ValueError(
+            "--image and --video go with prompts given as arguments; in a file they are items of messages."
+        )
     if args.logprobs is not None and args.output is None:
         raise ValueError("--logprobs are written to a file; give --output FILE.jsonl too.")
     if args.samples < 1:
         raise ValueError(f"samples={args.samples}; give at least 1.")
     how = {"sampling": sampling, "max_new_tokens": args.max_new_tokens, "seed": args.seed, "samples": args.samples}
     if args.output is None:
-        engine, requests = _prepare(args, sampling)
+        engine, requests, processor = _prepare(args, sampling)
         show = functools.partial(_print_row, titled=len(requests) * args.samples > 1)
-        generate_rows(engine, requests, in_order(show), **how)
+        generate_rows(engine, requests, in_order(show), processor=processor, **how)
         return
     with open_row_file(args.output) as rows:
         # How much memory is free may differ from one start to the next.
         args.cache_tokens = args.cache_tokens or rows.settings.get("cache_tokens")
-        engine, requests = _prepare(args, sampling)
+        engine, requests, processor = _prepare(args, sampling)
         rows.begin(_settings(args, engine, requests, sampling))
         if len(rows):
             print(f"{len(rows)} of {len(requests) * args.samples} rows are there already.", file=sys.stderr)
-        generate_rows(engine, requests, rows.add, done=rows, **how)
+        generate_rows(engine, requests, rows.add, done=rows, processor=processor, **how)
         rows.finish()
     print(f"wrote {args.output}; rows: {len(requests) * args.samples:,}")
 
 
-def _prepare(args: argparse.Namespace, sampling: SamplingParams) -> tuple[Engine, list[Request]]:
-    """Reads the requests, loads the model and checks that it can answer them."""
+def _prepare(args: argparse.Namespace, sampling: SamplingParams) -> tuple[Engine, list[Request], Processor | None]:
+    """Reads the requests, loads the model and checks that it can answer them; images and videos are opened later."""
     tokenizer = load_tokenizer(source_of(args))
     if args.input:
         requests = read_requests(args.input, tokenizer, enable_thinking=MODES[args.mode])
     else:
         requests = [_request(number, text, args, tokenizer) for number, text in enumerate(args.prompts)]
-    engine = engine_of(args, tokenizer, slots=slots_of(args, len(requests) * args.samples))
-    prompts = [request.token_ids for request in requests]
+    processor = _processor(args, requests)
+    slots = slots_of(args, len(requests) * args.samples)
+    engine = engine_of(args, tokenizer, slots=slots, vision=processor is not None)
+    # What is wrong for every prompt is told of a short one too.
+    prompts = [request.token_ids or [tokenizer.pad_token_id] for request in requests]
     engine.check(prompts, max_new_tokens=args.max_new_tokens, sampling=sampling)
-    return engine, requests
+    return engine, requests, processor
 
 
 def _request(number: int, text: str, args: argparse.Namespace, tokenizer: Tokenizer) -> Request:
-    messages = [] if args.system is None else [{"role": "system", "content": args.system}]
-    messages.append({"role": "user", "content": text})
-    return Request(number, tokenizer.encode_chat(messages, enable_thinking=MODES[args.mode]))
+    messages: list[dict[str, Any]] = [] if args.system is None else [{"role": "system", "content": args.system}]
+    media = [{"type": kind, kind: source} for kind in ("image", "video") for source in getattr(args, kind)]
+    messages.append({"role": "user", "content": [*media, {"type": "text", "text": text}] if media else text})
+    return request_of(number, messages, tokenizer, enable_thinking=MODES[args.mode])
+
+
+def _processor(args: argparse.Namespace, requests: Sequence[Request]) -> Processor | None:
+    """Loads the processor if there are images or videos, and looks whether their files are there."""
+    rows = [(request.id, request.row["messages"]) for request in requests if request.row is not None]
+    if not rows:
+        return None
+    root = None if args.input is None else args.input.rpartition("/")[0] or None
+    processor = load_processor(source_of(args), policy_of(args, root))
+    if ModelConfig.from_hf(find_folder(args.model)).vision is None:
+        raise ValueError(f"{args.model} has no vision tower, but request {rows[0][0]} has images or videos.")
+    sources = [media.source for _, messages in rows for media in media_of(messages)]
+    for source in sources:
+        if isinstance(source, str) and not source.startswith(("http:", "https:", "data:", "gs:")):
+            open_media(source, processor.policy)
+    return processor
 
 
 def _settings(
@@ -107,7 +140,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Returns all that a row depends on, by names that a message can use."""
     sizes = engine.sizes
-    prompts = json.dumps([[request.id, request.token_ids] for request in requests])
+    prompts = json.dumps([[request.id, request.row or request.token_ids] for request in requests])
     return {
         **{name: getattr(args, name) for name in ("dtype", "max_new_tokens", "samples", "seed")},
         **{f"mesh.{axis}": getattr(args, f"mesh.{axis}") for axis in GENERATION_AXES},
@@ -117,6 +150,7 @@ def _settings(
         "speculative_tokens": sizes.num_drafts,
         "page_size": sizes.page_size,
         "prefill_chunk": sizes.chunk,
+        "most_patches": sizes.most_patches,
         "model_files": _files_of(args.model),
         "adapter_files": None if args.adapter is None else _files_of(args.adapter),
         "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),

@@ -8,10 +8,13 @@ from typing import Any
 from jax.sharding import Mesh
 
 from qwen35_jax import gcs
+from qwen35_jax.config import ModelConfig
+from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.source import ModelSource, load_model
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.generate import MODES
 from qwen35_jax.inference.sampling import MAX_LOGPROBS, SamplingParams
+from qwen35_jax.processing.media import MediaPolicy
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.sharding import GENERATION_AXES, MeshConfig
 
@@ -21,7 +24,7 @@ OUT_HELP = "new folder, also of a bucket (gs://)"
 _MOST_SLOTS = 64
 INPUT_HELP = (
     'conversations, also of a bucket: one {"messages": [...], "tools"?: [...], "id"?: ...} a line; or {"text": ...}, '
-    "continued without the chat template"
+    "continued without the chat template; paths of images and videos start at the file's folder"
 )
 
 
@@ -85,18 +88,49 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
                         help="tokens that the MTP head drafts a step, for speed; 0 for none")  # fmt: skip
 
 
-def engine_of(args: argparse.Namespace, tokenizer: Tokenizer, *, slots: int) -> Engine:
+def add_media_options(parser: argparse.ArgumentParser, *, text_only: bool = False) -> None:
+    """Adds what ``policy_of`` and, for a model with a tower, ``engine_of`` read.
+
+    Args:
+      text_only: add what ``has_vision`` reads, too.
+    """
+    if text_only:
+        parser.add_argument("--text-only", action="store_true",
+                            help="leave the vision tower out, and the memory that it takes")  # fmt: skip
+    parser.add_argument("--allow-urls", action="store_true",
+                        help="fetch images and videos that conversations name by http(s) address; never from private "
+                             "networks")  # fmt: skip
+    parser.add_argument("--most-patches", type=int, metavar="N",
+                        help="patches of 16 x 16 pixels of all images and videos of a conversation, each frame pair of "
+                             "a video counted; by default 65,536, those of the largest image")  # fmt: skip
+
+
+def has_vision(args: argparse.Namespace) -> bool:
+    """Whether the checkpoint has a vision tower and the options do not leave it out."""
+    return not args.text_only and ModelConfig.from_hf(find_folder(args.model)).vision is not None
+
+
+def policy_of(args: argparse.Namespace, root: Path | str | None = None) -> MediaPolicy:
+    """Returns what may be opened; ``root`` is where relative paths start."""
+    return MediaPolicy(allow_urls=args.allow_urls, root=root)
+
+
+def engine_of(args: argparse.Namespace, tokenizer: Tokenizer, *, slots: int, vision: bool = False) -> Engine:
     """Loads the model and makes an engine.
+
+    Args:
+      vision: load the vision tower too, if the checkpoint has one.
 
     Raises:
       ValueError: the model cannot be loaded, or an option does not fit it.
     """
     return Engine(
-        load_model(source_of(args), mesh_of(args)),
+        load_model(source_of(args), mesh_of(args), vision=vision),
         tokenizer,
         slots=slots,
         cache_tokens=args.cache_tokens,
         speculative_tokens=args.speculative_tokens,
+        most_patches=args.most_patches if vision else None,
     )
 
 

@@ -27,6 +27,9 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speculative-tokens", type=int, default=0, metavar="N",
                         help="tokens that the MTP head drafts a step; 0 for none")  # fmt: skip
     parser.add_argument("--draft-vocabulary", type=int, metavar="N", help="draft among the tokens below this id only")
+    parser.add_argument("--patches", type=int, default=0, metavar="N",
+                        help="plan for images too: most patches of 16 x 16 pixels of a request; 65,536 is the largest "
+                             "image")  # fmt: skip
     for axis, purpose in GENERATION_AXES.items():
         rest = "; by default the chips that the others leave" if axis == "data" else "; by default 1"
         parser.add_argument(f"--mesh.{axis}", dest=f"mesh.{axis}", type=int, metavar="N", help=f"{purpose}{rest}")
@@ -42,7 +45,8 @@ def run_plan(args: argparse.Namespace) -> None:
     if args.json is not None:
         check_new_file(args.json)
     config = PRESETS[args.preset] if args.model is None else find_config(args.model, "model")
-    workload = Workload(args.length, args.slots, args.speculative_tokens, args.draft_vocabulary)
+    workload = Workload(args.length, args.slots, args.speculative_tokens, args.draft_vocabulary,
+                        args.patches)  # fmt: skip
     mesh = {axis: getattr(args, f"mesh.{axis}") for axis in GENERATION_AXES}
     plan = plan_decode(config, args.topology, workload, mesh)
     if args.json is not None:

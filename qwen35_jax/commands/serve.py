@@ -1,12 +1,24 @@
 """``qwen35 serve``: a model behind OpenAI's protocol."""
 
 import argparse
+import dataclasses
 import os
 import sys
 
-from qwen35_jax.commands.options import add_engine_options, add_model_options, engine_of, source_of
-from qwen35_jax.hf.source import load_tokenizer
+import numpy as np
+
+from qwen35_jax.commands.options import (
+    add_engine_options,
+    add_media_options,
+    add_model_options,
+    engine_of,
+    has_vision,
+    policy_of,
+    source_of,
+)
+from qwen35_jax.hf.source import load_processor, load_tokenizer
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.prompts import Prompt
 from qwen35_jax.serving.app import MAX_BODY, MAX_WAITING, make_app
 from qwen35_jax.serving.serve import bind, serve
 
@@ -17,6 +29,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     """Adds what ``run_serve`` reads."""
     add_model_options(parser)
     add_engine_options(parser)
+    add_media_options(parser, text_only=True)
     parser.add_argument("--slots", type=int, default=64, metavar="N", help="most answers written at once")
     parser.add_argument("--name", metavar="NAME", help="what clients call the model; by default as --model has it")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
@@ -43,10 +56,15 @@ def run_serve(args: argparse.Namespace) -> None:
     with bind(args.host, args.port) as sock:
         if key is None and args.host not in ("127.0.0.1", "::1", "localhost"):
             print(f"warning: whoever reaches {args.host} can use the model; set {KEY_VARIABLE}.", file=sys.stderr)
-        engine = engine_of(args, load_tokenizer(source_of(args)), slots=args.slots)
+        vision = has_vision(args)
+        engine = engine_of(args, load_tokenizer(source_of(args)), slots=args.slots, vision=vision)
+        # Files of this machine are none of a client's business.
+        policy = dataclasses.replace(policy_of(args), allow_files=False)
+        processor = load_processor(source_of(args), policy) if vision else None
         _compile(engine)
         name = args.name or args.model
-        app = make_app(engine, name, api_key=key, max_body=args.max_body, max_waiting=args.max_waiting)
+        app = make_app(engine, name, api_key=key, max_body=args.max_body, max_waiting=args.max_waiting,
+                       processor=processor)  # fmt: skip
         address = f"http://{args.host}:{sock.getsockname()[1]}/v1"
 
         def tell() -> None:
@@ -56,9 +74,18 @@ def run_serve(args: argparse.Namespace) -> None:
 
 
 def _compile(engine: Engine) -> None:
-    """Runs every program once, before the first client comes.
+    """Runs every program once, before the first client comes, but those of the tower for larger images.
 
-    The prompt has a whole chunk and a short one, and comes twice, so that the second request is forked from the first.
+    A prompt has a whole chunk and a short one, and comes twice, so that the second request is forked from the first.
     """
     length = min(engine.sizes.chunk + engine.sizes.small_chunk + 1, engine.max_length - 1)
-    engine.generate([[engine.tokenizer.pad_token_id] * length] * 2, max_new_tokens=1)
+    prompts: list[Prompt] = [[engine.tokenizer.pad_token_id] * length] * 2
+    config = engine.model.config
+    if engine.sizes.most_patches and length > 1 and config.vision is not None:
+        vision, side = config.vision, config.vision.spatial_merge_size
+        ids = np.full((1, length), engine.tokenizer.pad_token_id)
+        ids[0, 0] = config.image_token_id
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        pixels = np.zeros((side * side, width), np.uint8)
+        prompts += [{"input_ids": ids, "pixels": pixels, "grids": np.array([[1, side, side]])}] * 2
+    engine.generate(prompts, max_new_tokens=1)

@@ -9,6 +9,8 @@ from qwen35_jax.config import ModelConfig
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.load import load
 from qwen35_jax.model import Qwen35
+from qwen35_jax.processing.media import MediaPolicy
+from qwen35_jax.processing.processor import Processor
 from qwen35_jax.processing.tokenizer import TOKENIZER_FILES, Tokenizer
 
 
@@ -27,17 +29,18 @@ class ModelSource:
     """Dtype in which the weights are held; by default ``dtype``."""
 
 
-def load_model(source: ModelSource, mesh: Mesh | None = None) -> Qwen35:
-    """Loads the model, to read and write text.
+def load_model(source: ModelSource, mesh: Mesh | None = None, *, vision: bool = False) -> Qwen35:
+    """Loads the model, by default to read and write text alone.
 
     Args:
       mesh: where parameters are placed; by default one device.
+      vision: load the vision tower too, if the checkpoint has one.
 
     Raises:
       FileNotFoundError: there is no such folder or repository, or it lacks a file.
       ValueError: no model is named, or it cannot be loaded (``hf.load``).
     """
-    options = {"param_dtype": source.param_dtype, "vision": False}
+    options = {"param_dtype": source.param_dtype, "vision": vision}
     return load(find_folder(_named(source)), source.dtype, mesh, source.adapter, **options)
 
 
@@ -56,6 +59,20 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     tokenizer = Tokenizer.from_pretrained(adapter)
     tokenizer.check_vocabulary(ModelConfig.from_hf(folder).text.vocab_size)
     return tokenizer
+
+
+def load_processor(source: ModelSource, policy: MediaPolicy | None = None) -> Processor:
+    """Loads what turns conversations with images and videos into inputs, with the tokenizer of ``load_tokenizer``.
+
+    Args:
+      policy: what may be opened; by default files, and no addresses.
+
+    Raises:
+      FileNotFoundError, ValueError: as ``load_tokenizer`` does, or a file of sizes is malformed.
+    """
+    processor = Processor.from_pretrained(find_folder(_named(source)), policy)
+    processor.tokenizer = load_tokenizer(source)
+    return processor
 
 
 def _named(source: ModelSource) -> str:

@@ -2,19 +2,21 @@
 
 import io
 from collections.abc import Iterable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.prompts import Prompt, conversation_prompt
 from qwen35_jax.inference.requests import Completion, seed_of
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.processing.processor import Processor, media_of
 from qwen35_jax.wording import as_typed
 
 # A type checker calls ``sys.stdout`` a ``TextIO``; when the program runs, it is a ``TextIOBase``.
 Output = TextIO | io.TextIOBase
 
 HELP = (
-    "/reset starts a new conversation, /quit or the end of the input leaves. A line that ends with \\ continues on "
-    "the next line."
+    "/reset starts a new conversation, /quit or the end of the input leaves. /image PATH and /video PATH go with the "
+    "next turn. A line that ends with \\ continues on the next line."
 )
 
 _OPTIONS = {"max_new_tokens": "--max-new-tokens", "cache_tokens": "--cache-tokens"}
@@ -36,6 +38,7 @@ def chat(
     system: str | None = None,
     seed: int = 0,
     color: bool = False,
+    processor: Processor | None = None,
 ) -> None:
     """Answers every turn of ``lines`` in one conversation, until ``/quit`` or their end.
 
@@ -43,28 +46,33 @@ def chat(
     earlier turns, so what the model reads is not what it has just written.
 
     Args:
-      lines: user turns, or the commands ``/reset`` and ``/quit``; empty lines are skipped. A line that ends with a
-        backslash continues on the next line. Another word after a slash, alone on its line, gets the help.
+      lines: user turns, or the commands ``/reset``, ``/quit``, ``/image PATH`` and ``/video PATH``; empty lines are
+        skipped. A line that ends with a backslash continues on the next line. Another word after a slash, alone on its
+        line, gets the help.
       out: gets the text as it is decoded; reasoning is introduced by ``thinking:`` and what
         follows it by ``answer:``.
       color: dim the reasoning with ANSI codes.
+      processor: opens images and videos; None for a model that reads text alone.
 
     A turn that cannot be answered (too long for the model, refused by the template) is reported on
     ``out`` and left out of the conversation.
     """
-    first = [] if system is None else [{"role": "system", "content": system}]
-    messages = list(first)
+    first: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+    messages, attached = list(first), []
     for turn, text in enumerate(_turns(lines)):
         if text == "/quit":
             return
         if text == "/reset":
-            messages = list(first)
+            messages, attached = list(first), []
+        elif text.startswith(("/image ", "/video ")):
+            attached += _attach(text, processor, out)
         elif text.startswith("/") and text[1:].isalpha():
             print(HELP, file=out, flush=True)
         elif text:
-            question = {"role": "user", "content": text}
+            question = {"role": "user", "content": [*attached, {"type": "text", "text": text}] if attached else text}
+            attached = []
             try:
-                prompt = engine.tokenizer.encode_chat([*messages, question], enable_thinking=enable_thinking)
+                prompt = _prompt(engine, processor, [*messages, question], enable_thinking)
                 request = engine.submit(
                     prompt, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed_of(seed, turn), stream=True
                 )
@@ -72,6 +80,29 @@ def chat(
                 print(f"error: {as_typed(str(err), _OPTIONS)}", file=out, flush=True)
                 continue
             messages += [question, _message(_write_answer(engine, request, out, color=color))]
+
+
+def _attach(line: str, processor: Processor | None, out: Output) -> list[dict[str, str]]:
+    """Returns what ``/image PATH`` adds to the next turn: nothing if it cannot be opened, which is told."""
+    kind, _, path = line[1:].partition(" ")
+    item = {"type": kind, kind: path.strip()}
+    try:
+        if processor is None:
+            raise ValueError("this model reads text alone; give a checkpoint that has a vision tower.")
+        [opened] = processor.items(media_of([{"role": "user", "content": [item]}]))
+    except ValueError as err:
+        print(f"error: {err}", file=out, flush=True)
+        return []
+    print(f"({kind} of {processor.num_tokens(opened):,} tokens, for the next turn)", file=out, flush=True)
+    return [item]
+
+
+def _prompt(
+    engine: Engine, processor: Processor | None, messages: list[dict[str, Any]], enable_thinking: bool | None
+) -> Prompt:
+    if processor is None:
+        return engine.tokenizer.encode_chat(messages, enable_thinking=enable_thinking)
+    return conversation_prompt(processor, messages, enable_thinking=enable_thinking)
 
 
 def _turns(lines: Iterable[str]) -> Iterator[str]:

@@ -5,12 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from qwen35_jax.config import TextConfig
+from qwen35_jax.config import ModelConfig, TextConfig
+from qwen35_jax.inference.prompts import media_of
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.inference.slots import MAX_CLOSING_TOKENS, MAX_END_TOKENS
 
 
-def check_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
+def check_prompt(name: str, prompt: Sequence[int], num_new: int, text: TextConfig, *, max_length: int) -> None:
+    """Raises ``ValueError`` for a prompt that cannot be completed with ``num_new`` tokens."""
+    _check_tokens(name, prompt, text.vocab_size)
+    _check_length(name, len(prompt), num_new, positions=text.max_position_embeddings, max_length=max_length)
+
+
+def _check_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
     """Raises ``ValueError`` for a text without tokens, or with some that the model does not know."""
     if not len(tokens):
         raise ValueError(f"{name} has no tokens; a completion needs at least one to follow.")
@@ -21,7 +28,7 @@ def check_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
         )
 
 
-def check_length(name: str, num_tokens: int, num_new: int, *, positions: int, max_length: int) -> None:
+def _check_length(name: str, num_tokens: int, num_new: int, *, positions: int, max_length: int) -> None:
     """Raises ``ValueError`` for more tokens than the model has positions, or than the engine's pages hold."""
     if num_new < 1:
         raise ValueError(f"max_new_tokens={num_new}; give at least 1.")
@@ -36,13 +43,14 @@ def check_length(name: str, num_tokens: int, num_new: int, *, positions: int, ma
     )
 
 
-def check_scored(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], text: TextConfig, *, max_length: int) -> None:
+def check_scored(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], config: ModelConfig, *, max_length: int) -> None:
     """Raises ``ValueError`` for a prompt and its continuation, by their place, that cannot be scored."""
+    text, pads = config.text, {config.image_token_id, config.video_token_id}
     for number, (prompt, continuation) in enumerate(pairs):
-        check_tokens(f"prompt {number}", prompt, text.vocab_size)
-        check_tokens(f"continuation {number}", continuation, text.vocab_size)
-        check_length(f"prompt {number}", len(prompt), len(continuation),
-                     positions=text.max_position_embeddings, max_length=max_length)  # fmt: skip
+        _check_tokens(f"continuation {number}", continuation, text.vocab_size)
+        check_prompt(f"prompt {number}", prompt, len(continuation), text, max_length=max_length)
+        if media_of(prompt) is not None and pads & set(continuation):
+            raise ValueError(f"continuation {number} has pads of images or videos; these belong to the prompt.")
 
 
 def check_sampling(

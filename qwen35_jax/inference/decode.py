@@ -143,7 +143,8 @@ def _step(
     valid = jnp.where(order.masks.on, 0, slots.drafts.valid)
     slots = dataclasses.replace(slots, drafts=dataclasses.replace(slots.drafts, valid=valid))
     window = jnp.concatenate([slots.token[:, None], slots.drafts.tokens], axis=1)
-    hidden, state = model.forward(window, state=PagedState(memory.layers, table, slots.length, num_past))
+    state = PagedState(memory.layers, table, slots.length, num_past, offset=slots.offset)
+    hidden, state = model.forward(window, state=state)
     raw = model.head_logits(hidden)
     positions = slots.length[:, None] + 1 + jnp.arange(window.shape[1])
     forced = forced_tokens(slots, marks)
@@ -210,7 +211,7 @@ def _draft(
     ``count + 1`` drafts count next time: a slot whose drafts are rejected asks for fewer.
     """
     num_drafts, count = before.drafts.tokens.shape[1], verified.count
-    state = PagedState((mtp,), table, before.length, before.num_past)
+    state = PagedState((mtp,), table, before.length, before.num_past, offset=before.offset)
     ahead, state = model.draft_forward(hidden, verified.tokens, None, state)
     vector = jnp.take_along_axis(ahead, count[:, None, None], axis=1)
     # The newest token stands at this position; the drafts come after it.

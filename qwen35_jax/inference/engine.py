@@ -5,15 +5,17 @@ A request stays in its slot until it ends. If the pages run out, the youngest re
 computed again later, by the same programs on the same numbers, so that it comes out equal bit for bit.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from qwen35_jax.inference.checks import check_length, check_sampling, check_scored, check_tokens, one_each
+from qwen35_jax.inference.checks import check_prompt, check_sampling, check_scored, one_each
 from qwen35_jax.inference.mailbox import Mailbox
 from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.prefixes import points_of
-from qwen35_jax.inference.requests import Completion, Event, Grammar, StreamedToken, TokenScores, seed_of
+from qwen35_jax.inference.prompts import Prompt, extended, read_prompts
+from qwen35_jax.inference.requests import Completion, Event, Grammar, StreamedToken, TokenScores, seeds_of
 from qwen35_jax.inference.runner import News, Runner
 from qwen35_jax.inference.sampling import EARLY_STOP, SamplingParams
 from qwen35_jax.inference.scheduler import Request
@@ -26,7 +28,7 @@ from qwen35_jax.processing.tokenizer import Tokenizer
 
 
 class Engine:
-    """Completes and scores tokenised prompts.
+    """Completes and scores prompts: token ids, or with images and videos what ``processing.Processor`` returns.
 
     A request's tokens and log-probabilities depend on itself and on the engine's sizes, not on who else is there.
     Under several processes all of them make the same calls, and each gets all results. One thread makes the calls.
@@ -41,6 +43,8 @@ class Engine:
       prefill_chunk: tokens of a prompt that are read at once; by default 512, on a CPU 128.
       steps_per_call: most steps between two looks of the host.
       draft_vocabulary: drafts are among the tokens below this id, which is faster and stays exact; None for all.
+      most_patches: of the images and videos of one prompt, rounded up to a size of the tower's programs; by default
+        those of the largest image, 65,536. A model without a tower takes none.
 
     Raises:
       ValueError: a size is out of range, the model cannot draft, or it is split over the ``context`` mesh axis.
@@ -58,18 +62,20 @@ class Engine:
         prefill_chunk: int | None = None,
         steps_per_call: int = 32,
         draft_vocabulary: int | None = None,
+        most_patches: int | None = None,
     ):
         self.tokenizer = tokenizer
         self.sizes = EngineSizes.of(
             model, slots=slots, cache_tokens=cache_tokens, speculative_tokens=speculative_tokens, page_size=page_size,
             prefill_chunk=prefill_chunk, steps_per_call=steps_per_call, draft_vocabulary=draft_vocabulary,
+            most_patches=most_patches,
         )  # fmt: skip
         self._close = tokenizer.token_id(CLOSE)
         self._runner = Runner(model, self.sizes, (tokenizer.token_id(OPEN), self._close))
         self._closing = {"hard": [self._close], "sentence": tokenizer.encode(EARLY_STOP)}
         self._scores: dict[int, TokenScores] = {}
         self._mailbox = Mailbox()
-        self._next_number = 0
+        self._numbers = itertools.count()
 
     @property
     def model(self) -> Qwen35:
@@ -121,9 +127,19 @@ class Engine:
         """Pages that no request owns."""
         return sum(pool.num_free for pool in self._runner.scheduler.pools)
 
+    def read(self, prompts: Sequence[Prompt]) -> list[Sequence[int]]:
+        """Returns prompts as token ids that know their images and videos; the other methods leave such as they are.
+
+        Any thread may call it.
+
+        Raises:
+          ValueError: as ``prompts.read_prompt`` does.
+        """
+        return read_prompts(prompts, self.model.config, most_patches=self.sizes.most_patches, dtype=self.model.dtype)
+
     def check(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         max_new_tokens: int | Sequence[int],
         sampling: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
     ) -> None:
@@ -131,10 +147,8 @@ class Engine:
         settings = one_each("sampling", sampling, len(prompts))
         limits = one_each("max_new_tokens", max_new_tokens, len(prompts))
         text = self.model.config.text
-        for number, (prompt, params, limit) in enumerate(zip(prompts, settings, limits, strict=True)):
-            name = f"prompt {number}"
-            check_tokens(name, prompt, text.vocab_size)
-            check_length(name, len(prompt), limit, positions=text.max_position_embeddings, max_length=self.max_length)
+        for number, (prompt, params, limit) in enumerate(zip(self.read(prompts), settings, limits, strict=True)):
+            check_prompt(f"prompt {number}", prompt, limit, text, max_length=self.max_length)
             ends, closing = self._end_tokens(params), self._closing[params.budget_close]
             check_sampling(params, text.vocab_size, end_tokens=ends, closing=closing)
 
@@ -144,7 +158,7 @@ class Engine:
 
     def submit(
         self,
-        prompt: Sequence[int],
+        prompt: Prompt,
         *,
         sampling: SamplingParams = SamplingParams(),
         max_new_tokens: int = 1024,
@@ -162,6 +176,7 @@ class Engine:
         Raises:
           ValueError: as ``generate`` does.
         """
+        [prompt] = self.read([prompt])
         self.check([prompt], max_new_tokens=max_new_tokens, sampling=sampling)
         row = row_of(
             prompt, sampling, limit=max_new_tokens, seed=seed, end_tokens=self._end_tokens(sampling),
@@ -169,11 +184,7 @@ class Engine:
         )  # fmt: skip
         points = points_of(prompt, self.sizes.chunk, last=len(prompt) - 1, kind="generate")
         transcript = Transcript(self.tokenizer, prompt, sampling, stream=stream)
-        return self._wait(Request(self._number(), prompt, max_new_tokens, points, seed, row, transcript, grammar))
-
-    def _number(self) -> int:
-        self._next_number += 1
-        return self._next_number - 1
+        return self._wait(Request(next(self._numbers), prompt, max_new_tokens, points, seed, row, transcript, grammar))
 
     def _wait(self, request: Request) -> int:
         self._runner.scheduler.wait(request)
@@ -241,7 +252,7 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         *,
         sampling: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
         max_new_tokens: int | Sequence[int] = 1024,
@@ -251,7 +262,7 @@ class Engine:
         """Completes every prompt up to an end token or the limit of new tokens.
 
         Args:
-          prompts: token ids, none empty.
+          prompts: token ids, or the inputs of a processor; none is empty.
           sampling: how tokens are chosen, for all prompts or one a prompt.
           max_new_tokens: most tokens of one completion, likewise.
           seed: of the random choices; one for all is turned into one a prompt by ``requests.seed_of``.
@@ -262,13 +273,13 @@ class Engine:
 
         Raises:
           ValueError: an empty prompt, a token id outside the vocabulary, more tokens than the engine holds, settings
-            that it cannot follow, or a list that is not one value a prompt.
+            that it cannot follow, a list that is not one value a prompt, or as ``read`` does.
         """
+        prompts = self.read(prompts)
         self.check(prompts, max_new_tokens=max_new_tokens, sampling=sampling)
         count = len(prompts)
         settings, limits = one_each("sampling", sampling, count), one_each("max_new_tokens", max_new_tokens, count)
-        one_for_all = isinstance(seed, int | np.integer)
-        seeds = [seed_of(int(seed), i) for i in range(count)] if one_for_all else one_each("seed", seed, count)
+        seeds = seeds_of(seed, count) if isinstance(seed, int | np.integer) else one_each("seed", seed, count)
         places = {}
         # The longest may begin first, so that none of them is left alone at the end.
         for place in sorted(range(len(prompts)), key=lambda place: -limits[place]):
@@ -287,7 +298,7 @@ class Engine:
 
     def stream(
         self,
-        prompt: Sequence[int],
+        prompt: Prompt,
         *,
         sampling: SamplingParams = SamplingParams(),
         max_new_tokens: int = 1024,
@@ -302,13 +313,13 @@ class Engine:
         self._mailbox.reserve([number])
         return (token for event in self._events_of({number}) for token in event.tokens)
 
-    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Returns the log-probability of each token of each continuation after its prompt, by the model itself.
 
         Prompts that begin alike are read once, chunk by chunk. Logits of few positions are held at once.
 
         Args:
-          prompts: token ids, none empty.
+          prompts: as in ``generate``.
           continuations: token ids, one list a prompt; none is empty.
 
         Returns:
@@ -320,18 +331,16 @@ class Engine:
         """
         return [scores.log_probabilities for scores in self.score_tokens(prompts, continuations)]
 
-    def score_tokens(
-        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
-    ) -> list[TokenScores]:
+    def score_tokens(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]) -> list[TokenScores]:
         """Does the same, and also says which tokens greedy decoding would take; raises as ``score`` does."""
-        places = {}
+        prompts, places = self.read(prompts), {}
         pairs = list(zip(prompts, one_each("continuations", continuations, len(prompts)), strict=True))
-        check_scored(pairs, self.model.config.text, max_length=self.max_length)
+        check_scored(pairs, self.model.config, max_length=self.max_length)
         for place, (prompt, continuation) in enumerate(pairs):
             # Whoever begins with a snapshot has no log-probabilities of what the other one has read.
             last = (len(prompt) - 1) // self.sizes.chunk * self.sizes.chunk
             points = points_of(prompt, self.sizes.chunk, last=last, kind="score")
-            number = self._wait(Request(self._number(), [*prompt, *continuation], 0, points))
+            number = self._wait(Request(next(self._numbers), extended(prompt, continuation), 0, points))
             places[number] = place
             self.metrics.scored_tokens += len(continuation)
         scores = {}

@@ -1,16 +1,24 @@
 """Reads a file of conversations, and writes a row for each answer."""
 
+import collections
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Container, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from qwen35_jax.hf.hub import find_file
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.prompts import Prompt, conversation_prompt
 from qwen35_jax.inference.requests import Completion, seed_of
 from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.processing.processor import Processor, media_of
 from qwen35_jax.processing.tokenizer import Tokenizer
+
+# Threads that open conversations; the processor opens the images of one in several threads of its own.
+_PREPARING = 2
 
 MODES: dict[str, bool | None] = {"thinking": True, "non_thinking": False, "default": None}
 """What ``--mode`` passes to the template as ``enable_thinking``; the default is the template's own."""
@@ -18,10 +26,17 @@ MODES: dict[str, bool | None] = {"thinking": True, "non_thinking": False, "defau
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One prompt: what the output calls it, and its tokens."""
+    """One prompt.
+
+    Attributes:
+      id: what the output calls it.
+      token_ids: its tokens, none if it has images or videos.
+      row: messages and tools of a conversation that has; its media are opened shortly before they are needed.
+    """
 
     id: Any
     token_ids: list[int]
+    row: Mapping[str, Any] | None = None
 
 
 def read_requests(path: str | Path, tokenizer: Tokenizer, *, enable_thinking: bool | None) -> list[Request]:
@@ -44,11 +59,11 @@ def read_requests(path: str | Path, tokenizer: Tokenizer, *, enable_thinking: bo
                 continue
             try:
                 row = _json_of(line)
-                token_ids = _prompt_of_row(row, tokenizer, enable_thinking)
+                request = _request_of_row(row, len(requests), tokenizer, enable_thinking)
                 str(row.get("id")).encode()  # half of a surrogate pair could not be written
             except ValueError as err:
                 raise ValueError(f"{path}, line {line_number}: {err}") from err
-            requests.append(Request(row.get("id", len(requests)), token_ids))
+            requests.append(request)
     if not requests:
         raise ValueError(f"{path} holds no rows; give one JSON object a line.")
     return requests
@@ -61,11 +76,11 @@ def _json_of(line: str) -> Any:
         raise ValueError(f"not JSON: {err.msg} at character {err.pos + 1}.") from err
 
 
-def _prompt_of_row(row: Any, tokenizer: Tokenizer, enable_thinking: bool | None) -> list[int]:
+def _request_of_row(row: Any, place: int, tokenizer: Tokenizer, enable_thinking: bool | None) -> Request:
     if isinstance(row, Mapping) and {"text", "messages"} <= row.keys():
         raise ValueError('the row has "text" and "messages"; give one of the two.')
     if isinstance(row, Mapping) and isinstance(row.get("text"), str):
-        return tokenizer.encode(row["text"])
+        return Request(row.get("id", place), tokenizer.encode(row["text"]))
     messages = row.get("messages") if isinstance(row, Mapping) else None
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise ValueError('expected an object with "messages": a list of {"role", "content"} objects (or "text").')
@@ -77,7 +92,26 @@ def _prompt_of_row(row: Any, tokenizer: Tokenizer, enable_thinking: bool | None)
         raise ValueError('"tools" is no list of objects; give one object for each tool.')
     if messages and messages[-1].get("role") == "assistant":
         raise ValueError("the conversation ends with the assistant's turn; end it with the one to be answered.")
-    return tokenizer.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
+    return request_of(row.get("id", place), messages, tokenizer, tools=tools, enable_thinking=enable_thinking)
+
+
+def request_of(
+    request_id: Any,
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    enable_thinking: bool | None = None,
+) -> Request:
+    """Returns the request for the next turn of a conversation.
+
+    Raises:
+      ValueError: the template refuses it, or an image or a video names no source.
+    """
+    token_ids = tokenizer.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
+    if media_of(messages):
+        return Request(request_id, [], {"messages": messages, "tools": tools, "enable_thinking": enable_thinking})
+    return Request(request_id, token_ids)
 
 
 def generate_rows(
@@ -90,6 +124,7 @@ def generate_rows(
     seed: int = 0,
     samples: int = 1,
     done: Container[int] = (),
+    processor: Processor | None = None,
 ) -> None:
     """Completes requests and hands each output row to ``write`` as it finishes, with its place.
 
@@ -100,9 +135,11 @@ def generate_rows(
       write: called in any order; ``in_order`` makes one that waits for the rows before.
       samples: how many completions each request gets.
       done: places that are left out.
+      processor: for requests with images or videos.
 
     Raises:
-      ValueError: ``samples`` is below 1, or as ``Engine.generate`` does.
+      ValueError: ``samples`` is below 1, or as ``Engine.generate`` does; or an image or a video cannot be opened, which
+        is found out when its turn comes.
     """
     if samples < 1:
         raise ValueError(f"samples={samples}; give at least 1.")
@@ -112,13 +149,55 @@ def generate_rows(
         request, sample = divmod(places[number], samples)
         write(places[number], row_of(requests[request].id, completion, sample if samples > 1 else None))
 
-    engine.generate(
-        [requests[place // samples].token_ids for place in places],
-        sampling=sampling,
-        max_new_tokens=max_new_tokens,
-        seed=[seed_of(seed, place) for place in places],
-        on_finish=finish,
-    )
+    how: dict[str, Any] = {"sampling": sampling, "max_new_tokens": max_new_tokens}
+    seeds = [seed_of(seed, place) for place in places]
+    if any(request.row is not None for request in requests):
+        _generate_in_turn(engine, [requests[place // samples] for place in places], seeds, finish, processor, **how)
+        return
+    prompts = [requests[place // samples].token_ids for place in places]
+    engine.generate(prompts, seed=seeds, on_finish=finish, **how)
+
+
+def _generate_in_turn(
+    engine: Engine,
+    requests: Sequence[Request],
+    seeds: Sequence[int],
+    finish: Callable[[int, Completion], None],
+    processor: Processor | None,
+    **how: Any,
+) -> None:
+    """Does what ``Engine.generate`` does, but opens images and videos as slots become free.
+
+    Twice as many requests as slots are with the engine, so that none is idle, and as many are being prepared.
+    """
+
+    def prompt_of(number: int) -> Prompt:
+        request = requests[number]
+        if request.row is None:
+            return request.token_ids
+        assert processor is not None, "whoever reads conversations with images and videos gives a processor"
+        try:
+            return engine.read([conversation_prompt(processor, **request.row)])[0]
+        except ValueError as err:
+            raise ValueError(f"request {request.id}: {err}") from err
+
+    # Samples of one request follow each other, and share what is read of it.
+    by_request = itertools.groupby(range(len(requests)), key=lambda number: id(requests[number]))
+    groups = collections.deque(list(group) for _, group in by_request)
+    numbers: dict[int, int] = {}
+    with ThreadPoolExecutor(_PREPARING, "media") as pool:
+        ahead: collections.deque[tuple[list[int], Future[Prompt]]] = collections.deque()
+        while groups or ahead or numbers:
+            while groups and len(ahead) < engine.slots:
+                group = groups.popleft()
+                ahead.append((group, pool.submit(prompt_of, group[0])))
+            while ahead and len(numbers) < 2 * engine.slots:
+                group, prompt = ahead.popleft()
+                for number in group:
+                    numbers[engine.submit(prompt.result(), seed=seeds[number], **how)] = number
+            for event in engine.step():
+                if event.completion is not None and event.id in numbers:
+                    finish(numbers.pop(event.id), event.completion)
 
 
 def row_of(request_id: Any, completion: Completion, sample: int | None = None) -> dict[str, Any]:

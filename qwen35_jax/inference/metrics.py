@@ -36,6 +36,8 @@ class Metrics:
       generated_tokens: tokens of completions; what is computed again after a preemption is not counted again.
       preemptions: requests that gave their pages back and began again.
       forks: requests that began with what another one had read.
+      tower_runs: runs of the vision tower; requests with the same images and videos share one.
+      patches: patches that it has read.
       decode_calls, decode_steps: calls of the device, and steps in them.
       drafts: all drafts; ``by_position`` from 0, ``by_section``, and ``by_length`` of the context (``LENGTHS``).
     """
@@ -48,6 +50,8 @@ class Metrics:
     generated_tokens: int = 0
     preemptions: int = 0
     forks: int = 0
+    tower_runs: int = 0
+    patches: int = 0
     decode_calls: int = 0
     decode_steps: int = 0
     drafts: Drafted = dataclasses.field(default_factory=Drafted)

@@ -18,6 +18,8 @@ from qwen35_jax.inference.memory import Memory
 from qwen35_jax.model import Qwen35
 from qwen35_jax.sharding import constrain
 from qwen35_jax.state import PagedState, SlotDelta
+from qwen35_jax.vision.placing import Embedded
+from qwen35_jax.vision.tower import VisionFeatures
 
 # Positions of a prompt whose logits are held at once: 64 times 248,320 float32 are 64 MB.
 _POSITIONS_AT_ONCE = 64
@@ -43,6 +45,18 @@ class Chunk(NamedTuple):
     lengths: Int[Array, " R"]
 
 
+class ChunkVision(NamedTuple):
+    """What a chunk with images and videos, or after them, needs besides. Letter: ``N = C + 1`` vectors.
+
+    Attributes:
+      vectors: of the pads of each row, those of the chunk and of the token after it, from the first one on.
+      position_ids: of the chunk's tokens.
+    """
+
+    vectors: VisionFeatures
+    position_ids: Int[Array, "3 R C"]
+
+
 class ChunkScores(NamedTuple):
     """What the model says of the token after each position.
 
@@ -62,6 +76,7 @@ def prefill(
     memory: Memory,
     seen: Int[Array, "B V"],
     chunk: Chunk,
+    vision: ChunkVision | None = None,
     *,
     scored: bool,
 ) -> tuple[Memory, Int[Array, "B V"], ChunkScores | None]:
@@ -69,6 +84,7 @@ def prefill(
 
     Args:
       seen: as in ``Slots``.
+      vision: None for a program that reads text alone.
       scored: whether the scores of ``chunk.next_ids`` are returned.
     """
     model = nnx.merge(graph, weights)
@@ -76,7 +92,10 @@ def prefill(
     begins = lengths == 0
     taken = tuple(_from_zero(x.take(slots), begins) if isinstance(x, SlotDelta) else x for x in memory.layers)
     none = jnp.zeros_like(lengths)
-    hidden, state = model.forward(ids, segment_ids, state=PagedState(taken, table, lengths, none, on_grid=True))
+    position_ids = None if vision is None else vision.position_ids
+    embedded, next_embedded = (None, None) if vision is None else _embed(model, ids, next_ids, vision.vectors)
+    state = PagedState(taken, table, lengths, none, on_grid=True)
+    hidden, state = model.forward(ids, segment_ids, position_ids, state, embedded=embedded)
     layers = tuple(
         old.put(slots, new) if isinstance(old, SlotDelta) else new
         for old, new in zip(memory.layers, state.layers, strict=True)
@@ -84,7 +103,9 @@ def prefill(
     mtp = memory.mtp
     if mtp is not None:
         state = PagedState((mtp,), table, lengths, none, on_grid=True)
-        _, drafting = model.draft_forward(hidden, next_ids, segment_ids, state)
+        _, drafting = model.draft_forward(
+            hidden, next_ids, segment_ids, state, position_ids=position_ids, embedded=next_embedded
+        )
         (mtp,) = drafting.layers
     places = jnp.where(slots < 0, seen.shape[0], slots)
     kept = jnp.where(begins[:, None], 0, seen.at[slots].get(mode="clip"))
@@ -94,6 +115,15 @@ def prefill(
     seen = constrain(seen.at[places].set(kept, mode="drop"), ("batch", None))
     scores = _scores(model, hidden, next_ids) if scored else None
     return Memory(layers, mtp).split(), seen, scores
+
+
+def _embed(
+    model: Qwen35, ids: Int[Array, "R C"], next_ids: Int[Array, "R C"], vectors: VisionFeatures
+) -> tuple[Embedded, Embedded]:
+    """Returns what the decoder reads, and what the MTP head reads: the token after each."""
+    both = model.embed(jnp.concatenate([ids[:, :1], next_ids], axis=1), vectors)
+    deep = None if both.deep is None else both.deep[:, :, :-1]
+    return Embedded(both.values[:, :-1], deep), Embedded(both.values[:, 1:])
 
 
 def _from_zero(states, begins: Bool[Array, " R"]):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen35_jax.inference.memory import Snapshot
+from qwen35_jax.inference.prompts import media_of
 
 MOST_KEPT = 16
 """Snapshots that are kept at once; each holds the DeltaNet states of one sequence."""
@@ -28,16 +29,23 @@ class Point:
 def points_of(prompt: Sequence[int], chunk: int, *, last: int, kind: str) -> list[Point]:
     """Returns the points of a prompt, the shortest first.
 
+    Images and videos are part of a key from the place on where they stand.
+
     Args:
       last: no point lies beyond; it is a point itself.
       kind: requests of another kind are read by another program and share nothing with this one.
     """
     tokens, digest, points, done = np.asarray(prompt, np.int32), hashlib.blake2b(kind.encode()), [], 0
+    media = media_of(prompt)
+
+    def content(start: int, stop: int) -> bytes:
+        return tokens[start:stop].tobytes() + (b"" if media is None else media.content(start, stop))
+
     for length in dict.fromkeys((*range(chunk, last, chunk), last)):
         if length:
-            digest.update(tokens[done:length].tobytes())
+            digest.update(content(done, length))
             ahead = digest.copy()
-            ahead.update(tokens[length : length + 1].tobytes())
+            ahead.update(content(length, length + 1))
             points.append(Point(length, ahead.digest()))
             done = length
     return points

@@ -131,3 +131,8 @@ def seed_of(seed: int, name: int | str) -> int:
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     # JSON's readers are exact up to 53 bits.
     return int.from_bytes(digest, "big") >> 11
+
+
+def seeds_of(seed: int | np.integer, count: int) -> list[int]:
+    """Returns the seeds of ``count`` prompts by their numbers."""
+    return [seed_of(int(seed), number) for number in range(count)]

@@ -21,7 +21,8 @@ from qwen35_jax.inference.decode import Order, Program, Written, decode
 from qwen35_jax.inference.distribution import Masks
 from qwen35_jax.inference.memory import Memory, fork, take_snapshot
 from qwen35_jax.inference.metrics import Metrics
-from qwen35_jax.inference.prefill import Chunk, prefill
+from qwen35_jax.inference.prefill import prefill
+from qwen35_jax.inference.reading import Eye, Kind, chunk_of, kind_of
 from qwen35_jax.inference.requests import FinishReason, TokenLogprobs, TokenScores
 from qwen35_jax.inference.scheduler import NoPagesError, Request, Scheduler, Tenant
 from qwen35_jax.inference.sizes import EngineSizes
@@ -86,8 +87,9 @@ class Runner:
         self._places = [[x.sharding for x in jax.tree.leaves(tree)] for tree in (memory, slots)]
         self.scheduler = Scheduler(
             slots=sizes.slots, shards=sizes.shards, num_pages=sizes.num_pages, page_size=sizes.page_size,
-            most_pages=sizes.most_pages, window=sizes.num_drafts + 1,
+            most_pages=sizes.most_pages, window=sizes.num_drafts + 1, most_vectors=sizes.most_vectors,
         )  # fmt: skip
+        self._eye = Eye(sizes, self.scheduler.gallery, self.metrics, self._mesh)
         words = -(-text.vocab_size // 32)
         self._no_masks = np.zeros(sizes.slots, bool), np.zeros((sizes.slots, words), np.int32)
         self._call: _Call | None = None
@@ -178,9 +180,9 @@ class Runner:
             if not readers:
                 break
             # One program a call: whoever needs the same as the oldest comes along.
-            kind = self._kind(readers[0])
-            readers = [tenant for tenant in readers if self._kind(tenant) == kind]
-            self._read_chunk(split, readers, *kind)
+            kind = kind_of(readers[0], self.sizes)
+            readers = [tenant for tenant in readers if kind_of(tenant, self.sizes) == kind]
+            self._read_chunk(split, readers, kind)
             news += [News(tenant.request, scores=self._scores(tenant)) for tenant in readers if self._arrive(tenant)]
             chunks = None if chunks is None else chunks - 1
         return news
@@ -195,36 +197,27 @@ class Runner:
         memory, seen = fork(self._memory, self._slots.seen, prefix.snapshot, np.array([tenant.slot], np.int32),
                                   tenant.shard, source, target)  # fmt: skip
         self._keep(memory=memory, slots=dataclasses.replace(self._slots, seen=seen))
-        tenant.read = length
+        self._advance(tenant, length)
         self.metrics.forks += 1
         if tenant.read == tenant.to_read:
             self._admit(tenant)
 
-    def _kind(self, tenant: Tenant) -> tuple[int, bool]:
-        """Returns the size of a tenant's next chunk, which depends on its prompt alone, and whether it is scored."""
-        rest = tenant.to_read - tenant.read
-        return (
-            self.sizes.chunk if rest > self.sizes.chunk // 4 else self.sizes.small_chunk
-        ), tenant.request.row is None
-
-    def _read_chunk(self, split: tuple, readers: list[Tenant], size: int, scored: bool) -> None:
-        rows = self.sizes.shards
-        ids, after, segment_ids = np.zeros((3, rows, size), np.int32)
-        slots, lengths, table = np.full(rows, -1, np.int32), np.zeros(rows, np.int32), self.scheduler.table
-        pages = np.zeros((rows, table.shape[1]), np.int32)
-        for tenant in readers:
-            row, start = tenant.shard, tenant.read
-            text = np.asarray(tenant.request.prompt[start : start + size + 1], np.int32)
-            real = min(size, tenant.to_read - start)
-            ids[row, :real], after[row, :real], segment_ids[row, :real] = text[:real], text[1 : real + 1], 1
-            slots[row], lengths[row], pages[row] = tenant.slot, start, table[tenant.slot]
-            tenant.read += real
-            self.metrics.prefilled_tokens += real
-        chunk = Chunk(*map(jnp.asarray, (slots, ids, after, segment_ids, pages, lengths)))
-        memory, seen, scores = prefill(*split, self._memory, self._slots.seen, chunk, scored=scored)
+    def _read_chunk(self, split: tuple, readers: list[Tenant], kind: Kind) -> None:
+        chunk = chunk_of(readers, kind.size, rows=self.sizes.shards, table=self.scheduler.table)
+        vision = self._eye.see(self.model, readers, kind.size) if kind.sees else None
+        memory, seen, scores = prefill(*split, self._memory, self._slots.seen, chunk, vision, scored=kind.scored)
         self._keep(memory=memory, slots=dataclasses.replace(self._slots, seen=seen))
-        for tenant in readers if scored else ():
-            tenant.scores.append((scores, int(segment_ids[tenant.shard].sum())))
+        for tenant in readers:
+            real = min(kind.size, tenant.to_read - tenant.read)
+            self._advance(tenant, tenant.read + real)
+            self.metrics.prefilled_tokens += real
+            if kind.scored:
+                tenant.scores.append((scores, real))
+
+    def _advance(self, tenant: Tenant, read: int) -> None:
+        tenant.read, media = read, tenant.request.media
+        if media is not None and read > media.last:
+            self.scheduler.look_away(tenant)
 
     def _arrive(self, tenant: Tenant) -> bool:
         """Keeps what others need of what a tenant has read; returns whether it is a text that is scored by now."""

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from qwen35_jax.inference.features import Gallery
 from qwen35_jax.inference.memory import Snapshot
 from qwen35_jax.inference.pages import PagePool
 from qwen35_jax.inference.prefixes import Point, Prefix, Prefixes
+from qwen35_jax.inference.prompts import Media, media_of
 from qwen35_jax.inference.requests import Grammar
 from qwen35_jax.inference.transcript import Transcript
+from qwen35_jax.vision.tower import VisionFeatures
 
 
 @dataclass(eq=False)
@@ -38,6 +41,11 @@ class Request:
     transcript: Transcript | None = None
     grammar: Grammar | None = None
 
+    @property
+    def media(self) -> Media | None:
+        """The images and videos of its prompt."""
+        return media_of(self.prompt)
+
 
 @dataclass(eq=False)
 class Tenant:
@@ -50,6 +58,8 @@ class Tenant:
       written: tokens that it has written in this slot, as far as the host knows.
       promised: most tokens that calls under way may add.
       scores: what a scored text has come to, in parts.
+      looks: whether it still reads images or videos.
+      features: what the tower made of them, once it has run.
     """
 
     request: Request
@@ -62,6 +72,8 @@ class Tenant:
     written: int = 0
     promised: int = 0
     scores: list[Any] = field(default_factory=list)
+    looks: bool = False
+    features: VisionFeatures | None = None
 
     @property
     def to_read(self) -> int:
@@ -81,11 +93,13 @@ class Scheduler:
       num_pages: pages of one data shard, page 0 included.
       most_pages: places of a slot's row in the page table.
       window: tokens of a window, the newest one and its drafts.
+      most_vectors: of images and videos that are kept for requests.
     """
 
-    def __init__(self, *, slots: int, shards: int, num_pages: int, page_size: int, most_pages: int, window: int):
+    def __init__(self, *, slots: int, shards: int, num_pages: int, page_size: int, most_pages: int, window: int,
+                 most_vectors: int = 0):  # fmt: skip
         self.pools = [PagePool(num_pages, page_size) for _ in range(shards)]
-        self.prefixes = Prefixes()
+        self.prefixes, self.gallery = Prefixes(), Gallery(most_vectors)
         self.waiting: collections.deque[Request] = collections.deque()
         self.tenants: list[Tenant | None] = [None] * slots
         self.readers: list[Tenant | None] = [None] * shards
@@ -102,6 +116,8 @@ class Scheduler:
         """Lets a request wait, behind all others or before them."""
         (self.waiting.appendleft if first else self.waiting.append)(request)
         self.prefixes.wait(request.points)
+        if request.media is not None:
+            self.gallery.expect(request.media)
 
     def withdraw(self, number: int) -> Request | None:
         """Takes a request out of the queue; None if it does not wait."""
@@ -109,6 +125,8 @@ class Scheduler:
         if request is not None:
             self.waiting.remove(request)
             self._release(self.prefixes.leave(request.points))
+            if request.media is not None:
+                self.gallery.dismiss(request.media)
         return request
 
     def seat(self) -> Iterator[Tenant]:
@@ -151,9 +169,17 @@ class Scheduler:
                 pages = pool.take(needed)
                 assert pages is not None
                 pool.share(shared)
-                return Tenant(request, slot, shard, [*shared, *pages], begins_with=prefix)
+                looks = request.media is not None
+                return Tenant(request, slot, shard, [*shared, *pages], begins_with=prefix, looks=looks)
             if not self.drop_prefix(shard):
                 return None
+
+    def look_away(self, tenant: Tenant) -> None:
+        """Takes note that a tenant has read its images and videos, or will not."""
+        if tenant.looks:
+            assert tenant.request.media is not None
+            tenant.looks, tenant.features = False, None
+            self.gallery.dismiss(tenant.request.media)
 
     def keep_prefix(self, tenant: Tenant, point: Point, snapshot: Snapshot) -> None:
         """Keeps what a tenant has read so far, for others that begin alike."""
@@ -222,6 +248,7 @@ class Scheduler:
         """Frees a tenant's slot and gives its pages back."""
         if self.readers[tenant.shard] is tenant:
             self.readers[tenant.shard] = None
+        self.look_away(tenant)
         self.pools[tenant.shard].give_back(tenant.pages)
         self.tenants[tenant.slot], self.table[tenant.slot] = None, 0
 

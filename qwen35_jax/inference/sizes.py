@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from qwen35_jax.config import TextConfig
+from qwen35_jax.config import ModelConfig, TextConfig
 from qwen35_jax.distributed import gather
 from qwen35_jax.model import Qwen35
 from qwen35_jax.sharding import mesh_of, num_shards
+from qwen35_jax.vision.patches import bucket_size
+
+MOST_PATCHES = 65_536
+"""Patches of the largest image, of 16,384 tokens, that the published processors make."""
 
 # A window is unrolled in the program, and drafts so far ahead are hardly ever right.
 _MOST_DRAFTS = 16
@@ -33,6 +37,8 @@ class EngineSizes:
       num_drafts: drafts a step.
       steps_per_call: most steps between two looks of the host.
       draft_vocabulary: drafts are among the tokens below this id; None for all.
+      most_patches, most_vectors: of the images and videos of one request, before and after the tower; 0 for an engine
+        that reads text alone.
     """
 
     slots: int
@@ -45,6 +51,8 @@ class EngineSizes:
     num_drafts: int
     steps_per_call: int
     draft_vocabulary: int | None
+    most_patches: int = 0
+    most_vectors: int = 0
 
     @property
     def cache_tokens(self) -> int:
@@ -63,6 +71,7 @@ class EngineSizes:
         prefill_chunk: int | None,
         steps_per_call: int,
         draft_vocabulary: int | None,
+        most_patches: int | None = None,
         free_bytes: int | None = None,
     ) -> "EngineSizes":
         """Works the sizes out for a model on its devices; the other arguments are those of ``Engine``.
@@ -79,6 +88,7 @@ class EngineSizes:
             if size is not None and size < 1:
                 raise ValueError(f"{name}={size}; give at least 1.")
         _check_drafts(model, speculative_tokens, draft_vocabulary)
+        most_patches, most_vectors = _checked_patches(model, most_patches)
         # A plan's model has a shape in the place of this array.
         weight, text = model.embed_tokens.weight.get_value(), model.config.text
         mesh = mesh_of(weight)
@@ -96,13 +106,14 @@ class EngineSizes:
         if cache_tokens is None:
             # All processes must make the same engine.
             free_bytes = min(gather(_free_bytes(model))) if free_bytes is None else free_bytes
+            free_bytes -= bytes_of_vision(model.config, jnp.dtype(model.dtype).itemsize, most_patches)
             cache_tokens = min(_fitting_tokens(model, mesh, free_bytes, slots, shards, speculative_tokens),
                                slots * text.max_position_embeddings)  # fmt: skip
         num_pages = max(-(-cache_tokens // (shards * page_size)), 1)
         most_pages = min(num_pages, -(-text.max_position_embeddings // page_size))
         small_chunk = max(chunk // 8, min(chunk, 16))
         return cls(slots, shards, num_pages + 1, page_size, most_pages, chunk, small_chunk, speculative_tokens,
-                   steps_per_call, draft_vocabulary)  # fmt: skip
+                   steps_per_call, draft_vocabulary, most_patches, most_vectors)  # fmt: skip
 
 
 def _check_drafts(model: Qwen35, speculative_tokens: int, draft_vocabulary: int | None) -> None:
@@ -120,6 +131,22 @@ def _check_drafts(model: Qwen35, speculative_tokens: int, draft_vocabulary: int 
         )
 
 
+def _checked_patches(model: Qwen35, most_patches: int | None) -> tuple[int, int]:
+    """Returns the size of the largest program of the tower, and how many vectors it makes; 0 and 0 without a tower."""
+    if model.vision is None:
+        if most_patches:
+            raise ValueError(
+                f"most_patches={most_patches}, but the model has no vision tower; give 0, or load a checkpoint that "
+                "has one, with vision=True."
+            )
+        return 0, 0
+    most_patches = MOST_PATCHES if most_patches is None else most_patches
+    if most_patches < 0:
+        raise ValueError(f"most_patches={most_patches}; give at least 0.")
+    most_patches = bucket_size(most_patches) if most_patches else 0
+    return most_patches, most_patches // model.vision.config.spatial_merge_size**2
+
+
 def bytes_of_token(text: TextConfig, itemsize: int, *, drafts: bool, tensor: int = 1) -> int:
     """Returns the bytes of one token's keys and values in all layers; over all devices that share out heads."""
     layers = text.num_periods + drafts
@@ -133,6 +160,19 @@ def bytes_of_slot(text: TextConfig, itemsize: int, num_drafts: int) -> int:
     inputs = (text.linear_conv_kernel_dim - 1 + window) * text.conv_dim * itemsize
     replay = window * heads * ((text.linear_key_head_dim + text.linear_value_head_dim) * itemsize + 8)
     return layers * (state + inputs + replay) + 4 * text.vocab_size
+
+
+def bytes_of_vision(config: ModelConfig, itemsize: int, most_patches: int) -> int:
+    """Returns what the images and videos of requests take: kept and read vectors, and one run of the tower."""
+    vision = config.vision
+    if vision is None or not most_patches:
+        return 0
+    vectors = most_patches // vision.spatial_merge_size**2
+    features = 2 * vectors * vision.out_hidden_size * (1 + len(vision.deepstack_visual_indexes)) * itemsize
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2 * itemsize
+    # The residual stream, its norm, queries, keys, values and outputs; the hidden vectors of the MLP before and after.
+    activations = (6 * vision.hidden_size + 2 * vision.intermediate_size) * itemsize
+    return features + most_patches * (pixels + activations)
 
 
 def _free_bytes(model: Qwen35) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
 from qwen35_jax.inference.distribution import CANDIDATES, PROMPT, Settings
+from qwen35_jax.inference.prompts import media_of
 from qwen35_jax.inference.sampling import MAX_STOP_TOKENS, SamplingParams
 from qwen35_jax.inference.verification import Drafts
 from qwen35_jax.sharding import constrain
@@ -48,6 +49,7 @@ class Slots:
       stopped: why it does not write any more.
       token: the newest token, not yet in the memory.
       length: tokens in the memory, those of the last window that were accepted included.
+      offset: position of a new token less the number of tokens before it.
       num_past: how many of them the DeltaNet states still lack.
       generated: tokens of the completion.
       thinking: whether the newest token is inside a think block.
@@ -70,6 +72,7 @@ class Slots:
     stopped: Int[Array, " B"]
     token: Int[Array, " B"]
     length: Int[Array, " B"]
+    offset: Int[Array, " B"]
     num_past: Int[Array, " B"]
     generated: Int[Array, " B"]
     thinking: Bool[Array, " B"]
@@ -89,7 +92,7 @@ class Slots:
             end_tokens=jnp.full((slots, MAX_END_TOKENS), -1, jnp.int32),
             limit=zeros, budget=zeros - 1, closing=jnp.zeros((slots, MAX_CLOSING_TOKENS), jnp.int32), num_closing=zeros,
             tells=nobody, tells_top=nobody, active=nobody, stopped=zeros,
-            token=zeros, length=zeros, num_past=zeros, generated=zeros,
+            token=zeros, length=zeros, offset=zeros, num_past=zeros, generated=zeros,
             thinking=nobody, thought=zeros, closed=zeros - 1,
             drafts=Drafts(
                 tokens=jnp.zeros((slots, num_drafts), jnp.int32),
@@ -127,10 +130,12 @@ def row_of(
     ends, closes = np.full(MAX_END_TOKENS, -1, np.int32), np.zeros(MAX_CLOSING_TOKENS, np.int32)
     ends[: len(end_tokens)], closes[: len(closing)] = end_tokens, closing
     seed %= 1 << 64
+    media = media_of(prompt)
+    offset = 0 if media is None else media.offset
     budget = -1 if sampling.thinking_budget is None else sampling.thinking_budget
     numbers = {
         "limit": limit, "budget": budget, "num_closing": len(closing),
-        "token": prompt[-1], "length": len(prompt) - 1, "stopped": RUNNING, "num_past": 0,
+        "token": prompt[-1], "length": len(prompt) - 1, "offset": offset, "stopped": RUNNING, "num_past": 0,
         "generated": 0, "thought": 0, "closed": -1,
     }  # fmt: skip
     return {name: np.int32(value) for name, value in numbers.items()} | {

@@ -28,6 +28,7 @@ from qwen35_jax.planning.decode_report import DecodePlan, Work
 from qwen35_jax.planning.devices import Device, find_device
 from qwen35_jax.planning.flops import forward_flops_per_token
 from qwen35_jax.planning.hlo import Collective, read_costs
+from qwen35_jax.planning.seeing import chunk_vision, compile_tower, with_tower
 from qwen35_jax.sharding import AXES, MeshConfig, check_mesh, num_shards
 from qwen35_jax.state import PagedKeyValues
 
@@ -45,12 +46,14 @@ class Workload:
       length: tokens of a request, prompt and completion together.
       slots: requests that write at once; by default 64, or more on more devices that share out the batch.
       speculative_tokens, draft_vocabulary: as in ``Engine``.
+      patches: most of the images and videos of a request; 0 for text alone.
     """
 
     length: int = 32_768
     slots: int | None = None
     speculative_tokens: int = 0
     draft_vocabulary: int | None = None
+    patches: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,14 +116,14 @@ def lay_out(
     sizes = _mesh_sizes(config, topology, len(devices), mesh or {})
     on_mesh = MeshConfig(**sizes).mesh(devices)
     slots = _checked_slots(config, workload, num_shards("batch", on_mesh))
-    model = abstract_model(lambda: Qwen35(config, vision=False, rngs=nnx.Rngs(0)), on_mesh)
+    model = abstract_model(lambda: Qwen35(config, vision=workload.patches > 0, rngs=nnx.Rngs(0)), on_mesh)
     device = find_device(topology)
     assert device is not None, topology
     weights = bytes_per_device(nnx.state(model))
     engine = EngineSizes.of(
         model, slots=slots, cache_tokens=None, speculative_tokens=workload.speculative_tokens, page_size=None,
         prefill_chunk=None, steps_per_call=_STEPS_PER_CALL, draft_vocabulary=workload.draft_vocabulary,
-        free_bytes=device.hbm_bytes - weights,
+        most_patches=workload.patches, free_bytes=device.hbm_bytes - weights,
     )  # fmt: skip
     return Layout(config, topology, device, sizes, on_mesh, model, engine, weights)
 
@@ -147,12 +150,17 @@ def plan_decode(
     hbm = {"weights": layout.weights, "states": states, "pages": pages,
            "temporaries": peak - layout.weights - states - pages, "peak": peak,
            "capacity": layout.device.hbm_bytes}  # fmt: skip
+    compiles, seeing = decoding.fits and reading.fits, None
+    if workload.patches:
+        tower = compile_tower(model, engine, on_mesh)
+        hbm, seeing = with_tower(hbm, tower), tower.seeing
+        compiles = compiles and hbm["peak"] <= hbm["capacity"]
     length, sent = workload.length, _collectives(decoding)
     return DecodePlan(
         topology=topology, device=layout.device, num_devices=layout.num_devices, mesh=layout.mesh, engine=engine,
-        length=length, max_length=config.text.max_position_embeddings, compiles=decoding.fits and reading.fits, hbm=hbm,
+        length=length, max_length=config.text.max_position_embeddings, compiles=compiles, hbm=hbm,
         page_bytes=pages // engine.num_pages, half=layout.step(length // 2, sent), full=layout.step(length, sent),
-        chunk=layout.chunk(length, _collectives(reading)),
+        chunk=layout.chunk(length, _collectives(reading)), seeing=seeing,
     )  # fmt: skip
 
 
@@ -182,6 +190,8 @@ def _checked_slots(config: ModelConfig, workload: Workload, shards: int) -> int:
     if not 2 <= workload.length <= most:
         raise ValueError(f"length={workload.length}; give 2 to {most}, the model's most positions.")
     slots = max(DEFAULT_SLOTS // shards, 1) * shards if workload.slots is None else workload.slots
+    if workload.patches < 0 or (workload.patches and config.vision is None):
+        raise ValueError(f"patches={workload.patches}, but the model has no vision tower or the number is below 0.")
     if slots < 1 or slots % shards:
         nearest = max(round(slots / shards), 1) * shards
         raise ValueError(
@@ -222,7 +232,8 @@ def _compile_prefill(model: Qwen35, memory: Memory, slots: Slots, engine: Engine
         return Chunk(_ints(rows), tokens, tokens, tokens, _ints(rows, engine.most_pages), _ints(rows))
 
     chunk = jax.eval_shape(make_chunk)
-    return compile_abstract(prefill, *nnx.split(model), memory, slots.seen, chunk, mesh=mesh, scored=False)
+    vision = jax.eval_shape(lambda: chunk_vision(model, engine)) if engine.most_patches else None
+    return compile_abstract(prefill, *nnx.split(model), memory, slots.seen, chunk, vision, mesh=mesh, scored=False)
 
 
 def _ints(*shape: int) -> jax.Array:

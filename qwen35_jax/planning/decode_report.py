@@ -35,6 +35,15 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Seeing:
+    """The largest image of an engine: its patches, the vectors that they become, and one run of the tower over it."""
+
+    patches: int
+    vectors: int
+    work: Work
+
+
+@dataclass(frozen=True)
 class DecodePlan:
     """What the compiler and the data sheets say about an engine. Bytes are those of one device.
 
@@ -43,11 +52,13 @@ class DecodePlan:
       engine: the sizes that were compiled, which the engine chooses by itself.
       length: tokens of a request.
       max_length: positions that the model knows.
-      compiles: whether the compiler finds room for both programs.
-      hbm: ``weights``, ``states``, ``pages``, ``temporaries``, ``peak`` and ``capacity``.
+      compiles: whether the compiler finds room for the programs.
+      hbm: ``weights``, ``states``, ``pages``, ``temporaries``, ``peak`` and ``capacity``; with images also
+        ``features``.
       page_bytes: of one page in all layers.
       half, full: a decode step with all requests at half and at full length.
       chunk: a chunk of a prompt in each data shard.
+      seeing: the largest image in each data shard; None for text alone.
     """
 
     topology: str
@@ -63,6 +74,7 @@ class DecodePlan:
     half: Work
     full: Work
     chunk: Work
+    seeing: Seeing | None = None
 
     @property
     def fits(self) -> bool:
@@ -105,7 +117,7 @@ class DecodePlan:
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as JSON values; without times where it does not fit."""
         sizes = self.engine
-        report = {
+        report: dict[str, Any] = {
             "topology": self.topology,
             "num_devices": self.num_devices,
             "mesh": dict(self.mesh),
@@ -124,6 +136,15 @@ class DecodePlan:
         if not self.fits:
             return report
         seconds = self.chunk.roofline(self.device)
+        if self.seeing is not None:
+            work = self.seeing.work
+            report["image"] = {
+                "patches": self.seeing.patches,
+                "tokens": self.seeing.vectors,
+                "flops": work.flops,
+                "bytes": work.bytes,
+                "roofline_seconds": work.roofline(self.device),
+            }
         return report | {
             "flops": self.full.flops,
             "bytes": self.full.bytes,
@@ -195,6 +216,12 @@ def _speed(plan: DecodePlan) -> Iterator[str]:
         f"a prompt's chunk of {sizes.chunk} tokens: at least {seconds * 1e3:.2f} ms; "
         f"a prompt of {plan.length:,} tokens: {seconds * chunks:.2f} s, {sizes.shards} at a time"
     )
+    if plan.seeing is not None:
+        image = plan.seeing
+        yield (
+            f"an image of {image.patches:,} patches ({image.vectors:,} tokens): the tower needs at least "
+            f"{image.work.roofline(device):.2f} s, {sizes.shards} images at a time; its tokens are read in chunks"
+        )
     sent = [f"{x.kind} {x.count} x, {x.bytes / 1e6:.1f} MB" for x in plan.full.collectives]
     yield f"sent by a chip in a decode step: {'; '.join(sent) or 'nothing'}"
     yield "Peak rates of data sheets, nothing measured on a TPU."

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.presets import CARD_SAMPLING, CardSampling, card_sampling
+from qwen35_jax.processing.processor import Processor
 from qwen35_jax.serving.chat import answer_chat
 from qwen35_jax.serving.completions import answer_completions
 from qwen35_jax.serving.errors import RequestError, error_body
@@ -34,6 +35,7 @@ def make_app(
     max_body: int = MAX_BODY,
     max_waiting: int = MAX_WAITING,
     defaults: Mapping[str, CardSampling] | None = None,
+    processor: Processor | None = None,
 ) -> Starlette:
     """Makes the ASGI application that serves an engine.
 
@@ -46,6 +48,7 @@ def make_app(
       max_waiting: how many completions may wait for a slot; beyond them a request gets a 429.
       defaults: how a chat is sampled where the request leaves it open, by ``"thinking"`` and ``"non_thinking"``;
         by default as the model card says.
+      processor: opens the images and videos of messages, as far as its policy allows; None refuses them.
     """
     worker = EngineWorker(engine, max_waiting=max_waiting)
     config = engine.model.config
@@ -76,7 +79,7 @@ def make_app(
         exception_handlers={RequestError: _refused, HTTPException: _no_route, Exception: _defect},
         lifespan=lifespan,
     )
-    app.state.service = Service(name, worker, vocabulary, defaults, engine.max_length)
+    app.state.service = Service(name, worker, vocabulary, defaults, engine.max_length, processor)
     app.state.counts = counts
     return app
 

@@ -15,6 +15,7 @@ from qwen35_jax.processing.thinking import opens_thinking
 from qwen35_jax.processing.tool_calls import ToolCall, ToolCallStream
 from qwen35_jax.serving.answers import ChatAnswer, Part, chat_logprobs
 from qwen35_jax.serving.errors import RequestError, refusal_of
+from qwen35_jax.serving.media import read_media
 from qwen35_jax.serving.service import Service, finish_reason, usage
 from qwen35_jax.serving.streams import EventStream
 from qwen35_jax.serving.types import ChatRequest, ResponseFormat, read_request
@@ -25,7 +26,9 @@ async def answer_chat(request: Request) -> ASGIApp:
     """Answers a request, or refuses it with a ``RequestError``."""
     service: Service = request.app.state.service
     # Reading, rendering and tokenizing a long conversation takes long enough to hold up everybody else.
-    asked, submissions = await asyncio.to_thread(_prepare, service, await request.body())
+    asked = await asyncio.to_thread(_read, service, await request.body())
+    async with service.opening if asked.media_fields() else contextlib.nullcontext():
+        submissions = await asyncio.to_thread(_prepare, service, asked)
     job = await service.worker.submit(submissions)
     answers = [ChatAnswer(_calls(service, asked)) for _ in submissions]
     if asked.stream:
@@ -45,7 +48,7 @@ def _respond(service: Service, submissions: list[Submission], answers: list[Chat
     )
 
 
-def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, list[Submission]]:
+def _read(service: Service, body: bytes) -> ChatRequest:
     asked = read_request(ChatRequest, body)
     service.check_model(asked.model)
     if asked.top_logprobs is not None and not asked.logprobs:
@@ -56,19 +59,24 @@ def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, list[Submissio
             f"max_tokens is {limits[0]} and max_completion_tokens {limits[1]}, and both mean the same; give one.",
             param="max_completion_tokens",
         )
+    return asked
+
+
+def _prepare(service: Service, asked: ChatRequest) -> list[Submission]:
     tokenizer = service.vocabulary.tokenizer
     try:
         _calls(service, asked)
-        prompt = tokenizer.encode_chat(
-            [message.for_template() for message in asked.messages],
-            tools=asked.used_tools() or None,
-            enable_thinking=asked.chat_template_kwargs.enable_thinking,
-        )
+        how = {"tools": asked.used_tools() or None, "enable_thinking": asked.chat_template_kwargs.enable_thinking}
+        messages = [message.for_template() for message in asked.messages]
+        if fields := asked.media_fields():
+            prompt = read_media(service, messages, fields, **how)
+        else:
+            prompt = tokenizer.encode_chat(messages, **how)
         mode = "thinking" if opens_thinking(tokenizer, prompt) else "non_thinking"
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         sampling = asked.sampling(service.defaults[mode], logprobs=logprobs)
         limit_field = "max_completion_tokens" if asked.max_tokens is None else "max_tokens"
-        submissions = service.submissions(
+        return service.submissions(
             [prompt],
             [sampling],
             num_choices=asked.n,
@@ -79,7 +87,6 @@ def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, list[Submissio
         )
     except ValueError as err:
         raise refusal_of(err) from err
-    return asked, submissions
 
 
 def _schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:

@@ -17,6 +17,8 @@ _COUNTERS = {
     "generated_tokens": "tokens written",
     "preemptions": "completions that gave their pages back and were written again",
     "forks": "completions that took over the prompt of another one",
+    "tower_runs": "runs of the vision tower",
+    "patches": "patches of images and videos that it has read",
     "decode_calls": "calls of the decode program",
     "decode_steps": "steps of the decode program",
 }

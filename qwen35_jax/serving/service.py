@@ -1,6 +1,8 @@
 """What the routes for text share: from a request to what the engine is handed, and the numbers of an answer."""
 
+import asyncio
 import dataclasses
+import os
 import secrets
 import time
 import uuid
@@ -10,6 +12,7 @@ from typing import Any
 from qwen35_jax.inference.requests import Completion, seed_of
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.presets import CardSampling
+from qwen35_jax.processing.processor import Processor
 from qwen35_jax.serving.answers import Progress
 from qwen35_jax.serving.errors import RequestError
 from qwen35_jax.serving.grammar import JsonGrammar, Vocabulary
@@ -27,6 +30,8 @@ class Service:
       name: what clients call it.
       defaults: how a chat is sampled if the request leaves it open: ``"thinking"`` and ``"non_thinking"``.
       max_length: most tokens of a request, prompt and answer together.
+      processor: opens images and videos; None if the model reads text alone.
+      opening: whoever opens them holds it, so that few are decoded at once.
     """
 
     name: str
@@ -34,6 +39,8 @@ class Service:
     vocabulary: Vocabulary
     defaults: Mapping[str, CardSampling]
     max_length: int
+    processor: Processor | None = None
+    opening: asyncio.Semaphore = dataclasses.field(default_factory=lambda: asyncio.Semaphore(os.cpu_count() or 1))
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str) -> None:
@@ -66,7 +73,7 @@ class Service:
 
     def submissions(
         self,
-        prompts: Sequence[list[int]],
+        prompts: Sequence[Sequence[int]],
         sampling: Sequence[SamplingParams],
         *,
         num_choices: int,

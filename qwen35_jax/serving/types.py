@@ -5,7 +5,7 @@ an error: passed over in silence, a mistyped ``temprature`` would change results
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from qwen35_jax.inference.sampling import MAX_LOGPROBS, BudgetClose, SamplingParams
 from qwen35_jax.presets import CardSampling
 from qwen35_jax.serving.errors import RequestError
+from qwen35_jax.serving.parts import MEDIA_PARTS, ContentPart, TextPart
 from qwen35_jax.wording import did_you_mean
 
 MAX_CHOICES = 128
@@ -30,13 +31,6 @@ T = TypeVar("T", bound=BaseModel)
 
 class _Checked(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class TextPart(_Checked):
-    """A part of a message. Text is all that this server reads."""
-
-    type: Literal["text"]
-    text: str
 
 
 class FunctionCall(_Checked):
@@ -69,7 +63,7 @@ class Message(_Checked):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | list[ContentPart] | None = None
     reasoning_content: str | None = None
     name: Identifier | None = None
     tool_calls: list[PastToolCall] | None = None
@@ -86,10 +80,12 @@ class Message(_Checked):
         return self
 
     def for_template(self) -> dict[str, Any]:
-        """Returns the message as the chat template takes it: one text, and arguments as values."""
+        """Returns the message as the chat template takes it: one text where it is text, and arguments as values."""
         message: dict[str, Any] = {"role": self.role, "content": self.content or ""}
         if isinstance(self.content, list):
-            message["content"] = "".join(part.text for part in self.content)
+            items = [part.model_dump() if isinstance(part, TextPart) else part.for_template() for part in self.content]
+            is_text = all(isinstance(part, TextPart) for part in self.content)
+            message["content"] = "".join(item["text"] for item in items) if is_text else items
         if self.reasoning_content is not None:
             message["reasoning_content"] = self.reasoning_content
         if self.tool_calls:
@@ -230,6 +226,15 @@ class ChatRequest(_Generation):
             raise ValueError("the conversation ends with the assistant's turn; end it with the one to be answered")
         return messages
 
+    def media_fields(self) -> list[str]:
+        """Returns the names of the fields that hold images and videos, in reading order."""
+        return [
+            f"messages.{i}.content.{j}.{part.type}"
+            for i, message in enumerate(self.messages)
+            for j, part in enumerate(message.content if isinstance(message.content, list) else ())
+            if isinstance(part, MEDIA_PARTS)
+        ]
+
     def used_tools(self) -> list[dict[str, Any]]:
         """Returns the tools that the model is told of, as the chat template takes them."""
         tools = [] if self.tool_choice == "none" else self.tools or []
@@ -271,8 +276,7 @@ def read_request(kind: type[T], body: bytes) -> T:
     # Of the types that a field may have, the one that fits best is refused for the deepest reason.
     of_first_field = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
     details: Mapping[str, Any] = max(of_first_field, key=lambda one: len(one["loc"]))
-    # Between the names of fields stand those of the types that a field may have.
-    path = ".".join(str(part) for part in details["loc"] if part != "str" and "[" not in str(part))
+    path = _path_of(details["loc"])
     if details["type"] == "extra_forbidden":
         nearest = did_you_mean(path, kind.model_fields) if len(details["loc"]) == 1 else ""
         raise RequestError(f"unknown field {path!r}; leave it out.{nearest}", param=path)
@@ -284,3 +288,13 @@ def read_request(kind: type[T], body: bytes) -> T:
     given = given if len(given) <= 60 else f"{given[:60]}..."
     reason = details["msg"].removeprefix("Value error, ")
     raise RequestError(f"{path or 'the body'}: {reason[:1].lower()}{reason[1:]} (given: {given}).", param=path or None)
+
+
+def _path_of(location: Sequence[str | int]) -> str:
+    """Joins the names of fields. Between them stand those of the types that a field may have, and of parts."""
+    names: list[str] = []
+    for place, name in enumerate(location):
+        is_kind_of_part = place > 1 and "tagged-union" in str(location[place - 2])
+        if name != "str" and "[" not in str(name) and not is_kind_of_part:
+            names.append(str(name))
+    return ".".join(names)

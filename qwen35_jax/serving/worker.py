@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.prompts import media_of
 from qwen35_jax.inference.requests import Event, Grammar
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.serving.errors import RequestError, refusal_of
@@ -20,6 +21,8 @@ from qwen35_jax.serving.errors import RequestError, refusal_of
 T = TypeVar("T")
 
 _LONGEST_RETRY_SECONDS = 60
+# Bytes of images and videos in the memory of the host, of all requests that wait or are being written.
+_MAX_MEDIA_BYTES = 4 << 30
 _STOPPED = "the engine has stopped, and this server is about to end."
 
 
@@ -46,6 +49,8 @@ class Job:
     def __init__(self, submissions: Sequence[Submission], close: Callable[["Job"], None]):
         self.submissions = submissions
         self.num_open = len(submissions)
+        media = {id(one.prompt): media_of(one.prompt) for one in submissions}.values()
+        self.media_bytes = sum(one.pixels.nbytes for one in media if one is not None)
         self.started = time.monotonic()
         # The engine's names of the completions; its thread alone uses them.
         self.ids: list[int] = []
@@ -135,8 +140,8 @@ class EngineWorker:
         Raises:
           RequestError: 400 if the engine refuses them, 429 if too many wait already, 503 if the server is ending.
         """
-        self._check_capacity(len(submissions))
         job = Job(submissions, self._close)
+        self._check_capacity(len(submissions), job.media_bytes)
         self._jobs.add(job)
         accepted = False
         try:
@@ -168,15 +173,20 @@ class EngineWorker:
         if count > self._max_open:
             raise RequestError(f"the request asks for {count} completions; this server takes at most {self._max_open}.")
 
-    def _check_capacity(self, count: int) -> None:
+    def _check_capacity(self, count: int, media_bytes: int) -> None:
         self.check_size(count)
         if self.draining:
             raise RequestError("this server is ending; ask another one.", status=503, retry_after=1)
+        held = sum(job.media_bytes for job in self._jobs)
+        full = ""
         if self.num_open + count > self._max_open:
+            full = f"{self.num_open} completions are being written or wait, and this server takes {self._max_open}"
+        elif held and held + media_bytes > _MAX_MEDIA_BYTES:
+            full = f"images and videos of {held >> 20} MiB wait, and this server takes {_MAX_MEDIA_BYTES >> 20} MiB"
+        if full:
             expected = self._mean_seconds * (self._max_open / self.engine.slots - 1)
             raise RequestError(
-                f"{self.num_open} completions are being written or wait, and this server takes {self._max_open}; "
-                "ask again later.",
+                f"{full}; ask again later.",
                 status=429,
                 retry_after=min(max(round(expected), 1), _LONGEST_RETRY_SECONDS),
             )

@@ -218,6 +218,8 @@ class PagedState:
       layers: one entry for each layer of the period: ``PagedKeyValues``, and ``SlotDelta`` for windows or
         ``DeltaState`` for tokens that all stay.
       table, lengths, num_past, on_grid: as in ``PagedPlacement``. Who calls the model keeps count of them.
+      offset: position of a new token less the number of tokens before it: images and videos take fewer positions than
+        tokens. None for 0.
     """
 
     layers: tuple[LayerMemory, ...]
@@ -225,6 +227,7 @@ class PagedState:
     lengths: Int[Array, " B"]
     num_past: Int[Array, " B"]
     on_grid: bool = field(default=False, metadata={"static": True})
+    offset: Int[Array, " B"] | None = None
 
     def continued(self, num_tokens: int) -> Int[Array, "B T"]:
         """Returns segment ids of tokens that are all real."""
@@ -232,7 +235,8 @@ class PagedState:
 
     def positions(self, segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
         """Counts the positions of a call's tokens."""
-        return self.lengths[:, None] + jnp.arange(segment_ids.shape[1])
+        first = self.lengths if self.offset is None else self.lengths + self.offset
+        return first[:, None] + jnp.arange(segment_ids.shape[1])
 
     def place(self, segment_ids: Int[Array, "B T"]) -> PagedPlacement:
         """Says where the tokens of a call go; ``segment_ids`` is 1 for tokens, then 0 for padding."""

@@ -37,21 +37,39 @@ def make_model():
         normal = rng.standard_normal(param.shape, np.float32)
         if path[-1] == "A_log":
             return np.log(rng.uniform(0.05, 4.0, param.shape)).astype(np.float32)
-        if "norm" in path[-2] or path[-1] == "dt_bias":
+        if "norm" in path[-2] or path[-1] in ("dt_bias", "bias"):
             return 0.2 * normal + (path[-3:-1] == ("linear_attn", "norm"))
+        if path[0] == "vision":
+            return _vision_value(path, normal)
         return normal * {"embed_tokens": 0.1, "conv1d": 0.4}.get(path[-2], param.shape[-2] ** -0.5)
 
-    def make(mesh: jax.sharding.Mesh, *, tied: bool = True, **sizes) -> Qwen35:
+    def make(mesh: jax.sharding.Mesh, *, tied: bool = True, vision: bool = False, deep=(), **sizes) -> Qwen35:
         text = dataclasses.replace(PRESETS["tiny"].text, **usual | sizes)
-        config = dataclasses.replace(PRESETS["tiny"], text=text, tie_word_embeddings=tied)
+        tower = dataclasses.replace(PRESETS["tiny"].vision, deepstack_visual_indexes=deep)
+        config = dataclasses.replace(PRESETS["tiny"], text=text, vision=tower, tie_word_embeddings=tied)
         rng = np.random.default_rng(0)
         with jax.set_mesh(mesh):
-            graphdef, state = nnx.split(nnx.eval_shape(lambda: Qwen35(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+            graphdef, state = nnx.split(
+                nnx.eval_shape(lambda: Qwen35(config, dtype=jnp.float32, vision=vision, rngs=nnx.Rngs(0)))
+            )
             for path, param in nnx.to_flat_state(state):
                 param.set_value(jax.device_put(value(path, param, rng), named_sharding(param, mesh)))
             return nnx.merge(graphdef, state)
 
     return make
+
+
+def _vision_value(path: tuple, normal: np.ndarray) -> np.ndarray:
+    """Scales a weight of the tower so that pictures differ in what it makes of them."""
+    if path[1] == "patch_embed":
+        return normal * normal[..., 0].size ** -0.5
+    return normal * (0.3 if path[1] == "pos_embed" else normal.shape[-2] ** -0.5)
+
+
+@pytest.fixture(scope="session")
+def seeing_model(make_model) -> Qwen35:
+    """A model with a tower whose inner block feeds the decoder's second layer too."""
+    return make_model(make_mesh(), vision=True, deep=(0,))
 
 
 @pytest.fixture(scope="session")

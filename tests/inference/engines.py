@@ -50,6 +50,8 @@ MIXED = [SAMPLED[i % 4] for i in range(8)]
 def assert_is_idle(engine):
     assert engine.num_free_slots == engine.slots and engine.num_free_pages == engine.num_pages
     assert not engine.has_work and not engine._mailbox._events and not engine._mailbox._reserved
+    gallery = engine._runner.scheduler.gallery
+    assert not len(gallery) and not gallery._wanted
 
 
 def finish(engine) -> dict[int, object]:

@@ -3,6 +3,8 @@
 import types
 from collections.abc import Iterable
 
+import numpy as np
+
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.requests import Completion, Event, StreamedToken
@@ -24,7 +26,7 @@ class ScriptedEngine(Engine):
     An answer is cut off if it lacks the end of turn. The answer ``too long`` refuses the prompt.
     """
 
-    model = types.SimpleNamespace(config=PRESETS["2b"])
+    model = types.SimpleNamespace(config=PRESETS["2b"], dtype=np.dtype("float32"))
     metrics = Metrics()
 
     def __init__(self, tokenizer: Tokenizer, answers: Iterable[str]):

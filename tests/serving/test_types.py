@@ -70,9 +70,17 @@ WRONG = {
     "missing messages": ({"model": "tiny"}, "messages", "the field 'messages' is missing."),
     "no role": (chat() | {"messages": [{"content": ""}]}, "messages.0.role", "the field 'messages.0.role' is missing."),
     "role": (chat() | {"messages": [{"role": "me"}]}, "messages.0.role", "messages.0.role: input should be 'system', "),
-    "image": (
-        chat([{"type": "image_url", "image_url": {"url": "x"}}]), "messages.0.content.0.type",
-        "messages.0.content.0.type: input should be 'text' (given: \"image_url\").",
+    "audio": (
+        chat([{"type": "text", "text": ""}, {"type": "input_audio", "input_audio": {}}]), "messages.0.content.1",
+        "messages.0.content.1: input tag 'input_audio' found using 'type' does not match any of the expected tags: 't",
+    ),
+    "image without an address": (
+        chat([{"type": "image_url", "image_url": {}}]), "messages.0.content.0.image_url.url",
+        "the field 'messages.0.content.0.image_url.url' is missing.",
+    ),
+    "image as a text": (
+        chat([{"type": "image_url", "image_url": "x"}]), "messages.0.content.0.image_url",
+        "messages.0.content.0.image_url: input should be an object (given: \"x\").",
     ),
     "own turn last": (
         chat() | {"messages": [{"role": "assistant", "content": "a"}]}, "messages",
