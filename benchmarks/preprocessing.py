@@ -9,6 +9,10 @@ one call, as in a conversation. transformers decodes with torchvision (``files``
 other work on the machine slows both; of each the sum of all calls is printed. The first call checks that the patches
 are equal.
 
+With torch 2.13.0 and torchvision 0.28.0, on two cores that other work kept busy too: 100 photographs took transformers
+59.4 s (17.9 CPU seconds) from files and 62.2 s from Pillow; ours 38.5 s (11.9 CPU seconds), or 0.65x, as float32, and
+26.9 s (8.3 CPU seconds), or 0.45x, as bytes. Another run of 16 gave 0.62x, and one by one 0.74x.
+
 It needs torchvision, whose build must be that of torch (``pip install torchvision==0.28.0`` for torch 2.13.0).
 """
 

@@ -22,8 +22,8 @@ REQUIREMENTS = {
     "PIL": "pillow",
     "yaml": "pyyaml",
 }
-# Where metrics may go besides the run directory: imported only if a run is told to report there.
-TRACKERS = {"train": {"tensorboardX", "trackio", "wandb"}}
+# Imported only if a run asks for it: where metrics may go besides the run directory, and videos (extra `video`).
+OPTIONAL = {"train": {"av", "tensorboardX", "trackio", "wandb"}, "eval": {"av"}}
 # The verifiers of lm_eval import it, but lm_eval does not require it.
 NEEDED_BY_OTHERS = {"eval": {"immutabledict"}}
 
@@ -70,7 +70,7 @@ def test_the_library_requires_what_it_imports_and_nothing_else():
 def test_an_extra_requires_what_its_folder_imports_besides_the_library(folder):
     base = declared(PROJECT["project"]["dependencies"])
     extra = declared(PROJECT["project"]["optional-dependencies"][folder])
-    needed = required_by(folder) - TRACKERS.get(folder, set())
+    needed = required_by(folder) - OPTIONAL.get(folder, set())
     assert extra == (needed | NEEDED_BY_OTHERS.get(folder, set())) - base
 
 
