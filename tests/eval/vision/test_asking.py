@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from eval.backends.base import Request
 from eval.backends.client import Client
-from eval.backends.engine import EngineBackend
+from eval.backends.engine import EngineBackend, make_backend
 from eval.backends.media import data_uri
 from eval.card import against_card
 from eval.cells import sampling_name
@@ -18,7 +19,9 @@ from eval.config import EvalConfig, JudgeConfig, ServerConfig, sampling_of
 from eval.run import run
 from eval.score import ScoreConfig, main, score
 from eval.tasks import get_task
+from qwen35_jax.inference.requests import Event
 from qwen35_jax.presets import PRESETS, card_eval_sampling, card_sampling
+from qwen35_jax.processing.processor import Processor, VisionItem
 from tests.eval.conftest import FakeEngine, write_rows
 from tests.eval.openai_server import FakeServer
 from tests.eval.vision.pictures import png, write_parquet
@@ -112,42 +115,72 @@ def test_the_data_may_be_stored_in_another_way_when_a_run_goes_on(data):
 
 def test_an_engine_without_a_processor_refuses_images(data):
     config = EvalConfig(tasks=("mmmu",), protocol="card", data_dir=str(data / "data"), out=str(data / "out"))
-    with pytest.raises(
-        ValueError, match="'validation_Art_1' shows images or videos, which this engine does not take yet"
-    ):
+    with pytest.raises(ValueError, match="'validation_Art_1' shows images or videos, which this engine does not take;"):
         run(config, FakeEngine({}))
 
 
 class ImageEngine(FakeEngine):
-    """Takes model inputs in place of tokens."""
+    """Takes model inputs in place of tokens, and answers a prompt at once."""
 
-    def generate(self, prompts, **settings):
-        assert all(prompt.keys() == {"input_ids", "pixels"} for prompt in prompts)
-        return super().generate([prompt["input_ids"][0].tolist() for prompt in prompts], **settings)
+    def __init__(self, answers):
+        super().__init__(answers)
+        self.done, self.pixels = [], []
+
+    def read(self, prompts):
+        self.pixels += [prompt["pixels"] for prompt in prompts]
+        return [prompt["input_ids"][0].tolist() for prompt in prompts]
+
+    def submit(self, prompt, *, seed=0, **settings):
+        [completion] = self.generate([prompt], on_finish=lambda *_: None, seed=seed, **settings)
+        self.done.append(Event(len(self.calls), (), completion))
+        return len(self.calls)
+
+    def step(self):
+        done, self.done = self.done, []
+        return done[::-1]
+
+
+class FakeProcessor(Processor):
+    """Writes the texts of a conversation, and makes four patches of each image."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.seen = types.SimpleNamespace(chat_template=self, encode=tokenizer.encode), []
+
+    def render(self, messages, *, enable_thinking, **_):
+        assert not enable_thinking
+        (message,) = messages
+        return "".join(part.get("text", "") for part in message["content"]) + "<think></think>"
+
+    def items(self, media):
+        self.seen += media
+        return [VisionItem("image", np.zeros((4, 2), np.uint8), np.array([1, 2, 2])) for _ in media]
+
+    def expand(self, text, items):
+        return text
 
 
 def test_an_engine_gets_what_a_processor_makes(data):
-    seen = []
-
-    def processor(messages, **settings):
-        seen.append((messages, settings))
-        (message,) = messages
-        text = "".join(part.get("text", "") for part in message["content"])
-        return {"input_ids": np.array([engine.tokenizer.encode(text + "<think></think>")]), "pixels": np.zeros((4, 2))}
-
     engine = ImageEngine({PROMPT: "A", PROMPT.replace("What is it?", "What is 2?"): "B"})
+    processor = FakeProcessor(engine.tokenizer)
     documents = get_task("mmmu").load("card", str(data / "data")).documents
     sampling = sampling_of(EvalConfig(), get_task("mmmu").protocol("official"), lambda: None)
-    requests = [Request(document, "chat", "non_thinking", sampling, 10, seed=0) for document in documents]
+    requests = [
+        Request(document, "chat", "non_thinking", sampling, 10, seed=seed) for document in documents for seed in (0, 1)
+    ]
     replies = {}
     EngineBackend(engine, processor=processor).generate(requests, replies.__setitem__)
-    assert [replies[place].response for place in (0, 1)] == ["A", "B"]
-    assert replies[0].prompt_ids == engine.tokenizer.encode(PROMPT + "<think></think>")
-    messages, settings = seen[0]
-    assert messages[0]["content"][0] == {
-        "type": "image", "image": RED, "min_pixels": 1_003_520, "max_pixels": 4_014_080,
-    }  # fmt: skip
-    assert settings == {"enable_thinking": False, "add_generation_prompt": True}
+    assert [replies[place].response for place in range(4)] == ["A", "A", "B", "B"]
+    assert [replies[place].seed for place in range(4)] == [0, 1, 0, 1]
+    assert replies[1].prompt_ids == engine.tokenizer.encode(PROMPT + "<think></think>")
+    # Samples of one question share their prompt.
+    assert len(processor.seen) == len(engine.pixels) == 2
+    assert {media.source for media in processor.seen} == {RED, BLUE}
+    assert processor.seen[0].options["min_pixels"] == 1_003_520
+
+
+def test_drafts_are_not_measured_on_images():
+    with pytest.raises(ValueError, match="--mtp-acceptance counts drafts of text alone"):
+        make_backend(EvalConfig(tasks=("mmmu",), mtp_acceptance=True))
 
 
 def judge_of(url):
