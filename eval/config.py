@@ -102,6 +102,9 @@ class EvalConfig:
     """Most responses written at once."""
     cache_tokens: int | None = None
     """Tokens that the engine's memory holds; by default what the device has room for."""
+    most_patches: int | None = None
+    """Patches of 16 x 16 pixels that the images and videos of a question may have; by default 131,072 where tasks show
+    any, twice those of the largest image. Their memory is set aside."""
     speculative_tokens: int = 0
     """Drafts of the MTP head a step."""
     seed: int = 0

@@ -27,6 +27,9 @@ from qwen35_jax.processing.thinking import CLOSE
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.storage import fingerprint
 
+# Some questions show several large images.
+_MOST_PATCHES = 131_072
+
 
 def load_engine(config: EvalConfig) -> Engine:
     """Loads a tokenizer, and its model onto a mesh of this process's devices.
@@ -34,11 +37,12 @@ def load_engine(config: EvalConfig) -> Engine:
     Raises:
       ValueError: no model is named, it cannot be loaded, or the mesh does not fit it.
     """
-    tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model, config.mesh.mesh(jax.local_devices()), vision=shows_media(config))
+    tokenizer, shows = load_tokenizer(config.model), shows_media(config)
+    model = load_model(config.model, config.mesh.mesh(jax.local_devices()), vision=shows)
     return Engine(
         model, tokenizer, slots=config.slots, cache_tokens=config.cache_tokens,
         speculative_tokens=config.speculative_tokens,
+        most_patches=(config.most_patches or _MOST_PATCHES) if shows and model.vision is not None else None,
     )  # fmt: skip
 
 
