@@ -27,14 +27,17 @@ from qwen35_jax.storage import fingerprint
 _PARTS_OF_SLOTS = 4
 
 
-def load_engine(config: EvalConfig) -> Engine:
+def load_engine(config: EvalConfig, *, vision: bool = False) -> Engine:
     """Loads a tokenizer, and its model onto a mesh of this process's devices.
+
+    Args:
+      vision: load the vision tower too, if the checkpoint has one.
 
     Raises:
       ValueError: no model is named, it cannot be loaded, or the mesh does not fit it.
     """
     tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model, config.mesh.mesh(jax.local_devices()))
+    model = load_model(config.model, config.mesh.mesh(jax.local_devices()), vision=vision)
     return Engine(
         model, tokenizer, slots=config.slots, cache_tokens=config.cache_tokens,
         speculative_tokens=config.speculative_tokens,
@@ -116,10 +119,14 @@ class EngineBackend:
         messages = request.document.messages
         if not media_of(messages):
             return prompt_of(self._tokenizer, request)
-        if self._processor is None or request.style != "chat":
+        if request.style != "chat":
             raise ValueError(
-                f"document {request.document.id!r} shows images or videos, which this engine does not take yet; give "
-                "--server.url with a server that does, in style chat."
+                f"document {request.document.id!r} shows images or videos, which are asked about in style chat only."
+            )
+        if self._processor is None:
+            raise ValueError(
+                f"document {request.document.id!r} shows images or videos, but the model that is evaluated here reads "
+                "text alone; evaluate its export with eval.run."
             )
         return inputs_of(self._processor, messages, enable_thinking=request.mode == "thinking")
 
@@ -177,12 +184,17 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def check_mtp_head(engine: Engine) -> None:
-    """Checks that the model can draft.
+def check_mtp_head(engine: Engine, *, shows: bool) -> None:
+    """Checks that the acceptance of drafts can be measured.
+
+    Args:
+      shows: whether some questions have images or videos.
 
     Raises:
-      ValueError: it has no MTP head.
+      ValueError: they have, or the model has no MTP head.
     """
+    if shows:
+        raise ValueError("--mtp-acceptance is measured on text alone; leave it out, or the tasks with images.")
     if not engine.model.config.text.mtp.num_hidden_layers:
         raise ValueError(
             "--mtp-acceptance needs a model with an MTP head, and this checkpoint holds no mtp.* tensors; leave out "
