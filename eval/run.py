@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from eval.backends.base import Backend, Request
-from eval.backends.engine import EngineBackend, check_mtp_head, make_backend, template_of
+from eval.backends.engine import EngineBackend, check_mtp_head, load_engine, template_of
 from eval.backends.server import ServerBackend
 from eval.card import against_card
 from eval.config import EvalConfig
@@ -29,13 +29,14 @@ from eval.report import write_report
 from eval.samples import Reply, make_sample, open_directory
 from eval.stats import clustered_counts
 from eval.summary import summarize, table
+from eval.tasks.media import media_of
 from eval.team import Team
 from qwen35_jax.command import config_from_command_line, one_line_errors
 from qwen35_jax.compiled import keep_compiled_programs
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.distributed import join, leave_out_absent_tpu, raise_together
 from qwen35_jax.hf.hub import find_folder
-from qwen35_jax.hf.source import load_tokenizer
+from qwen35_jax.hf.source import load_processor, load_tokenizer
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.requests import seed_of
 from qwen35_jax.inference.speculative import acceptance_by_completion
@@ -68,9 +69,10 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     missing = missing_of(jobs, team)
     # A server's labels are known from its probe alone, or from results that were written after one.
     knows_labels = config.server.url is None or (out / "results.json").exists()
-    backend = _backend(config, engine) if missing or config.mtp_acceptance or not knows_labels else None
+    shows = any(media_of(document.messages) for job in jobs for document in job.loaded.documents)
+    backend = _backend(config, engine, shows=shows) if missing or config.mtp_acceptance or not knows_labels else None
     if config.mtp_acceptance and isinstance(backend, EngineBackend):
-        check_mtp_head(backend.engine)
+        check_mtp_head(backend.engine, shows=shows)
     if team.is_first:
         open_directory(out, settings)
     team.gather(None)
@@ -110,12 +112,14 @@ def _model_config(config: EvalConfig, engine: Engine | None) -> ModelConfig | No
     return None if config.server.url is not None else ModelConfig.from_hf(find_folder(config.model.path))
 
 
-def _backend(config: EvalConfig, engine: Engine | None) -> Backend:
+def _backend(config: EvalConfig, engine: Engine | None, *, shows: bool) -> Backend:
+    """Returns what writes the responses; ``shows`` says that some questions have images or videos."""
     if engine is not None:
         return EngineBackend(engine)
     if config.server.url is not None:
         return ServerBackend(config)
-    return make_backend(config)
+    processor = load_processor(config.model) if shows else None
+    return EngineBackend(load_engine(config, vision=shows), config.model, processor)
 
 
 def _fill(config: EvalConfig, backend: Backend, missing: Sequence[Missing]) -> None:

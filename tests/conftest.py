@@ -63,9 +63,12 @@ def tiny_checkpoint(tmp_path_factory) -> str:
     from qwen35_jax.config import FULL, LINEAR
     from qwen35_jax.hf.create import create_checkpoint
     from qwen35_jax.presets import PRESETS
+    from qwen35_jax.processing.tokenizer import Tokenizer
 
     tokenizer = build_tiny_tokenizer(["user assistant\n"] * 4, tmp_path_factory.mktemp("tokenizer"), vocab_size=300)
     text = dataclasses.replace(PRESETS["tiny"].text, num_hidden_layers=4, layer_types=(LINEAR, FULL) * 2)
-    config = dataclasses.replace(PRESETS["tiny"], text=text)
+    pads = {f"{kind}_token_id": f"<|{kind}_pad|>" for kind in ("image", "video")}
+    ids = {name: Tokenizer.from_pretrained(tokenizer).token_id(pad) for name, pad in pads.items()}
+    config = dataclasses.replace(PRESETS["tiny"], text=text, **ids)
     folder = tmp_path_factory.mktemp("model") / "tiny"
     return str(create_checkpoint(config, folder, seed=0, dtype="float32", tokenizer_from=tokenizer))

@@ -13,11 +13,10 @@ from eval.backends.base import Request
 from eval.backends.media import prompt_with_media
 from eval.config import EvalConfig
 from eval.samples import Reply
-from eval.tasks import get_task
 from eval.tasks.base import Likelihood
 from eval.tasks.media import media_of
 from qwen35_jax.hf.hub import find_folder
-from qwen35_jax.hf.source import ModelSource, load_model, load_processor, load_tokenizer
+from qwen35_jax.hf.source import ModelSource, load_model, load_tokenizer
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.in_turn import generate_in_turn
 from qwen35_jax.inference.prompts import Prompt
@@ -31,36 +30,22 @@ from qwen35_jax.storage import fingerprint
 _MOST_PATCHES = 131_072
 
 
-def load_engine(config: EvalConfig) -> Engine:
+def load_engine(config: EvalConfig, *, vision: bool = False) -> Engine:
     """Loads a tokenizer, and its model onto a mesh of this process's devices.
+
+    Args:
+      vision: load the vision tower too, if the checkpoint has one.
 
     Raises:
       ValueError: no model is named, it cannot be loaded, or the mesh does not fit it.
     """
-    tokenizer, shows = load_tokenizer(config.model), shows_media(config)
-    model = load_model(config.model, config.mesh.mesh(jax.local_devices()), vision=shows)
+    tokenizer = load_tokenizer(config.model)
+    model = load_model(config.model, config.mesh.mesh(jax.local_devices()), vision=vision)
     return Engine(
         model, tokenizer, slots=config.slots, cache_tokens=config.cache_tokens,
         speculative_tokens=config.speculative_tokens,
-        most_patches=(config.most_patches or _MOST_PATCHES) if shows and model.vision is not None else None,
+        most_patches=None if model.vision is None else config.most_patches or _MOST_PATCHES,
     )  # fmt: skip
-
-
-def shows_media(config: EvalConfig) -> bool:
-    """Whether a task of the run shows images or videos."""
-    return any(get_task(name).protocol(config.protocol).modality != "text" for name in config.tasks)
-
-
-def make_backend(config: EvalConfig) -> "EngineBackend":
-    """Loads what answers the run's questions: an engine, and a processor if they show images or videos.
-
-    Raises:
-      ValueError: as ``load_engine`` does, or MTP acceptance is to be measured on images.
-    """
-    shows = shows_media(config)
-    if shows and config.mtp_acceptance:
-        raise ValueError("--mtp-acceptance counts drafts of text alone; leave it out for tasks that show images.")
-    return EngineBackend(load_engine(config), config.model, load_processor(config.model) if shows else None)
 
 
 def weights_of(source: ModelSource) -> str:
@@ -141,10 +126,14 @@ class EngineBackend:
         messages = request.document.messages
         if not media_of(messages):
             return prompt_of(self._tokenizer, request)
-        if self._processor is None or request.style != "chat":
+        if request.style != "chat":
             raise ValueError(
-                f"document {request.document.id!r} shows images or videos, which this engine does not take; evaluate a "
-                "checkpoint that has a vision tower, in style chat."
+                f"document {request.document.id!r} shows images or videos, which are asked about in style chat only."
+            )
+        if self._processor is None:
+            raise ValueError(
+                f"document {request.document.id!r} shows images or videos, but the model that is evaluated here reads "
+                "text alone; evaluate its export with eval.run."
             )
         return prompt_with_media(self._processor, messages, enable_thinking=request.mode == "thinking")
 
@@ -202,12 +191,17 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def check_mtp_head(engine: Engine) -> None:
-    """Checks that the model can draft.
+def check_mtp_head(engine: Engine, *, shows: bool) -> None:
+    """Checks that the acceptance of drafts can be measured.
+
+    Args:
+      shows: whether some questions have images or videos.
 
     Raises:
-      ValueError: it has no MTP head.
+      ValueError: they have, or the model has no MTP head.
     """
+    if shows:
+        raise ValueError("--mtp-acceptance is measured on text alone; leave it out, or the tasks with images.")
     if not engine.model.config.text.mtp.num_hidden_layers:
         raise ValueError(
             "--mtp-acceptance needs a model with an MTP head, and this checkpoint holds no mtp.* tensors; leave out "

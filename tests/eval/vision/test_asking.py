@@ -11,7 +11,7 @@ import pytest
 
 from eval.backends.base import Request
 from eval.backends.client import Client
-from eval.backends.engine import EngineBackend, make_backend
+from eval.backends.engine import EngineBackend
 from eval.backends.media import data_uri
 from eval.card import against_card
 from eval.cells import sampling_name
@@ -19,6 +19,7 @@ from eval.config import EvalConfig, JudgeConfig, ServerConfig, sampling_of
 from eval.run import run
 from eval.score import ScoreConfig, main, score
 from eval.tasks import get_task
+from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.inference.requests import Event
 from qwen35_jax.presets import PRESETS, card_eval_sampling, card_sampling
 from qwen35_jax.processing.processor import Processor, VisionItem
@@ -115,8 +116,26 @@ def test_the_data_may_be_stored_in_another_way_when_a_run_goes_on(data):
 
 def test_an_engine_without_a_processor_refuses_images(data):
     config = EvalConfig(tasks=("mmmu",), protocol="card", data_dir=str(data / "data"), out=str(data / "out"))
-    with pytest.raises(ValueError, match="'validation_Art_1' shows images or videos, which this engine does not take;"):
+    with pytest.raises(
+        ValueError, match="'validation_Art_1' shows images or videos, but the model that is evaluated here reads text"
+    ):
         run(config, FakeEngine({}))
+
+
+def test_a_checkpoint_is_loaded_with_its_tower_where_questions_have_images(data, tiny_checkpoint):
+    config = EvalConfig(
+        model=ModelSource(tiny_checkpoint, dtype="float32"), tasks=("mmmu",), protocol="card", max_new_tokens=3,
+        data_dir=str(data / "data"), out=str(data / "out"), slots=2,
+    )  # fmt: skip
+    run(config)
+    rows = [json.loads(line) for line in (data / "out" / "samples" / "mmmu.jsonl").read_text().splitlines()]
+    processor = Processor.from_pretrained(tiny_checkpoint)
+    pad = processor.tokenizer.token_id("<|image_pad|>")
+    # The protocol asks for 1,003,520 pixels at least, and a token covers 32 x 32 of them: 1440 x 736, 1024 x 1024.
+    assert [row["prompt_ids"].count(pad) for row in rows] == [45 * 23, 32 * 32]
+    assert all(len(row["token_ids"]) == 3 for row in rows)
+    with pytest.raises(ValueError, match="--mtp-acceptance is measured on text alone"):
+        run(dataclasses.replace(config, mtp_acceptance=True, sampling="greedy", out=str(data / "greedy")))
 
 
 class ImageEngine(FakeEngine):
@@ -176,11 +195,6 @@ def test_an_engine_gets_what_a_processor_makes(data):
     assert len(processor.seen) == len(engine.pixels) == 2
     assert {media.source for media in processor.seen} == {RED, BLUE}
     assert processor.seen[0].options["min_pixels"] == 1_003_520
-
-
-def test_drafts_are_not_measured_on_images():
-    with pytest.raises(ValueError, match="--mtp-acceptance counts drafts of text alone"):
-        make_backend(EvalConfig(tasks=("mmmu",), mtp_acceptance=True))
 
 
 def judge_of(url):
