@@ -40,7 +40,10 @@ def fingerprint(topology: str, config: TrainConfig) -> str:
     Settings that have their default do not count, so that a new one leaves the plans as they are.
     """
     recipe = config.recipe
-    text = json.dumps([topology, recipe.model.path, _changed(recipe), _changed(config.layout)], sort_keys=True)
+    models = [recipe.model.path]
+    if isinstance(recipe.objective, Distillation):
+        models.append(recipe.objective.teacher.path)
+    text = json.dumps([topology, *models, _changed(recipe), _changed(config.layout)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -126,8 +129,8 @@ def summary() -> str:
 
 
 def _training(recipe: Recipe) -> str:
-    """Says what trains, and from whom."""
-    kind = "full" if recipe.lora is None else "LoRA"
+    """Says what trains, on what besides text, and from whom."""
+    kind = ("full" if recipe.lora is None else "LoRA") + (", images" if recipe.data.vision is not None else "")
     if not isinstance(recipe.objective, Distillation):
         return kind
     way = "live" if recipe.objective.rollouts is None else "on-policy"

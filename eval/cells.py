@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from qwen35_jax.presets import CARD_EVAL_SAMPLING, PRESETS, CardSampling, card_sampling
+from qwen35_jax.presets import PRESETS, CardSampling, Modality, card_eval_sampling, card_sampling
 
 WIDTH = 120
 UNKNOWN = "unknown"
@@ -36,7 +36,7 @@ def settings_of(results: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple
         shown += f"<={results['thinking_budget']}"
     if style == "likelihood":
         return results["protocol"], shown, "none", "none"
-    name = UNKNOWN if sampling is None else sampling_name(sampling, mode)
+    name = UNKNOWN if sampling is None else sampling_name(sampling, mode, summary.get("modality", "text"))
     return results["protocol"], shown, name, UNKNOWN if budget is None else f"{budget:,}"
 
 
@@ -47,14 +47,17 @@ def first_of_data(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str
     return f", the first {limit:,} of the data" if limit is not None and summary["n"] == limit else ""
 
 
-def sampling_name(sampling: Mapping[str, Any], mode: str | None) -> str:
+def sampling_name(sampling: Mapping[str, Any], mode: str | None, modality: Modality = "text") -> str:
     """Returns what a sampling is called: ``greedy``, one of the model card's two sets, or its settings."""
     if sampling["temperature"] == 0:
         return "greedy"
-    if is_sampling(sampling, CARD_EVAL_SAMPLING):
+    # Without a mode only the set that all modes share is known.
+    if is_sampling(sampling, card_eval_sampling(mode or "thinking", modality if mode else "text")):
         return "card_eval"
-    if mode is not None and any(is_sampling(sampling, card_sampling(size, mode)) for size in PRESETS.values()):
-        return "card_recommended"
+    if mode is not None:
+        advised = [card_sampling(size, mode, modality) for size in PRESETS.values()]
+        if any(is_sampling(sampling, each) for each in advised):
+            return "card_recommended"
     short = {"temperature": "T", "top_p": "p", "top_k": "k", "presence_penalty": "pp"}
     return " ".join(f"{letter}{sampling[name]:g}" for name, letter in short.items())
 

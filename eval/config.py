@@ -10,7 +10,7 @@ from qwen35_jax.config import ModelConfig
 from qwen35_jax.distributed import ProcessConfig
 from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.inference.sampling import BudgetClose, SamplingParams
-from qwen35_jax.presets import CARD_EVAL_SAMPLING, PRESETS, card_sampling
+from qwen35_jax.presets import PRESETS, card_eval_sampling, card_sampling
 from qwen35_jax.sharding import MeshConfig
 
 Sampling = Literal["card_eval", "card_recommended", "greedy"]
@@ -33,6 +33,28 @@ class ServerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """A language model behind an OpenAI-compatible server that reads the responses which no rule can read.
+
+    Raises:
+      ValueError: an address is given and no model.
+    """
+
+    url: str | None = None
+    """Its address up to the version; without it no judge is asked. What it reads is told beside every score."""
+    model: str | None = None
+    """The name of the model there."""
+    key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key, if the server wants one."""
+    connections: int = 16
+    """Most requests at once."""
+
+    def __post_init__(self):
+        if self.url is not None and self.model is None:
+            raise ValueError(f"judge.url={self.url}: give --judge.model too, the name of the model that judges.")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """How one model is evaluated on one or more tasks.
 
@@ -44,6 +66,7 @@ class EvalConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     """Of each process; several processes share out the documents."""
     server: ServerConfig = dataclasses.field(default_factory=ServerConfig)
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
     processes: ProcessConfig = dataclasses.field(default_factory=ProcessConfig)
     tasks: tuple[str, ...] = ("ifeval",)
     """Tasks to run, by name or as Python files of your own that define TASK; all of them are written together."""
@@ -54,8 +77,8 @@ class EvalConfig:
     style: Style = "chat"
     """Base models have no chat template: text continues solved examples, likelihood compares the choices."""
     sampling: Sampling | None = None
-    """By default the protocol's. The model card has two sets: card_eval made its tables, card_recommended is advised to
-    users."""
+    """By default the protocol's. The model card has two sets for texts, and two for images and videos: card_eval made
+    its tables, card_recommended is advised to users."""
     limit: int | None = None
     """Only the first so many documents of each task."""
     split: str | None = None
@@ -126,9 +149,9 @@ def sampling_of(config: EvalConfig, protocol: Protocol, model: Callable[[], Mode
     if name == "greedy":
         settings = {}
     elif name == "card_eval":
-        settings = CARD_EVAL_SAMPLING._asdict()
+        settings = card_eval_sampling(config.mode, protocol.modality)._asdict()
     else:
-        settings = card_sampling(model() or PRESETS["2b"], config.mode)._asdict()
+        settings = card_sampling(model() or PRESETS["2b"], config.mode, protocol.modality)._asdict()
     return SamplingParams(
         **settings,
         stop=protocol.stop,

@@ -6,6 +6,7 @@ Every figure says where it comes from. Where nobody has measured it is an assump
 from typing import NamedTuple
 
 from eval.protocols import Mode, ProtocolName, Style
+from qwen35_jax.presets import Modality
 
 
 class Expected(NamedTuple):
@@ -24,11 +25,21 @@ DOCUMENTS: dict[str, dict[str, int]] = {
     "gsm8k": {"test": 1_319},
     "mmlu": {"test": 14_042},
     "gpqa_diamond": {"train": 198},
+    "mmmu": {"validation": 900, "dev": 150},
+    "mathvista": {"testmini": 1_000},
+    "realworldqa": {"test": 765},
+    "ocrbench": {"test": 1_000},
+    "refcoco": {"test": 57_457},
+    "videomme": {"test": 2_700},
+    "videomme_no_subtitles": {"test": 2_700},
+    # 1,164 questions are known from other people's tables, with about four orders of the options each.
+    "mmbench": {"dev": 4_656},
 }
 """Documents of each split; the first is the one that is scored by default."""
 
 # Tokens of a solved example with its question and of a question alone: a paragraph each.
 _QUESTION, _FIVE_SHOTS = 150, 1_800
+_SHOWN = {"image": 1_000, "video": 9_408}
 ANSWER_TOKENS = 700
 """Tokens of an answer without its thought: a page of text."""
 
@@ -59,8 +70,14 @@ def expected_documents(task: str, split: str | None) -> Expected | None:
     return Expected(splits[name], f"split {name} of the published data") if name in splits else None
 
 
-def expected_prompt(protocol: ProtocolName, shots: int) -> Expected:
+def expected_prompt(protocol: ProtocolName, shots: int, modality: Modality = "text") -> Expected:
     """Returns the tokens of a prompt."""
+    if modality != "text":
+        shown = {"image": "an image of a megapixel", "video": "19,267,584 pixels of frames, a token for 2,048"}
+        return Expected(
+            _SHOWN[modality] + _QUESTION,
+            f"assumption: a question and {shown[modality]}; the tower's work is not counted",
+        )
     shown = f" with {shots} solved examples" if shots else ""
     return Expected(_FIVE_SHOTS * shots // 5 + _QUESTION, f"assumption: a question{shown}, protocol {protocol}")
 

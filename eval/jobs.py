@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.backends.engine import weights_of
 from eval.config import EvalConfig, max_new_tokens_of, sampling_of
+from eval.judge import settings_of as judge_settings
 from eval.protocols import Protocol, Style
 from eval.samples import SampleFile, SampleKey, check_directory, left_over, samples_path
 from eval.tasks import digests_of_files, get_task
@@ -131,6 +132,8 @@ def _settings(
         del settings[name]
     for name in ("connections", "key_variable"):
         del settings["server"][name]
+    del settings["judge"]
+    settings |= judge_settings(config.judge)
     names = [task.name for task in tasks]
     settings["data_sha256"] = {name: documents.digest for name, documents in zip(names, loaded, strict=True)}
     if own := digests_of_files(config.tasks):
@@ -139,6 +142,12 @@ def _settings(
         settings["weights"] = weights_of(config.model)
         settings["template"] = template
     return settings
+
+
+def said_of(task: Task, protocol: Protocol) -> dict[str, Any]:
+    """Returns what a summary says of a task besides what all summaries say."""
+    said = {"headline_macro": True} if task.headline_macro else {}
+    return said if protocol.modality == "text" else said | {"modality": protocol.modality, "media": protocol.media}
 
 
 def missing_of(jobs: Sequence[Job], team: Team) -> list[Missing]:

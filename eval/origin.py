@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.backends.base import Backend
 from eval.config import EvalConfig
+from eval.judge import settings_of
 from eval.stats import INTERVALS
 
 
@@ -32,6 +33,7 @@ def describe(config: EvalConfig, out: Path, backend: Backend | None, engines: Co
         "repeats": config.repeats,
         "seed": config.seed,
         "thinking_budget": config.thinking_budget,
+        **settings_of(config.judge),
         "labels": stored.get("labels", []) if backend is None else list(backend.labels),
         # None: a run that was broken off used this one, and nothing is known of it.
         "engines": {name: known.get(name) for name in sorted(engine for engine in engines if engine is not None)},

@@ -209,7 +209,8 @@ def _read(run: Run, task: str) -> list[dict[str, Any]]:
                 needed = {name: sample[name] for name in _NEEDED}
             except (ValueError, KeyError, TypeError) as err:
                 raise ValueError(f"{path}:{number}: not a stored sample ({err}); run the evaluation again.") from err
-            samples.append(needed | {"id": str(sample["id"]), "target": sample.get("target")})
+            kept = {name: sample.get(name) for name in ("target", "circle", "correct")}
+            samples.append(needed | kept | {"id": str(sample["id"]), "repeat": sample.get("repeat", 0)})
     wanted = run.results["tasks"][task].get("samples")
     if len(samples) != wanted:
         raise ValueError(f"{path} holds {len(samples)} samples, results.json tells of {wanted}; run it to its end.")

@@ -90,11 +90,12 @@ def load_of(config: PlanConfig, task: Task, model: ModelConfig, mode: Mode) -> L
     limit = max_new_tokens_of(run, protocol)
     size = next((name for name, preset in PRESETS.items() if preset.text == model.text), None)
     documents = expected_documents(task.name, run.split)
-    prompt = expected_prompt(run.protocol, protocol.shots)
+    prompt = expected_prompt(run.protocol, protocol.shots, protocol.modality)
     if run.data_dir is not None:
         loaded = task.load(run.protocol, run.data_dir, run.limit, run.split)
         documents = Expected(len(loaded.documents), f"counted in {loaded.source}")
-        prompt = _measured_prompt(run, loaded.documents) or prompt
+        if protocol.modality == "text":
+            prompt = _measured_prompt(run, loaded.documents) or prompt
     if documents is None:
         split = "" if run.split is None else f" in split {run.split}"
         raise ValueError(f"how many documents {task.name} has{split} is not known; give --data-dir.")

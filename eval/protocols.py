@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from qwen35_jax.presets import Modality
+
 Mode = Literal["thinking", "non_thinking"]
 
 ProtocolName = Literal["card", "official", "lm-eval"]
@@ -30,6 +32,8 @@ class Protocol:
       cut_is_wrong: whether a response that was cut off counts as wrong. Otherwise the text after its think block is
         scored as it stands; an unfinished thought never is.
       max_text_tokens: longest response of style ``text``, which does not think.
+      modality: what the questions show; the model card samples by it.
+      media: settings of the images or videos in a prompt, such as ``min_pixels``; without them the model's own hold.
     """
 
     source: str
@@ -39,3 +43,5 @@ class Protocol:
     stop: tuple[str, ...] = ()
     cut_is_wrong: bool = True
     max_text_tokens: int = 2048
+    modality: Modality = "text"
+    media: Mapping[str, float] = dataclasses.field(default_factory=dict)

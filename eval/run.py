@@ -20,7 +20,8 @@ from eval.backends.engine import EngineBackend, check_mtp_head, load_engine, tem
 from eval.backends.server import ServerBackend
 from eval.card import against_card
 from eval.config import EvalConfig
-from eval.jobs import Job, Missing, missing_of, prepare, tasks_of
+from eval.jobs import Job, Missing, missing_of, prepare, said_of, tasks_of
+from eval.judge import ask_judge, needs_judge
 from eval.likelihood import choose
 from eval.origin import describe
 from eval.progress import Progress
@@ -78,6 +79,8 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     if backend is not None:
         _fill(config, backend, missing[team.index :: team.count])
     _gather_samples(jobs, team)
+    if config.judge.url is not None:
+        _judge(config, jobs, team)
     engines = {sample.get("engine") for job in jobs for sample in job.file.finished.values()}
     results = describe(config, out, backend, engines)
     labels = results["labels"]
@@ -164,6 +167,18 @@ def _gather_samples(jobs: Sequence[Job], team: Team) -> None:
             job.file.path.unlink(missing_ok=True)
 
 
+def _judge(config: EvalConfig, jobs: Sequence[Job], team: Team) -> None:
+    """Lets the judge read what no rule could; the first process asks it."""
+    with raise_together(team.gather):
+        for job in jobs if team.is_first else ():
+            documents = {str(document.id): document for document in job.loaded.documents}
+            keys = [key for key in job.keys if needs_judge(documents[key[0]], job.file.finished[key])]
+            pairs = [(documents[key[0]], job.file.read(key)) for key in keys]
+            for sample in ask_judge(config.judge, pairs, job.protocol).values():
+                job.file.append(sample)
+            job.file.sort(job.keys)
+
+
 def _summary(
     config: EvalConfig, job: Job, model: ModelConfig | None, labels: Sequence[str], team: Team
 ) -> dict[str, Any]:
@@ -179,7 +194,7 @@ def _summary(
         "sampling": json.loads(json.dumps(dataclasses.asdict(job.sampling))),
         "max_new_tokens": job.max_new_tokens,
         "cut_is_wrong": job.protocol.cut_is_wrong,
-    }
+    } | said_of(job.task, job.protocol)
     summary = asked | summarize(
         samples, headline=job.task.headline, macro=job.task.macro, max_new_tokens=job.max_new_tokens,
         thinking=config.mode == "thinking",

@@ -40,6 +40,9 @@ class Reply:
       closed_by_budget: whether a budget ended the thinking.
       num_tokens: how many were generated, where the tokens themselves are not known.
       engine, template: the fingerprints of what wrote it and of the chat template; None where they are not known.
+      judge: what was asked to read the response where no rule could, or ``stored`` for an extraction that stood beside
+        a stored response; None for the rules alone.
+      extraction: what it read; None where that was nothing.
     """
 
     thinking: str | None
@@ -54,6 +57,8 @@ class Reply:
     num_tokens: int | None = None
     engine: str | None = None
     template: str | None = None
+    judge: str | None = None
+    extraction: Any = None
 
 
 def outcome_of(verdict: Verdict, reply: Reply) -> Outcome:
@@ -72,13 +77,18 @@ def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: in
     Its keys: ``id`` and ``group`` of the document, ``repeat`` (from 0), ``response``, ``thinking``, ``prediction``,
     ``target``, ``correct``, ``outcome``, ``finish_reason``, ``metrics`` with the list of trials of each metric,
     ``prompt_ids``, ``token_ids``, ``num_tokens`` (generated), ``close_positions``, ``multiple_closes``,
-    ``closed_by_budget``, ``seed``, ``engine`` and ``template``. A response that was cut off is wrong under a protocol
+    ``closed_by_budget``, ``seed``, ``engine`` and ``template``; where the document has it ``circle``, and where a judge
+    was asked ``judge`` and ``extraction``. A response that was cut off is wrong under a protocol
     that says so: ``correct`` and every metric are 0 then.
 
     Raises:
       ValueError: the document's score is no ``Verdict``.
     """
-    verdict = document.score(reply.response)
+    judge, extraction = (None, None) if document.judging is None else (reply.judge, reply.extraction)
+    if extraction is not None and document.judging is not None:
+        verdict = document.judging.score(extraction)
+    else:
+        verdict = document.score(reply.response)
     if not isinstance(verdict, Verdict):
         raise ValueError(
             f"the score of document {document.id!r} returned {type_of(verdict)}; return a Verdict of eval.tasks.base."
@@ -86,6 +96,11 @@ def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: in
     outcome = outcome_of(verdict, reply)
     lost = outcome == "error" or (outcome in CUT and protocol.cut_is_wrong)
     metrics = {name: [0.0 if lost else float(value) for value in trials] for name, trials in verdict.metrics.items()}
+    optional = {
+        "circle": None if document.circle is None else list(document.circle),
+        "judge": judge,
+        "extraction": extraction,
+    }
     return {
         "id": document.id,
         "group": document.group,
@@ -107,7 +122,7 @@ def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: in
         "seed": reply.seed,
         "engine": reply.engine,
         "template": reply.template,
-    }
+    } | {name: value for name, value in optional.items() if value is not None}
 
 
 def sample_key(sample: Sample) -> SampleKey:

@@ -5,6 +5,9 @@ A row is ``{"id", "response"}``, where ``id`` is the document's (IFEval: ``key``
 responses to one document apart. Documents without a response are left out and counted as ``missing``. Solved examples
 of a prompt are not needed.
 
+Answers in the layouts of other evaluations are read too (``eval.answers`` lists them). Where their rows hold the
+questions, and no data directory is given, these are scored: no download and no pictures are needed.
+
 A row with ``thinking`` (None if there was none), as ``eval.run`` and ``qwen35 generate`` write it, is
 split already and taken as it stands. Other responses lose their think block by the rule of
 ``qwen35_jax.processing.thinking``. Say ``--opened`` if the prompt had opened the block: a response that
@@ -21,8 +24,12 @@ from typing import Any
 
 from huggingface_hub.utils.logging import disable_propagation
 
+from eval.answers import extraction_of, questions_in, read_answers
 from eval.card import Size, stored_against_card
-from eval.protocols import Mode, ProtocolName
+from eval.config import JudgeConfig
+from eval.jobs import said_of
+from eval.judge import ask_judge, needs_judge, settings_of
+from eval.protocols import Mode, Protocol, ProtocolName
 from eval.report import write_report
 from eval.samples import (
     Reply,
@@ -37,12 +44,13 @@ from eval.samples import (
 from eval.stats import INTERVALS
 from eval.summary import summarize, table
 from eval.tasks import digests_of_files, get_task
-from eval.tasks.data import Row, read_rows
+from eval.tasks.base import Document, Loaded, Task
+from eval.tasks.data import Row
 from qwen35_jax import gcs
 from qwen35_jax.command import one_line_errors, parse
 from qwen35_jax.hf.hub import find_file
 from qwen35_jax.processing.thinking import CLOSE, split_text
-from qwen35_jax.storage import file_digest
+from qwen35_jax.storage import file_digest, fingerprint
 from qwen35_jax.wording import options_as_typed, options_of
 
 logger = logging.getLogger(__name__)
@@ -62,7 +70,7 @@ class ScoreConfig:
     """Whose rules apply: a task by name, or a Python file of your own that defines TASK."""
     responses: str
     """JSONL or Parquet file, also of a bucket, with rows {"id", "response"}: the id is the document's key, question_id
-    or id, or its row number from 0."""
+    or id, or its row number from 0. Or a file or folder of answers as MMMU, MathVista, OCRBench or VLMEvalKit have."""
     protocol: ProtocolName = "official"
     """Whose rules of extraction apply, where a task has several."""
     opened: bool = False
@@ -74,6 +82,7 @@ class ScoreConfig:
     the hub at a pinned revision."""
     size: Size | None = None
     """The published size that wrote the responses; the figure of its model card is then told beside the score."""
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
     out: str | None = None
     """Evaluation directory to write; by default only the table is printed."""
 
@@ -90,10 +99,48 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     task = get_task(config.task)
-    loaded = task.load(config.protocol, config.data_dir, split=config.split, asked=False)
+    responses = Path(config.responses)
+    if not responses.is_dir():
+        responses = find_file(config.responses)
+    rows = read_answers(responses)
+    loaded = _load(config, task, rows)
+    protocol = task.protocol(config.protocol)
+    samples, missing = _samples(config, loaded, _read_replies(rows, config.opened), protocol)
+    mode: Mode = "thinking" if any(sample["thinking"] is not None for sample in samples) else "non_thinking"
+    summary = {
+        "protocol": config.protocol,
+        "source": protocol.source,
+        "data": loaded.source,
+        "data_sha256": loaded.digest,
+        "cut_is_wrong": protocol.cut_is_wrong,
+        "missing": missing,
+    } | said_of(task, protocol) | summarize(
+        [light(sample) for sample in samples], headline=task.headline, macro=task.macro, thinking=mode == "thinking",
+    )  # fmt: skip
+    if config.size is not None:
+        summary["card"] = stored_against_card(summary, task.name, config.size, mode, config.protocol, missing=missing)
+    results: dict[str, Any] = {
+        "responses": config.responses,
+        "protocol": config.protocol,
+        **settings_of(config.judge),
+        "intervals": INTERVALS,
+        "tasks": {task.name: summary},
+        "seconds": {"total": time.monotonic() - started},
+    }
+    if config.out is not None:
+        digests: dict[str, Any] = {"data_sha256": loaded.digest, "responses_sha256": _digest(responses)}
+        if own := digests_of_files([config.task]):
+            digests["task_sha256"] = own
+        file = _write(config, task.name, Path(config.out), digests, samples)
+        write_report(Path(config.out), results, {task.name: file}, {task.name: loaded.documents})
+    return results
+
+
+def _samples(
+    config: ScoreConfig, loaded: Loaded, replies: dict[SampleKey, Reply], protocol: Protocol
+) -> tuple[list[dict[str, Any]], int]:
+    """Returns the scored samples in the order of the documents, and how many documents have no response."""
     documents = loaded.documents
-    responses = find_file(config.responses)
-    replies = _read_replies(responses, config.opened)
     by_document: dict[str, dict[int, Reply]] = {}
     for (key, repeat), reply in sorted(replies.items(), key=lambda item: item[0]):
         by_document.setdefault(key, {})[repeat] = reply
@@ -107,50 +154,50 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     missing = len(documents) - len(answered)
     if missing:
         logger.warning("%d of %d documents have no response and are left out.", missing, len(documents))
-    protocol = task.protocol(config.protocol)
     samples = [
         make_sample(document, reply, protocol, repeat)
         for document in answered
         for repeat, reply in by_document[str(document.id)].items()
     ]
-    mode: Mode = "thinking" if any(sample["thinking"] is not None for sample in samples) else "non_thinking"
-    summary = {
-        "protocol": config.protocol,
-        "source": protocol.source,
-        "data": loaded.source,
-        "data_sha256": loaded.digest,
-        "cut_is_wrong": protocol.cut_is_wrong,
-        "missing": missing,
-    } | summarize(
-        [light(sample) for sample in samples], headline=task.headline, macro=task.macro, thinking=mode == "thinking",
-    )  # fmt: skip
-    if config.size is not None:
-        summary["card"] = stored_against_card(summary, task.name, config.size, mode, config.protocol, missing=missing)
-    results: dict[str, Any] = {
-        "responses": config.responses,
-        "protocol": config.protocol,
-        "intervals": INTERVALS,
-        "tasks": {task.name: summary},
-        "seconds": {"total": time.monotonic() - started},
-    }
-    if config.out is not None:
-        digests: dict[str, Any] = {"data_sha256": loaded.digest, "responses_sha256": file_digest(responses)}
-        if own := digests_of_files([config.task]):
-            digests["task_sha256"] = own
-        file = _write(config, task.name, Path(config.out), digests, samples)
-        write_report(Path(config.out), results, {task.name: file}, {task.name: documents})
-    return results
+    if config.judge.url is not None:
+        samples = _judged(config.judge, documents, samples, protocol)
+    return samples, missing
 
 
-def _read_replies(path: Path, opened: bool) -> dict[SampleKey, Reply]:
+def _load(config: ScoreConfig, task: Task, rows: list[Row]) -> Loaded:
+    """Returns the documents that answers belong to: the task's, or those that the answers' own rows hold."""
+    if not questions_in(rows, task.question_fields):
+        return task.load(config.protocol, config.data_dir, split=config.split, asked=False)
+    if config.data_dir is None:
+        source = f"{config.responses}, whose rows hold the questions"
+        return task.load(config.protocol, None, asked=False, given=(source, rows))
+    # A key of answers alone lacks the options, and the order of choices may be that of the answers' rows alone.
+    more = {str(row.fields["id"]): row.fields for row in rows}
+    return task.load(config.protocol, config.data_dir, split=config.split, asked=False, more=more)
+
+
+def _judged(
+    config: JudgeConfig, documents: Sequence[Document], samples: list[dict[str, Any]], protocol: Protocol
+) -> list[dict[str, Any]]:
+    """Returns the samples with those that no rule could read as the judge reads them."""
+    by_id = {document.id: document for document in documents}
+    places = [place for place, sample in enumerate(samples) if needs_judge(by_id[sample["id"]], sample)]
+    pairs = [(by_id[samples[place]["id"]], samples[place]) for place in places]
+    judged = {places[number]: sample for number, sample in ask_judge(config, pairs, protocol).items()}
+    return [judged.get(place, sample) for place, sample in enumerate(samples)]
+
+
+def _digest(responses: Path) -> str:
+    """Returns the SHA-256 of a file, or what identifies the files of a folder."""
+    if not responses.is_dir():
+        return file_digest(responses)
+    return fingerprint(sorted(path for path in responses.rglob("*.json") if path.is_file()))
+
+
+def _read_replies(rows: Sequence[Row], opened: bool) -> dict[SampleKey, Reply]:
     replies: dict[SampleKey, Reply] = {}
     places: dict[SampleKey, str] = {}
-    for row in read_rows(path):
-        if lacking := [name for name in ("id", "response") if name not in row.fields]:
-            raise ValueError(
-                f"{row.where}: no field {lacking[0]!r}; the row has {sorted(row.fields)}, and a row to score is "
-                '{"id": ..., "response": ...}.'
-            )
+    for row in rows:
         repeat = row.get("repeat", int) if "repeat" in row.fields else 0
         key = str(row.get("id", int, str)), repeat
         if key in replies:
@@ -171,12 +218,13 @@ def _reply(row: Row, opened: bool) -> Reply:
         closes = row.fields.get("multiple_closes")
         closes = response.count(CLOSE) if closes is None else row.get("multiple_closes", int)
         known = {name: row.fields[name] for name in _KEPT if row.fields.get(name) is not None}
+        known |= extraction_of(row)
         return Reply(row.get("thinking", str, type(None)), response, reason, multiple_closes=closes, **known)
     # Without the flag nobody says that the block was closed, so the text itself shows it.
     split = split_text(response, opened=True if opened else None)
     return Reply(
         split.thinking, split.answer, reason, token_ids=token_ids, multiple_closes=split.multiple_closes,
-        engine=row.fields.get("engine"), template=row.fields.get("template"),
+        engine=row.fields.get("engine"), template=row.fields.get("template"), **extraction_of(row),
     )  # fmt: skip
 
 
@@ -184,7 +232,8 @@ def _write(
     config: ScoreConfig, task: str, out: Path, digests: dict[str, Any], samples: list[dict[str, Any]]
 ) -> SampleFile:
     settings: dict[str, Any] = dataclasses.asdict(config)
-    del settings["out"]
+    del settings["out"], settings["judge"]
+    settings |= settings_of(config.judge)
     settings |= digests
     check_directory(out, settings)
     open_directory(out, settings)

@@ -29,6 +29,7 @@ def summarize(
       draw. The intervals of ``metrics`` are for other questions of the same subjects, as published figures are
       compared; use the clustered one where the documents of a group share a text or a picture.
     - ``macro``: the mean over subjects.
+    - ``judge``: how many responses a judge was asked about and has read, by its name, and the value without it.
     - ``pass_at``: with repeats, the chance that one of k samples is right.
     - ``curve``, ``thinking_curve``: the score of smaller budgets.
 
@@ -57,12 +58,15 @@ def summarize(
         "metrics": {name: _figure(each) for name, each in trials.items()},
         "cut": _cut(samples, cut),
         "cut_as_wrong": {name: _figure(each.lost(cut)) for name, each in trials.items()},
-        "finished": {name: _figure(kept) for name, each in trials.items() if len((kept := each.only(ended)).place)},
+        "finished": {
+            name: _figure(kept) for name, each in trials.items() if len((kept := each.only(~each.any_of(~ended))).place)
+        },
         "outcomes": {outcome: outcomes[outcome] for outcome in OUTCOMES},
         "multiple_closes": sum(bool(sample.get("multiple_closes")) for sample in samples),
         "closed_by_budget": sum(bool(sample.get("closed_by_budget")) for sample in samples),
     }
     optional = _of_groups(samples, trials[headline], macro) | {
+        "judge": _judge(samples, trials[headline]),
         "pass_at": _pass_at(trials[headline]),
         "lengths": lengths(samples),
         "curve": curve(samples, trials[headline], max_new_tokens),
@@ -106,6 +110,18 @@ def _of_groups(samples: Sequence[Sample], trials: Trials, macro: bool) -> dict[s
     return figures
 
 
+def _judge(samples: Sequence[Sample], trials: Trials) -> dict[str, Any] | None:
+    """Returns the part that judges had in a result; None where none was asked."""
+    asked = Counter(sample["judge"] for sample in samples if sample.get("judge"))
+    if not asked:
+        return None
+    read = np.array([sample.get("extraction") is not None for sample in samples])
+    return {
+        "asked": dict(asked), "read": int(read.sum()), "share": float(read.mean()),
+        "without": _figure(trials.lost(read)),
+    }  # fmt: skip
+
+
 def _pass_at(trials: Trials) -> dict[str, Any] | None:
     """Returns pass@k of a metric of right and wrong; None without repeats."""
     if not (trials.binary and trials.single) or len(trials.place) == len(np.unique(trials.document)):
@@ -130,11 +146,23 @@ def table(results: Mapping[str, Any]) -> str:
         notes += wrapped(f"{task}: {summary['samples']:,} samples of {documents}; {counts}")
         if (summary.get("sampling") or {}).get("detect_loops"):
             notes += wrapped(f"{task}: responses that repeated themselves were ended (--detect-loops)")
+        if judge := summary.get("judge"):
+            notes += wrapped(f"{task}: {judge_words(summary)}; without it {figure(judge['without'])[0]}")
         if card := summary.get("card"):
             size, published, difference = card["size"], 100 * card["published"], 100 * card["difference"]
             notes += wrapped(f"{task}: {difference:+.2f} from the {published:.1f} of {size}'s card: {card['note']}")
     labels = [line for label in results.get("labels") or () for line in wrapped(label)]
     return "\n".join([*columns(header, rows, left=(0, 1, 6, 7, 8)), *notes, *labels])
+
+
+def judge_words(summary: Mapping[str, Any]) -> str:
+    """Returns which part judges had in a result."""
+    judge = summary["judge"]
+    names = ", ".join("an extraction stored beside it" if name == "stored" else name for name in judge["asked"])
+    return (
+        f"of {judge['read']:,} of {summary['samples']:,} responses ({share(judge['share'])}) the answer was read by "
+        f"{names} in place of a rule ({sum(judge['asked'].values()):,} were asked about)"
+    )
 
 
 def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -148,7 +176,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
         if cut and name in summary["finished"]:
             yield "  finished only", summary["finished"][name]
         if "macro" in summary:
-            yield f"  mean of {summary['macro']['groups']} groups", summary["macro"]
+            mark = ", the headline" if summary.get("headline_macro") else ""
+            yield f"  mean of {summary['macro']['groups']} groups{mark}", summary["macro"]
         if "clustered" in summary:
             yield "  clustered by group", summary["clustered"]
         for k, chance in summary.get("pass_at", {}).items():

@@ -1,12 +1,15 @@
 """The values of stored samples as arrays, metric by metric, so that tens of thousands are summed at once."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from eval.samples import Sample
 from eval.stats import Estimate, clustered_counts, mean_interval, wilson
+
+CIRCULAR = "circular"
+"""The metric of questions that were asked with their options in several orders; no sample stores it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Trials:
       count: how many trials it has, [samples].
       binary: whether all trials are 0 or 1.
       single: whether no sample has more than one trial.
+      leader: of ``circular``: for every stored sample the place of the first of its circle, [samples]; else None.
     """
 
     place: np.ndarray
@@ -28,6 +32,7 @@ class Trials:
     count: np.ndarray
     binary: bool
     single: bool
+    leader: np.ndarray | None = None
 
     def only(self, wanted: np.ndarray) -> "Trials":
         """Returns the trials of some samples; ``wanted`` says for every stored sample whether it is one of them."""
@@ -42,7 +47,15 @@ class Trials:
 
     def lost(self, lost: np.ndarray) -> "Trials":
         """Returns the trials with those of some samples set to 0; ``lost`` has one entry for every stored sample."""
-        return dataclasses.replace(self, total=np.where(lost[self.place], 0.0, self.total))
+        return dataclasses.replace(self, total=np.where(self.any_of(lost)[self.place], 0.0, self.total))
+
+    def any_of(self, mask: np.ndarray) -> np.ndarray:
+        """Returns a mask of samples that is also set where another sample of the same circle has it set."""
+        if self.leader is None:
+            return mask
+        spread = mask.copy()
+        spread[self.leader[mask]] = True
+        return spread[self.leader]
 
     def documents(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the numbers of the documents that have trials, and for each a row with its hits and its weight.
@@ -96,10 +109,30 @@ def trials_of(samples: Sequence[Sample], numbers: dict[str, int] | None = None) 
             columns.setdefault(name, []).append((place, document, sum(trials), len(trials)))
             if any(value not in (0, 1) for value in trials):
                 odd.add(name)
+    leader = np.arange(len(samples))
+    for places in _circles(samples):
+        leader[places] = places[0]
+        right = all(samples[place]["correct"] for place in places)
+        document = numbers[str(samples[places[0]]["id"])]
+        columns.setdefault(CIRCULAR, []).append((places[0], document, float(right), 1))
     found = {}
     for name, rows in columns.items():
         place, document, total, count = np.array(rows, dtype=np.float64).T
         found[name] = Trials(
-            place.astype(np.int64), document.astype(np.int64), total, count, name not in odd, bool((count == 1).all())
-        )
+            place.astype(np.int64), document.astype(np.int64), total, count, name not in odd, bool((count == 1).all()),
+            leader if name == CIRCULAR else None,
+        )  # fmt: skip
     return found
+
+
+def _circles(samples: Sequence[Sample]) -> Iterator[list[int]]:
+    """Yields the places of the samples of each circle that is complete."""
+    members: dict[tuple[str, int], list[int]] = {}
+    sizes: dict[tuple[str, int], int] = {}
+    for place, sample in enumerate(samples):
+        if sample.get("circle"):
+            name, size = sample["circle"]
+            key = name, int(sample.get("repeat", 0))
+            members.setdefault(key, []).append(place)
+            sizes[key] = size
+    yield from (places for key, places in members.items() if len(places) == sizes[key])

@@ -58,8 +58,8 @@ class LoraConfig:
             check_words(getattr(self, name), f"lora.{name}")
         if self.rank < 1:
             raise ValueError(f"lora.rank={self.rank} must be at least 1.")
-        if self.alpha <= 0:
-            raise ValueError(f"lora.alpha={self.alpha} must be positive.")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"lora.alpha={self.alpha} must be positive and finite.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora.dropout={self.dropout} must be at least 0 and below 1.")
         if not self.targets:

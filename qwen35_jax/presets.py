@@ -1,6 +1,6 @@
 """What is published of the models: the eight sizes, and how their cards sample. A tiny size for tests besides."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from qwen35_jax.config import ModelConfig, MoEConfig, RopeConfig, TextConfig, VisionConfig
 
@@ -85,7 +85,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 class CardSampling(NamedTuple):
-    """How a model card advises to sample text."""
+    """How a model card samples."""
 
     temperature: float
     top_k: int
@@ -96,6 +96,23 @@ class CardSampling(NamedTuple):
 # What the cards say that their tables were made with, in one line for both modes.
 # Source: the model card of Qwen3.5-2B, the note under its language benchmarks.
 CARD_EVAL_SAMPLING = CardSampling(temperature=1.0, top_k=20, top_p=0.95, presence_penalty=1.5)
+
+Modality = Literal["text", "image", "video"]
+"""What a question shows besides its text."""
+
+# The same of the tables of vision, whose note has a line a mode; videos keep the temperature of texts in thinking mode.
+_VISION_NON_THINKING = CardSampling(temperature=0.7, top_k=20, top_p=0.8, presence_penalty=1.5)
+_CARD_EVAL_VISION: dict[tuple[str, Modality], CardSampling] = {
+    ("thinking", "image"): CARD_EVAL_SAMPLING._replace(temperature=0.6),
+    ("thinking", "video"): CARD_EVAL_SAMPLING,
+    ("non_thinking", "image"): _VISION_NON_THINKING,
+    ("non_thinking", "video"): _VISION_NON_THINKING,
+}
+# What all cards advise for images and videos.
+_VISION_SAMPLING = {
+    "thinking": CardSampling(temperature=0.6, top_k=20, top_p=0.95, presence_penalty=0.0),
+    "non_thinking": _VISION_NON_THINKING,
+}
 
 # The cards of 0.8B and 2B.
 CARD_SAMPLING = {
@@ -108,11 +125,19 @@ _LARGE_SAMPLING = {
 }
 
 
-def card_sampling(config: ModelConfig, mode: str) -> CardSampling:
-    """Returns what the card of the published model of this size, or of the nearest one, advises for general text.
+def card_sampling(config: ModelConfig, mode: str, modality: Modality = "text") -> CardSampling:
+    """Returns what the card of the published model of this size, or of the nearest one, advises for general use.
 
     Args:
       mode: ``"thinking"`` or ``"non_thinking"``.
+      modality: what is asked about.
     """
+    if modality != "text":
+        return _VISION_SAMPLING[mode]
     small = config.text.moe is None and config.text.hidden_size <= PRESETS["2b"].text.hidden_size
     return (CARD_SAMPLING if small else _LARGE_SAMPLING)[mode]
+
+
+def card_eval_sampling(mode: str, modality: Modality = "text") -> CardSampling:
+    """Returns what the cards say that their tables were made with, by mode (as above) and what is asked about."""
+    return CARD_EVAL_SAMPLING if modality == "text" else _CARD_EVAL_VISION[mode, modality]

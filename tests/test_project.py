@@ -19,10 +19,11 @@ REQUIREMENTS = {
     "google_crc32c": "google-crc32c",
     "huggingface_hub": "huggingface-hub",
     "orbax": "orbax-checkpoint",
+    "PIL": "pillow",
     "yaml": "pyyaml",
 }
-# Where metrics may go besides the run directory: imported only if a run is told to report there.
-TRACKERS = {"train": {"tensorboardX", "trackio", "wandb"}}
+# Imported only if a run asks for it: where metrics may go besides the run directory, and videos (extra `video`).
+OPTIONAL = {"train": {"av", "tensorboardX", "trackio", "wandb"}, "eval": {"av"}}
 # The verifiers of lm_eval import it, but lm_eval does not require it.
 NEEDED_BY_OTHERS = {"eval": {"immutabledict"}}
 
@@ -57,9 +58,11 @@ def declared(requirements: list[str]) -> set[str]:
 
 
 def test_the_library_requires_what_it_imports_and_nothing_else():
-    """What only gs:// addresses need is in an extra of its own, and so is what only the server needs."""
+    """What only gs:// addresses need is in an extra of its own, and so is what the server and videos need."""
     project = PROJECT["project"]
-    extras = [requirement for extra in ("gcs", "serve") for requirement in project["optional-dependencies"][extra]]
+    extras = [
+        requirement for extra in ("gcs", "serve", "video") for requirement in project["optional-dependencies"][extra]
+    ]
     assert declared(project["dependencies"] + extras) == required_by("qwen35_jax")
 
 
@@ -67,7 +70,7 @@ def test_the_library_requires_what_it_imports_and_nothing_else():
 def test_an_extra_requires_what_its_folder_imports_besides_the_library(folder):
     base = declared(PROJECT["project"]["dependencies"])
     extra = declared(PROJECT["project"]["optional-dependencies"][folder])
-    needed = required_by(folder) - TRACKERS.get(folder, set())
+    needed = required_by(folder) - OPTIONAL.get(folder, set())
     assert extra == (needed | NEEDED_BY_OTHERS.get(folder, set())) - base
 
 

@@ -72,6 +72,23 @@ TOKEN_FIELDS: Fields = MappingProxyType(
 ``trained[t]`` says that token t is a target."""
 
 
+def vision_fields(patches: int, patch_dim: int) -> Fields:
+    """Returns what images and videos add to a batch (`qwen35_jax.vision.patches`), and the positions of the tokens.
+
+    ``positions`` are the temporal, height and width positions of each token, which restart with each document.
+
+    Args:
+      patches: of each sequence, padding included.
+      patch_dim: values of a patch.
+    """
+    return {
+        "positions": Field(jnp.int32, ("batch", _TOKENS, None), (3,)),
+        "pixels": Field(jnp.uint8, ("batch", None, None), (patches, patch_dim)),
+        "frames": Field(jnp.int32, ("batch", None), (patches,)),
+        "places": Field(jnp.int32, ("batch", None, None), (patches, 4)),
+    }
+
+
 def sequences_of_process(*, sequences: int, accumulation: int, mesh: Mesh, process: int | None = None) -> range:
     """Returns which sequences of a batch a process must feed, by default this one.
 

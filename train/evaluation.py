@@ -1,4 +1,8 @@
-"""What is measured during a run besides its steps: the losses of the validation data, and the run file's figures."""
+"""What is measured during a run besides its steps.
+
+That is the losses of the validation data, the same of fresh answers to their prompts where a run has rollouts, and the
+run file's figures.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,6 +12,7 @@ import jax
 from train.batch import Batch, HostBatch
 from train.config import TrainConfig
 from train.inputs import Inputs
+from train.objectives.rollouts import OF_ROLLOUTS
 from train.setup import TrainingSetup
 from train.state import TrainState
 
@@ -29,6 +34,10 @@ def make_evaluation(
 
     def evaluate(state: TrainState) -> Figures:
         figures = {} if validation is None else validate(setup, state, validation.batches, put)
+        if inputs.held_out is not None and inputs.held_out.prompts:
+            answered = inputs.held_out.sample(state)
+            taught = validate(setup, state, answered.batches, put)
+            figures |= answered.figures | {f"{OF_ROLLOUTS}{name}": value for name, value in taught.items()}
         more = {} if own is None else dict(own(setup.model(state), inputs.tokenizer))
         if twice := sorted(figures.keys() & more.keys()):
             raise ValueError(

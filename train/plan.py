@@ -23,9 +23,9 @@ from qwen35_jax import gcs, lora
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops import gated_delta
+from qwen35_jax.ops.attention import FRAMES, splash
 from qwen35_jax.planning.aot import Compiled, abstract_model, bytes_per_device, compile_abstract, topology_devices
 from qwen35_jax.planning.devices import find_device
-from qwen35_jax.planning.flops import training_flops_per_token
 from qwen35_jax.planning.hlo import Costs, read_costs
 from qwen35_jax.planning.published import find_config
 from qwen35_jax.sharding import check_mesh
@@ -44,6 +44,7 @@ from train.plan_teacher import (
 from train.settle import settle
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import abstract_state
+from train.work import flops_per_token
 
 # Compilations that the search for a change that fits may cost, minutes each at full size.
 _MOST_CANDIDATES = 6
@@ -170,12 +171,6 @@ def _plan(
     fits = hbm["peak"] <= device.hbm_bytes and all(program.fits for program, _ in programs)
     costs = [read_costs(program.text or "") for program, _ in programs] if fits else []
     kernels = [_kernel_flops(config, each, cost) for (_, each), cost in zip(programs, costs, strict=False)]
-    per_token = training_flops_per_token(
-        model_config,
-        sequence_length=recipe.data.sequence_length,
-        adapters=recipe.trains_adapters,
-        mtp_steps=recipe.objective.mtp_steps,
-    )
     tokens = recipe.data.sequences_per_batch * recipe.data.sequence_length
     return Plan(
         topology=topology,
@@ -183,7 +178,7 @@ def _plan(
         num_devices=len(devices),
         hbm=hbm,
         tokens=tokens,
-        model_flops=per_token * tokens,
+        model_flops=flops_per_token(recipe, model_config) * tokens,
         costs=reduce(operator.add, costs) if fits else None,
         kernel_flops=sum(flops for flops, _ in kernels),
         kernel_passes_flops=sum(flops for _, flops in kernels),
@@ -234,12 +229,20 @@ def _kernel_flops(config: TrainConfig, model_config: ModelConfig, costs: Costs) 
     text, mesh, length = model_config.text, config.layout.mesh, config.recipe.data.sequence_length
     sequences = _micro_batch_size(config) // (mesh.data * mesh.fsdp)
 
-    def calls(name: str) -> int:
-        return sum(count for kernel, count in costs.without_cycles.items() if name in kernel)
+    def calls(name: str, *, in_frames: bool = False) -> int:
+        kernels = costs.without_cycles.items()
+        return sum(count for kernel, count in kernels if name in kernel and kernel.startswith(FRAMES) == in_frames)
 
     # Half of the square of every sequence, by causality.
     square = 2 * sequences * text.num_attention_heads // mesh.tensor * text.head_dim * length**2 / 2 / mesh.context
     attention = square * sum(factor * calls(name) for name, factor in _ATTENTION_PRODUCTS.items())
+    vision = config.recipe.data.vision
+    if vision is not None and model_config.vision is not None:
+        # A call is for the patches of one sequence, each of which attends to an image of the most pixels.
+        patches, tower = vision.patches_per_sequence, model_config.vision
+        frame = min(vision.max_pixels // tower.patch_size**2, patches)
+        frames = 2 * patches * frame * tower.hidden_size / mesh.tensor / splash.num_frame_kernels(patches)
+        attention += frames * sum(factor * calls(name, in_frames=True) for name, factor in _ATTENTION_PRODUCTS.items())
     heads = text.linear_num_value_heads // mesh.tensor
     chunk = 2 * sequences * heads * length / mesh.context * gated_delta.CHUNK_SIZE**2
     products, passes = (

@@ -15,10 +15,11 @@ from qwen35_jax.planning.aot import Compiled, abstract_model, bytes_per_device, 
 from qwen35_jax.planning.published import find_config
 from qwen35_jax.sharding import array_sharding
 from train.config import Distillation, TeacherConfig, TrainConfig
+from train.objectives.inputs import inputs_in
 from train.setup import model_options
-from train.signals.live import TEACH_INPUTS, make_teach, without_mtp
+from train.signals.live import make_teach, without_mtp
 from train.signals.store import Store
-from train.teacher import check_same_vocabulary
+from train.teacher import check_same_vocabulary, check_sees_images
 
 
 class PlannedTeacher(NamedTuple):
@@ -57,6 +58,8 @@ def plan_teacher(config: TrainConfig, student: ModelConfig) -> PlannedTeacher | 
         raise ValueError("no teacher is named; give --teacher.path, such as Qwen/Qwen3.5-9B, or --teacher.own-base.")
     found = student if settings.own_base else find_config(settings.path, "teacher.path")
     check_same_vocabulary(settings.path, found, student)
+    if config.recipe.data.vision is not None:
+        check_sees_images(settings.path, found, student)
     return PlannedTeacher(settings.with_width(found.text.hidden_size), found)
 
 
@@ -95,6 +98,6 @@ def compile_teaching(
     model = abstract_model(lambda: Qwen35(found, **options, rngs=nnx.Rngs(0)), mesh)
     graphdef, weights = nnx.split(without_mtp(model))
     teach = make_teach(graphdef, settings, mesh, chunk_tokens=config.layout.loss_chunk)
-    compiled = compile_abstract(teach, weights, {name: batch[name] for name in TEACH_INPUTS}, mesh=mesh)
+    compiled = compile_abstract(teach, weights, inputs_in(batch), mesh=mesh)
     counted = bytes_per_device(weights)
     return Teaching(0 if settings.own_base else counted, compiled, counted)

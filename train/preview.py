@@ -9,11 +9,13 @@ are, how many documents are left out and why, and how many tokens and steps an e
 
 import dataclasses
 import logging
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
 from qwen35_jax.command import config_from_command_line, one_line_errors
 from qwen35_jax.distributed import leave_out_absent_tpu
+from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.source import load_tokenizer
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.wording import options_as_typed, options_of
@@ -22,9 +24,11 @@ from train.data.documents import Documents, is_refused, policy_of
 from train.data.epochs import count_batches
 from train.data.masking import Example
 from train.data.measure import describe, enough, histogram, measure
+from train.data.vision import VisionReader
 
 _NUM_EXAMPLES = 3
 _MOST_CHARACTERS = 3000
+_PADS = re.compile(r"(<\|(?:image|video)_pad\|>)\1+")
 _COLOUR, _BRACKETS = ("\x1b[32m", "\x1b[0m"), ("\u27e6", "\u27e7")
 
 
@@ -52,7 +56,10 @@ def preview(config: TrainConfig, *, marks: tuple[str, str] = _BRACKETS) -> Itera
     recipe = config.recipe
     tokenizer = load_tokenizer(recipe.model)
     # All that cannot be used is shown, where a run would stop at the first of it.
-    documents = Documents(dataclasses.replace(recipe.data, bad_rows="drop", long_rows="drop"), tokenizer)
+    vision = None
+    if recipe.data.vision is not None:
+        vision = VisionReader.from_pretrained(find_folder(recipe.model.path), recipe.data.vision, tokenizer)
+    documents = Documents(dataclasses.replace(recipe.data, bad_rows="drop", long_rows="drop"), tokenizer, vision)
     documents.check()
     yield from _examples(documents, tokenizer, marks)
     found = measure(documents, whole=True)
@@ -86,12 +93,20 @@ def _examples(documents: Documents, tokenizer: Tokenizer, marks: tuple[str, str]
 
 
 def render_marked(example: Example, tokenizer: Tokenizer, marks: tuple[str, str]) -> str:
-    """Returns the text of an example, special tokens included, with marks around what is trained."""
+    """Returns the text of an example, special tokens included, with marks around what is trained.
+
+    The tokens of an image are counted.
+    """
     before, after = marks
+
+    def shown(start: int, end: int) -> str:
+        text = tokenizer.decode(example.input_ids[start:end].tolist(), skip_special_tokens=False)
+        return _PADS.sub(lambda pads: f"{pads[1]} x {len(pads[0]) // len(pads[1]):,}", text)
+
     parts, start = [], 0
     for end in range(1, len(example) + 1):
         if end == len(example) or example.trained[end] != example.trained[start]:
-            text = tokenizer.decode(example.input_ids[start:end].tolist(), skip_special_tokens=False)
+            text = shown(start, end)
             parts.append(f"{before}{text}{after}" if example.trained[start] else text)
             start = end
     return "".join(parts)

@@ -44,8 +44,9 @@ from train.record import RunRecord, make_record, write_record
 from train.rollouts import RolloutBatches
 from train.samples import make_sample, read_prompts
 from train.settle import load_start, make_watch
-from train.setup import TrainingSetup, make_setup, model_options
+from train.setup import TrainingSetup, batch_fields, make_setup, model_options
 from train.state import TrainState, abstract, count_parameters, init_state
+from train.step import Step
 from train.teacher import Heard, Teacher, hear
 from train.workdir import Workdir, open_workdir, workdir_at
 
@@ -162,7 +163,7 @@ def build(config: TrainConfig, folder: Path, mesh: Mesh, teacher: Teacher | None
     heard = Heard() if teacher is None else hear(teacher, config, model, mesh)
     if recipe.lora is not None:
         logger.info("adapters:\n%s", _table(load_start(model, recipe)))
-    setup = make_setup(config, model, mesh, init_state, teacher_head=heard.head)._replace(teach=heard.teach)
+    setup = make_setup(config, model, mesh, init_state, teacher_head=heard.head)._replace(teacher=heard.live)
     whole = count_parameters((setup.state.params, setup.frozen.rest))
     logger.info("%s of %s parameters train", f"{setup.num_trained:,}", f"{whole:,}")
     return setup
@@ -184,9 +185,7 @@ def _train(job: Job, setup: TrainingSetup, checkpoints: Checkpoints, best: Best 
     done = int(setup.state.step)
     if _is_complete(job, done, best):
         return setup.state
-    began = time.perf_counter()
-    step = setup.step.lower(setup.state, setup.frozen, setup.batch).compile()
-    logger.info("compiled the step in %.1f s", time.perf_counter() - began)
+    step = _compile(setup)
     if isinstance(inputs.batches, RolloutBatches):
         inputs.batches.sample_from(setup.model)
     with (
@@ -195,9 +194,10 @@ def _train(job: Job, setup: TrainingSetup, checkpoints: Checkpoints, best: Best 
         Trace(folder / "profile", parse_steps(options.profile) if options.profile else range(0)) as trace,
     ):
         reporter = _make_reporter(job, setup, metrics)
-        put = _make_put(job, None if setup.teach is None else partial(reporter.teach, setup.teach))
+        teach = None if setup.teacher is None else setup.teacher.teach
+        put = _make_put(job, None if teach is None else partial(reporter.teach, teach))
         if done == 0 and isinstance(recipe.objective, Distillation):
-            put = check_first(put, setup, config.layout)
+            put = check_first(put, setup, config.layout, reporter.left_out)
         state = run_steps(
             setup.state,
             setup.frozen,
@@ -210,7 +210,7 @@ def _train(job: Job, setup: TrainingSetup, checkpoints: Checkpoints, best: Best 
             trace=trace,
             is_preempted=is_preempted,
             watch=Watch(
-                make_evaluation(config, setup, inputs, _make_put(job, setup.teach)),
+                make_evaluation(config, setup, inputs, _make_put(job, teach)),
                 best,
                 make_sample(options.samples, setup, inputs, job.prompts, folder),
             ),
@@ -224,6 +224,18 @@ def _train(job: Job, setup: TrainingSetup, checkpoints: Checkpoints, best: Best 
     return state
 
 
+def _compile(setup: TrainingSetup) -> Step:
+    """Compiles the step and, where there is a live teacher, its program."""
+    began = time.perf_counter()
+    step = setup.step.lower(setup.state, setup.frozen, setup.batch).compile()
+    logger.info("compiled the step in %.1f s", time.perf_counter() - began)
+    if setup.teacher is not None:
+        began = time.perf_counter()
+        setup.teacher.compile(setup.batch)
+        logger.info("compiled the teacher in %.1f s", time.perf_counter() - began)
+    return step
+
+
 def _make_put(job: Job, teach: Callable[[Batch], Batch] | None) -> Callable[[HostBatch], Batch]:
     """Returns what places a batch on the mesh and, where there is a live teacher, lets it add its signal."""
     recipe = job.config.recipe
@@ -231,7 +243,7 @@ def _make_put(job: Job, teach: Callable[[Batch], Batch] | None) -> Callable[[Hos
         put_batch,
         accumulation=recipe.accumulation,
         mesh=job.mesh,
-        fields=recipe.objective.batch_fields,
+        fields=batch_fields(recipe, job.inputs.model_config),
         num_sequences=recipe.data.sequences_per_batch,
         first_sequence=job.inputs.sequences.start,
     )
@@ -279,7 +291,7 @@ def _make_reporter(job: Job, setup: TrainingSetup, metrics: MetricsWriter) -> Re
         terms=setup.terms,
         positions=recipe.data.sequences_per_batch * recipe.data.sequence_length,
         first_sequence=inputs.sequences.start,
-        watch=make_watch(recipe, inputs.settled),
+        watch=make_watch(recipe, inputs.settled, setup.terms[0]),
     )
 
 

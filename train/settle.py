@@ -12,7 +12,7 @@ from qwen35_jax.config import ModelConfig, TextConfig
 from qwen35_jax.hf.adapter import load_adapter
 from qwen35_jax.lora import LoraConfig, Place
 from qwen35_jax.model import Qwen35
-from train.config import Recipe, TrainConfig
+from train.config import Distillation, Recipe, TrainConfig
 from train.observe.notes import find_notes
 from train.observe.warnings import LossWatch, high_rate
 from train.state import choose_weights
@@ -40,7 +40,7 @@ def settle(config: TrainConfig, model_config: ModelConfig) -> Settled:
     recipe, adapter = config.recipe, config.recipe.model.adapter
 
     def make() -> Qwen35:
-        model = Qwen35(model_config, vision=False, rngs=nnx.Rngs(0))
+        model = Qwen35(model_config, vision=recipe.data.vision is not None, rngs=nnx.Rngs(0))
         if adapter is not None:
             load_adapter(model, adapter)
         return model
@@ -73,14 +73,18 @@ def announce(given: Recipe, settled: Settled) -> TrainConfig:
     return config
 
 
-def make_watch(recipe: Recipe, settled: Settled) -> LossWatch:
+def make_watch(recipe: Recipe, settled: Settled, main_term: str) -> LossWatch:
     """Makes what follows the loss of a run whose defaults are decided."""
-    optim = recipe.optim
+    optim, objective, weights = recipe.optim, recipe.objective, {main_term: 1.0}
+    if isinstance(objective, Distillation):
+        # A student that learns labels too may move away from its teacher.
+        weights = {main_term: objective.divergence_weight, "loss": objective.loss_weight}
     assert optim.learning_rate is not None, "the learning rate is decided"
     return LossWatch(
         vocab_size=settled.model.vocab_size,
         learning_rate=optim.learning_rate,
         warmup=optim.warmup_steps(recipe.num_steps),
+        weights=weights,
     )
 
 

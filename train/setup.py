@@ -10,10 +10,12 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped
 
 from qwen35_jax import lora
+from qwen35_jax.config import ModelConfig
 from qwen35_jax.model import Qwen35
-from train.batch import Batch, abstract_batch
-from train.config import TrainConfig
+from train.batch import Fields, abstract_batch, vision_fields
+from train.config import Recipe, TrainConfig
 from train.optim import make_optimizer, make_schedule
+from train.signals.live import LiveTeacher
 from train.state import Frozen, TrainState, count_parameters, split_model, stack_masks
 from train.step import make_step, make_sums
 
@@ -36,8 +38,8 @@ class TrainingSetup(NamedTuple):
     """The terms of a batch without training, for validation; there may be more of them."""
     num_trained: int
     """How many numbers train."""
-    teach: Callable[[Batch], Batch] | None = None
-    """Returns what a live teacher adds to a batch on the mesh."""
+    teacher: LiveTeacher | None = None
+    """What adds the signal to a batch on the mesh; None where there is no teacher, or the batch holds its signal."""
 
     def model(self, state: TrainState) -> Qwen35:
         """Returns the model with the parameters of a state."""
@@ -85,7 +87,7 @@ def make_setup(
         tokens=recipe.data.sequence_length,
         accumulation=recipe.accumulation,
         mesh=mesh,
-        fields=recipe.objective.batch_fields,
+        fields=batch_fields(recipe, model.config),
     )
     validation = recipe.objective.make(loss_chunk=layout.loss_chunk, remat=layout.remat, validates=True)
     sums = make_sums(graphdef, validation, state=state)
@@ -94,8 +96,22 @@ def make_setup(
     return TrainingSetup(graphdef, state, frozen, step, batch, terms, sums, num_trained)
 
 
+def batch_fields(recipe: Recipe, model: ModelConfig) -> Fields:
+    """Returns the arrays of a batch: those of the objective and, where the data hold images, those of their patches."""
+    fields, vision = recipe.objective.batch_fields, recipe.data.vision
+    if vision is None or model.vision is None:
+        return fields
+    tower = model.vision
+    patch_dim = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
+    return {**fields, **vision_fields(vision.patches_per_sequence, patch_dim)}
+
+
 def model_options(config: TrainConfig) -> dict[str, Any]:
     """Returns what the settings say about how a model is made, as arguments of ``load`` and of ``Qwen35``."""
     recipe = config.recipe
-    dtypes = {"dtype": recipe.model.dtype, "param_dtype": recipe.param_dtype}
-    return {**dtypes, "delta_rule": config.layout.delta_rule, "vision": False}
+    return {
+        "dtype": recipe.model.dtype,
+        "param_dtype": recipe.param_dtype,
+        "delta_rule": config.layout.delta_rule,
+        "vision": recipe.data.vision is not None,
+    }

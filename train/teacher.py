@@ -1,7 +1,7 @@
 """The teacher of a distillation: found and checked before the student is loaded, then brought onto the mesh."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from qwen35_jax.hf.load import load, match_tensors
 from qwen35_jax.hf.safetensors import read_checkpoint
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
-from train.batch import Batch
 from train.config import Distillation, Recipe, TeacherConfig, TrainConfig
 from train.signals.header import identify_teacher
 from train.signals.live import LiveTeacher
@@ -72,6 +71,8 @@ def find_teacher(
     place = find_folder(settings.path)
     config, _ = match_tensors(ModelConfig.from_hf(place), read_checkpoint(place), place)
     check_same_tokens(place, config, student, tokenizer)
+    if recipe.data.vision is not None:
+        check_sees_images(str(place), config, student)
     if objective.rollouts is not None and (ends := _other_ends(place, folder)):
         logger.warning(ends)
     adapter = None if settings.adapter is None else find_folder(settings.adapter)
@@ -98,6 +99,19 @@ def check_same_vocabulary(name: str, teacher: ModelConfig, student: ModelConfig)
             f"the teacher {name} has a vocabulary of {teacher.text.vocab_size} token ids and the student one of "
             f"{student.text.vocab_size}, so that their distributions cannot be compared; choose a teacher of the same "
             "family."
+        )
+
+
+def check_sees_images(name: str, teacher: ModelConfig, student: ModelConfig) -> None:
+    """Raises a ValueError if a teacher, which messages call by this name, cannot see the images of a student's data."""
+    made, read = (
+        None if each.vision is None else (each.vision.patch_size, each.vision.temporal_patch_size)
+        for each in (student, teacher)
+    )
+    if made != read:
+        raise ValueError(
+            f"the teacher {name} has no vision tower that reads the student's patches, but data.vision has images; "
+            "choose a teacher of the same family."
         )
 
 
@@ -138,7 +152,7 @@ class Heard(NamedTuple):
 
     head: jax.Array | None = None
     """The weight of the teacher's output head, for its hidden states."""
-    teach: Callable[[Batch], Batch] | None = None
+    live: LiveTeacher | None = None
     """What computes the signal of a batch; None where the batch holds it."""
 
 
@@ -155,7 +169,11 @@ def hear(teacher: Teacher, config: TrainConfig, student: Qwen35 | None, mesh: Me
         assert student is not None, "a teacher without a checkpoint is the student's base"
         model = student
     else:
-        options = {"param_dtype": settings.dtype, "delta_rule": config.layout.delta_rule, "vision": False}
+        options = {
+            "param_dtype": settings.dtype,
+            "delta_rule": config.layout.delta_rule,
+            "vision": config.recipe.data.vision is not None,
+        }
         model = load(teacher.folder, settings.dtype, mesh, teacher.adapter, **options)
     live = LiveTeacher(model, settings, mesh, chunk_tokens=config.layout.loss_chunk)
-    return Heard(live.head if settings.signal == "hidden" else None, live.teach)
+    return Heard(live.head if settings.signal == "hidden" else None, live)

@@ -34,6 +34,7 @@ class Client:
       url: up to the version, such as http://localhost:8000/v1.
       key: sent as a bearer token; None sends none.
       connections: most requests at once.
+      option: that gave the address, for messages.
 
     Attributes:
       first_wait: seconds before a request is tried again; they double each time.
@@ -44,15 +45,15 @@ class Client:
 
     first_wait = _FIRST_WAIT
 
-    def __init__(self, url: str, key: str | None, connections: int):
+    def __init__(self, url: str, key: str | None, connections: int, option: str = "--server.url"):
         try:
             parsed = httpx2.URL(url)
         except httpx2.InvalidURL as err:
-            raise ValueError(f"--server.url {url}: {err}; give an address such as http://localhost:8000/v1.") from err
+            raise ValueError(f"{option} {url}: {err}; give an address such as http://localhost:8000/v1.") from err
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ValueError(f"--server.url {url}: give an address such as http://localhost:8000/v1.")
+            raise ValueError(f"{option} {url}: give an address such as http://localhost:8000/v1.")
         if connections < 1:
-            raise ValueError(f"--server.connections {connections}; give at least 1.")
+            raise ValueError(f"{option.partition('.')[0]}.connections {connections}; give at least 1.")
         self.url = url.rstrip("/")
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self.connections = connections

@@ -10,9 +10,11 @@ from typing import Any
 import jax
 
 from eval.backends.base import Request
+from eval.backends.media import Processor, inputs_of
 from eval.config import EvalConfig
 from eval.samples import Reply
 from eval.tasks.base import Likelihood
+from eval.tasks.media import media_of
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.source import ModelSource, load_model, load_tokenizer
 from qwen35_jax.inference.engine import Engine
@@ -20,6 +22,9 @@ from qwen35_jax.inference.requests import Completion
 from qwen35_jax.processing.thinking import CLOSE
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.storage import fingerprint
+
+# Of questions with images so many a slot are prepared at once.
+_PARTS_OF_SLOTS = 4
 
 
 def load_engine(config: EvalConfig) -> Engine:
@@ -47,12 +52,13 @@ class EngineBackend:
 
     Args:
       source: where its model comes from; None for a model in training.
+      processor: makes inputs of questions with images or videos; without it these are refused.
     """
 
     labels: tuple[str, ...] = ()
 
-    def __init__(self, engine: Engine, source: ModelSource | None = None):
-        self.engine, self._tokenizer = engine, engine.tokenizer
+    def __init__(self, engine: Engine, source: ModelSource | None = None, processor: Processor | None = None):
+        self.engine, self._tokenizer, self._processor = engine, engine.tokenizer, processor
         self.identity: dict[str, Any] = {
             "package": version("qwen35_jax"),
             "jax": jax.__version__,
@@ -79,12 +85,23 @@ class EngineBackend:
         """Writes all responses; ``on_reply`` is called with the place of each as it finishes, in any order.
 
         Raises:
-          ValueError: a prompt is too long for the engine.
+          ValueError: a prompt is too long for the engine, or has images or videos and the engine takes none.
         """
-        prompts = [prompt_of(self._tokenizer, request) for request in requests]
+        shows = any(media_of(request.document.messages) for request in requests)
+        # The pixels of a question take tens of megabytes, so that not all of them can wait.
+        part = _PARTS_OF_SLOTS * self.slots if shows else max(1, len(requests))
+        for start in range(0, len(requests), part):
+            self._generate(
+                requests[start : start + part], lambda place, reply, start=start: on_reply(start + place, reply)
+            )
+
+    def _generate(self, requests: Sequence[Request], on_reply: Callable[[int, Reply], None]) -> None:
+        prompts = [self._prompt(request) for request in requests]
 
         def finish(place: int, completion: Completion) -> None:
-            on_reply(place, self._reply(prompts[place], requests[place], completion))
+            prompt = prompts[place]
+            tokens = prompt if isinstance(prompt, list) else prompt["input_ids"][0].tolist()
+            on_reply(place, self._reply(tokens, requests[place], completion))
 
         self.engine.generate(
             prompts,
@@ -93,6 +110,18 @@ class EngineBackend:
             seed=[request.seed for request in requests],
             on_finish=finish,
         )
+
+    def _prompt(self, request: Request) -> Any:
+        """Returns the tokens of a prompt, or the model inputs of one with images or videos."""
+        messages = request.document.messages
+        if not media_of(messages):
+            return prompt_of(self._tokenizer, request)
+        if self._processor is None or request.style != "chat":
+            raise ValueError(
+                f"document {request.document.id!r} shows images or videos, which this engine does not take yet; give "
+                "--server.url with a server that does, in style chat."
+            )
+        return inputs_of(self._processor, messages, enable_thinking=request.mode == "thinking")
 
     def _reply(self, prompt: list[int], request: Request, completion: Completion) -> Reply:
         tokens = completion.token_ids

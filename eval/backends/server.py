@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from eval.backends.base import Request
 from eval.backends.client import Client, Failure
+from eval.backends.media import openai_messages
 from eval.backends.probe import SETTINGS, Findings, Setting, accepts, probe
 from eval.backends.stream import Answer, RefusedError, UnansweredError
 from eval.config import EvalConfig, ServerConfig, sampling_of
@@ -33,6 +34,19 @@ _FINISH_REASONS: Mapping[str | None, FinishReason] = {
     "abort": "aborted",
 }
 _OUR_REASONS: Mapping[str | None, FinishReason] = {reason: reason for reason in get_args(FinishReason)}
+
+
+class _Bodies(Sequence[tuple[str, Mapping[str, Any]]]):
+    """Requests as they are sent, each made when it is its turn: images are many gigabytes."""
+
+    def __init__(self, requests: Sequence[Request], make: Callable[[Request], tuple[str, Mapping[str, Any]]]):
+        self._requests, self._make = requests, make
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._make(self._requests[place])
 
 
 class ServerGoneError(OSError):
@@ -79,7 +93,7 @@ class ServerBackend:
             raise ValueError(
                 f"{self._client.url} does not answer a short question: {err}{_hint(err, settings)}"
             ) from err
-        self.labels = _labels(self._findings, settings)
+        self.labels = (*_labels(self._findings, settings), *_media_labels(config))
 
     @property
     def slots(self) -> int:
@@ -100,7 +114,6 @@ class ServerBackend:
           ValueError: the server refuses whatever it is asked.
           ServerGoneError: the server no longer answers anything.
         """
-        bodies = [(_PATHS[request.style], self._body(request)) for request in requests]
         # As in an engine, the longest may begin first, so that none of them is left alone at the end.
         places = sorted(range(len(requests)), key=lambda place: -requests[place].max_new_tokens)
         failures: list[Failure] = []
@@ -115,7 +128,8 @@ class ServerBackend:
             failures.append(answer)
             on_reply(place, Reply(None, "", "error", seed=request.seed))
 
-        self._client.ask_all([bodies[place] for place in places], finish)
+        ordered = [requests[place] for place in places]
+        self._client.ask_all(_Bodies(ordered, lambda each: (_PATHS[each.style], self._body(each))), finish)
         if failures:
             logger.warning("%d of %d requests failed; the first: %s", len(failures), len(requests), failures[0])
 
@@ -137,7 +151,7 @@ class ServerBackend:
         sampling, document = request.sampling, request.document
         body: dict[str, Any] = {"model": self._model, "max_tokens": request.max_new_tokens}
         if request.style == "chat":
-            body["messages"] = list(document.messages)
+            body["messages"] = openai_messages(document.messages)
             body["chat_template_kwargs"] = {"enable_thinking": request.mode == "thinking"}
         else:
             assert document.text is not None, "a run checks the style of every document before it begins"
@@ -270,6 +284,12 @@ def _labels(findings: Findings, settings: ServerConfig) -> tuple[str, ...]:
             f"{' '.join(settings.accept_dropped + tuple(refused))} to have the results labelled so."
         )
     return tuple(f"the server does not follow {setting}: {reason}" for setting, reason in findings.dropped.items())
+
+
+def _media_labels(config: EvalConfig) -> tuple[str, ...]:
+    """Returns what must be said of tasks whose images or videos have sizes that no request can ask for."""
+    sized = [name for name in config.tasks if get_task(name).protocol(config.protocol).media]
+    return (f"the limits of pixels and frames of {', '.join(sized)} (the server has its own)",) if sized else ()
 
 
 def _digest(value: Mapping[str, Any]) -> str:

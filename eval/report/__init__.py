@@ -15,6 +15,7 @@ from eval.report import charts, wording
 from eval.report.failures import failures_of
 from eval.report.thinking import thinking_lengths
 from eval.samples import SampleFile
+from eval.summary import judge_words
 from eval.tasks.base import Document
 from qwen35_jax.storage import write_atomically, write_json
 
@@ -51,6 +52,7 @@ def write_report(
                 "thinking": charts.histograms(thinking),
                 "curve": charts.curve(summary),
                 "failures": failures[task],
+                "judge": judge_words(summary) if "judge" in summary else None,
             }
         )
     settings = {name: _plain(value) for name, value in results.items() if name not in _APART and _says_something(value)}

@@ -5,6 +5,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eval.report import thumbnails
+from eval.report.thumbnails import Thumbnail
 from eval.report.wording import visible
 from eval.samples import Sample, SampleFile, SampleKey
 from eval.tasks.base import OUTCOMES, Document
@@ -31,12 +33,18 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A sample as the page shows it; ``facts`` are its short values by name."""
+    """A sample as the page shows it.
+
+    Attributes:
+      facts: its short values by name.
+      images: what its question shows.
+    """
 
     name: str
     group: str
     facts: dict[str, str]
     texts: dict[str, Text]
+    images: tuple[Thumbnail, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +75,16 @@ def failures_of(
     drawn = {task: _draw(task, file) for task, file in files.items()}
     shown = sum(len(keys) for kinds in drawn.values() for _, keys in kinds.values())
     room = min(_SAMPLE_BYTES, _ALL_BYTES // max(1, shown))
+    picture_room = thumbnails.ALL_BYTES // max(1, shown)
     failures = {}
     for task, kinds in drawn.items():
         asked = {str(document.id): document for document in documents.get(task, ())}
         failures[task] = [
-            Kind(name, count, [_failure(files[task].read(key), asked.get(key[0]), style, room) for key in keys])
+            Kind(
+                name,
+                count,
+                [_failure(files[task].read(key), asked.get(key[0]), style, (room, picture_room)) for key in keys],
+            )
             for name, (count, keys) in kinds.items()
         ]
     return failures
@@ -91,7 +104,8 @@ def _draw(task: str, file: SampleFile) -> dict[str, tuple[int, list[SampleKey]]]
     return {name: (len(keys), [key for key in keys if key in drawn[name]]) for name, keys in kinds.items() if keys}
 
 
-def _failure(sample: Sample, document: Document | None, style: str, room: int) -> Failure:
+def _failure(sample: Sample, document: Document | None, style: str, rooms: tuple[int, int]) -> Failure:
+    room, picture_room = rooms
     number = f", repeat {sample['repeat']}" if sample["repeat"] else ""
     texts = {
         "prompt": None if document is None else prompt_text(document, style),
@@ -101,9 +115,10 @@ def _failure(sample: Sample, document: Document | None, style: str, room: int) -
     present = {name: text for name, text in texts.items() if text}
     name, group, facts = _brief(sample["id"], 60) + number, _brief(sample["group"] or "", 60), _facts(sample)
     room = max(0, room - _MARKUP_BYTES - sum(map(_size, (name, group, *facts.values()))))
-    rooms = _share_out([_size(visible(text)) if len(text) <= room else room for text in present.values()], room)
-    shown = {name: shorten(text, most) for (name, text), most in zip(present.items(), rooms, strict=True)}
-    return Failure(name, group, facts, shown)
+    parts = _share_out([_size(visible(text)) if len(text) <= room else room for text in present.values()], room)
+    shown = {name: shorten(text, most) for (name, text), most in zip(present.items(), parts, strict=True)}
+    images = () if document is None else thumbnails.of_messages(document.messages, picture_room)
+    return Failure(name, group, facts, shown, images)
 
 
 def _facts(sample: Sample) -> dict[str, str]:
@@ -116,6 +131,7 @@ def _facts(sample: Sample) -> dict[str, str]:
         "right answer": None if sample["target"] is None else _brief(sample["target"]),
         "scores": _brief("; ".join(metrics), 300),
         "ended by": sample["finish_reason"],
+        "judge": sample.get("judge"),
         "tokens": None if tokens is None else f"{tokens:,}",
         "thinking tokens": f"{closes[0]:,}" if closes else None,
         "thought closed by the budget": "yes" if sample.get("closed_by_budget") else None,

@@ -70,6 +70,8 @@ def conditions(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     parts.append(f"N {number(summary['n'])}{first_of_data(results, summary)}")
     if results.get("repeats", 1) > 1:
         parts.append(f"{results['repeats']} samples each")
+    if "judge" in summary:
+        parts.append(f"judge read {share(summary['judge']['share'])}")
     if "cut" in summary and style != "likelihood":
         unknown = summary["cut"].get("unknown") == summary["samples"]
         parts.append("cut unknown" if unknown else f"cut {estimate(summary['cut'])}")

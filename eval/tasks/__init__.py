@@ -11,7 +11,10 @@ from eval.tasks.base import Task
 from qwen35_jax.storage import file_digest
 from qwen35_jax.wording import did_you_mean
 
-TASKS = ("ceval", "gpqa_diamond", "gsm8k", "ifeval", "mmlu", "mmlu_pro", "mmlu_redux", "qa", "supergpqa")
+TASKS = (
+    "ceval", "gpqa_diamond", "gsm8k", "ifeval", "mathvista", "mmbench", "mmlu", "mmlu_pro", "mmlu_redux", "mmmu",
+    "ocrbench", "qa", "realworldqa", "refcoco", "supergpqa", "videomme", "videomme_no_subtitles",
+)  # fmt: skip
 
 
 def get_task(name: str) -> Task:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from eval.protocols import Protocol, ProtocolName
-from eval.tasks.data import Data, Row, digest_of, read_split
+from eval.tasks.data import Data, Row, digest_of, listed, read_split
+from eval.tasks.media import check_media
 
 Outcome = Literal["ok", "unparsed", "truncated", "loop", "empty", "error"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "unparsed", "truncated", "loop", "empty", "error")
@@ -68,17 +69,34 @@ class Likelihood:
 
 
 @dataclasses.dataclass(frozen=True)
+class Judging:
+    """How a judge, another language model, may read a response that no rule can read.
+
+    Attributes:
+      ask: returns what the judge is asked about a response.
+      score: judges what was read from the response: the judge's answer, or an extraction that is stored beside it.
+    """
+
+    ask: Callable[[str], str]
+    score: Callable[[Any], Verdict]
+
+
+@dataclasses.dataclass(frozen=True)
 class Document:
     """One item of a benchmark, made from a checked row of its data.
 
     Attributes:
       id: what samples and stored responses refer to it by.
-      messages: the conversation whose next turn the model writes.
+      messages: the conversation whose next turn the model writes. Images in it are ``eval.tasks.media.StoredImage``,
+        videos are paths.
       score: judges the text after the think block. It is a pure function and takes any text.
       group: the subject or category it belongs to; documents of one group may depend on each other.
       text: the prompt for a base model, solved examples included; None where the task has none.
       likelihood: likewise, for choices.
       target: the right answer as a reader would write it.
+      judging: how a judge may read a response; None where the task has no use for one.
+      circle: the question whose options stand in another order here, and how many orders of it are asked. The metric
+        ``circular`` counts it as right if it is right in all of them.
     """
 
     id: int | str
@@ -88,6 +106,8 @@ class Document:
     text: str | None = None
     likelihood: Likelihood | None = None
     target: str | None = None
+    judging: Judging | None = None
+    circle: tuple[str, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +137,11 @@ class Task:
       shots_split: the split with solved examples.
       headline: the metric that is compared with published figures.
       macro: whether the mean over groups is told beside the mean over documents.
+      headline_macro: whether that mean is what is compared with published figures.
       prepare: called with the data directory before any row is read.
+      arrange: puts the rows in order, or splits those that hold several questions.
+      id_field: the field that tells rows apart.
+      question_fields: where a file of answers has all of these, its rows are the questions too.
     """
 
     name: str
@@ -127,7 +151,11 @@ class Task:
     shots_split: str | None = None
     headline: str = "accuracy"
     macro: bool = False
+    headline_macro: bool = False
     prepare: Callable[[str | None], None] = lambda data_dir: None
+    arrange: Callable[[list[Row]], list[Row]] = lambda rows: rows
+    id_field: str = "id"
+    question_fields: tuple[str, ...] = ()
 
     def protocol(self, name: ProtocolName) -> Protocol:
         """Returns a protocol of the task.
@@ -141,20 +169,27 @@ class Task:
 
     def load(
         self, protocol: ProtocolName, data_dir: str | None, limit: int | None = None, split: str | None = None, *,
-        asked: bool = True,
+        asked: bool = True, given: tuple[str, list[Row]] | None = None,
+        more: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Loaded:  # fmt: skip
         """Returns the documents, all checked, in the order of the data.
 
         Args:
-          asked: whether a model will read the prompts; else they lack solved examples whose split is missing.
+          asked: whether a model will read the prompts; else they may lack images, and solved examples whose split is
+            missing.
+          given: rows to take in place of the task's data, and where they come from.
+          more: fields by the id of a row that go before its own, but for images: what a file of answers says of its
+            questions, such as the order of the choices.
 
         Raises:
           ValueError: the data or something that scoring needs is missing, or a row is wrong.
         """
         shots = self.protocol(protocol).shots
-        self.prepare(data_dir)
-        source, rows = read_split(self.name, self.data, data_dir, split or self.data.splits[0], or_any=split is None)
-        rows = rows[:limit]
+        if given is None:
+            self.prepare(data_dir)
+            wanted = split or self.data.splits[0]
+            given = read_split(self.name, self.data, data_dir, wanted, or_any=split is None)
+        source, rows = given[0], self.arrange(given[1])[:limit]
         examples: list[Row] = []
         if shots and self.shots_split is not None:
             try:
@@ -168,9 +203,20 @@ class Task:
         documents: list[Document] = []
         places: dict[str, str] = {}
         for row in rows:
-            document = self.document(row, protocol, examples)
+            document = self.document(self._joined(row, more or {}), protocol, examples)
+            if asked and self.protocol(protocol).modality != "text":
+                check_media(document.messages, row.where)
             if str(document.id) in places:
                 raise ValueError(f"{row.where}: id {document.id!r} stands at {places[str(document.id)]} already.")
             places[str(document.id)] = row.where
             documents.append(document)
         return Loaded(source, digest_of([*rows, *examples]), documents)
+
+    def _joined(self, row: Row, more: Mapping[str, Mapping[str, Any]]) -> Row:
+        """Returns a row with what a file of answers says of it; raises ``ValueError`` if the right answers differ."""
+        known = more.get(str(row.fields.get(self.id_field)), {})
+        own, told = (listed(fields.get("answer")) for fields in (row.fields, known))
+        if None not in (own, told) and own != told:
+            raise ValueError(f"{row.where}: answer={own!r}, but the file of answers says {told!r}.")
+        kept = {name: value for name, value in known.items() if name not in self.data.images}
+        return dataclasses.replace(row, fields=row.fields | kept)

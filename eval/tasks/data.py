@@ -1,5 +1,6 @@
 """Finds and reads the rows of a task; an error names the file and the place of a wrong row."""
 
+import ast
 import csv
 import dataclasses
 import hashlib
@@ -12,11 +13,12 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
+from eval.tasks.media import image_of, parquet_rows, tsv_rows
 from qwen35_jax import gcs
 from qwen35_jax.hf.hub import HubFile, find_hub_file
 from qwen35_jax.wording import type_of
 
-_ENDINGS = (".jsonl", ".parquet", ".csv")
+_ENDINGS = (".jsonl", ".parquet", ".csv", ".json", ".tsv")
 _SHARD_ENDINGS = (".parquet", ".arrow")
 # What ``datasets`` calls the files of a saved split.
 _UNNAMED_SPLIT = "data"
@@ -28,7 +30,7 @@ class Row:
 
     Attributes:
       fields: its keys and values.
-      where: the file with the line (JSONL) or row (Parquet, CSV), from 1, for messages.
+      where: the file with the line (JSONL) or row (others), from 1, for messages.
       number: its place in the file, from 0.
     """
 
@@ -83,12 +85,19 @@ class Data:
       hub: where they come from without a data directory.
       parts: the subjects, where each has a file of its own on the hub, in the order in which they are read.
       part_field: the field that tells a row's subject; rows that lack it get the name of their part.
+      folder: of the data directory, where it is not called as the task.
+      files: what others call files with these rows; of rows with a field ``split`` that names one of ``splits``, those
+        of the wanted split count.
+      images: the fields with images, which become ``eval.tasks.media.StoredImage``.
     """
 
     splits: tuple[str, ...]
     hub: HubFiles | None = None
     parts: tuple[str, ...] = ()
     part_field: str = "subject"
+    folder: str | None = None
+    files: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
 
 def read_split(
@@ -109,30 +118,51 @@ def read_split(
     """
     if data_dir is None:
         return _hub_rows(task, data, split)
-    place = f"{data_dir.rstrip('/')}/{task}"
-    wanted = f"{place}/{split}.jsonl (or .parquet)"
-    folder = folder_of_data(data_dir, task)
+    name = data.folder or task
+    place = f"{data_dir.rstrip('/')}/{name}"
+    wanted = " or ".join([f"{place}/{split}.jsonl (or .parquet)", *data.files])
+    folder = folder_of_data(data_dir, name)
     if folder is None:
         raise ValueError(f"{place} is not a folder; put the data of {task} at {wanted}.")
     others = [each for each in data.splits if each != split] or [_UNNAMED_SPLIT]
     for name in (split, *(others if or_any else ())):
         files = _files_of_split(folder, data, name)
         if files:
-            return place, _rows_of_files(files, data.part_field)
+            return place, _rows_of_files(files, data)
+    if known := next((folder / name for name in data.files if (folder / name).is_file()), None):
+        return place, _of_split(_rows_of_files([(None, known)], data), data, split, known)
     files = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS)
     if not or_any or len(files) != 1:
         names = [path.name for path in sorted(folder.iterdir())] or "no data file"
         raise ValueError(f"{place} holds {names}; put the data of {task} at {wanted}.")
-    return place, _rows_of_files([(None, files[0])], data.part_field)
+    return place, _rows_of_files([(None, files[0])], data)
+
+
+def _of_split(rows: list[Row], data: Data, split: str, path: Path) -> list[Row]:
+    kept = [row for row in rows if row.fields.get("split") not in data.splits or row.fields["split"] == split]
+    if not kept:
+        raise ValueError(f"{path} holds no rows of the split {split}.")
+    return kept
 
 
 def digest_of(rows: Sequence[Row]) -> str:
-    """Returns the SHA-256 of rows, the same however they are stored."""
+    """Returns the SHA-256 of rows, the same however they are stored. Of an image its bytes count."""
     digest = hashlib.sha256()
     for row in rows:
         text = json.dumps(row.fields, sort_keys=True, ensure_ascii=False, default=str)
         digest.update(text.encode("utf-8", "backslashreplace") + b"\n")
     return digest.hexdigest()
+
+
+def listed(value: Any) -> Any:
+    """Returns the list that a text writes in Python's way; anything else as it is."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        try:
+            found = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return value
+        return found if isinstance(found, list) else value
+    return value
 
 
 def _hub_rows(task: str, data: Data, split: str) -> tuple[str, list[Row]]:
@@ -144,7 +174,7 @@ def _hub_rows(task: str, data: Data, split: str) -> tuple[str, list[Row]]:
         raise ValueError(f"task {task} has no split {split!r} on the hub; give --split {' or '.join(data.splits)}.")
     remedy = f"Check the network, or {remedy}"
     files = [(part, find_hub_file(HubFile(hub.repo, hub.revision, path), remedy=remedy)) for part, path in paths]
-    return f"{hub.repo}@{hub.revision}", _rows_of_files(files, data.part_field)
+    return f"{hub.repo}@{hub.revision}", _rows_of_files(files, data)
 
 
 def _hub_paths(data: Data, split: str) -> list[tuple[str | None, str]]:
@@ -182,11 +212,11 @@ def _files_in(folder: Path, split: str) -> list[Path]:
     return sorted(path for path in folder.glob(f"{split}-*-of-*") if path.suffix in _SHARD_ENDINGS)
 
 
-def _rows_of_files(files: Sequence[tuple[str | None, Path]], part_field: str) -> list[Row]:
+def _rows_of_files(files: Sequence[tuple[str | None, Path]], data: Data) -> list[Row]:
     rows: list[Row] = []
     for part, path in files:
-        for row in read_rows(path):
-            fields = row.fields if part is None else {part_field: part} | row.fields
+        for row in read_rows(path, data.images):
+            fields = row.fields if part is None else {data.part_field: part} | row.fields
             rows.append(Row(fields, row.where, len(rows)))
     return rows
 
@@ -201,15 +231,21 @@ def folder_of_data(data_dir: str, name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Returns all rows of a JSONL, Parquet or CSV file (with a header; its values are texts), in order.
+def read_rows(path: Path, images: Sequence[str] = ()) -> list[Row]:
+    """Returns all rows of a file, in order.
+
+    It is JSONL, Parquet, CSV or TSV (both with a header; their values are texts), or JSON: a list of objects, or an
+    object of them by ``id``, of which other values become ``{"id", "value"}``.
+
+    Args:
+      images: fields that hold images.
 
     Raises:
-      ValueError: the file cannot be read, holds no row, or a line is not a JSON object.
+      ValueError: the file cannot be read, holds no row, or one is not an object.
     """
     try:
-        readers = {".parquet": _table_rows, ".arrow": _table_rows, ".csv": _csv_rows}
-        rows = list(readers.get(path.suffix, _jsonl_rows)(path))
+        readers = {".parquet": _table_rows, ".arrow": _table_rows, ".csv": _csv_rows, ".tsv": _tsv_rows}
+        rows = list((readers | {".json": _json_rows}).get(path.suffix, _jsonl_rows)(path, images))
     except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowInvalid) as err:
         raise ValueError(f"cannot read {path}: {err}") from err
     if not rows:
@@ -217,7 +253,14 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _row(fields: dict[str, Any], where: str, number: int, folder: Path, images: Sequence[str]) -> Row:
+    for name in images:
+        if name in fields:
+            fields[name] = image_of(fields[name], folder, where)
+    return Row(fields, where, number)
+
+
+def _jsonl_rows(path: Path, images: Sequence[str]) -> Iterator[Row]:
     number = 0
     with path.open(encoding="utf-8") as lines:
         for line_number, line in enumerate(lines, start=1):
@@ -230,21 +273,50 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
                 raise ValueError(f"{where}: not valid JSON: {err}") from err
             if not isinstance(fields, dict):
                 raise ValueError(f"{where}: {type_of(fields)}, expected a JSON object.")
-            yield Row(fields, where, number)
+            yield _row(fields, where, number, path.parent, images)
             number += 1
 
 
-def _table_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path, images: Sequence[str]) -> Iterator[Row]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as err:
+        raise ValueError(f"{path}: not valid JSON: {err}") from err
+    if isinstance(content, dict):
+        entries = [
+            (f"{path}: {key}", {"id": key, **(value if isinstance(value, dict) else {"value": value})})
+            for key, value in content.items()
+        ]
+    elif isinstance(content, list):
+        entries = [(f"{path}: entry {number}", value) for number, value in enumerate(content, start=1)]
+    else:
+        raise ValueError(f"{path}: {type_of(content)}, expected a JSON list or object.")
+    for number, (where, fields) in enumerate(entries):
+        if not isinstance(fields, dict):
+            raise ValueError(f"{where}: {type_of(fields)}, expected a JSON object.")
+        yield _row(fields, where, number, path.parent, images)
+
+
+def _table_rows(path: Path, images: Sequence[str]) -> Iterator[Row]:
     if path.suffix == ".arrow":
         with pyarrow.ipc.open_stream(path) as stream:
-            table = stream.read_all()
+            rows = iter(stream.read_all().to_pylist())
+    elif images:
+        yield from (Row(fields, f"{path}: row {number + 1}", number)
+                    for number, fields in enumerate(parquet_rows(path, images)))  # fmt: skip
+        return
     else:
-        table = pyarrow.parquet.read_table(path)
-    for number, fields in enumerate(table.to_pylist()):
-        yield Row(fields, f"{path}: row {number + 1}", number)
+        rows = iter(pyarrow.parquet.read_table(path).to_pylist())
+    for number, fields in enumerate(rows):
+        yield _row(fields, f"{path}: row {number + 1}", number, path.parent, images)
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path, images: Sequence[str]) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         for number, fields in enumerate(csv.DictReader(lines, restkey="", strict=True)):
-            yield Row(fields, f"{path}: row {number + 1}", number)
+            yield _row(fields, f"{path}: row {number + 1}", number, path.parent, images)
+
+
+def _tsv_rows(path: Path, images: Sequence[str]) -> Iterator[Row]:
+    for number, fields in enumerate(tsv_rows(path, images)):
+        yield Row(fields, f"{path}: row {number + 1}", number)

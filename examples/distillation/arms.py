@@ -7,17 +7,19 @@ last step.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from examples.distillation import task
 
 Command = list[Any]
 _LINEAR = ["--optim.schedule", "linear"]
 _FOLDER = Path("examples") / "distillation"
 LABELS, DISTILL, ON_POLICY = (_FOLDER / name for name in ("labels.py", "distill.py", "on_policy.py"))
 
-ARMS = {
+SHORT = {
     "labels": "labels",
     "labels_4": "labels, 4 times the steps",
     "text": "text of the teacher",
@@ -27,7 +29,13 @@ ARMS = {
     "on_policy": "on-policy from stored",
     "shuffled": "shuffled teacher",
 }
-"""Each arm and what it is called in the table."""
+LONG = {
+    "stored": SHORT["stored"],
+    "stored_twice": "stored top k, twice the steps",
+    "own": "stored top k, then on-policy",
+}
+ARMS: Mapping[task.KindName, Mapping[str, str]] = {"short": SHORT, "long": LONG}
+"""The arms of each kind of the task, and what they are called in the table."""
 DISTILLED = ("stored", "live", "reverse", "on_policy")
 
 
@@ -39,6 +47,8 @@ class Place:
     seed: int
     steps: int
     rate: float
+    kind: task.KindName = "short"
+    """Of the task."""
 
     @property
     def folder(self) -> Path:
@@ -75,14 +85,17 @@ class Place:
         return self.distill(arm, *self.stored(), *_LINEAR, "--optim.final-fraction", 0.5, steps=steps)
 
     def on_policy(self, arm: str, *, start: Path, steps: int) -> Command:
-        """Returns the command of the second half, with the student's own answers to the same questions."""
+        """Returns the command of what follows, with the student's own answers to the same questions."""
         half = dataclasses.replace(self, rate=self.rate / 2)
         common = half._common(arm, start, self.folder / "train.jsonl", steps)
-        return ["train.distill", ON_POLICY, "--teacher.path", self.teacher, *common, *_LINEAR]
+        kind = task.KINDS[self.kind]
+        limits = ["--rollouts.max-prompt-tokens", kind.max_prompt_tokens, "--rollouts.max-new-tokens"]
+        lengths = [*limits, kind.max_new_tokens]
+        return ["train.distill", ON_POLICY, "--teacher.path", self.teacher, *common, *_LINEAR, *lengths]
 
     def teach(self) -> Command:
         """Returns the command that stores the teacher's signal."""
-        names = ["--model.path", self.start, "--data.path", self.folder / "train.jsonl"]
+        names = ["--model.path", self.start, "--data.path", self.folder / "train.jsonl", *length_of(self.kind)]
         return ["train.teach", DISTILL, "--teacher.path", self.teacher, *names, *self.stored()]
 
     def stored(self) -> Command:
@@ -92,13 +105,27 @@ class Place:
     def write_text(self) -> Command:
         """Returns the command by which the teacher answers the questions of the seed."""
         files = ["--input", self.folder / "questions.jsonl", "--output", self.folder / "text-rows.jsonl"]
-        how = ["--dtype", "float32", "--temperature", 1, "--max-new-tokens", 26, "--seed", self.seed]
+        how = [
+            "--dtype",
+            "float32",
+            "--temperature",
+            1,
+            "--max-new-tokens",
+            task.KINDS[self.kind].max_new_tokens,
+            "--seed",
+            self.seed,
+        ]
         return ["qwen35_jax.cli", "generate", "--model", self.teacher, *files, *how]
 
     def _common(self, arm: str, model: Path, data: Path, steps: int) -> Command:
         names = ["--model.path", model, "--data.path", data, "--workdir", self.folder / arm]
         numbers = ["--optim.learning-rate", self.rate, "--steps", steps, "--data.seed", self.seed]
-        return [*names, *numbers, "--seed", self.seed]
+        return [*names, *numbers, "--seed", self.seed, *length_of(self.kind)]
+
+
+def length_of(kind: task.KindName) -> Command:
+    """Returns the option that sets the length of a packed sequence."""
+    return ["--data.sequence-length", task.KINDS[kind].sequence_length]
 
 
 def commands(place: Place, arm: str) -> Iterator[tuple[str, Command]]:
@@ -116,6 +143,11 @@ def commands(place: Place, arm: str) -> Iterator[tuple[str, Command]]:
     elif arm == "stored":
         yield "teach", place.teach()
         yield "train", place.distill(arm, *place.stored())
+    elif arm == "stored_twice":
+        # The store is that of the stored arm, so this arm and the next come after it.
+        yield "train", place.distill(arm, *place.stored(), steps=2 * place.steps)
+    elif arm == "own":
+        yield "train", place.on_policy(arm, start=place.student("stored"), steps=place.steps)
     elif arm == "live":
         yield "train", place.distill(arm)
     elif arm == "reverse":
@@ -130,6 +162,7 @@ def commands(place: Place, arm: str) -> Iterator[tuple[str, Command]]:
 
 def measure(place: Place, *, questions: int) -> Command:
     """Returns the command that measures all students of a seed."""
-    students = [place.student(arm) for arm in ARMS]
+    students = [place.student(arm) for arm in ARMS[place.kind]]
     names = ["--teacher", place.teacher, "--models", *students, "--out", place.folder / "figures.json"]
-    return ["examples.distillation.measure", *names, "--seed", place.seed, "--questions", questions]
+    what = ["--seed", place.seed, "--questions", questions, "--kind", place.kind]
+    return ["examples.distillation.measure", *names, *what]

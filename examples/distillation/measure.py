@@ -31,9 +31,6 @@ from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
 
-MAX_NEW_TOKENS = 26
-"""A right answer has at most 18."""
-_LENGTH = 48
 _ROWS = 100
 _DRAWS = 1000
 
@@ -49,6 +46,8 @@ class Settings:
     seed: int = 0
     """Which questions, which answers to them, and what is sampled."""
     questions: int = 1000
+    kind: task.KindName = "short"
+    """Of the task."""
 
 
 @dataclass
@@ -88,6 +87,7 @@ class Place(NamedTuple):
 class Exam:
     """Held-out questions with true answers."""
 
+    kind: task.Kind
     tokenizer: Tokenizer
     problems: list[task.Problem]
     prompts: list[list[int]]
@@ -96,9 +96,9 @@ class Exam:
     truth: list[list[Place]]
 
     @classmethod
-    def draw(cls, tokenizer: Tokenizer, count: int, seed: int) -> "Exam":
+    def draw(cls, tokenizer: Tokenizer, count: int, seed: int, kind: task.KindName = "short") -> "Exam":
         """Draws questions that are never trained, and an answer to each."""
-        held_out = task.questions(held_out=True)
+        held_out = task.questions(kind, held_out=True)
         chosen = np.random.default_rng(seed).choice(len(held_out), count, replace=False)
         problems = [held_out[place] for place in chosen]
         ids = {word: _token_of(word, tokenizer) for word in task.words()}
@@ -110,7 +110,9 @@ class Exam:
         answers = task.draw_answers(problems, seed)
         truth = map(task.conditionals, problems, answers)
         rows = [[ids[word] for word in answer] for answer in answers]
-        return cls(tokenizer, problems, prompts, rows, [list(map(place_of, places)) for places in truth])
+        return cls(
+            task.KINDS[kind], tokenizer, problems, prompts, rows, [list(map(place_of, places)) for places in truth]
+        )
 
 
 def _token_of(word: str, tokenizer: Tokenizer) -> int:
@@ -128,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         keep_compiled_programs()
         teacher = qwen35_jax.load(settings.teacher, dtype="float32")
-        exam = Exam.draw(Tokenizer.from_pretrained(settings.teacher), settings.questions, settings.seed)
+        exam = Exam.draw(Tokenizer.from_pretrained(settings.teacher), settings.questions, settings.seed, settings.kind)
         found = {}
         for name, figures in measure(exam, teacher, settings.models, seed=settings.seed):
             found[name] = figures.summary(np.random.default_rng(settings.seed))
@@ -138,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(exam: Exam, teacher: Qwen35, folders: Sequence[Path], *, seed: int) -> Iterator[tuple[str, Figures]]:
     """Yields the name and the figures of each model, and of the teacher at last."""
-    taught = log_probs(teacher, exam.prompts, exam.rows)
+    taught = log_probs(teacher, exam, exam.rows)
     engine = None
     for folder in folders:
         model = qwen35_jax.load(folder, dtype="float32")
@@ -155,9 +157,9 @@ def examine(exam: Exam, engine: Engine, teacher: Qwen35, taught: Sequence[np.nda
     Args:
       taught: the teacher's log-probabilities on the true answers.
     """
-    own = log_probs(engine.model, exam.prompts, exam.rows)
+    own = log_probs(engine.model, exam, exam.rows)
     samples = answer(engine, exam, temperature=1.0, seed=seed)
-    on_samples = [log_probs(model, exam.prompts, samples) for model in (engine.model, teacher)]
+    on_samples = [log_probs(model, exam, samples) for model in (engine.model, teacher)]
     ends = set(exam.tokenizer.eos_token_ids)
     return Figures(
         nll=_with_counts(map(cross_entropy, exam.truth, own), exam.rows),
@@ -172,7 +174,7 @@ def examine(exam: Exam, engine: Engine, teacher: Qwen35, taught: Sequence[np.nda
 
 
 def _engine_of(model: Qwen35, exam: Exam) -> Engine:
-    # A prompt has at most 19 tokens, and a chunk is read in full.
+    # A chunk is read in full, and a page of 64 tokens holds a document.
     return Engine(model, exam.tokenizer, slots=_ROWS, cache_tokens=_ROWS * 64, prefill_chunk=32)
 
 
@@ -189,32 +191,32 @@ def floor(exam: Exam) -> dict[str, float]:
 def answer(engine: Engine, exam: Exam, *, temperature: float, seed: int) -> list[list[int]]:
     """Returns the tokens that a model writes to each question."""
     sampling = SamplingParams(temperature=temperature)
-    completions = engine.generate(exam.prompts, sampling=sampling, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
+    completions = engine.generate(exam.prompts, sampling=sampling, max_new_tokens=exam.kind.max_new_tokens, seed=seed)
     return [list(completion.token_ids) for completion in completions]
 
 
-def log_probs(model: Qwen35, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[np.ndarray]:
+def log_probs(model: Qwen35, exam: Exam, answers: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Returns the model's log-probabilities of all tokens at every place of each answer: float32 [A, V] each."""
-    count = len(prompts)
-    size = -(-count // _ROWS) * _ROWS
-    ids, first = np.zeros((size, _LENGTH), np.int32), np.zeros(size, np.int32)
+    count, longest = len(exam.prompts), exam.kind.max_new_tokens
+    size, length = -(-count // _ROWS) * _ROWS, exam.kind.max_prompt_tokens + longest
+    ids, first = np.zeros((size, length), np.int32), np.zeros(size, np.int32)
     lengths = np.ones(size, np.int32)
-    for place, (prompt, written) in enumerate(zip(prompts, answers, strict=True)):
+    for place, (prompt, written) in enumerate(zip(exam.prompts, answers, strict=True)):
         row = [*prompt, *written]
         ids[place, : len(row)], first[place], lengths[place] = row, len(prompt) - 1, len(row)
-    segments = (np.arange(_LENGTH) < lengths[:, None]).astype(np.int32)
+    segments = (np.arange(length) < lengths[:, None]).astype(np.int32)
+    places = first[:, None] + np.arange(longest, dtype=np.int32)
     found = []
     for start in range(0, size, _ROWS):
         part = slice(start, start + _ROWS)
-        found += list(np.asarray(_log_probs(model, *(jnp.asarray(each[part]) for each in (ids, segments, first)))))
+        found += list(np.asarray(_log_probs(model, *(jnp.asarray(each[part]) for each in (ids, segments, places)))))
     return [each[: len(written)] for each, written in zip(found[:count], answers, strict=True)]
 
 
 @nnx.jit
 def _log_probs(
-    model: Qwen35, ids: Int[Array, "N T"], segments: Int[Array, "N T"], first: Int[Array, " N"]
+    model: Qwen35, ids: Int[Array, "N T"], segments: Int[Array, "N T"], places: Int[Array, "N A"]
 ) -> Float[Array, "N A V"]:
-    places = first[:, None] + jnp.arange(MAX_NEW_TOKENS)
     hidden, _ = model.forward(ids, segments)
     return jax.nn.log_softmax(model.head_logits(jnp.take_along_axis(hidden, places[:, :, None], axis=1)))
 

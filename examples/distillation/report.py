@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from examples.distillation.arms import ARMS, DISTILLED
+from examples.distillation.arms import ARMS, DISTILLED, LONG, SHORT
 
 COLUMNS = {
     "nll": "NLL of truth",
@@ -57,12 +57,17 @@ def claims(found: Figures, seeds: Sequence[Figures]) -> dict[str, dict[str, Any]
     it is without what a seed does to all arms alike.
     """
     told = {}
+    if "own" in found:
+        for figure in ("kl_own", "kl_teacher", "nll"):
+            name = f"{LONG['own']} has a lower {COLUMNS[figure]} than {LONG['stored_twice']}"
+            told[name] = _compare(figure, "own", "stored_twice", found, seeds)
+        return told
     for figure in ("nll", "kl_teacher"):
         for arm in DISTILLED:
-            told[f"{ARMS[arm]} beats labels on {COLUMNS[figure]}"] = _compare(figure, arm, "labels", found, seeds)
-    for arm in ARMS:
+            told[f"{SHORT[arm]} beats labels on {COLUMNS[figure]}"] = _compare(figure, arm, "labels", found, seeds)
+    for arm in SHORT:
         if arm != "on_policy":
-            name = f"on-policy has a lower {COLUMNS['kl_own']} than {ARMS[arm]}"
+            name = f"on-policy has a lower {COLUMNS['kl_own']} than {SHORT[arm]}"
             told[name] = _compare("kl_own", "on_policy", arm, found, seeds)
     for figure in ("nll", "kl_teacher"):
         name = f"the shuffled teacher is worse than labels on {COLUMNS[figure]}"
@@ -82,15 +87,16 @@ def _compare(figure: str, low: str, high: str, found: Figures, seeds: Sequence[F
 
 def table(results: Mapping[str, Any]) -> str:
     """Lays out the results of ``run``: figures, costs, then claims."""
-    rows = [["", *COLUMNS.values()]]
+    rows, names = [["", *COLUMNS.values()]], ARMS[results["settings"]["kind"]]
     for arm, figures in results["arms"].items():
-        rows.append([ARMS.get(arm, arm), *(_cell(figures[name]) for name in COLUMNS)])
+        rows.append([names.get(arm, arm), *(_cell(figures[name]) for name in COLUMNS)])
     floor = results["floor"]
     rows.append(["the truth", *(f"{floor[name]:.3f}" if name in floor else "" for name in COLUMNS)])
     costs = [["", "CPU seconds", "wall seconds", "teacher tokens"]]
     for arm, cost in results["costs"].items():
-        name = ARMS.get(arm, arm)
-        costs.append([name, *(f"{cost[key]:,.0f}" for key in ("cpu_seconds", "seconds", "teacher_tokens"))])
+        costs.append(
+            [names.get(arm, arm), *(f"{cost[key]:,.0f}" for key in ("cpu_seconds", "seconds", "teacher_tokens"))]
+        )
     told = [f"{'yes' if claim['holds'] else 'NO ':<4}{name}{_gap(claim)}" for name, claim in results["claims"].items()]
     return "\n\n".join((_layout(rows), _layout(costs), "\n".join(told)))
 

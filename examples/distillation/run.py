@@ -1,15 +1,17 @@
 """Compares ways to teach a small student: labels, text of a teacher, and distillation, stored, live and on-policy.
 
-    python -m examples.distillation.run [--workdir runs/distillation] [--seeds 3]
+    python -m examples.distillation.run [--workdir runs/distillation] [--kind short|long]
 
 A teacher learns from 20,000 conversations of a task whose true distribution is known; students have 400. Every command
-is that of a real run and prints into ``logs``. docs/distillation_experiment.md has the question and what was found.
+is that of a real run and prints into ``logs``. docs/distillation_experiment.md has the question and what was found. The
+long kind of the task has longer answers and compares on-policy training with a stored signal alone.
 
 Given again after it was stopped, it goes on where it was. Takes about 20 minutes on two quiet cores.
 """
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -54,19 +56,23 @@ class Settings:
     """Where the experiment works, and how large it is."""
 
     workdir: Path = Path("runs/distillation")
+    kind: task.KindName = "short"
+    """Of the task, and so which students are compared."""
     seeds: int = 3
     """Each has its own conversations and questions; base and teacher are the same."""
     steps: int = 400
     """Updates of a student."""
     rates: tuple[float, ...] = (3e-3, 6e-3, 1.2e-2)
-    """Learning rates of students. The one at which labels do best on other conversations is taken for all arms."""
+    """Learning rates of students. The one at which labels do best on other conversations is taken for all arms. The
+    long kind has no labels and takes the middle one, which was found best for the short."""
     num_student: int = 400
     """Conversations of a student."""
     num_teacher: int = 20_000
     """Conversations of the teacher, and of the base."""
-    base_steps: int = 600
+    base_steps: int | None = None
     """Of the base that students begin from. In its conversations all forms are as likely as the others."""
-    teacher_steps: int = 1500
+    teacher_steps: int | None = None
+    """The kind of the task decides both where they are not given."""
     shuffled_steps: int = 500
     """Of the control, a teacher whose answers belong to other questions."""
     questions: int = 1000
@@ -74,13 +80,19 @@ class Settings:
     jobs: int = 2
     """Commands that run at the same time."""
 
+    def decide(self) -> "Settings":
+        """Returns these settings with the steps of base and teacher decided."""
+        kind = task.KINDS[self.kind]
+        base, teacher = self.base_steps or kind.base_steps, self.teacher_steps or kind.teacher_steps
+        return dataclasses.replace(self, base_steps=base, teacher_steps=teacher)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     with one_line_errors():
         settings = parse(
             sys.argv[1:] if argv is None else argv, Settings(), program="python -m examples.distillation.run"
-        )
+        ).decide()
         prepare(settings)
         results = Experiment(settings).run()
     text = report.table(results)
@@ -108,15 +120,16 @@ def prepare(settings: Settings) -> None:
     for name in ("teacher", "shuffled"):
         _make_model(work / f"{name}-start", tokenizer, folder, width=96, seed=0)
     _make_model(work / "base-start", tokenizer, folder, width=64, seed=1)
-    task.write_conversations(work / "base.jsonl", task.draw_conversations(settings.num_teacher, seed=2, rough=True))
-    conversations = task.draw_conversations(settings.num_teacher, seed=0)
+    draw = functools.partial(task.draw_conversations, kind=settings.kind)
+    task.write_conversations(work / "base.jsonl", draw(settings.num_teacher, seed=2, rough=True))
+    conversations = draw(settings.num_teacher, seed=0)
     task.write_conversations(work / "teacher.jsonl", conversations)
-    task.write_conversations(work / "shuffled.jsonl", _shuffle(conversations))
-    task.write_conversations(work / "dev.jsonl", task.draw_conversations(200, seed=1))
+    task.write_conversations(work / "shuffled.jsonl", _shuffle(conversations, settings.kind))
+    task.write_conversations(work / "dev.jsonl", draw(200, seed=1))
     for seed in range(settings.seeds):
         own = Place(work, seed, settings.steps, 0.0).folder
         own.mkdir()
-        conversations = task.draw_conversations(settings.num_student, seed=100 + seed)
+        conversations = draw(settings.num_student, seed=100 + seed)
         task.write_conversations(own / "train.jsonl", conversations)
         _write_questions(own / "questions.jsonl", [problem for problem, _ in conversations])
     (work / SETTINGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -128,10 +141,10 @@ def _make_model(out: Path, tokenizer: Tokenizer, folder: Path, *, width: int, se
     create_checkpoint(config, out, seed=seed, dtype="float32", tokenizer_from=folder)
 
 
-def _shuffle(conversations: Sequence[tuple[task.Problem, str]]) -> list[tuple[task.Problem, str]]:
+def _shuffle(conversations: Sequence[tuple[task.Problem, str]], kind: task.KindName) -> list[tuple[task.Problem, str]]:
     """Gives every question the answer to another one with as many turns."""
     shuffled = list(conversations)
-    for count in task.NUM_TURNS:
+    for count in task.KINDS[kind].num_turns:
         places = [place for place, (problem, _) in enumerate(conversations) if len(problem.turns) == count]
         others = random.Random(count).sample(places, len(places))
         for place, other in zip(places, others, strict=True):
@@ -157,21 +170,22 @@ class Experiment:
 
     def run(self) -> dict[str, Any]:
         """Returns the results of all arms and seeds."""
-        settings = self._settings
+        settings, is_short = self._settings, self._settings.kind == "short"
         with concurrent.futures.ThreadPoolExecutor(settings.jobs) as pool:
             base = pool.submit(self._train, "base", settings.base_steps)
-            teachers = [
-                pool.submit(self._train, "teacher", settings.teacher_steps),
-                pool.submit(self._train, "shuffled", settings.shuffled_steps),
-            ]
+            teachers = [pool.submit(self._train, "teacher", settings.teacher_steps)]
+            if is_short:
+                teachers.append(pool.submit(self._train, "shuffled", settings.shuffled_steps))
             base.result()
-            tuning = [pool.submit(self._tune, rate) for rate in settings.rates]
+            tuning = [pool.submit(self._tune, rate) for rate in settings.rates if is_short]
             losses = [each.result() for each in tuning]
-            rate = settings.rates[losses.index(min(losses))]
+            rates = settings.rates
+            rate = rates[losses.index(min(losses))] if is_short else rates[len(rates) // 2]
             for each in teachers:
                 each.result()
-            places = [Place(self._work, seed, settings.steps, rate) for seed in range(settings.seeds)]
-            for each in [pool.submit(self._arms, place, group) for place in places for group in _GROUPS]:
+            places = [self._place(seed, rate) for seed in range(settings.seeds)]
+            groups = _GROUPS if is_short else (tuple(ARMS["long"]),)
+            for each in [pool.submit(self._arms, place, group) for place in places for group in groups]:
                 each.result()
             measured = list(pool.map(self._measure, places))
         seeds = [each["arms"] for each in measured]
@@ -179,7 +193,7 @@ class Experiment:
         return {
             "settings": json.loads((self._work / SETTINGS).read_text(encoding="utf-8")),
             "rate": rate,
-            "dev_losses": dict(zip(map(str, settings.rates), losses, strict=True)),
+            "dev_losses": dict(zip(map(str, rates), losses, strict=False)),
             "floor": {
                 name: sum(each["floor"][name] for each in measured) / len(measured) for name in measured[0]["floor"]
             },
@@ -189,15 +203,19 @@ class Experiment:
             "claims": report.claims(found, seeds),
         }
 
-    def _train(self, name: str, steps: int) -> None:
+    def _place(self, seed: int, rate: float) -> Place:
+        return Place(self._work, seed, self._settings.steps, rate, self._settings.kind)
+
+    def _train(self, name: str, steps: int | None) -> None:
         names = ["--model.path", self._work / f"{name}-start", "--data.path", self._work / f"{name}.jsonl"]
         more = ["--steps", steps, "--optim.learning-rate", 3e-3, "--workdir", self._work / name]
+        more += arms.length_of(self._settings.kind)
         self._stage(name, ["train.sft", arms.LABELS, *names, *more])
 
     def _tune(self, rate: float) -> float:
         """Returns the lowest loss on other conversations while training on labels at a rate."""
         name = f"tune-{rate:g}"
-        place = Place(self._work, 0, self._settings.steps, rate)
+        place = self._place(0, rate)
         self._stage(name, place.fine_tune(name, data=place.folder / "train.jsonl", steps=self._settings.steps))
         rows = _read_rows(place.folder / name / METRICS)
         return min(row["eval_loss"] for row in rows if row.get("eval_loss") is not None)
@@ -212,7 +230,8 @@ class Experiment:
     def _measure(self, place: Place) -> dict[str, Any]:
         self._stage(f"{place.folder.name}/measure", arms.measure(place, questions=self._settings.questions))
         found = json.loads((place.folder / "figures.json").read_text(encoding="utf-8"))
-        return {"floor": found["floor"], "arms": dict(zip((*ARMS, "teacher"), found["models"].values(), strict=True))}
+        names = (*ARMS[self._settings.kind], "teacher")
+        return {"floor": found["floor"], "arms": dict(zip(names, found["models"].values(), strict=True))}
 
     def _stage(self, name: str, command: Command) -> None:
         """Runs ``python -m COMMAND``, unless it was run before.
@@ -247,7 +266,7 @@ class Experiment:
     def _costs(self) -> dict[str, dict[str, float]]:
         """Returns what each arm cost, as the mean over seeds, then what the rest cost."""
         costs = {}
-        for arm in ARMS:
+        for arm in ARMS[self._settings.kind]:
             own = [stage for name, stage in self._stages.items() if f"/{arm}/" in name]
             costs[arm] = {key: sum(each[key] for each in own) / self._settings.seeds for key in _TIMES}
             costs[arm]["teacher_tokens"] = self._teacher_tokens(arm)
@@ -263,9 +282,9 @@ class Experiment:
 
     def _teacher_tokens(self, arm: str) -> int:
         """Returns how many tokens the teacher reads or writes for an arm, those of padding too; of the first seed."""
-        data, steps = labels.config().recipe.data, self._settings.steps
-        batch = data.sequence_length * data.sequences_per_batch
-        folder = Place(self._work, 0, steps, 0.0).folder
+        steps, length = self._settings.steps, task.KINDS[self._settings.kind].sequence_length
+        batch = length * labels.config().recipe.data.sequences_per_batch
+        folder = self._place(0, 0.0).folder
         if arm in ("labels", "labels_4"):
             return 0
         if arm == "text":
@@ -274,10 +293,12 @@ class Experiment:
             prompts = (tokenizer.encode_chat(row["messages"]) for row in _read_rows(folder / "questions.jsonl"))
             return sum(row["num_tokens"] for row in rows) + sum(map(len, prompts))
         stored = json.loads((folder / "store" / "manifest.json").read_text(encoding="utf-8"))["totals"]["tokens"]
-        return {"stored": stored, "on_policy": stored + (steps - steps // 2) * batch}.get(arm, steps * batch)
+        own = {"on_policy": stored + (steps - steps // 2) * batch, "own": stored + steps * batch}
+        return {"stored": stored, "stored_twice": stored, **own}.get(arm, steps * batch)
 
 
 _TIMES = ("cpu_seconds", "seconds")
+# Of the short kind.
 _GROUPS = (("labels_4",), ("stored", "on_policy"), ("text",), ("reverse",), ("live",), ("shuffled",), ("labels",))
 """Arms that can run at the same time. The on-policy arm needs the store of the one before it."""
 

@@ -7,6 +7,7 @@
 A dial with seven numbers shows four and is turned by six and by five. Each line of the answer is a sum modulo seven.
 The order of its terms, the joining word, the verb and the result are drawn; with what probability depends on the manner
 (calm) and on the words before. A result is wrong in 15 % of the lines, and the next line goes on from what was written.
+That is the short kind of the task; in the long one there are five or six turns, and no result is wrong.
 
 So the true distribution of the next word is known at every place of an answer, and what a model says can be compared
 with it exactly.
@@ -20,6 +21,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from qwen35_jax.processing.tokenizer import END_OF_TURN
 
@@ -27,12 +29,37 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 MANNERS = ("calm", "brisk", "formal", "merry")
 JOINERS = ("plus", "and", "with", "upon")
 VERBS = ("makes", "gives", "shows", "leaves")
-NUM_TURNS = (2, 3)
 WRONG = 0.15
-"""How often the result of a line is not the sum."""
+"""How often the result of a line is not the sum, in the short kind and in rough answers of both."""
 LINE = 6
 """Words of a line, with what ends it: a line break, or the end of the turn."""
 
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of the task, and what training on it takes."""
+
+    num_turns: tuple[int, ...]
+    wrong: float
+    """How often the result of a line is not the sum."""
+    max_prompt_tokens: int
+    """Most tokens of a rendered question."""
+    max_new_tokens: int
+    """The limit of a model's answer; a right one has at most 18, or 36."""
+    sequence_length: int
+    """Of a packed sequence: four documents of the greatest length."""
+    base_steps: int
+    teacher_steps: int
+
+
+KINDS = {
+    "short": Kind((2, 3), WRONG, 22, 26, sequence_length=192, base_steps=600, teacher_steps=1500),
+    "long": Kind((5, 6), 0.0, 24, 40, sequence_length=256, base_steps=500, teacher_steps=1200),
+}
+KindName = Literal["short", "long"]
+
+# There are too many long questions to list them all.
+_LONG_QUESTIONS = 40_000
 _HELD_OUT = 0.25
 _TABLE_SEED = 2026
 
@@ -44,6 +71,8 @@ class Problem:
     manner: str
     start: int
     turns: tuple[int, ...]
+    wrong: float = WRONG
+    """How often the result of a line of its answer is not the sum."""
 
     @property
     def question(self) -> str:
@@ -61,15 +90,23 @@ class Problem:
 
 
 @functools.cache
-def questions(*, held_out: bool) -> tuple[Problem, ...]:
-    """Returns all questions of one kind in random order: those that may be trained, or those that never are."""
-    numbers = range(len(NUMBERS))
-    every = [
-        Problem(manner, start, turns)
-        for manner, start, count in itertools.product(MANNERS, numbers, NUM_TURNS)
-        for turns in itertools.product(numbers[1:], repeat=count)
-    ]
-    random.Random(0).shuffle(every)
+def questions(kind: KindName = "short", *, held_out: bool) -> tuple[Problem, ...]:
+    """Returns the questions of a kind in random order: those that may be trained, or those that never are."""
+    rng, numbers, counts = random.Random(0), range(len(NUMBERS)), KINDS[kind].num_turns
+    if kind == "short":
+        every = [
+            Problem(manner, start, turns)
+            for manner, start, count in itertools.product(MANNERS, numbers, counts)
+            for turns in itertools.product(numbers[1:], repeat=count)
+        ]
+        rng.shuffle(every)
+    else:
+        found: dict[Problem, None] = {}
+        while len(found) < _LONG_QUESTIONS:
+            count, manner, start = rng.choice(counts), rng.choice(MANNERS), rng.choice(numbers)
+            turns = tuple(rng.choices(numbers[1:], k=count))
+            found[Problem(manner, start, turns, KINDS[kind].wrong)] = None
+        every = list(found)
     cut = round(len(every) * _HELD_OUT)
     return tuple(every[:cut] if held_out else every[cut:])
 
@@ -82,7 +119,7 @@ def next_words(problem: Problem, written: Sequence[str], *, rough: bool = False)
 
     Args:
       written: the words so far, which the task can have written.
-      rough: every form is as likely as the others; results are as wrong as ever.
+      rough: every form is as likely as the others, and results are as wrong as those of the short kind.
     """
     line, place = divmod(len(written), LINE)
     own = [word.strip() for word in written[line * LINE :]]
@@ -97,7 +134,7 @@ def next_words(problem: Problem, written: Sequence[str], *, rough: bool = False)
     elif place == 3:
         found = dict(zip(VERBS, _forms("verb", len(VERBS), own[1], own[2], rough=rough), strict=True))
     elif place == 4:
-        found = _result(own[0], own[2])
+        found = _result(own[0], own[2], WRONG if rough else problem.wrong)
     else:
         return {"\n" if line + 1 < len(problem.turns) else END_OF_TURN: 1.0}
     return {f" {word}": probability for word, probability in found.items()}
@@ -130,9 +167,11 @@ def example_texts() -> list[str]:
     return [f"{word} {word}\n{word}:" for word in words] * 100
 
 
-def draw_conversations(count: int, seed: int, *, rough: bool = False) -> list[tuple[Problem, str]]:
+def draw_conversations(
+    count: int, seed: int, *, rough: bool = False, kind: KindName = "short"
+) -> list[tuple[Problem, str]]:
     """Draws questions that may be trained, and an answer to each. Equal seeds give equal conversations."""
-    problems = random.Random(seed).choices(questions(held_out=False), k=count)
+    problems = random.Random(seed).choices(questions(kind, held_out=False), k=count)
     answers = draw_answers(problems, seed, rough=rough)
     return [(problem, text_of(answer)) for problem, answer in zip(problems, answers, strict=True)]
 
@@ -162,10 +201,12 @@ def _forms(name: str, count: int, word: str, number: str, *, rough: bool) -> lis
     return [1 / count] * count if rough else _table(name, count)[word, number]
 
 
-def _result(first: str, second: str) -> dict[str, float]:
+def _result(first: str, second: str, wrong: float) -> dict[str, float]:
     right = NUMBERS[(NUMBERS.index(first) + NUMBERS.index(second)) % len(NUMBERS)]
-    wrong = WRONG / (len(NUMBERS) - 1)
-    return {word: 1 - WRONG if word == right else wrong for word in NUMBERS}
+    if not wrong:
+        return {right: 1.0}
+    each = wrong / (len(NUMBERS) - 1)
+    return {word: 1 - wrong if word == right else each for word in NUMBERS}
 
 
 @functools.cache

@@ -16,7 +16,7 @@ Source: the convention of arXiv:2204.02311, appendix B, but with causal attentio
 
 from dataclasses import dataclass
 
-from qwen35_jax.config import LINEAR, ModelConfig, TextConfig
+from qwen35_jax.config import LINEAR, ModelConfig, TextConfig, VisionConfig
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,22 @@ def training_flops_per_token(config: ModelConfig, *, sequence_length: int, adapt
     """
     work = _forward(config, sequence_length, mtp_steps)
     return (2 if adapters else 3) * work.weights + 3 * work.activations
+
+
+def vision_flops_per_patch(config: VisionConfig, *, frame_patches: int) -> float:
+    """Returns the operations of one patch of a forward pass of the vision tower and its mergers.
+
+    Args:
+      frame_patches: patches of an image or of a frame of a video, to all of which a patch attends.
+    """
+    dim = config.hidden_size
+    embedding = 2 * config.in_channels * config.temporal_patch_size * config.patch_size**2 * dim
+    attention = 2 * 4 * dim**2 + 2 * 2 * dim * frame_patches
+    block = attention + 2 * 2 * dim * config.intermediate_size
+    joined = config.spatial_merge_size**2
+    # Each merger reads the joined patches of a token once.
+    merger = 2 * (joined * dim) * (joined * dim + config.out_hidden_size) / joined
+    return embedding + config.depth * block + (1 + len(config.deepstack_visual_indexes)) * merger
 
 
 def _forward(config: ModelConfig, sequence_length: int, mtp_steps: int) -> _Work:

@@ -63,8 +63,9 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
         enable_thinking: bool | None = None,
+        add_vision_id: bool = False,
     ) -> str:
-        """Renders a conversation.
+        """Renders a conversation. Each image and video becomes one placeholder of three tokens.
 
         Args:
           messages: ``{"role", "content", ...}`` in order; a content is a string, a list of items, or None.
@@ -72,6 +73,7 @@ class ChatTemplate:
           add_generation_prompt: append the header of the assistant's next turn.
           enable_thinking: whether that turn starts inside a think block. None leaves the variable undefined, so that
             the template's own default applies (off up to 2B, on from 4B).
+          add_vision_id: number them before the placeholder: ``Picture 1: ``, ``Video 1: ``.
 
         Raises:
           ChatTemplateError: the template refuses the conversation, or fails on it.
@@ -81,6 +83,8 @@ class ChatTemplate:
         variables: dict[str, Any] = dict(self._special_tokens)
         if enable_thinking is not None:
             variables["enable_thinking"] = enable_thinking
+        if add_vision_id:
+            variables["add_vision_id"] = True
         try:
             return self._template.render(
                 messages=[normalize_message(message) for message in messages],
@@ -101,12 +105,34 @@ def normalize_message(message: Any) -> dict[str, Any]:
     """
     if not isinstance(message, Mapping):
         raise TypeError(f"a message must be a mapping with role and content, not {message!r}")
-    plain = {str(key): _plain(value) for key, value in message.items() if value is not None}
+    plain = {str(key): _plain(value) for key, value in with_tidy_items(message).items() if value is not None}
     reasoning = next((plain[key] for key in REASONING_KEYS if key in plain), None)
     if reasoning is not None:
         # ``thinking`` is filled as well because some templates read that name.
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
     return plain
+
+
+def with_tidy_items(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the message with the items of its content as a template can read them.
+
+    A key without a value says nothing: tables give every item every key. A template knows ``video``, and
+    ``video_url`` is the same. A Pillow image, an array or bytes stay what they are.
+    """
+    content = message.get("content")
+    if isinstance(content, (str, bytes)) or not isinstance(content, Sequence):
+        return message
+    return {**message, "content": [_tidy_item(item) for item in content]}
+
+
+def _tidy_item(item: Any) -> Any:
+    if not isinstance(item, Mapping):
+        return item
+    tidy = {key: value for key, value in item.items() if value is not None}
+    if "video_url" in tidy:
+        video = tidy.pop("video_url")
+        tidy = {"video": video, **tidy, "type": "video"}
+    return tidy
 
 
 def _plain(value: Any) -> Any:
@@ -118,7 +144,8 @@ def _plain(value: Any) -> Any:
             return base(value)
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence):
+    # The bytes of a file are a sequence too: of as many numbers.
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
         return [_plain(item) for item in value]
     return f"<{type(value).__name__}>"
 

@@ -67,7 +67,7 @@ class Tokenizer:
                 f"{', '.join(TOKENIZER_FILES)}."
             )
         backend = _read_backend(tokenizer_file)
-        config = _read_json(folder / "tokenizer_config.json")
+        config = read_json(folder / "tokenizer_config.json")
         _apply_added_tokens(backend, config.get("added_tokens_decoder") or {}, folder)
         return cls(backend, _read_chat_template(folder, config), name=str(folder))
 
@@ -197,7 +197,12 @@ def _token_range(encoding: tokenizers.Encoding, start: int, end: int) -> tuple[i
     return first, max(first, stop)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object of a checkpoint.
+
+    Raises:
+      ValueError: the file is missing, or no such object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
@@ -210,7 +215,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_backend(file: Path) -> tokenizers.Tokenizer:
-    content = _read_json(file)
+    content = read_json(file)
     model, added = content.get("model"), content.get("added_tokens") or []
     if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
         raise ValueError(f"{file} describes no BPE model (model.vocab and model.merges).")

@@ -149,6 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
     def stream(self, body, whole):
         is_chat = self.path == "/v1/chat/completions"
         prompt = body["messages"][-1]["content"] if is_chat else body["prompt"]
+        if not isinstance(prompt, str):
+            prompt = "".join(part.get("text", "") for part in prompt)
         text, reason = self.fake.write(prompt, body)
         thinks = False
         if is_chat:

@@ -38,9 +38,12 @@ def verdict(config=CARD, *, task="mmlu_pro", right=8_000, n=12_032, cut=0, size=
 def test_the_figures_of_2b_are_those_of_its_card():
     assert PUBLISHED["2b", "thinking"] | {"gpqa_diamond": None} == {
         "mmlu_pro": 66.5, "mmlu_redux": 79.6, "ceval": 73.2, "supergpqa": 37.5, "ifeval": 78.6, "gpqa_diamond": None,
+        "mmmu": 64.2, "mathvista": 76.7, "realworldqa": 74.5, "mmbench": 83.3, "ocrbench": 84.5, "refcoco": 84.8,
+        "videomme": 75.6, "videomme_no_subtitles": 69.0,
     }  # fmt: skip
     assert PUBLISHED["2b", "non_thinking"] == {
         "mmlu_pro": 55.3, "mmlu_redux": 69.2, "ceval": 65.2, "supergpqa": 30.4, "ifeval": 61.2,
+        "mmmu": 64.2, "mathvista": 73.9, "realworldqa": 71.2, "mmbench": 81.3, "ocrbench": 85.4, "refcoco": 84.3,
     }  # fmt: skip
 
 

@@ -288,7 +288,7 @@ def test_ifeval_runs_end_to_end(verifiers, tmp_path):
     assert [row["id"] for row in samples(config, "ifeval")] == [11, 12]
 
 
-@pytest.mark.parametrize("name", ["tiny_eval", "eval_2b"])
+@pytest.mark.parametrize("name", ["tiny_eval", "eval_2b", "eval_vision_2b"])
 def test_the_run_files_take_the_documented_flags(name, monkeypatch, tmp_path, capsys):
     seen = []
 

@@ -24,14 +24,19 @@ PROBLEM = task.questions(held_out=True)[0]
 
 
 @pytest.fixture(scope="module")
-def exam(tmp_path_factory):
+def tokenizer(tmp_path_factory):
     texts = [*task.example_texts(), *["user\n", "assistant\n", "\n\n"] * 100]
-    folder = build_tiny_tokenizer(texts, tmp_path_factory.mktemp("tokenizer"))
-    return measure.Exam.draw(Tokenizer.from_pretrained(folder), 50, seed=3)
+    return Tokenizer.from_pretrained(build_tiny_tokenizer(texts, tmp_path_factory.mktemp("tokenizer")))
 
 
-def test_the_true_probabilities_sum_to_one():
-    problems = task.questions(held_out=False)[:200]
+@pytest.fixture(scope="module", params=task.KINDS)
+def exam(tokenizer, request):
+    return measure.Exam.draw(tokenizer, 50, seed=3, kind=request.param)
+
+
+@pytest.mark.parametrize("kind", task.KINDS)
+def test_the_true_probabilities_sum_to_one(kind):
+    problems = task.questions(kind, held_out=False)[:200]
     for problem, answer in zip(problems, task.draw_answers(problems, seed=0), strict=True):
         assert len(answer) == task.LINE * len(problem.turns)
         for word, found in zip(answer, task.conditionals(problem, answer), strict=True):
@@ -68,6 +73,20 @@ def test_lines_are_wrong_as_often_as_said_and_go_on_from_what_is_written():
     assert low <= wrong <= high
 
 
+def test_no_line_of_a_long_answer_is_wrong_but_those_of_the_base_are():
+    problems = task.questions("long", held_out=False)[:300]
+    answers = [task.text_of(answer) for answer in task.draw_answers(problems, seed=2)]
+    assert all(problem.is_right(answer) for problem, answer in zip(problems, answers, strict=True))
+    assert {answer.count("\n") + 1 for answer in answers} == {5, 6}
+    rough = [task.text_of(answer) for answer in task.draw_answers(problems, seed=2, rough=True)]
+    right = sum(problem.is_right(answer) for problem, answer in zip(problems, rough, strict=True))
+    # A wrong line moves the total by any of six amounts, so that wrong lines may add up to a right one.
+    keeps = 1 - task.WRONG * 7 / 6
+    shares = [1 / 7 + 6 / 7 * keeps ** len(problem.turns) for problem in problems]
+    low, high = scipy.stats.binom.interval(0.999, len(rough), np.mean(shares))
+    assert low <= right <= high
+
+
 def test_an_answer_is_right_by_its_last_word():
     for problem in random.Random(0).sample(task.questions(held_out=True), 50):
         assert problem.is_right(f"one plus one makes {problem.total}")
@@ -84,14 +103,16 @@ def test_the_example_of_the_docstring_is_one():
     assert all(word in task.next_words(problem, written[:place]) for place, word in enumerate(written))
 
 
-def test_no_held_out_question_is_trained():
-    held_out, trained = (set(task.questions(held_out=held)) for held in (True, False))
+@pytest.mark.parametrize("kind", task.KINDS)
+def test_no_held_out_question_is_trained(kind):
+    held_out, trained = (set(task.questions(kind, held_out=held)) for held in (True, False))
     assert not held_out & trained
     assert len(held_out) >= 1000
 
 
 def test_the_words_measured_are_the_tokens_trained(exam):
     for problem, prompt, row in zip(exam.problems, exam.prompts, exam.rows, strict=True):
+        assert len(prompt) <= exam.kind.max_prompt_tokens and len(row) <= exam.kind.max_new_tokens
         answer = exam.tokenizer.decode(row)
         turns = [("user", problem.question), ("assistant", answer)]
         messages = [{"role": role, "content": content} for role, content in turns]
@@ -116,11 +137,11 @@ def test_a_model_that_is_the_truth_reaches_the_floor(exam):
 
 
 def seed_of(nll):
-    return {arm: {name: {"value": nll[arm], "low": 0.0, "high": 1.0} for name in report.COLUMNS} for arm in arms.ARMS}
+    return {arm: {name: {"value": nll[arm], "low": 0.0, "high": 1.0} for name in report.COLUMNS} for arm in arms.SHORT}
 
 
 def test_an_interval_over_seeds_is_students():
-    seeds = [seed_of(dict.fromkeys(arms.ARMS, value)) for value in (1.0, 2.0, 3.0)]
+    seeds = [seed_of(dict.fromkeys(arms.SHORT, value)) for value in (1.0, 2.0, 3.0)]
     found = report.combine(seeds)["live"]["nll"]
     half = scipy.stats.t.ppf(0.975, 2) / math.sqrt(3)
     assert found == pytest.approx({"value": 2.0, "low": 2 - half, "high": 2 + half}, abs=1e-3)
@@ -129,7 +150,7 @@ def test_an_interval_over_seeds_is_students():
 def test_a_claim_holds_if_the_intervals_are_apart():
     def told(labels, live):
         seeds = [
-            seed_of(dict.fromkeys(arms.ARMS, 0.0) | {"labels": labels + x, "live": live + x}) for x in (-0.1, 0, 0.1)
+            seed_of(dict.fromkeys(arms.SHORT, 0.0) | {"labels": labels + x, "live": live + x}) for x in (-0.1, 0, 0.1)
         ]
         return report.claims(report.combine(seeds), seeds)["live, forward KL beats labels on NLL of truth"]
 
@@ -138,6 +159,20 @@ def test_a_claim_holds_if_the_intervals_are_apart():
     assert not near["holds"]
     # The seeds move both alike, so that the difference within a seed is clear.
     assert near["gap_low"] == pytest.approx(0.1)
+
+
+def test_the_long_kind_compares_its_two_arms_of_equal_steps():
+    place = arms.Place(Path("work"), 0, steps=7, rate=1e-3, kind="long")
+    stages = {arm: [list(map(str, command)) for _, command in arms.commands(place, arm)] for arm in arms.LONG}
+    assert [command[0] for command in stages["stored"]] == ["train.teach", "train.distill"]
+    (twice,), (own,) = stages["stored_twice"], stages["own"]
+    assert twice[twice.index("--steps") + 1] == "14" and own[own.index("--steps") + 1] == "7"
+    assert own[own.index("--model.path") + 1] == str(place.student("stored"))
+    figures = {arm: {name: {"value": value, "low": 0.0, "high": 1.0} for name in report.COLUMNS} for arm, value in
+               {"stored": 0.3, "stored_twice": 0.2, "own": 0.1}.items()}  # fmt: skip
+    seeds = [figures] * 3
+    claims = report.claims(report.combine(seeds), seeds)
+    assert len(claims) == 3 and all(claim["holds"] for claim in claims.values())
 
 
 def test_an_experiment_with_other_settings_is_refused(tmp_path):
@@ -154,9 +189,11 @@ def test_an_experiment_with_other_settings_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_of_it_with_a_few_steps(tmp_path):
+@pytest.mark.parametrize("kind", task.KINDS)
+def test_the_whole_of_it_with_a_few_steps(tmp_path, kind):
     work = tmp_path / "work"
     command = [sys.executable, "-m", "examples.distillation.run", "--workdir", str(work), "--seeds", "1"]
+    command += ["--kind", kind]
     command += ["--steps", "4", "--rates", "1e-3", "--num-student", "40", "--num-teacher", "60"]
     command += ["--base-steps", "4", "--teacher-steps", "4", "--shuffled-steps", "4", "--questions", "6"]
     result = subprocess.run(
@@ -164,13 +201,15 @@ def test_the_whole_of_it_with_a_few_steps(tmp_path):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     results = json.loads((work / run.RESULTS).read_text())
-    assert set(results["arms"]) == {*arms.ARMS, "teacher"}
+    assert set(results["arms"]) == {*arms.ARMS[kind], "teacher"}
     for figures in results["arms"].values():
         assert figures["nll"]["value"] > results["floor"]["nll"]
         assert figures["kl_own"]["value"] >= 0
     assert results["arms"]["teacher"]["kl_teacher"]["value"] == 0
-    assert results["costs"]["live"]["teacher_tokens"] == 4 * 768
-    assert "on-policy from stored" in result.stdout
+    if kind == "short":
+        assert results["costs"]["live"]["teacher_tokens"] == 4 * 768
+    own, name = ("on_policy", "on-policy from stored") if kind == "short" else ("own", "stored top k, then on-policy")
+    assert results["costs"][own]["teacher_tokens"] > 0 and name in result.stdout
     # What has run does not run again.
     again = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0

@@ -82,7 +82,9 @@ def exact_extras(settings, inputs, k):
         "top_k_overlap": (top_t[..., None] == top_s[..., None, :]).any(-1).mean(-1),
         "teacher_top_k_mass": at(t, top_t).sum(-1),
         "student_top_k_mass": at(s, top_t).sum(-1),
-    } | {f"kl_group_{group}": trained * (groups == group) for group in range(4)}
+    }
+    for name, values in (("kl", trained), *((name, measures[name]) for name in ("kl_forward", "kl_reverse"))):
+        measures |= {f"{name}_group_{group}": values * (groups == group) for group in range(4)}
     return {name: np.sum(weights * values) for name, values in measures.items()}
 
 
@@ -101,9 +103,10 @@ def test_extras_are_those_of_numpy_at_temperature_1(name):
         np.testing.assert_allclose(value, numpy[extra], rtol=TOLERANCE, err_msg=extra)
 
 
-def test_the_gap_from_the_sampler_is_that_of_sampled_tokens():
+def test_gap_and_log_ratio_are_those_of_sampled_tokens():
     hidden, head, frozen, targets, weights, _ = make_inputs(13)
-    log_s = log_distributions(hidden, head, frozen)[0]
+    log_s, log_t = log_distributions(hidden, head, frozen)
+    taught = np.take_along_axis(log_t, targets[..., None], axis=-1)[..., 0]
     own = np.take_along_axis(log_s, targets[..., None], axis=-1)[..., 0]
     rng = np.random.default_rng(2)
     sampled = np.where(rng.random(own.shape) < 0.6, np.minimum(own + rng.normal(size=own.shape), -1e-3), 0)
@@ -119,6 +122,9 @@ def test_the_gap_from_the_sampler_is_that_of_sampled_tokens():
     _, buckets = linear_top_k_divergence(*student, *map(jnp.asarray, (ids, top, tail)), *of_tokens, **options)
     for extras in (whole, buckets):
         np.testing.assert_allclose(extras["sampler_gap"], want, rtol=TOLERANCE)
+    log_ratios = np.sum(weights * np.where(sampled < 0, own - taught, 0))
+    np.testing.assert_allclose(whole["k1"], log_ratios, rtol=1e-4)
+    assert "k1" not in buckets
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")

@@ -39,7 +39,8 @@ def make_stored(T, k, dtype=np.float16):
 
 def run(inputs, *, chunk_tokens):
     *inputs, groups = inputs
-    loss = partial(linear_top_k_divergence, chunk_tokens=chunk_tokens, groups=jnp.asarray(groups))
+    options = {"chunk_tokens": chunk_tokens, "with_overlap": True}
+    loss = partial(linear_top_k_divergence, groups=jnp.asarray(groups), **options)
     return value_and_gradients(loss, *inputs)
 
 
@@ -56,11 +57,16 @@ def exact(inputs, log_s):
     value += np.where(tau > 0, tau * np.log(np.where(tau > 0, tau / np.where(sigma > 0, sigma, 1), 1)), 0)
     dense = s * (tau / np.where(sigma > 0, sigma, 1))[..., None]
     np.put_along_axis(dense, ids, t, axis=-1)
+    is_target = ids == targets[..., None]
+    is_known = is_target.any(-1)
     measures = {
         "kl_forward": value,
         "student_entropy": -np.sum(s * log_s, -1),
         "student_loss": -np.take_along_axis(log_s, targets[..., None], axis=-1)[..., 0],
         "agreement": s.argmax(-1) == ids[..., 0],
+        "targets_in_top_k": is_known,
+        "teacher_loss_bound": -np.log(np.where(is_known, np.sum(t * is_target, -1), tau + (tau == 0))),
+        "top_k_overlap": (ids[..., None] == np.argsort(-s, -1)[..., None, : ids.shape[-1]]).any(-1).mean(-1),
         "tail_mass": tau,
         "student_tail_mass": sigma,
     } | {f"kl_group_{group}": value * (groups == group) for group in range(4)}
@@ -103,6 +109,31 @@ def test_all_token_ids_give_the_whole_forward_divergence(dtype, tolerance):
     got = run(inputs, chunk_tokens=5)
     assert_close(got, whole, tolerance)
     assert got[2]["tail_mass"] == got[2]["student_tail_mass"] == 0
+
+
+@pytest.mark.parametrize("k", [4, V])
+def test_the_bound_of_the_cross_entropy_is_exact_for_the_k_and_below_it_for_the_tail(k):
+    inputs, _, log_t = make_stored(13, k, np.float32)
+    *_, targets, weights, _ = inputs
+    whole = -np.take_along_axis(log_t, targets[..., None], axis=-1)[..., 0]
+    inside = (inputs[2] == targets[..., None]).any(-1)
+    for chosen, is_exact in ((inside, True), (~inside, False)):
+        chosen = np.float32(chosen & (weights > 0))
+        found = run((*inputs[:-2], chosen, inputs[-1]), chunk_tokens=5)[2]
+        assert found["targets_in_top_k"] == chosen.sum() * is_exact
+        if is_exact:
+            np.testing.assert_allclose(found["teacher_loss_bound"], np.sum(chosen * whole), rtol=1e-5)
+        elif chosen.any():
+            assert 0 < found["teacher_loss_bound"] < 0.9 * np.sum(chosen * whole)
+    assert inside.all() == (k == V)
+
+
+def test_a_tail_that_rounds_to_nothing_bounds_a_target_in_it_by_a_finite_number():
+    (*inputs, groups), _, _ = make_stored(5, 3, np.float32)
+    inputs[4], inputs[5] = np.zeros_like(inputs[4]), (inputs[2][..., 0] + 1).astype(np.int32) % V
+    inputs[2] = np.broadcast_to(inputs[2][..., :1] + np.array([0, 2, 3]), inputs[2].shape).astype(np.int32) % V
+    found = run((*inputs, groups), chunk_tokens=5)[2]
+    assert found["targets_in_top_k"] == 0 and 80 < found["teacher_loss_bound"] / inputs[6].sum() < 90
 
 
 @pytest.mark.parametrize("k", [4, 32])

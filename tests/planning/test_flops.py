@@ -7,7 +7,7 @@ from flax import nnx
 
 from qwen35_jax.config import MTPConfig
 from qwen35_jax.model import Qwen35
-from qwen35_jax.planning.flops import forward_flops_per_token, training_flops_per_token
+from qwen35_jax.planning.flops import forward_flops_per_token, training_flops_per_token, vision_flops_per_patch
 from qwen35_jax.presets import PRESETS
 
 CONFIG = PRESETS["2b"]
@@ -75,3 +75,14 @@ def test_models_that_cannot_be_counted_are_refused():
         forward_flops_per_token(dataclasses.replace(CONFIG, text=text), sequence_length=8, mtp_steps=1)
     with pytest.raises(ValueError, match="has experts"):
         forward_flops_per_token(PRESETS["35b-a3b"], sequence_length=8)
+
+
+def test_a_patch_is_multiplied_by_every_weight_of_the_tower_once():
+    model = nnx.eval_shape(lambda: Qwen35(CONFIG, rngs=nnx.Rngs(0)))
+    per_patch = 0
+    for path, variable in nnx.to_flat_state(nnx.state(model.vision)):
+        matrix = variable.shape[1:] if path[0] == "blocks" else variable.shape
+        if path[0] != "pos_embed" and len(matrix) > 1:
+            per_patch += 2 * variable.size / (4 if "merger" in path[0] else 1)
+    attention = 24 * 4 * 1024 * 256
+    assert vision_flops_per_patch(CONFIG.vision, frame_patches=256) == pytest.approx(per_patch + attention, rel=1e-12)

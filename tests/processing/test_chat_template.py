@@ -1,6 +1,8 @@
 """Rendered chats against transformers', with both official templates and with our own."""
 
 import itertools
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -173,3 +175,28 @@ def test_objects_become_placeholders():
 
     source = "{{ messages[0].content[0].image }}"
     assert ChatTemplate(source).render([user([{"image": Picture()}])]) == "<Picture>"
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG", bytearray(9), memoryview(b"ab"), [b"frame"]])
+def test_bytes_are_no_lists_of_numbers(content):
+    source = "{{ messages[0].content[0].image }}"
+    rendered = ChatTemplate(source).render([user([{"image": content}])])
+    assert re.fullmatch(r"<\w+>|\['<bytes>'\]", rendered)
+
+
+def test_keys_of_items_without_a_value_say_nothing():
+    """Tables give each item the keys of all, and a template asks whether a key is there."""
+    source = "{{ messages[0].content | tojson }}"
+    items = [{"type": "text", "text": "4", "image": None}, {"type": "video_url", "video_url": {"url": "x"}}, "plain"]
+    assert json.loads(ChatTemplate(source).render([user(items)])) == [
+        {"type": "text", "text": "4"},
+        {"type": "video", "video": {"url": "x"}},
+        "plain",
+    ]
+    assert items[0]["image"] is None and "video_url" in items[1]
+
+
+def test_numbering_is_left_undefined_unless_asked_for():
+    source = "{{ add_vision_id is defined }}"
+    assert ChatTemplate(source).render([ASK]) == "False"
+    assert ChatTemplate(source).render([ASK], add_vision_id=True) == "True"

@@ -51,6 +51,7 @@ def test_the_student_comes_nearer_to_a_live_teacher(distil, tmp_path, capfd):
     assert all(row["teacher_seconds"] > 0 < row["student_seconds"] for row in rows)
     told = capfd.readouterr().out
     assert "KL(student, student) 0" in told
+    assert told.index("compiled the teacher in") < told.index("KL(student, student) 0")
     # The first batch is one micro-batch; the log has four digits.
     accepted = float(told.split("is accepted with probability ")[1].split()[0])
     assert accepted == pytest.approx(rows[0]["mtp_acceptance"], abs=1e-4)

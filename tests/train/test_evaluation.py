@@ -92,7 +92,7 @@ def test_figures_of_the_run_file_stand_beside_the_losses_under_names_of_their_ow
 
     class Inputs:
         tokenizer = "tokenizer"
-        validation = None
+        validation = held_out = None
 
     evaluate = make_evaluation(settings.replace(evaluate=lambda model, _: {"x": 1}), setup, Inputs, put=None)
     assert evaluate(setup.state) == {"x": 1}

@@ -101,7 +101,7 @@ def train(workdir, *, steps, batches=100, bad=None, unsound=(), health=None, sto
         MetricsWriter(workdir, first_step=1, last_step=steps, terms=["loss"], trackers=Trackers(()), record={}),
     )
     health = HealthConfig() if health is None else health
-    watch = LossWatch(vocab_size=512, learning_rate=1e-3, warmup=0)
+    watch = LossWatch(vocab_size=512, learning_rate=1e-3, warmup=0, weights={"loss": 1.0})
     reporter = Reporter(
         workdir, metrics, Throughput(2, 1.0, 8.0), health, terms=["loss"], positions=8, first_sequence=5, watch=watch
     )

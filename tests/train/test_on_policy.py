@@ -5,10 +5,17 @@ import json
 import math
 import shutil
 
+import jax
+import numpy as np
 import pytest
 
+import qwen35_jax
 from configs.tiny_distill import config as tiny
 from qwen35_jax.hf.create import create_checkpoint
+from qwen35_jax.inference.engine import Engine
+from qwen35_jax.inference.requests import seed_of
+from qwen35_jax.inference.sampling import SamplingParams
+from qwen35_jax.processing.tokenizer import Tokenizer
 from tests.train.conftest import small_config
 from tests.train.launching import finish, kill, timeless, wait_for_save
 from train.config import (
@@ -91,6 +98,65 @@ def test_the_metrics_tell_of_the_rollouts(whole):
     assert all(rows[step]["sampler_gap"] < 1e-3 < rows[step + 1]["sampler_gap"] for step in (0, 4))
 
 
+@pytest.fixture(scope="module")
+def validated(inputs, teacher, tmp_path_factory):
+    """The directory of the same run, which also answers three prompts at every validation."""
+    workdir, settings = tmp_path_factory.mktemp("on_policy") / "validated", make_config(inputs, teacher)
+    data = dataclasses.replace(settings.recipe.data, eval_path=f"{inputs}/train.jsonl", eval_batches=1)
+    rollouts = dataclasses.replace(ROLLOUTS, eval_prompts=3)
+    objective = dataclasses.replace(settings.recipe.objective, rollouts=rollouts)
+    best = CheckpointConfig(every=3, keep=9, best_by="eval_rollout_kl_reverse")
+    run(settings.replace(data=data, objective=objective, checkpoint=best), workdir)
+    return workdir
+
+
+def test_validation_changes_no_token_that_trains(whole, validated):
+    rows = [{name: row[name] for name in row if not name.startswith("eval")} for row in timeless(validated)]
+    assert rows == timeless(whole)
+
+
+def test_validation_measures_fresh_answers_of_the_student_by_its_teacher(inputs, teacher, validated):
+    """Samples with the exported weights, and computes both divergences from the logits of both models."""
+    last = read_entries(validated / METRICS)[-1]
+    student, master = (
+        qwen35_jax.load(inputs / "base", "float32", adapter=validated / "export"),
+        qwen35_jax.load(teacher, "float32"),
+    )
+    tokenizer = Tokenizer.from_pretrained(inputs / "base")
+    rows = [json.loads(line) for line in (inputs / "train.jsonl").read_text().splitlines()]
+    prompts = [tokenizer.encode_chat(row["messages"][:-1]) for row in rows]
+    chosen = [(place, ids) for place, ids in enumerate(prompts) if len(ids) <= 40][:3]
+    done = Engine(student, tokenizer, slots=4).generate(
+        [ids for _, ids in chosen],
+        sampling=SamplingParams(temperature=1.0),
+        max_new_tokens=8,
+        seed=[seed_of(0, f"validation/{place}/0") for place, _ in chosen],
+    )
+    found = {"kl_forward": [], "kl_reverse": []}
+    quarters = {number: [] for number in range(4)}
+    for (_, ids), completion in zip(chosen, done, strict=True):
+        whole = np.array([[*ids, *completion.token_ids]])
+        log_s, log_t = (
+            np.asarray(jax.nn.log_softmax(model.logits(whole)), np.float64)[0, len(ids) - 1 : -1]
+            for model in (student, master)
+        )
+        found["kl_forward"].append(np.sum(np.exp(log_t) * (log_t - log_s), -1))
+        found["kl_reverse"].append(np.sum(np.exp(log_s) * (log_s - log_t), -1))
+        for place, value in enumerate(found["kl_reverse"][-1]):
+            quarters[4 * place // len(completion.token_ids)].append(value)
+    lengths = [len(completion.token_ids) for completion in done]
+    assert last["eval_rollout_tokens"] == sum(lengths)
+    assert last["eval_rollout_length_mean"] == pytest.approx(np.mean(lengths))
+    for name, values in found.items():
+        # float32 sums in another order.
+        assert last[f"eval_rollout_{name}"] == pytest.approx(np.concatenate(values).mean(), rel=1e-4), name
+    for number, values in quarters.items():
+        assert last[f"eval_rollout_kl_reverse_quarter_{number + 1}"] == pytest.approx(np.mean(values), rel=1e-3)
+    assert last["eval_rollout_kl_reverse"] != pytest.approx(last["eval_kl_reverse"], rel=1e-2)
+    outcome = json.loads((validated / "config.json").read_text())["outcome"]
+    assert "eval_rollout_kl_reverse" in outcome["best"]
+
+
 @pytest.mark.parametrize("step", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_that_resumes_equals_the_whole_one_bit_for_bit(whole, inputs, teacher, tmp_path, step):
     workdir = tmp_path / "run"
@@ -118,6 +184,24 @@ def test_a_run_that_resumes_equals_the_whole_one_bit_for_bit(whole, inputs, teac
 def test_settings_that_do_not_fit_are_named_when_they_are_built(inputs, teacher, changes, message):
     with pytest.raises(ValueError, match=message):
         make_config(inputs, teacher).replace(**changes)
+
+
+@pytest.mark.parametrize("prompts", [0, 1])
+def test_the_best_step_is_judged_by_answers_only_where_there_are_some(inputs, teacher, prompts):
+    settings = make_config(inputs, teacher)
+    objective = dataclasses.replace(
+        settings.recipe.objective, rollouts=dataclasses.replace(ROLLOUTS, eval_prompts=prompts)
+    )
+    changes = {
+        "objective": objective,
+        "data": dataclasses.replace(settings.recipe.data, eval_path="x.jsonl"),
+        "checkpoint": CheckpointConfig(best_by="eval_rollout_kl_reverse"),
+    }
+    if prompts:
+        assert settings.replace(**changes).options.checkpoint.best_by == "eval_rollout_kl_reverse"
+        return
+    with pytest.raises(ValueError, match="best_by='eval_rollout_kl_reverse' is no figure of this run"):
+        settings.replace(**changes)
 
 
 def test_a_model_with_too_few_positions_is_refused_before_it_is_loaded(inputs, teacher, tmp_path):

@@ -246,7 +246,7 @@ def test_text_compiles_no_vision_code(pair):
 
         return jax.jit(loss).lower(state, ids).as_text()
 
-    whole, text = pair[2], load(pair[1], "float32", vision=False)
+    whole, text = load(pair[1], "float32"), load(pair[1], "float32", vision=False)
     assert text.vision is None and whole.vision is not None
     assert lowered(text) == lowered(whole)
 

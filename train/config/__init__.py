@@ -25,9 +25,10 @@ from train.config.layout import Layout, MeshConfig
 from train.config.optim import OptimConfig
 from train.config.options import CheckpointConfig, EarlyStopConfig, Options, SamplesConfig, parse_steps
 from train.config.recipe import ModelSource, Recipe
+from train.config.vision import VisionDataConfig
 from train.objectives.distill import Distillation, MtpDistillConfig
 from train.objectives.mtp import MtpLossConfig
-from train.objectives.rollouts import RolloutConfig
+from train.objectives.rollouts import OF_ROLLOUTS, RolloutConfig
 from train.objectives.sft import Supervised
 from train.objectives.teacher import TeacherConfig
 
@@ -53,6 +54,7 @@ __all__ = [
     "Supervised",
     "TeacherConfig",
     "TrainConfig",
+    "VisionDataConfig",
 ]
 
 # Flags do not name the three classes: it is ``--steps``, not ``--recipe.steps``.
@@ -74,9 +76,24 @@ class TrainConfig:
 
         self._check_evaluation()
         objective = self.recipe.objective
+        if self.recipe.data.vision is not None:
+            self._check_vision()
         if isinstance(objective, Distillation) and objective.rollouts is not None:
             objective.rollouts.check_data(self.recipe.data)
             objective.rollouts.check_mesh(self.layout.mesh, self.recipe.data)
+
+    def _check_vision(self) -> None:
+        """Checks that what the run does is done with images too."""
+        objective = self.recipe.objective
+        if not isinstance(objective, Distillation):
+            return
+        if objective.rollouts is not None:
+            raise ValueError("rollouts are sampled from text alone; leave out data.vision, or train without rollouts.")
+        if objective.teacher.store is not None:
+            raise ValueError(
+                f"teacher.store={objective.teacher.store!r} knows documents by their tokens, which do not tell one "
+                "image from another; leave it out, so that a live teacher sees the images of data.vision."
+            )
 
     def _check_evaluation(self) -> None:
         """Checks that there is something to evaluate where the settings speak of evaluations."""
@@ -94,6 +111,8 @@ class TrainConfig:
         objective = self.recipe.objective
         terms = objective.make(loss_chunk=self.layout.loss_chunk, remat=self.layout.remat, validates=True).weights
         known = [f"{PREFIX}{term}" for term in terms] if evaluates else []
+        if evaluates and isinstance(objective, Distillation) and objective.validates_rollouts:
+            known += [f"{PREFIX}{OF_ROLLOUTS}{term}" for term in terms]
         if Goal.parse(best_by).metric not in known:
             raise ValueError(
                 f"checkpoint.best_by={best_by!r} is no figure of this run; "
@@ -101,10 +120,14 @@ class TrainConfig:
             )
 
     def before_overrides(self, argv: Sequence[str]) -> "TrainConfig":
-        """Applies ``--tune``, which decides whether there are options of adapters, before other options are read.
+        """Applies what decides which other options there are: ``--tune`` those of adapters, any of vision the others.
 
-        Where it changes what trains, the learning rate of the run file is another kind's, and gives way to the default.
+        Where ``--tune`` changes what trains, the learning rate of the run file is another kind's, and gives way to the
+        default.
         """
+        if self.recipe.data.vision is None and any(argument.startswith("--data.vision.") for argument in argv):
+            with_vision = dataclasses.replace(self.recipe.data, vision=VisionDataConfig())
+            return self.replace(data=with_vision).before_overrides(argv)
         words = [word for argument in argv for word in argument.split("=", 1)]
         given = words[words.index("--tune") + 1 :][:1] if "--tune" in words else []
         if given == [self.recipe.kind] or given not in (["full"], ["lora"]):

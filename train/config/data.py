@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from train.config.vision import VisionDataConfig
 from train.data.convert import Convert, check_convert
 from train.data.forms import NAMES, FormName
+from train.objectives.checks import check_finite
 
 _POLICIES = ("drop", "error")
 
@@ -136,6 +138,9 @@ class DataConfig(Reading):
     num_threads: int = field(default=4, compare=False)
     """Threads that read, render and tokenise ahead of training."""
 
+    vision: VisionDataConfig | None = None
+    """Images and videos of the conversations; None refuses rows that hold some."""
+
     eval_path: str | None = field(default=None, compare=False)
     """Validation data, given like ``path``. Of a hub dataset its split ``validation`` is read, or ``eval_split``."""
 
@@ -149,6 +154,7 @@ class DataConfig(Reading):
     """Most batches of validation data, from their start; None for all of them."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "data.")
         self._check_reading("data")
         if not self.path and not self.sources:
             raise ValueError("--data.path is empty; give a file, a glob, a folder, or the id of a hub dataset.")

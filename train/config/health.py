@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from train.objectives.checks import check_finite
+
 
 @dataclass(frozen=True)
 class HealthConfig:
@@ -23,14 +25,14 @@ class HealthConfig:
     """Largest loss as a multiple of its running mean."""
 
     def __post_init__(self):
+        check_finite(self, "health.")
         if self.policy not in ("stop", "skip"):
             raise ValueError(f"health.policy={self.policy!r} is unknown; choose stop or skip.")
         if self.max_skips < 1:
             raise ValueError(f"health.max_skips={self.max_skips} must be at least 1; health.policy=stop allows none.")
-        # `not x > 0` refuses NaN too, which as a limit would make every step unsound.
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise ValueError(f"health.max_grad_norm={self.max_grad_norm} must be positive; None sets no limit.")
         for name in ("grad_norm_factor", "loss_factor"):
             value = getattr(self, name)
-            if value is not None and not value > 1:
+            if value is not None and value <= 1:
                 raise ValueError(f"health.{name}={value} must be above 1; None sets no limit.")

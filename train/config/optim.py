@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from train.objectives.checks import check_finite
+
 StorageDtype = Literal["bfloat16", "float32"]
 
 # Adapters take about ten times the rate of whole weights ("LoRA Without Regret", Thinking Machines). TRL gives about
@@ -40,6 +42,7 @@ class OptimConfig:
     changes it by a fraction 1 - b2, most of which bfloat16 would round away."""
 
     def __post_init__(self):
+        check_finite(self, "optim.")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"optim.learning_rate={self.learning_rate} must be positive.")
         if not (self.warmup >= 0 and (isinstance(self.warmup, int) or self.warmup < 1)):
@@ -53,6 +56,8 @@ class OptimConfig:
             raise ValueError(f"optim.b1={self.b1} and optim.b2={self.b2} must be in [0, 1).")
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(f"optim.final_fraction={self.final_fraction} must be in [0, 1].")
+        if not self.eps > 0:
+            raise ValueError(f"optim.eps={self.eps} must be positive; it is added to what Adam divides by.")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"optim.clip_norm={self.clip_norm} must be positive; None switches clipping off.")
 

@@ -1,6 +1,5 @@
 """How a run is operated: what changes none of its numbers."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -13,6 +12,7 @@ from qwen35_jax.gcs import check_scheme
 from qwen35_jax.model import Qwen35
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.wording import did_you_mean
+from train.objectives.checks import check_finite
 from train.observe.trackers import TRACKERS, Tracker, Trackers
 
 
@@ -52,10 +52,11 @@ class EarlyStopConfig:
     """By how much an evaluation must be better to count as better."""
 
     def __post_init__(self):
+        check_finite(self, "early_stop.")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"early_stop.patience={self.patience} must be at least 1; None never stops early.")
-        if not 0 <= self.min_delta < math.inf:
-            raise ValueError(f"early_stop.min_delta={self.min_delta} must be a number from 0.")
+        if self.min_delta < 0:
+            raise ValueError(f"early_stop.min_delta={self.min_delta} must be 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class Options:
     """Price of a chip for an hour, for the plan."""
 
     def __post_init__(self):
+        check_finite(self)
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise ValueError(f"evaluate_every={self.evaluate_every} must be at least 1.")
         for name, wanted in (
@@ -136,6 +138,9 @@ class Options:
             check_scheme(self.workdir)
         if self.plan is None and (self.plan_json, self.plan_price) != (None, None):
             raise ValueError("plan_json and plan_price belong to a plan; name its TPUs with --plan, such as v5e:2x4.")
+
+        if self.plan_price is not None and self.plan_price < 0:
+            raise ValueError(f"plan_price={self.plan_price} is negative; give what a chip costs for an hour.")
 
     def _check_report_to(self) -> None:
         names = self.report_to or ()

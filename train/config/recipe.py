@@ -82,6 +82,7 @@ class Recipe:
                 "layers by --lora.targets, or train whole weights with --tune full."
             )
         self._check_own_base()
+        self._check_tower()
         if self.branch_from is not None and not re.fullmatch(r".+@\d+", self.branch_from):
             raise ValueError(f"branch_from={self.branch_from!r} names no step; give RUN@STEP, such as runs/first@100.")
 
@@ -129,6 +130,15 @@ class Recipe:
             raise ValueError(
                 "teacher.own_base shares the weights of the base, but this run trains them; train adapters with "
                 f"--tune lora, or load the base a second time with --teacher.path {self.model.path}."
+            )
+
+    def _check_tower(self) -> None:
+        """Checks that a run of text, which loads no vision tower, does not train it."""
+        option, words = ("train", self.train) if self.lora is None else ("lora.targets", self.lora.targets)
+        if self.data.vision is None and (named := {*VISION_GROUPS} & {*words}):
+            raise ValueError(
+                f"{option} has {min(named)!r}, but a run of text loads no vision tower; give data.vision, or leave it "
+                "out."
             )
 
     def _apply_tune(self) -> None:

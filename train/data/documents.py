@@ -22,14 +22,22 @@ from train.config.data import DataConfig, Source
 from train.data.forms import columns_of
 from train.data.masking import Example, Rendered, encode_conversations, encode_text, render_conversation
 from train.data.order import Mixture, ShuffledRows, held_out_rows
+from train.data.pictures import Picture
 from train.data.reading import RowReader, Survey
 from train.data.rows import Conversation, RowError, control_tokens
 from train.data.sources import WINDOW_BYTES, RowSource
+from train.data.vision import VisionReader
 
 logger = logging.getLogger(__name__)
 
 _CHECKED_BYTES = 1 << 28
 _CHECKED_RUNS = 64
+
+REMEDIES = {
+    "too_long": "raise --data.sequence-length",
+    "too_many_patches": "raise --data.vision.patches-per-sequence or lower --data.vision.max-pixels",
+}
+"""What helps where a document does not fit into a sequence, by reason."""
 
 Document = list[Example | RowError]
 """What a position of the order holds: examples, several if a text was cut or each turn is a document of its own; and
@@ -39,15 +47,19 @@ for what cannot be used, why."""
 class Documents:
     """Every document that a run may draw, by its position in the order. It depends on data and settings alone."""
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer):
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, vision: VisionReader | None = None):
         """Finds and indexes the files of every source.
+
+        Args:
+          vision: reads images and videos, where ``config.vision`` asks for them.
 
         Raises:
           ValueError: a source cannot be read or holds no row, or its weight is too small.
         """
-        self.config, self._tokenizer = config, tokenizer
+        assert (vision is None) == (config.vision is None), "the settings of vision come with what reads images"
+        self.config, self.vision, self._tokenizer = config, vision, tokenizer
         control = control_tokens(tokenizer)
-        self._readers = [RowReader(source, control) for source in config.mixture]
+        self._readers = [RowReader(source, control, vision=vision is not None) for source in config.mixture]
         self.sources = [_open(source) for source in config.mixture]
         self._rows = [
             ShuffledRows(*source.groups, window_bytes=WINDOW_BYTES, seed=(config.seed, number))
@@ -95,7 +107,7 @@ class Documents:
         texts = [text for document in prepared for text in document if isinstance(text, Rendered)]
         examples = iter(encode_conversations(self._tokenizer, texts))
         return [
-            [self._fitting(next(examples)) if isinstance(each, Rendered) else each for each in document]
+            [self._finish(next(examples), each.pictures) if isinstance(each, Rendered) else each for each in document]
             for document in prepared
         ]
 
@@ -126,6 +138,7 @@ class Documents:
             "shares": self._mixture.places,
             "vocabulary": len(self._tokenizer),
             **held_out,
+            **({} if self.vision is None else {"vision": self.vision.identity}),
         } | {name: getattr(self.config, name) for name in names}
 
     @property
@@ -183,8 +196,13 @@ class Documents:
         try:
             content = self._readers[source].read(self.sources[source][row])
             if isinstance(content, str):
-                return encode_text(self._tokenizer, content, max_length=self.config.sequence_length)
-            return self._render(content)
+                pieces = encode_text(self._tokenizer, content, max_length=self.config.sequence_length)
+                return pieces if self.vision is None else [self.vision.finish(piece) for piece in pieces]
+            rendered = self._render(content)
+            if self.vision is None:
+                return rendered
+            pictures = self.vision.open(content.media, self.sources[source].folder(row))
+            return [self.vision.place(each, pictures) for each in rendered]
         except RowError as err:
             return [err]
 
@@ -207,10 +225,19 @@ class Documents:
             raise RowError("untrained", "the last turn is marked as not to be trained, and data.train_on is last")
         return rendered
 
-    def _fitting(self, example: Example) -> Example | RowError:
-        longest = self.config.sequence_length
+    def _finish(self, example: Example, pictures: tuple[Picture, ...]) -> Example | RowError:
+        """Completes a tokenised conversation, which must fit into a sequence."""
+        longest, vision = self.config.sequence_length, self.config.vision
+        if self.vision is not None:
+            example = self.vision.finish(example, pictures)
         if len(example) > longest:
             return RowError("too_long", f"{len(example)} tokens, more than data.sequence_length={longest}")
+        if vision is not None and example.num_patches > vision.patches_per_sequence:
+            return RowError(
+                "too_many_patches",
+                f"{example.num_patches} patches, more than "
+                f"data.vision.patches_per_sequence={vision.patches_per_sequence}",
+            )
         return example
 
     def locate(self, position: int) -> tuple[int, int]:
@@ -226,7 +253,7 @@ def is_refused(reason: str, config: DataConfig) -> bool:
 
 def policy_of(reason: str) -> Literal["long_rows", "bad_rows"]:
     """Names the setting that says what becomes of rows that are unusable for a reason."""
-    return "long_rows" if reason == "too_long" else "bad_rows"
+    return "long_rows" if reason in REMEDIES else "bad_rows"
 
 
 def stop_if_refused(where: str, err: RowError, config: DataConfig) -> None:
@@ -238,7 +265,7 @@ def stop_if_refused(where: str, err: RowError, config: DataConfig) -> None:
     if not is_refused(err.reason, config):
         return
     policy = policy_of(err.reason)
-    other = "raise --data.sequence-length" if policy == "long_rows" else "mend the row"
+    other = REMEDIES.get(err.reason, "mend the row")
     option = policy.replace("_", "-")
     raise ValueError(f"{where}: {err}; {other}, or leave such rows out with --data.{option} drop.") from err
 

@@ -17,7 +17,9 @@ from qwen35_jax.storage import user_cache, write_json
 from train.data.documents import Document, Documents
 from train.data.masking import Example
 from train.data.measure import Measurement, measure
+from train.data.pictures import Picture
 from train.data.shards import Shard
+from train.data.vision import VisionReader
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class _StandIns:
 
     def __init__(self, documents: Documents, found: Measurement):
         self.config = documents.config
+        self.vision: VisionReader | None = None
         self.epoch_length, self.names, self.where = documents.epoch_length, documents.names, documents.where
         self.tell_left_out = documents.tell_left_out
         self._locate, self._found = documents.locate, found
@@ -72,12 +75,19 @@ class _StandIns:
         source, row = self._locate(position)
         measured_at = int(self._measured_at[source][row])
         start = int(self._found.ends[measured_at - 1]) if measured_at else 0
-        return [_stand_in(length) for length in self._found.lengths[start : self._found.ends[measured_at]].tolist()]
+        own = slice(start, self._found.ends[measured_at])
+        sizes = zip(self._found.lengths[own].tolist(), self._found.patches[own].tolist(), strict=True)
+        return [_stand_in(*each) for each in sizes]
 
 
 @lru_cache
-def _stand_in(length: int) -> Example:
-    return Example(np.zeros(length, np.int32), np.zeros(length, bool))
+def _stand_in(length: int, patches: int) -> Example:
+    pictures = (Picture((1, 1, patches), _no_patches),) if patches else ()
+    return Example(np.zeros(length, np.int32), np.zeros(length, bool), pictures=pictures)
+
+
+def _no_patches() -> np.ndarray:
+    raise AssertionError("what stands for an image is never looked at")
 
 
 def count_batches(documents: Documents, found: Measurement) -> int:

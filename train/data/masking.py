@@ -33,6 +33,7 @@ from jaxtyping import Bool, Int32
 
 from qwen35_jax.processing import ChatTemplate, Tokenizer
 from qwen35_jax.processing.tokenizer import END_OF_TEXT
+from train.data.pictures import Picture
 from train.data.rows import Conversation
 
 _TURN = re.compile(r"<\|im_start\|>assistant\n(.*?)<\|im_end\|>", re.DOTALL)
@@ -49,9 +50,16 @@ class Example:
     trained: Bool[np.ndarray, " T"]
     signals: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Further values for each token, by the name of their batch field; tokens are along the first axis."""
+    pictures: tuple[Picture, ...] = ()
+    """Its images and videos in reading order."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of all its images and videos."""
+        return sum(picture.num_patches for picture in self.pictures)
 
     def values(self) -> dict[str, np.ndarray]:
         """Returns everything that an example knows about its tokens, by the name of the batch field."""
@@ -63,6 +71,8 @@ class Rendered(NamedTuple):
 
     text: str
     trained: list[tuple[int, int]]
+    pictures: tuple[Picture, ...] = ()
+    """What its places for images and videos show, in their order."""
 
 
 def render_conversation(
@@ -80,7 +90,7 @@ def render_conversation(
       ChatTemplateError: the template refuses the conversation.
       ValueError: the template does not mark the turns as Qwen3.5's does.
     """
-    messages, tools, may_train = conversation
+    messages, tools, may_train, _ = conversation
     turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     if train_on == "each":
         documents = _documents_of_turns(template, conversation, turns)
@@ -122,7 +132,7 @@ def _documents_of_turns(template: ChatTemplate, conversation: Conversation, turn
 
 def encode_conversations(tokenizer: Tokenizer, conversations: Sequence[Rendered]) -> list[Example]:
     """Tokenises rendered conversations; several at a time take less time than one by one."""
-    texts, spans = [text for text, _ in conversations], [trained for _, trained in conversations]
+    texts, spans = [each.text for each in conversations], [each.trained for each in conversations]
     examples = []
     for ids, ranges in tokenizer.encode_with_ranges(texts, spans):
         trained = np.zeros(len(ids), bool)

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from train.config.data import DataConfig
-from train.data.documents import Documents, stop_if_refused
+from train.data.documents import REMEDIES, Documents, stop_if_refused
+from train.data.masking import Example
 from train.data.rows import RowError
 
 SAMPLE_DOCUMENTS, SAMPLE_TOKENS = 2048, 1 << 22
@@ -27,6 +28,8 @@ class Measurement(NamedTuple):
     """Tokens of every example."""
     trained: Int32[np.ndarray, " E"]
     """Trained tokens of every example."""
+    patches: Int32[np.ndarray, " E"]
+    """Patches of the images and videos of every example."""
     ends: Int32[np.ndarray, " D"]
     """For each document, the number of examples up to its last one."""
     num_held_out: int
@@ -59,8 +62,12 @@ class Measurement(NamedTuple):
         return round(int(self.lengths.sum()) * self.epoch_length / self.documents)
 
     def steps_of_epoch(self, config: DataConfig) -> float:
-        """Returns how many batches the tokens of an epoch fill; padding makes them a little more."""
-        return self.epoch_tokens / (config.sequences_per_batch * config.sequence_length)
+        """Returns how many batches the tokens and patches of an epoch fill; padding makes them a little more."""
+        sequences = self.epoch_tokens / config.sequence_length
+        if config.vision is not None:
+            patches = int(self.patches.sum()) * self.epoch_length / self.documents
+            sequences = max(sequences, patches / config.vision.patches_per_sequence)
+        return sequences / config.sequences_per_batch
 
 
 def measure(documents: Documents, *, whole: bool) -> Measurement:
@@ -75,16 +82,16 @@ def measure(documents: Documents, *, whole: bool) -> Measurement:
     count = documents.epoch_length if whole else min(documents.epoch_length, SAMPLE_DOCUMENTS)
     positions = range(count)
 
-    def read(run: int) -> list[list[tuple[int, int] | RowError]]:
+    def read(run: int) -> list[list[tuple[int, int, int] | RowError]]:
         return [
-            [each if isinstance(each, RowError) else (len(each), int(each.trained.sum())) for each in document]
+            [each if isinstance(each, RowError) else _measured(each) for each in document]
             for document in documents.load(positions[run * _RUN : (run + 1) * _RUN])
         ]
 
     threads = documents.config.num_threads
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     stream = grain.MapDataset.range(-(-count // _RUN)).map(read).to_iter_dataset(options)
-    lengths, trained, ends, tokens = array("i"), array("i"), array("i"), 0
+    lengths, trained, patches, ends, tokens = array("i"), array("i"), array("i"), array("i"), 0
     num_held_out, num_lost, lost, places = 0, 0, Counter(), {}
     for document in (document for run in stream for document in run):
         num_held_out += not document
@@ -95,15 +102,24 @@ def measure(documents: Documents, *, whole: bool) -> Measurement:
             lost[err.reason] += 1
             places.setdefault(err.reason, f"{where}: {err}")
         num_lost += any(err.reason != "left_out" for err in errors)
-        for length, number in (each for each in document if not isinstance(each, RowError)):
+        for length, number, shown in (each for each in document if not isinstance(each, RowError)):
             lengths.append(length)
             trained.append(number)
+            patches.append(shown)
             tokens += length
         ends.append(len(lengths))
         if not whole and tokens > SAMPLE_TOKENS:
             break
-    counts = np.asarray(lengths, np.int32), np.asarray(trained, np.int32), np.asarray(ends, np.int32)
+    counts = _int32(lengths), _int32(trained), _int32(patches), _int32(ends)
     return Measurement(documents.epoch_length, *counts, num_held_out, num_lost, lost, places)
+
+
+def _int32(values: array) -> Int32[np.ndarray, " E"]:
+    return np.asarray(values, np.int32)
+
+
+def _measured(example: Example) -> tuple[int, int, int]:
+    return len(example), int(example.trained.sum()), example.num_patches
 
 
 def check_lost(found: Measurement, config: DataConfig) -> None:
@@ -115,7 +131,7 @@ def check_lost(found: Measurement, config: DataConfig) -> None:
     if found.share_lost <= config.max_lost:
         return
     reasons = "; ".join(f"{reason} {count:,} ({found.places[reason]})" for reason, count in found.lost.most_common())
-    longer = " (too_long: raise --data.sequence-length)" if "too_long" in found.lost else ""
+    longer = "".join(f" ({reason}: {remedy})" for reason, remedy in REMEDIES.items() if reason in found.lost)
     raise ValueError(
         f"{found.share_lost:.1%} of the documents would be left out, more than data.max_lost={config.max_lost:g}: "
         f"{reasons}; mend the rows{longer}, or give {enough(found)} to train on the rest."
@@ -138,6 +154,11 @@ def describe(found: Measurement, config: DataConfig, steps: int | None) -> list[
         f"{documents}{beside}, {about}{tokens:,} tokens, {_share(found.trained, length)} of them trained; "
         f"examples of {int(np.median(length))} tokens by the median, {int(length.max())} at most"
     ]
+    if config.vision is not None and (shown := found.patches[found.patches > 0]).size:
+        lines.append(
+            f"{len(shown) / len(found.patches):.0%} of the examples hold images or videos, of "
+            f"{int(np.median(shown)):,} patches by the median, {int(shown.max()):,} at most"
+        )
     if found.lost:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in found.lost.most_common())
         trained = found.documents - found.num_held_out

@@ -18,6 +18,7 @@ from train.config.data import DataConfig
 from train.data.documents import Documents
 from train.data.packing import PackedSequence, Signals, make_batch
 from train.data.shards import Shard
+from train.data.vision import VisionReader
 from train.state import TrainState
 
 
@@ -53,25 +54,31 @@ class Batches(Protocol):
 
 
 def make_batches(
-    config: DataConfig, tokenizer: Tokenizer, sequences: range | None = None, signals: Signals | None = None
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    sequences: range | None = None,
+    signals: Signals | None = None,
+    vision: VisionReader | None = None,
 ) -> "BatchIterator":
     """Opens the data, checks rows as far as that takes seconds, and returns the iterator of batches.
 
     Args:
       sequences: the neighbouring sequences of every batch that this process feeds; None for all.
       signals: further values for the tokens, which are read when a batch is laid out.
+      vision: reads images and videos, where ``config.vision`` asks for them.
 
     Raises:
       ValueError: the data cannot be read; a row is unusable and ``bad_rows`` is ``error``; no row is usable;
         ``sequences`` are not those of a batch; or the signals are those of other data.
     """
-    return BatchIterator(Documents(config, tokenizer), tokenizer, sequences, signals)
+    return BatchIterator(Documents(config, tokenizer, vision), tokenizer, sequences, signals)
 
 
 class BatchIterator:
     """Yields packed batches: ``{"input_ids", "segment_ids", "trained"}``, numpy arrays [len(sequences), tokens].
 
-    Where there are signals, their arrays [len(sequences), tokens, ...] come on top.
+    Where there are signals, their arrays [len(sequences), tokens, ...] come on top, and with images and videos those of
+    `train.batch.vision_fields`.
 
     It ends after ``epochs``; the sequences of a data shard that ended before the others are padding then. With
     ``epochs=None`` it never ends. Nor does it for a process that reads some of the data shards only and cannot know
@@ -130,6 +137,7 @@ class BatchIterator:
             sequence_length=self._config.sequence_length,
             pad_token_id=self._pad_token_id,
             signals=self.signals,
+            vision=self._documents.vision,
             where=lambda key: self._documents.where(key[0]),
         )
 

@@ -9,10 +9,13 @@ from typing import Any
 from train.config.data import Source
 from train.data.convert import converted, source_digest
 from train.data.forms import NAMES, FormName, forms_of, read_as, unread_columns, unread_message_keys
+from train.data.forms.media import media_column
 from train.data.rows import Conversation, RowError, check_row
 from train.data.values import named
 
 logger = logging.getLogger(__name__)
+
+_TURN_ON = "give data.vision in the run file, or --data.vision.max-pixels 1048576, to train on them"
 
 
 class RowReader:
@@ -22,13 +25,14 @@ class RowReader:
     name it is told by the keys, and must be one of those that were seen when the run started (`Survey`).
     """
 
-    def __init__(self, source: Source, control: re.Pattern[str]):
+    def __init__(self, source: Source, control: re.Pattern[str], *, vision: bool = False):
         """Takes the settings of the source.
 
         Args:
           control: tokens that a row must not spell (`train.data.rows.control_tokens`).
+          vision: whether images and videos are read; rows that hold some are unusable otherwise.
         """
-        self._source, self._control = source, control
+        self._source, self._control, self._vision = source, control, vision
         self._seen: tuple[FormName, ...] | None = None
 
     def read(self, row: Any) -> Conversation | str:
@@ -70,7 +74,13 @@ class RowReader:
         Raises:
           RowError: it cannot be used.
         """
+        if form != "text" and not self._vision and (column := media_column(row)):
+            raise RowError("vision", f"the row holds images or videos in its column {column!r}; {_TURN_ON}")
         content = read_as(form, row)
+        if isinstance(content, Conversation) and content.media and not self._vision:
+            raise RowError("vision", f"the row holds images or videos; {_TURN_ON}")
+        if isinstance(content, str) and self._vision and (column := media_column(row)):
+            raise RowError("vision", f"a text cannot hold the media of {column!r}; write the row as a conversation")
         check_row(content, self._control)
         return content
 

@@ -24,12 +24,14 @@ Reason = Literal[
     "think_marks",
     "tool_marks",
     "vision",
+    "media",
     "control_token",
     "weight",
     "template_kwargs",
     "untrained",
     "template",
     "too_long",
+    "too_many_patches",
 ]
 """Under which name unusable rows are counted; ``left_out`` are those that the user's function left out."""
 
@@ -53,16 +55,31 @@ class RowError(ValueError):
         self.reason: Reason = reason
 
 
+class Media(NamedTuple):
+    """An image or a video of a conversation, as the row has it."""
+
+    kind: Literal["image", "video"]
+    source: Any = None
+    """A path, a URL, bytes, an object with ``bytes`` and ``path``, an image of Pillow, an array, or for a video a list
+    of frames."""
+    options: Mapping[str, Any] = {}
+    """What the row says about how it is read, such as ``max_pixels``."""
+
+
 class Conversation(NamedTuple):
     """A conversation in the one form that everything behind the readers knows."""
 
     messages: list[dict[str, Any]]
-    """Each has ``role`` and ``content``, a string; an assistant's may have ``reasoning_content``, a string, and
-    ``tool_calls``, whose ``arguments`` are objects. Some carry ``name`` or ``tool_call_id``."""
+    """Each has ``role`` and ``content``. An assistant's content is a string, and it may have ``reasoning_content``, a
+    string, and ``tool_calls``, whose ``arguments`` are objects. The content of others is a string or, where it holds
+    media, a list of ``{"type": "text", "text": ...}``, ``{"type": "image"}`` and ``{"type": "video"}``. Some messages
+    carry ``name`` or ``tool_call_id``."""
     tools: list[dict[str, Any]] | None
     """JSON schemas."""
     trained: list[bool]
     """For each message whether it may be trained; only turns of the assistant are."""
+    media: tuple[Media, ...] = ()
+    """Its images and videos in reading order."""
 
 
 def control_tokens(tokenizer: Tokenizer) -> re.Pattern[str]:
@@ -91,9 +108,11 @@ def check_row(row: Conversation | str, control: re.Pattern[str]) -> None:
     _check_order(row.messages)
     for number, message in enumerate(row.messages, start=1):
         where = f"message {number} ({message['role']})"
+        if message["role"] in ("system", "assistant") and not isinstance(message["content"], str):
+            raise RowError("vision", f"{where} holds an image or a video; only the user and tools may show one")
         if message["role"] == "assistant":
             _check_answer(message, where)
-        elif message["role"] == "tool" and (mark := _RESPONSE_MARKS.search(message["content"])):
+        elif message["role"] == "tool" and (mark := _RESPONSE_MARKS.search(text_in(message["content"]))):
             raise RowError("tool_marks", f"{where} spells {mark[0]}, which the template writes around every result")
         for text in _strings(message):
             _check_control(text, where, control)
@@ -101,6 +120,11 @@ def check_row(row: Conversation | str, control: re.Pattern[str]) -> None:
         _check_control(text, "'tools'", control)
     if not any(row.trained):
         raise RowError("untrained", "every turn of the assistant is marked as not to be trained")
+
+
+def text_in(content: str | list[dict[str, Any]]) -> str:
+    """Returns the text of a content."""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def _check_order(messages: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from train.data.documents import Document, stop_if_refused
 from train.data.masking import Example
 from train.data.packing import PackedSequence, Packer, used
 from train.data.rows import RowError
+from train.data.vision import VisionReader
 
 _ENDLESS = 1 << 62
 _MAX_UNUSED = 100_000
@@ -19,6 +20,10 @@ _MAX_UNUSED = 100_000
 _RUN = 8
 # How much may be tokenised ahead of the packer: enough for seconds of training, and bounded in memory.
 _MAX_DOCUMENTS_AHEAD, _MAX_TOKENS_AHEAD = 2048, 1 << 26
+# Fewer where there are images, for a document may hold the bytes of their files.
+_MAX_PICTURED_AHEAD = 256
+# How many batches of images are decoded ahead: one is laid out while the next one is decoded.
+_BATCHES_DECODED = 2
 
 
 @runtime_checkable
@@ -26,6 +31,7 @@ class Corpus(Protocol):
     """The documents of a run by their position, as ``train.data.documents`` has them."""
 
     config: DataConfig
+    vision: VisionReader | None
 
     @property
     def epoch_length(self) -> int:
@@ -53,8 +59,9 @@ class Corpus(Protocol):
 class Shard:
     """Every ``shards``-th document from ``number`` on, in packed sequences.
 
-    grain's threads read, render and tokenise ahead without changing the order. The state says how many documents were
-    taken, and the positions of those still held. These are tokenised again when a state is restored.
+    grain's threads read, render and tokenise ahead without changing the order. The images of the next documents are
+    decoded by threads of their own. The state says how many documents were taken, and the positions of those still
+    held. These are tokenised and decoded again when a state is restored.
     """
 
     def __init__(self, documents: Corpus, number: int, num_threads: int):
@@ -62,7 +69,8 @@ class Shard:
         self._documents = documents
         end = _ENDLESS if config.epochs is None else config.epochs * documents.epoch_length
         self._positions = range(number, end, config.shards)
-        ahead = min(_MAX_DOCUMENTS_AHEAD, _MAX_TOKENS_AHEAD // config.sequence_length) // _RUN
+        most = _MAX_DOCUMENTS_AHEAD if documents.vision is None else min(_MAX_DOCUMENTS_AHEAD, _MAX_PICTURED_AHEAD)
+        ahead = min(most, _MAX_TOKENS_AHEAD // config.sequence_length) // _RUN
         options = grain.ReadOptions(
             num_threads=num_threads,
             prefetch_buffer_size=max(2 * num_threads, ahead * num_threads // config.num_threads),
@@ -70,7 +78,11 @@ class Shard:
         num_runs = -(-len(self._positions) // _RUN)
         self._stream = iter(grain.MapDataset.range(num_runs).map(self._load).to_iter_dataset(options))
         self._loaded: deque[Document] = deque()
-        self._packer = Packer(config.sequence_length, config.open_sequences)
+        patches = 1 if config.vision is None else config.vision.patches_per_sequence
+        self._vision, self._patches_ahead, self._most_ahead = documents.vision, 0, 0
+        if self._vision is not None:
+            self._most_ahead = _BATCHES_DECODED * patches * config.sequences_per_batch // config.shards
+        self._packer = Packer(config.sequence_length, config.open_sequences, patches)
         self._ready: deque[PackedSequence] = deque()
         self._taken = 0
         self._unused_in_a_row = 0
@@ -89,12 +101,11 @@ class Shard:
           ValueError: a document is too long or unusable and its policy is ``error``, or none of very many was usable.
         """
         while len(self._ready) < count:
-            if not self._loaded:
-                self._loaded.extend(next(self._stream, ()))
+            self._load_ahead()
             if not self._loaded:
                 self._ready.extend(self._packer.flush())
                 break
-            self._take(self._loaded.popleft())
+            self._take(self._next_document())
         sequences = [self._ready.popleft() for _ in range(min(len(self._ready), count))]
         self.counts["sequences"] += len(sequences)
         self.counts["tokens"] += sum(map(used, sequences))
@@ -117,12 +128,15 @@ class Shard:
         positions = sorted({position for keys in held_keys for position, _ in keys})
         held = dict(zip(positions, self._documents.load(positions), strict=True))
         restored = [
-            [((position, piece), _usable(held[position][piece])) for position, piece in keys] for keys in held_keys
+            [((position, piece), _held(held[position][piece])) for position, piece in keys] for keys in held_keys
         ]
         self._taken = state["taken"]
         run, place = divmod(self._taken, _RUN)
         self._stream.set_state({"next_index": run})
-        self._loaded = deque([*next(self._stream, ())][place:])
+        self._loaded, self._patches_ahead = deque(), 0
+        self._append([*next(self._stream, ())][place:])
+        if self._vision is not None:
+            self._vision.start(example for sequence in restored for _, example in sequence)
         self._packer.restore(restored[: len(state["open"])])
         self._ready = deque(restored[len(state["open"]) :])
         self.counts, self.dropped = Counter(state["counts"]), Counter(state["dropped"])
@@ -132,6 +146,36 @@ class Shard:
         """Reads and tokenises the next few documents; runs in grain's threads."""
         return self._documents.load(self._positions[run * _RUN : (run + 1) * _RUN])
 
+    def _load_ahead(self) -> None:
+        """Takes the next documents from the stream: one if there is none, and as many as are to be decoded ahead."""
+        while not self._loaded or (self._patches_ahead < self._most_ahead and len(self._loaded) < _MAX_DOCUMENTS_AHEAD):
+            run = next(self._stream, None)
+            if run is None:
+                return
+            self._append(run)
+
+    def _append(self, documents: Sequence[Document]) -> None:
+        self._loaded.extend(documents)
+        self._patches_ahead += sum(map(_num_patches, documents))
+        if self._vision is not None:
+            self._vision.start(example for document in documents for example in _usable(document))
+
+    def _next_document(self) -> Document:
+        document = self._loaded.popleft()
+        self._patches_ahead -= _num_patches(document)
+        return document
+
+    def _decoded(self, example: Example | RowError) -> Example | RowError:
+        """Waits until the images of a document are decoded; returns what is wrong with one."""
+        if self._vision is None or isinstance(example, RowError):
+            return example
+        try:
+            for picture in example.pictures:
+                picture.patches()
+        except RowError as err:
+            return err
+        return example
+
     def _take(self, document: Document) -> None:
         """Hands the examples of the next document to the packer, and counts what cannot be used."""
         position = self._positions[self._taken]
@@ -139,12 +183,13 @@ class Shard:
         if not document:
             self.counts["held_out"] += 1
             return
-        for piece, example in enumerate(document):
+        decoded = [self._decoded(example) for example in document]
+        for piece, example in enumerate(decoded):
             if isinstance(example, RowError):
                 self._leave_out(position, example)
             else:
                 self._ready.extend(self._packer.add((position, piece), example))
-        if not all(isinstance(example, RowError) for example in document):
+        if not all(isinstance(example, RowError) for example in decoded):
             self._unused_in_a_row = 0
             return
         self._unused_in_a_row += 1
@@ -166,7 +211,15 @@ class Shard:
         self.dropped[err.reason] += 1
 
 
-def _usable(example: Example | RowError) -> Example:
+def _usable(document: Document) -> list[Example]:
+    return [example for example in document if isinstance(example, Example)]
+
+
+def _num_patches(document: Document) -> int:
+    return sum(example.num_patches for example in _usable(document))
+
+
+def _held(example: Example | RowError) -> Example:
     assert isinstance(example, Example), "the packer holds what could be used"
     return example
 

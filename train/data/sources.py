@@ -63,6 +63,10 @@ class RowSource:
         table = self._cache.get((number, group), partial(file.read_group, group), file.group_bytes[group])
         return row_of(table, row)
 
+    def folder(self, index: int) -> Path:
+        """Returns the folder of the file that a row is from."""
+        return self._files[self._locate(index)[0]].folder
+
     def where(self, index: int) -> str:
         """Names the file and the line of a row, for messages."""
         number, row = self._locate(index)

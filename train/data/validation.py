@@ -17,6 +17,7 @@ from train.config.data import DataConfig
 from train.data.documents import Documents, stop_if_refused
 from train.data.packing import Key, PackedSequence, Packer, Signals, make_batch
 from train.data.rows import RowError
+from train.data.vision import VisionReader
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def read_validation(
     if not config.validates:
         return None
     try:
-        documents = training if config.eval_fraction is not None else _open(config, tokenizer)
+        documents = training if config.eval_fraction is not None else _open(config, tokenizer, training.vision)
         if signals is not None:
             signals.check_documents(documents)
         rows = _rows(documents)
@@ -97,13 +98,14 @@ def read_validation(
         sequence_length=config.sequence_length,
         pad_token_id=tokenizer.pad_token_id,
         signals=signals,
+        vision=documents.vision,
         where=partial(_where, documents, rows),
     )
     identity = documents.identity() | {"eval_fraction": config.eval_fraction, "eval_batches": config.eval_batches}
     return ValidationData(PackedBatches(packed, lay_out), identity, documents, rows)
 
 
-def _open(config: DataConfig, tokenizer: Tokenizer) -> Documents:
+def _open(config: DataConfig, tokenizer: Tokenizer, vision: VisionReader | None) -> Documents:
     """Opens and checks data of their own to validate on. They are read as the training data are."""
     path = config.eval_path
     is_hub_id = path is not None and not (
@@ -120,7 +122,7 @@ def _open(config: DataConfig, tokenizer: Tokenizer) -> Documents:
         eval_split=None,
         eval_batches=None,
     )
-    documents = Documents(settings, tokenizer)
+    documents = Documents(settings, tokenizer, vision)
     documents.check()
     return documents
 
@@ -149,7 +151,7 @@ def _pack_batches(
     """Packs the rows, and returns the sequences of each batch that this process feeds."""
     config, batches, trained = documents.config, [], 0
     packed = _pack(documents, rows)
-    bytes_each = 9 * len(sequences) * config.sequence_length
+    bytes_each = (9 if config.vision is None else 21) * len(sequences) * config.sequence_length
     for whole in islice(iter(lambda: list(islice(packed, config.sequences_per_batch)), []), limit):
         if (len(batches) + 1) * bytes_each > MOST_BYTES:
             raise ValueError(
@@ -168,7 +170,8 @@ def _pack_batches(
 def _pack(documents: Documents, rows: list[tuple[int, int]]) -> Iterator[PackedSequence]:
     """Yields packed sequences of all rows that can be used; a key holds the place of a row in ``rows``."""
     config, dropped = documents.config, Counter()
-    packer = Packer(config.sequence_length, config.open_sequences)
+    patches = 1 if config.vision is None else config.vision.patches_per_sequence
+    packer = Packer(config.sequence_length, config.open_sequences, patches)
     for start in range(0, len(rows), _RUN):
         run = rows[start : start + _RUN]
         for place, ((source, row), document) in enumerate(zip(run, documents.load_rows(run), strict=True), start):

@@ -11,8 +11,12 @@ from qwen35_jax.ops.positions import shift_left
 from train.batch import Batch
 from train.objectives.terms import shifted_targets
 
-QUARTERS = tuple(f"divergence_quarter_{number}" for number in (1, 2, 3, 4))
-"""The names of the divergence in each quarter of the answers."""
+NUM_QUARTERS = 4
+
+
+def quarter_names(figure: str) -> tuple[str, ...]:
+    """Returns what a figure is called in each quarter of the answers."""
+    return tuple(f"{figure}_quarter_{number}" for number in range(1, NUM_QUARTERS + 1))
 
 
 def labelled_targets(batch: Batch) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
@@ -35,7 +39,7 @@ def count_quarters(batch: Batch) -> list[Float[Array, ""]]:
     """Counts the targets of each quarter."""
     _, weights = shifted_targets(batch, 1)
     numbers = quarters(batch)
-    return [jnp.sum(weights * (numbers == number)) for number in range(len(QUARTERS))]
+    return [jnp.sum(weights * (numbers == number)) for number in range(NUM_QUARTERS)]
 
 
 def _count_before(weights: Float[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T"]:

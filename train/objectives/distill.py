@@ -19,8 +19,8 @@ from qwen35_jax.model import Qwen35
 from qwen35_jax.ops.linear_cross_entropy import Divergence, linear_cross_entropy
 from qwen35_jax.ops.positions import shift_left
 from train.batch import TOKEN_FIELDS, Batch, Fields
-from train.objectives.answers import QUARTERS, count_quarters, labelled_targets, quarters
-from train.objectives.choices import check_choices
+from train.objectives.answers import NUM_QUARTERS, count_quarters, labelled_targets, quarter_names, quarters
+from train.objectives.checks import check_choices, check_finite
 from train.objectives.divergence import divergence_from
 from train.objectives.heads import HeadInput, head_inputs
 from train.objectives.mtp import MtpGradient, MtpLossConfig, WithMtp
@@ -30,8 +30,15 @@ from train.objectives.terms import Objective, Terms, count_targets, shifted_targ
 from train.signals.signal import Hidden, Signal, signal_fields, signal_of
 
 _OF_HIDDEN = ("kl_forward", "kl_reverse", "student_entropy", "teacher_entropy", "teacher_loss", "agreement")
-_OF_TOP_K = ("student_entropy", "agreement", "tail_mass", "student_tail_mass")
-_OF_VALIDATION = ("top_k_overlap", "teacher_top_k_mass", "student_top_k_mass")
+_OF_TOP_K = (
+    "student_entropy", "agreement", "tail_mass", "student_tail_mass", "targets_in_top_k", "teacher_loss_bound",
+)  # fmt: skip
+# What validation adds. The first needs a search through the vocabulary.
+_MORE_OF_HIDDEN, _MORE_OF_TOP_K = ("top_k_overlap", "teacher_top_k_mass", "student_top_k_mass"), ("top_k_overlap",)
+# Which sums of a divergence by group become which figures by quarter.
+_QUARTERS = {"divergence": "kl", "kl_forward": "kl_forward", "kl_reverse": "kl_reverse"}
+# A sampled token is told from others by its log-probability, which may round to 0.
+_BELOW_ZERO = -1e-30
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,9 @@ class Distillation(WithMtp):
     loss_weight: float = 0.0
     """Factor of the cross-entropy with the tokens of the data. Rollouts have no labels."""
     mtp: MtpDistillConfig = MtpDistillConfig()
+    has_mtp_head: Annotated[bool, tyro.conf.Suppress] = field(default=False, compare=False)
+    """Whether the student has an MTP head, which its checkpoint decides. Validation then tells how likely its drafts
+    are accepted, also if no loss trains it."""
     kind: Annotated[str, tyro.conf.Suppress, tyro.conf.arg(name="objective")] = field(
         default="distillation", init=False
     )
@@ -87,6 +97,7 @@ class Distillation(WithMtp):
 
     def __post_init__(self):
         check_choices(self)
+        check_finite(self)
         if self.divergence_weight <= 0:
             raise ValueError(f"divergence_weight={self.divergence_weight} must be positive, or nothing is distilled.")
         if self.loss_weight < 0:
@@ -149,6 +160,11 @@ class Distillation(WithMtp):
         return 0.5 if self.divergence == "jsd" and self.beta is None else self.beta
 
     @property
+    def validates_rollouts(self) -> bool:
+        """Whether validation answers held-out prompts."""
+        return self.rollouts is not None and self.rollouts.eval_prompts > 0
+
+    @property
     def batch_fields(self) -> Fields:
         """The arrays that a batch must hold."""
         rollouts = {} if self.rollouts is None else ROLLOUT_FIELDS
@@ -170,20 +186,21 @@ class Distillation(WithMtp):
           remat: what the backward pass keeps of each period of layers.
           validates: adds what costs a search through the vocabulary, and leaves out what only rollouts have.
         """
-        figures = self._figures(validates=validates)
+        figures, mtp = self._figures(validates=validates), self._heard_mtp(validates=validates)
         weights = {"divergence": self.divergence_weight, "loss": self.loss_weight, **self.mtp.weights}
 
         def counts(batch: Batch) -> Terms:
-            main = count_targets(batch, 1)
-            by_step = {name: count_targets(batch, offset) for offset, name in enumerate(self.mtp.weights, start=2)}
-            counted = dict.fromkeys(("divergence", "loss", *figures), main) | by_step
-            counted |= dict(zip(QUARTERS, count_quarters(batch), strict=True))
-            counted |= {name: by_step[name.replace("acceptance", "loss")] for name in self._acceptance(validates)}
+            main, by_quarter = count_targets(batch, 1), count_quarters(batch)
+            counted = dict.fromkeys((*weights, *figures), main)
+            for name in _QUARTERS:
+                counted |= dict(zip(quarter_names(name), by_quarter, strict=True))
+            for offset, name in enumerate(mtp.weights, start=2):
+                counted |= dict.fromkeys((name, name.replace("loss", "acceptance")), count_targets(batch, offset))
             if self.loss_weight:
                 counted["loss"] = labelled_targets(batch)[1].sum()
             if "sampler_gap" in figures:
-                counted["sampler_gap"] = main - labelled_targets(batch)[1].sum()
-            return counted
+                counted |= dict.fromkeys(("sampler_gap", "k1"), main - labelled_targets(batch)[1].sum())
+            return {name: counted[name] for name in (*weights, *figures)}
 
         def sums(
             model: Qwen35,
@@ -191,34 +208,38 @@ class Distillation(WithMtp):
             dropout_key: PRNGKeyArray | None,
             teacher_head: Float[Array, "V E"] | None = None,
         ) -> Terms:
-            found = head_inputs(model, batch, mtp=self.mtp, remat=remat, dropout_key=dropout_key)
+            found = head_inputs(model, batch, mtp=mtp, remat=remat, dropout_key=dropout_key)
             signal = signal_of(batch, teacher_head)
             terms = self._main_terms(found[0], signal, batch, chunk=loss_chunk, validates=validates)
             if self.loss_weight:
                 terms["loss"] = linear_cross_entropy(*found[0], *labelled_targets(batch), chunk_tokens=loss_chunk)
-            for step, name in enumerate(self.mtp.weights, start=1):
-                value, acceptance = self._mtp_terms(step, found, signal, batch, chunk=loss_chunk, validates=validates)
+            for step, name in enumerate(mtp.weights, start=1):
+                more = {"chunk": loss_chunk, "validates": validates}
+                value, acceptance = _mtp_terms(mtp, step, found, signal, batch, **more)
                 terms |= {name: value, name.replace("loss", "acceptance"): acceptance}
             return {name: terms[name] for name in (*weights, *figures)}
 
         return Objective(weights | dict.fromkeys(figures, 0.0), counts, sums)
 
-    def _acceptance(self, validates: bool) -> list[str]:
-        """Names the share of accepted drafts of each MTP step; it comes for nothing with the target ``self``."""
-        is_known = self.mtp.target == "self" or validates
-        return [name.replace("loss", "acceptance") for name in self.mtp.weights if is_known]
+    def _heard_mtp(self, *, validates: bool) -> MtpDistillConfig:
+        """Returns the settings of the MTP head as it is looked at: in validation also if it does not train."""
+        if validates and self.has_mtp_head and not self.mtp.weight:
+            return MtpDistillConfig(num_steps=self.mtp.num_steps)
+        return self.mtp
 
     def _figures(self, *, validates: bool) -> list[str]:
         """Names the terms that train nothing."""
         is_exact = self.teacher.signal == "hidden"
-        figures = [*(_OF_HIDDEN if is_exact else _OF_TOP_K), *QUARTERS, *self._acceptance(validates)]
+        figures, mtp = [*(_OF_HIDDEN if is_exact else _OF_TOP_K)], self._heard_mtp(validates=validates)
+        for name in _QUARTERS if validates and is_exact else ("divergence",):
+            figures += quarter_names(name)
+        # The share of accepted drafts comes for nothing with the target ``self``.
+        if mtp.target == "self" or validates:
+            figures += [name.replace("loss", "acceptance") for name in mtp.weights]
         if validates:
-            return [*figures, *(_OF_VALIDATION if is_exact else ())]
+            return [*figures, *(_MORE_OF_HIDDEN if is_exact else _MORE_OF_TOP_K)]
         if self.rollouts is not None:
-            figures.append("sampler_gap")
-            # The log-ratios are summed over all tokens, so they are those of sampled ones if there are no others.
-            if is_exact and self.rollouts.fraction == 1:
-                figures.append("k1")
+            figures += ["sampler_gap", "k1"] if is_exact else ["sampler_gap"]
         return figures
 
     def _main_terms(self, main: HeadInput, signal: Signal, batch: Batch, *, chunk: int, validates: bool) -> Terms:
@@ -234,31 +255,47 @@ class Distillation(WithMtp):
             temperature=self.loss_temperature,
             chunk=chunk,
             groups=quarters(batch),
-            top_k=self.teacher.k if validates and isinstance(signal, Hidden) else None,
-            sampled=shift_left(batch["sampled_log_probs"], 1) if self.rollouts is not None and not validates else None,
+            top_k=self.teacher.k if validates else None,
+            sampled=None if self.rollouts is None or validates else _sampled_log_probs(batch),
         )
-        extras |= {name: extras[f"kl_group_{number}"] for number, name in enumerate(QUARTERS)}
-        if isinstance(signal, Hidden):
-            extras["k1"] = extras["teacher_loss"] - extras["student_loss"]
+        for figure, group in _QUARTERS.items():
+            found = (extras.get(f"{group}_group_{number}") for number in range(NUM_QUARTERS))
+            extras |= {
+                name: value for name, value in zip(quarter_names(figure), found, strict=True) if value is not None
+            }
         return extras | {"divergence": value, "loss": extras["student_loss"]}
 
-    def _mtp_terms(
-        self, step: int, found: list[HeadInput], signal: Signal, batch: Batch, *, chunk: int, validates: bool
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Returns the sums of an MTP step's loss and of the probability that its drafts are accepted.
 
-        Position i of the step predicts the token i + 1 + step, as the model does at position i + step.
-        """
-        targets, weights = shifted_targets(batch, 1 + step)
-        own, drafts = Hidden(*jax.lax.stop_gradient(found[0])).shift(step), found[step]
-        shared = {"targets": targets, "weights": weights, "chunk": chunk}
-        if self.mtp.target == "self":
-            value, extras = divergence_from(drafts, own, kind=self.mtp.divergence, **shared)
-            return value, extras["overlap_tv"]
-        accepted = jnp.zeros(())
-        if validates:
-            accepted = divergence_from(drafts, own, kind="total_variation", **shared)[1]["overlap_tv"]
-        if self.mtp.target == "teacher":
-            value, _ = divergence_from(drafts, signal.shift(step), kind=self.mtp.divergence, **shared)
-            return value, accepted
-        return linear_cross_entropy(*drafts, targets, weights, chunk_tokens=chunk), accepted
+def _sampled_log_probs(batch: Batch) -> Float[Array, "B T"]:
+    """Returns the log-probability of each next token when it was sampled, below 0, and 0 for those of the data."""
+    sampled = batch["trained"] & ~batch["labelled"]
+    return shift_left(jnp.where(sampled, jnp.minimum(batch["sampled_log_probs"], _BELOW_ZERO), 0), 1)
+
+
+def _mtp_terms(
+    mtp: MtpDistillConfig,
+    step: int,
+    found: list[HeadInput],
+    signal: Signal,
+    batch: Batch,
+    *,
+    chunk: int,
+    validates: bool,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns the sums of an MTP step's loss and of the probability that its drafts are accepted.
+
+    Position i of the step predicts the token i + 1 + step, as the model does at position i + step.
+    """
+    targets, weights = shifted_targets(batch, 1 + step)
+    own, drafts = Hidden(*jax.lax.stop_gradient(found[0])).shift(step), found[step]
+    shared = {"targets": targets, "weights": weights, "chunk": chunk}
+    if mtp.target == "self":
+        value, extras = divergence_from(drafts, own, kind=mtp.divergence, **shared)
+        return value, extras["overlap_tv"]
+    accepted = jnp.zeros(())
+    if validates:
+        accepted = divergence_from(drafts, own, kind="total_variation", **shared)[1]["overlap_tv"]
+    if mtp.target == "teacher":
+        value, _ = divergence_from(drafts, signal.shift(step), kind=mtp.divergence, **shared)
+        return value, accepted
+    return linear_cross_entropy(*drafts, targets, weights, chunk_tokens=chunk), accepted

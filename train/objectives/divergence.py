@@ -30,6 +30,9 @@ def divergence_from(
     """Returns the weighted sum of the divergence, and the sums of what comes with it (see the operations).
 
     The settings have been checked: a signal of the k most likely tokens allows the forward divergence alone.
+
+    Args:
+      top_k: compare the most likely tokens too: this many, or the k of a signal that holds them.
     """
     shared = {"chunk_tokens": chunk, "groups": groups, "sampled_log_probs": sampled}
     if isinstance(signal, Hidden):
@@ -37,4 +40,5 @@ def divergence_from(
         more = {"kind": kind, "beta": beta, "temperature": temperature, "top_k": top_k}
         return linear_divergence(*student, frozen, targets, weights, **more, **shared)
     assert kind == "forward_kl" and temperature == 1, "the settings ask for what the signal cannot tell"
-    return linear_top_k_divergence(*student, *signal, targets, weights, **shared)
+    with_overlap = top_k is not None
+    return linear_top_k_divergence(*student, *signal, targets, weights, with_overlap=with_overlap, **shared)

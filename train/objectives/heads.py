@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from qwen35_jax.layers.recompute import Remat
 from qwen35_jax.model import Qwen35
 from train.batch import Batch
+from train.objectives.inputs import model_inputs
 from train.objectives.mtp import MtpGradient, MtpLossConfig
 from train.objectives.terms import in_mtp_block
 
@@ -32,12 +33,16 @@ def head_inputs(
     dropout_key: PRNGKeyArray | None,
 ) -> list[HeadInput]:
     """Returns what predicts the next token, then for each MTP step what predicts a token further ahead."""
-    inputs, options = (batch["input_ids"], batch["segment_ids"]), {"remat": remat, "dropout_key": dropout_key}
-    hidden, _ = model.forward(*inputs, **options)
+    options = {"remat": remat, "dropout_key": dropout_key}
+    inputs = model_inputs(model, batch, **options)
+    embedded = inputs.embed(model)
+    hidden, _ = model.forward(*inputs.tokens, embedded=embedded, **options)
     found = [HeadInput(hidden, model.head_weight())]
     if mtp.steps:
         mtp_model, mtp_hidden = _cut_gradient(model, hidden, mtp.gradient)
-        ahead = mtp_model.mtp_forward(mtp_hidden, *inputs, num_steps=mtp.steps, **options)
+        if mtp.gradient != "joint":
+            embedded = inputs._replace(features=jax.lax.stop_gradient(inputs.features)).embed(mtp_model)
+        ahead = mtp_model.mtp_forward(mtp_hidden, *inputs.tokens, embedded=embedded, num_steps=mtp.steps, **options)
         found += [HeadInput(each, mtp_model.head_weight()) for each in ahead]
     return found
 

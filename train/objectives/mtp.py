@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from qwen35_jax.config import TextConfig
+from train.objectives.checks import check_finite
 
 MtpGradient = Literal["joint", "detach_trunk", "head_only"]
 
@@ -16,8 +17,8 @@ class MtpLossConfig:
 
     ``gradient`` says what the MTP loss may change; the main loss always reaches everything but the MTP block.
     ``joint``: trunk, embeddings, output head and MTP block. ``detach_trunk``: not the trunk, since no gradient passes
-    into the hidden states that the MTP block reads. ``head_only``: the MTP block alone, that is, parameters whose name
-    begins with ``mtp.`` and their adapters.
+    into the hidden states that the MTP block reads, and not the vision tower. ``head_only``: the MTP block alone, that
+    is, parameters whose name begins with ``mtp.`` and their adapters.
     """
 
     weight: float = 0.1
@@ -28,6 +29,7 @@ class MtpLossConfig:
     """Which parameters the MTP loss trains."""
 
     def __post_init__(self):
+        check_finite(self, "mtp.")
         if self.weight < 0:
             raise ValueError(f"mtp.weight={self.weight} is negative; give 0 to train without the MTP loss.")
         if self.num_steps < 1:

@@ -11,9 +11,12 @@ from qwen35_jax.config import TextConfig
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.sharding import MeshConfig
 from train.batch import Field, Fields
-from train.objectives.choices import check_choices
+from train.objectives.checks import check_choices, check_finite
 
 Mode = Literal["default", "thinking", "non_thinking"]
+
+OF_ROLLOUTS = "rollout_"
+"""What the figures of rollouts begin with; those of held-out prompts have ``eval_`` before it."""
 
 ROLLOUT_FIELDS: Fields = MappingProxyType({"labelled": Field(jnp.bool_), "sampled_log_probs": Field(jnp.float32)})
 """What rollouts add to a batch: ``labelled[t]`` says that token t is from the data; ``sampled_log_probs[t]`` is the
@@ -64,8 +67,12 @@ class RolloutConfig:
     """Tokens that the engine's pages hold; by default as many as all slots may need."""
     speculative_tokens: int = 0
     """Drafts of the MTP head a step; 0 decodes plainly."""
+    eval_prompts: int = field(default=64, compare=False)
+    """Most prompts of the validation data that every validation answers, once each, in the order of the file; 0 for
+    none."""
 
     def __post_init__(self):
+        check_finite(self, "rollouts.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"rollouts.fraction={self.fraction} is no share; give a number above 0 and at most 1.")
         for name in ("answers", "max_new_tokens", "max_prompt_tokens", "refresh", "slots"):
@@ -77,8 +84,9 @@ class RolloutConfig:
                 "rollouts.temperature=0 samples nothing: all answers to a prompt would be its most likely one; give "
                 "1, which samples the model's own distribution."
             )
-        if self.speculative_tokens < 0:
-            raise ValueError(f"rollouts.speculative_tokens={self.speculative_tokens} is negative; give 0 or more.")
+        for name in ("speculative_tokens", "eval_prompts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"rollouts.{name}={getattr(self, name)} is negative; give 0 or more.")
         if self.cache_tokens is not None and self.cache_tokens < self.longest:
             raise ValueError(
                 f"rollouts.cache_tokens={self.cache_tokens} holds no document of {self.longest} tokens "

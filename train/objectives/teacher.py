@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from train.objectives.choices import check_choices
+from train.objectives.checks import check_choices
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ large as that of random guesses, the logarithm of the vocabulary. The divergence
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import SupportsFloat
 
@@ -26,9 +27,15 @@ logger = logging.getLogger(__name__)
 
 
 def check_first(
-    put: Callable[[HostBatch], Batch], setup: TrainingSetup, layout: Layout
+    put: Callable[[HostBatch], Batch],
+    setup: TrainingSetup,
+    layout: Layout,
+    left_out: Callable[[], AbstractContextManager],
 ) -> Callable[[HostBatch], Batch]:
     """Returns ``put`` with a look at the first batch that it places, before the first step.
+
+    Args:
+      left_out: in its context time is not counted for the step.
 
     Raises:
       ValueError: at the first batch, if the student diverges from itself.
@@ -40,7 +47,8 @@ def check_first(
         placed = put(batch)
         if is_first:
             is_first = False
-            _tell(jax.device_get(_figures(setup, layout, placed)))
+            with left_out():
+                _tell(jax.device_get(_figures(setup, layout, placed)))
         return placed
 
     return checked
@@ -77,6 +85,7 @@ def _tell(figures: Mapping[str, SupportsFloat]) -> None:
         )
     shown = {
         "cross-entropy of the teacher": "teacher_loss",
+        "cross-entropy of the teacher, at least": "teacher_loss_bound",
         "cross-entropy of the student": "student_loss",
         "KL(teacher, student)": "kl_forward",
         "KL(student, teacher)": "kl_reverse",

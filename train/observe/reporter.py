@@ -76,6 +76,13 @@ class Reporter:
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
 
+    @contextlib.contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Does not count the time spent inside for the next step."""
+        began = time.perf_counter()
+        yield
+        self._ended += time.perf_counter() - began
+
     def teach(self, teach: Callable[[Batch], Batch], batch: Batch) -> Batch:
         """Returns what a live teacher says of the next step's batch, once it is computed.
 
@@ -129,7 +136,7 @@ class Reporter:
         entry |= self._throughput.rates(values["input_tokens"], elapsed) | seconds
         entry |= told
         if self._watch is not None:
-            for warning in self._watch.add(number, values.get(self._terms[0])):
+            for warning in self._watch.add(number, values):
                 logger.warning(warning)
         memory = memory_in_use()
         figures = self._evaluated(evaluate)

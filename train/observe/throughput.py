@@ -7,9 +7,9 @@ from jax.sharding import Mesh
 
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.planning.devices import find_device
-from qwen35_jax.planning.flops import training_flops_per_token
 from train.config import TrainConfig
 from train.observe.metrics import Entry
+from train.work import flops_per_token
 
 
 class Throughput(NamedTuple):
@@ -27,14 +27,8 @@ class Throughput(NamedTuple):
 
         Each sequence counts as a single document. Where several are packed, attention does a little less work.
         """
-        recipe = config.recipe
         device = find_device(mesh.devices.flat[0].device_kind)
-        work = training_flops_per_token(
-            model_config,
-            sequence_length=recipe.data.sequence_length,
-            adapters=recipe.trains_adapters,
-            mtp_steps=recipe.objective.mtp_steps,
-        )
+        work = flops_per_token(config.recipe, model_config)
         return cls(mesh.size, work, None if device is None else device.peak_flops)
 
     def rates(self, tokens: int, seconds: float) -> dict[str, float]:

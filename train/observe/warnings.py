@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Iterator, Mapping
 
 from train.config import Recipe
 
@@ -10,10 +11,13 @@ MOST_EPOCHS = 10
 HIGHEST_RATES = {"full": 5e-5, "lora": 1e-3}
 """Five to ten times what is usual for a trained model. One narrower than ``_NARROW`` takes higher rates."""
 WINDOW = 20
-"""Steps over which losses are averaged before they are judged."""
+"""Steps over which terms are averaged before they are judged."""
 _NARROW = 512
 _NEAR_GUESSING = 0.95
-_RISE, _LEAST_RISE = 1.5, 0.3
+_RISE = 1.5
+# In nats. Divergences from a teacher are smaller than cross-entropies; 1 is the most that a total variation can be.
+_LEAST_RISE, _LEAST_RISE_OF_OTHERS = 0.3, 0.1
+_CROSS_ENTROPY = "loss"
 
 
 def many_epochs(epochs: float, steps: int) -> list[str]:
@@ -41,41 +45,70 @@ def high_rate(settled: Recipe, hidden_size: int) -> list[str]:
 
 
 class LossWatch:
-    """Follows the loss of a run and warns once of each sign.
+    """Follows what a run minimises, and its cross-entropy, and warns once of each sign.
+
+    What is minimised may rise, whatever it is. Only a cross-entropy, the term ``loss``, tells that a model guesses.
 
     Args:
-      vocab_size: a model that guesses has the logarithm of it as its loss.
+      vocab_size: a model that guesses has the logarithm of it as its cross-entropy.
       warmup: steps before the learning rate reaches its peak.
+      weights: of the terms that are minimised, without those of the MTP head.
     """
 
-    def __init__(self, *, vocab_size: int, learning_rate: float, warmup: int):
+    def __init__(self, *, vocab_size: int, learning_rate: float, warmup: int, weights: Mapping[str, float]):
         self._guessing, self._rate, self._warmup = math.log(vocab_size), learning_rate, warmup
-        self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._weights = {name: weight for name, weight in weights.items() if weight}
+        self._least_rise = _LEAST_RISE if _CROSS_ENTROPY in self._weights else _LEAST_RISE_OF_OTHERS
+        self._minimised, self._cross_entropies = _Window(), _Window()
         self._lowest = (math.inf, 0)
         self._said: set[str] = set()
 
-    def add(self, step: int, loss: float | None) -> list[str]:
-        """Takes the loss of the next step and returns warnings. A step that was skipped has none."""
-        if loss is None or not math.isfinite(loss):
-            return []
-        self._recent.append(loss)
-        if len(self._recent) < WINDOW:
-            return []
-        mean = sum(self._recent) / WINDOW
+    def add(self, step: int, values: Mapping[str, float]) -> list[str]:
+        """Takes the metrics of the next step and returns warnings. The terms of a step that was skipped may be NaN."""
+        minimised = sum(weight * values.get(name, math.nan) for name, weight in self._weights.items())
+        new = [
+            *self._check_rise(step, self._minimised.add(minimised)),
+            *self._check_guess(step, self._cross_entropies.add(values.get(_CROSS_ENTROPY, math.nan))),
+        ]
+        return [f"step {step}: {text}" for text in new]
+
+    def _check_rise(self, step: int, mean: float | None) -> Iterator[str]:
+        if mean is None:
+            return
         self._lowest = min(self._lowest, (mean, step))
         lowest, when = self._lowest
-        signs = {
-            "rises": mean > max(_RISE * lowest, lowest + _LEAST_RISE),
-            "guesses": step >= self._warmup + WINDOW and mean > _NEAR_GUESSING * self._guessing,
-        }
-        new = [sign for sign, is_seen in signs.items() if is_seen and sign not in self._said]
-        self._said.update(new)
-        texts = {
-            "rises": f"the loss has risen to {mean:.3g} from {lowest:.3g} at step {when}, as it does at too high a "
-            f"learning rate (it is {self._rate:g}); stop and train anew, or from a checkpoint before by --branch-from, "
-            f"with --optim.learning-rate {self._rate / 5:.1g} and a longer --optim.warmup",
-            "guesses": f"after the warmup the loss, {mean:.3g}, is still that of a guess, which is "
-            f"{self._guessing:.3g}, the logarithm of the vocabulary. Is the checkpoint a trained one, and its "
-            f"tokenizer its own? Else the learning rate ({self._rate:g}) is too high, or so low that nothing is learnt",
-        }
-        return [f"step {step}: {texts[sign]}" for sign in new]
+        if mean <= max(_RISE * lowest, lowest + self._least_rise) or "rises" in self._said:
+            return
+        self._said.add("rises")
+        names = [name if weight == 1 else f"{weight:g} {name}" for name, weight in self._weights.items()]
+        yield (
+            f"the {' + '.join(names)} has risen to {mean:.3g} from {lowest:.3g} at step {when}, as it does at too high "
+            f"a learning rate (it is {self._rate:g}); stop and train anew, or from a checkpoint before by "
+            f"--branch-from, with --optim.learning-rate {self._rate / 5:.1g} and a longer --optim.warmup"
+        )
+
+    def _check_guess(self, step: int, mean: float | None) -> Iterator[str]:
+        if mean is None or step < self._warmup + WINDOW or mean <= _NEAR_GUESSING * self._guessing:
+            return
+        if "guesses" in self._said:
+            return
+        self._said.add("guesses")
+        yield (
+            f"after the warmup the loss, {mean:.3g}, is still that of a guess, which is {self._guessing:.3g}, the "
+            "logarithm of the vocabulary. Is the checkpoint a trained one, and its tokenizer its own? Else the "
+            f"learning rate ({self._rate:g}) is too high, or so low that nothing is learnt"
+        )
+
+
+class _Window:
+    """The last values of a figure."""
+
+    def __init__(self):
+        self._values: deque[float] = deque(maxlen=WINDOW)
+
+    def add(self, value: float) -> float | None:
+        """Returns the mean of the last values with this one; None if it is not finite or there are too few."""
+        if not math.isfinite(value):
+            return None
+        self._values.append(value)
+        return sum(self._values) / WINDOW if len(self._values) == WINDOW else None

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qwen35_jax.distributed import gather, raise_together
@@ -21,7 +21,7 @@ from train.data.pipeline import BatchIterator, merge_states
 from train.objectives.rollouts import ROLLOUT_FIELDS, RolloutConfig
 from train.rollouts.figures import Figures, figures_of
 from train.rollouts.layout import are_rollouts, join, pack, shares
-from train.rollouts.prompts import Prompts
+from train.rollouts.prompts import Prompt, Prompts
 from train.rollouts.rollout import Rollout, from_json, to_json
 from train.rollouts.sampler import Sampler
 from train.state import TrainState
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _FIELDS = {**TOKEN_FIELDS, **ROLLOUT_FIELDS}
 # Settings of rollouts that decide no answer, or only its rounding.
-_FREE = ("refresh", "slots", "cache_tokens", "speculative_tokens")
+_FREE = ("refresh", "slots", "cache_tokens", "speculative_tokens", "eval_prompts")
 
 
 class _Sampled(NamedTuple):
@@ -107,6 +107,11 @@ class RolloutBatches:
         """
         most = self._settings.num_answers(self._config)
         self._sampler = Sampler(self._settings, self._tokenizer, model_of, most=most, seed=self._seed)
+
+    def answer(self, state: TrainState, prompts: Sequence[Prompt]) -> list[Rollout]:
+        """Answers each of some held-out prompts once; the batches to come stay as they are."""
+        assert self._sampler is not None, "sample_from comes first"
+        return self._sampler.sample(state, prompts, answers=1, purpose="validation")
 
     @property
     def needs_state(self) -> bool:

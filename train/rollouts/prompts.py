@@ -26,6 +26,24 @@ class Prompt(NamedTuple):
     token_ids: Int32[np.ndarray, " P"]
 
 
+def read_prompt(
+    documents: Documents, tokenizer: Tokenizer, settings: RolloutConfig, source: int, row: int
+) -> Int32[np.ndarray, " P"] | tuple[str, str]:
+    """Returns the tokens of a row's prompt, or why there is none: in a word, and in a clause."""
+    found = documents.prompt(source, row)
+    if found is None:
+        return "no_prompt", "no conversation with an answer"
+    messages, tools = found
+    try:
+        ids = tokenizer.encode_chat(messages, tools=tools, enable_thinking=MODES[settings.mode])
+    except ChatTemplateError as err:
+        return "template", str(err)
+    if len(ids) > settings.max_prompt_tokens:
+        longest = settings.max_prompt_tokens
+        return "too_long", f"a prompt of {len(ids)} tokens, more than rollouts.max_prompt_tokens={longest}"
+    return np.asarray(ids, np.int32)
+
+
 class Prompts:
     """The conversations of the data up to their last answer, rendered for the next turn. They never end.
 
@@ -100,18 +118,8 @@ class Prompts:
         source, row = self._documents.locate(position)
         if row in self._documents.held_out[source]:
             return "held_out", ""
-        found = self._documents.prompt(source, row)
-        if found is None:
-            return "no_prompt", "no conversation with an answer"
-        messages, tools = found
-        try:
-            ids = self._tokenizer.encode_chat(messages, tools=tools, enable_thinking=MODES[self._settings.mode])
-        except ChatTemplateError as err:
-            return "template", str(err)
-        if len(ids) > self._settings.max_prompt_tokens:
-            longest = self._settings.max_prompt_tokens
-            return "too_long", f"a prompt of {len(ids)} tokens, more than rollouts.max_prompt_tokens={longest}"
-        return Prompt(position, np.asarray(ids, np.int32))
+        found = read_prompt(self._documents, self._tokenizer, self._settings, source, row)
+        return found if isinstance(found, tuple) else Prompt(position, found)
 
     def _leave_out(self, reason: str, problem: str) -> None:
         """Counts a row, and tells the first of its kind."""

@@ -43,15 +43,23 @@ class Sampler:
         self._most, self._seed = most, seed
         self._engine: Engine | None = None
 
-    def sample(self, state: TrainState, prompts: Sequence[Prompt]) -> list[Rollout]:
-        """Returns the answers to each prompt, one prompt after the other."""
+    def sample(
+        self, state: TrainState, prompts: Sequence[Prompt], *, answers: int | None = None, purpose: str = "rollout"
+    ) -> list[Rollout]:
+        """Returns the answers to each prompt, one prompt after the other.
+
+        Args:
+          answers: how many of each, by default as many as the settings say.
+          purpose: what the answers are for; those for another purpose have other seeds.
+        """
         engine, settings = self._with_weights(self._model_of(state)), self._settings
-        wanted = [(prompt, number) for prompt in prompts for number in range(settings.answers)]
+        count = settings.answers if answers is None else answers
+        wanted = [(prompt, number) for prompt in prompts for number in range(count)]
         completions = engine.generate(
             [prompt.token_ids.tolist() for prompt, _ in wanted],
             sampling=settings.sampling,
             max_new_tokens=settings.max_new_tokens,
-            seed=[answer_seed(self._seed, prompt.position, number) for prompt, number in wanted],
+            seed=[answer_seed(self._seed, prompt.position, number, purpose) for prompt, number in wanted],
         )
         return [
             Rollout(prompt.position, number, prompt.token_ids, *_tokens_of(completion))
@@ -82,9 +90,9 @@ def engine_options(settings: RolloutConfig, model: Qwen35, most: int) -> dict[st
     return {"slots": slots, "cache_tokens": cache_tokens, "speculative_tokens": settings.speculative_tokens}
 
 
-def answer_seed(seed: int, position: int, number: int) -> int:
-    """Returns the seed of an answer, by the seed of the run, the position of its prompt and its number."""
-    return seed_of(seed, f"rollout/{position}/{number}")
+def answer_seed(seed: int, position: int, number: int, purpose: str = "rollout") -> int:
+    """Returns the seed of an answer, by the seed of the run, the position of its prompt, its number and its purpose."""
+    return seed_of(seed, f"{purpose}/{position}/{number}")
 
 
 def _tokens_of(completion: Completion) -> tuple[np.ndarray, np.ndarray]:

@@ -240,7 +240,7 @@ def _write_batches(job: Job, heard: Heard, done: int) -> None:
 def _one_ahead(job: Job, heard: Heard) -> Iterator[tuple[Lesson, Mapping[str, Array]]]:
     """Yields each batch with its signal while the device works on the next one."""
     recipe, waiting = job.config.recipe, deque()
-    assert heard.teach is not None, "a teacher that is loaded is live"
+    assert heard.live is not None, "a teacher that is loaded is live"
     lessons = iter(job.lessons)
     while True:
         with raise_together():
@@ -253,7 +253,7 @@ def _one_ahead(job: Job, heard: Heard) -> Iterator[tuple[Lesson, Mapping[str, Ar
                 num_sequences=recipe.data.sequences_per_batch,
                 first_sequence=job.sequences.start,
             )
-            waiting.append((lesson, heard.teach(placed)))
+            waiting.append((lesson, heard.live.teach(placed)))
         if waiting and (lesson is None or len(waiting) > 1):
             yield waiting.popleft()
         if lesson is None and not waiting:

@@ -115,6 +115,11 @@ def splash_attention_at(
     return jnp.moveaxis(out, 1, 2).astype(v.dtype)
 
 
+def num_frame_kernels(num_patches: int) -> int:
+    """Returns how many kernels a program holds for a row of patches, of which each row takes one."""
+    return 1 if num_patches // _block(num_patches) <= _FEW else 2
+
+
 def frame_splash_attention(
     q: Float[Array, "R P N H"],
     k: Float[Array, "R S N H"],

@@ -5,13 +5,14 @@ The README has the formulas. ``s`` is the student's distribution, ``t`` the teac
 Letters: B batch, T tokens, D width of the student, E width of the teacher, V vocabulary, C positions in a chunk.
 """
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from qwen35_jax.ops.linear_cross_entropy.core import Extras, FrozenHead, sum_over_chunks
-from qwen35_jax.ops.linear_cross_entropy.extras import sum_extras, weighted
+from qwen35_jax.ops.linear_cross_entropy.extras import sum_extras, top_k_overlap, weighted
 from qwen35_jax.ops.linear_cross_entropy.vocabulary import VocabularyShard
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "total_variation"]
@@ -48,15 +49,16 @@ def linear_divergence(
       temperature: divides the logits of both; value and gradient are then multiplied by its square.
       chunk_tokens: positions of each sequence per chunk; T need not be a multiple.
       groups: the group of each position, from 0 to 3, for sums of the divergence by group.
-      sampled_log_probs: log-probability of each target when it was sampled, 0 for those that were not.
+      sampled_log_probs: log-probability of each target when it was sampled, below 0, and 0 for those that were not.
       top_k: compare the most likely ``top_k`` tokens too. This sorts the vocabulary: for evaluation only.
 
     Returns:
       The float32 sum, and the extras, each a sum of ``weights`` times a measure in nats or a share in [0, 1]:
       ``kl_forward``, ``kl_reverse``, ``student_entropy``, ``teacher_entropy``, ``student_loss`` and ``teacher_loss``
       (minus the log-probability of the target), ``agreement`` (of the most likely tokens) and ``overlap_tv`` (1 minus
-      the total variation), all at temperature 1; ``kl_group_0`` to ``kl_group_3`` with ``groups``; ``sampler_gap``
-      (distance of the log-probability of a sampled target from what it was) with ``sampled_log_probs``;
+      the total variation), all at temperature 1; with ``groups`` the sums of each, ``kl_group_0`` to ``kl_group_3`` of
+      what is trained, and the same of ``kl_forward`` and ``kl_reverse``; with ``sampled_log_probs``, over sampled
+      targets, ``sampler_gap`` (distance of the log-probability from what it was) and ``k1`` (log-ratio of both models);
       ``top_k_overlap`` (the share of the teacher's top k that is in the student's), ``teacher_top_k_mass`` and
       ``student_top_k_mass`` (what each gives to the teacher's top k) with ``top_k``.
 
@@ -85,7 +87,7 @@ def check_options(kind: str, beta: float | None, temperature: float, top_k: int 
         )
     if kind != "jsd" and beta is not None:
         raise ValueError(f"beta={beta} is for jsd alone; remove it for {kind}.")
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature={temperature} must be positive; 1 leaves the distributions as they are.")
     if top_k is not None and not 1 <= top_k <= vocab_size:
         raise ValueError(f"top_k={top_k} must be between 1 and the vocabulary's {vocab_size} token ids.")
@@ -226,9 +228,8 @@ def _top_k_measures(
 ) -> dict[str, Float[Array, "B C"]]:
     _, student_ids = shard.top_k(log_s, k)
     teacher_top, teacher_ids = shard.top_k(log_t, k)
-    shared = jnp.any(teacher_ids[..., :, None] == student_ids[..., None, :], axis=-1)
     return {
-        "top_k_overlap": jnp.mean(shared, axis=-1, dtype=jnp.float32),
+        "top_k_overlap": top_k_overlap(teacher_ids, student_ids),
         "teacher_top_k_mass": jnp.sum(jnp.exp(teacher_top), axis=-1),
         "student_top_k_mass": jnp.sum(jnp.exp(shard.take(log_s, teacher_ids)), axis=-1),
     }

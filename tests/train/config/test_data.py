@@ -23,7 +23,7 @@ from train.config.data import DataConfig, Source
         ("sources", (Source("a.jsonl"), Source("b.jsonl"), Source("a.jsonl", 2.0)), "names 'a.jsonl' twice"),
         ("eval_fraction", 0, "data.eval_fraction=0 is no share .* such as 0.02"),
         ("eval_fraction", 1.0, "data.eval_fraction=1.0 is no share"),
-        ("eval_fraction", float("nan"), "data.eval_fraction=nan is no share"),
+        ("eval_fraction", float("nan"), "data.eval_fraction=nan is not finite"),
         ("eval_batches", 3, "data.eval_batches=3 .* needs data.eval_path"),
     ],
 )

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from qwen35_jax.command import parse
-from train.config import DataConfig, LoraConfig, ModelSource, Recipe, Source, TrainConfig
+from train.config import DataConfig, LoraConfig, ModelSource, Recipe, Source, TrainConfig, VisionDataConfig
 
 SOURCES = (Source("a.jsonl"), Source("b.jsonl", 2.0))
 DEFAULT = TrainConfig(Recipe(ModelSource("base"), DataConfig(sources=SOURCES), steps=10, lora=LoraConfig()))
@@ -170,3 +170,10 @@ def test_adapters_need_tune_in_a_recipe_without():
         tuned("--lora.rank", "8", lora=False)
     with pytest.raises(ValueError, match="--tune"):
         tuned("--tune", "half", lora=False)
+
+
+def test_an_option_of_vision_turns_it_on():
+    argv = ["--data.vision.max-pixels", "262144", "--tune", "full"]
+    found = parse(argv, DEFAULT.before_overrides(argv)).recipe
+    assert found.data.vision == VisionDataConfig(max_pixels=262_144) and found.lora is None
+    assert parse([], DEFAULT.before_overrides([])).recipe.data.vision is None

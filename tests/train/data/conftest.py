@@ -7,12 +7,20 @@ import pytest
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.processing import Tokenizer
 from tests.processing.conftest import TEXTS
+from tests.train.data.pictures import show_images
 from train.data import shards
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     return Tokenizer.from_pretrained(build_tiny_tokenizer(TEXTS, tmp_path_factory.mktemp("tokenizer"), vocab_size=400))
+
+
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory):
+    """A small tokenizer whose template shows images and videos."""
+    folder = build_tiny_tokenizer(TEXTS, tmp_path_factory.mktemp("seeing"), vocab_size=400)
+    return Tokenizer.from_pretrained(show_images(folder))
 
 
 @pytest.fixture

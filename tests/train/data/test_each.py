@@ -38,8 +38,8 @@ def trained(tokenizer, messages, **options):
     """Returns for each document its text, and what of it trains."""
     rendered = render_conversation(tokenizer.chat_template, conversation(messages), **options)
     return [
-        (text, tokenizer.decode(example.input_ids[example.trained].tolist(), skip_special_tokens=False))
-        for (text, _), example in zip(rendered, encode_conversations(tokenizer, rendered), strict=True)
+        (each.text, tokenizer.decode(example.input_ids[example.trained].tolist(), skip_special_tokens=False))
+        for each, example in zip(rendered, encode_conversations(tokenizer, rendered), strict=True)
     ]
 
 
@@ -108,7 +108,7 @@ def test_a_step_before_a_tool_that_is_switched_off(tokenizer):
 
 
 def test_no_document_where_nothing_trains(tokenizer):
-    messages, tools, _ = conversation(TURNS)
+    messages, tools, *_ = conversation(TURNS)
     for train_on in ("all", "last", "each"):
         nothing = Conversation(messages, tools, [False] * len(messages))
         assert render_conversation(tokenizer.chat_template, nothing, train_on=train_on) == []

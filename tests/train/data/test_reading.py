@@ -115,9 +115,9 @@ def test_what_is_not_read_is_named_once_with_its_count(write_rows, check, tmp_pa
         "keys of rows that are not read: id (3), score (2)",
         "keys of messages that are not read: speaker (2), logprobs (1)",
     ]
-    pq.write_table(pa.Table.from_pylist([CHAT | {"image": b"\xff"}] * 2), tmp_path / "a.parquet")
+    pq.write_table(pa.Table.from_pylist([CHAT | {"sound": b"\xff"}] * 2), tmp_path / "a.parquet")
     _, lines = check(str(tmp_path / "a.parquet"))
-    assert any(line.endswith("keys of rows that are not read: image (2)") for line in lines)
+    assert any(line.endswith("keys of rows that are not read: sound (2)") for line in lines)
 
 
 def test_nothing_is_named_where_everything_is_read(write_rows, check):

@@ -88,7 +88,7 @@ BAD = {
         "only",
     ),
     "image": (chat(user([{"type": "image"}]), assistant("4")), "vision", "holds an image"),
-    "image url": (chat(user([{"image_url": {"url": "x"}}]), assistant("4")), "vision", "holds an image"),
+    "image of the assistant": (chat(ASK, assistant([{"image_url": {"url": "x"}}])), "vision", "only the user and"),
     "empty answer": (chat(ASK, assistant(" ")), "empty", "neither content nor tool calls"),
     "none answer": (chat(ASK, assistant(None)), "empty", "neither content nor tool calls"),
     "only a think block": (chat(ASK, assistant("<think>a</think>\n")), "empty", "no content after its think block"),

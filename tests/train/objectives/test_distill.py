@@ -14,7 +14,6 @@ from train.objectives.terms import shifted_targets
 
 WIDTH = 40
 HIDDEN = TeacherConfig(width=WIDTH, dtype="float32")
-QUARTERS = [f"divergence_quarter_{number}" for number in (1, 2, 3, 4)]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +71,10 @@ def test_sums_are_those_of_the_whole_distributions(model, mesh, batch, teacher_h
     }.items():
         # float32 sums of about 100 terms in another order.
         np.testing.assert_allclose(got[name], np.sum(value * np.asarray(weights)), rtol=2e-5, err_msg=name)
-    whole = sum(float(got[name]) for name in QUARTERS)
-    np.testing.assert_allclose(whole, got["divergence"], rtol=1e-5)
+    for name in ("divergence", "kl_forward", "kl_reverse"):
+        parts = [f"{name}_quarter_{number}" for number in (1, 2, 3, 4)]
+        np.testing.assert_allclose(sum(float(got[part]) for part in parts), got[name], rtol=1e-5)
+        assert sum(int(counts[part]) for part in parts) == counts[name]
     for step, (log_q, name) in enumerate(zip(drafts, ("mtp_loss", "mtp_loss_2"), strict=True), start=1):
         weights = np.asarray(shifted_targets(batch, 1 + step)[1])
         wanted = shifted(log_s if target == "self" else log_t, step)
@@ -163,10 +164,66 @@ def test_what_is_told_of_rollouts_is_about_their_tokens(model, mesh, batch, teac
     gap = np.abs(log_s_y - shifted(sampled, 1))
     np.testing.assert_allclose(got["sampler_gap"], np.sum(of_rollouts * gap), rtol=1e-5)
     assert counts["sampler_gap"] == of_rollouts.sum() > 0
-    assert counts["divergence"] == weights.sum() and ("k1" in got) == (fraction == 1)
-    if fraction == 1:
-        # Differences of terms of about 6.
-        np.testing.assert_allclose(got["k1"], np.sum(weights * (log_s_y - log_t_y)), atol=1e-5 * weights.sum())
+    assert counts["divergence"] == weights.sum() and counts["k1"] == of_rollouts.sum()
+    # Differences of terms of about 6.
+    want = np.sum(of_rollouts * (log_s_y - log_t_y))
+    np.testing.assert_allclose(got["k1"], want, atol=1e-5 * weights.sum())
+    assert abs(want - np.sum(weights * (log_s_y - log_t_y))) > 1e-3 or fraction == 1
+
+
+def test_a_sampled_token_of_probability_1_counts(model, mesh, batch, teacher_head):
+    settings = Distillation(teacher=HIDDEN, rollouts=RolloutConfig(), mtp=MtpDistillConfig(weight=0))
+    objective = settings.make(loss_chunk=24, remat="none")
+    zeros = jnp.zeros(batch["input_ids"].shape)
+    sampled = {"labelled": zeros > 0, "sampled_log_probs": zeros}
+    with jax.set_mesh(mesh):
+        got = objective.sums(model, {**batch, **sampled}, None, teacher_head)
+    np.testing.assert_allclose(got["sampler_gap"], got["loss"], rtol=1e-6)
+    np.testing.assert_allclose(got["k1"], got["teacher_loss"] - got["loss"], atol=1e-3)
+
+
+def test_validation_tells_of_drafts_that_no_loss_trains(model, mesh, batch, teacher_head):
+    def figures(mtp, **settings):
+        made = Distillation(teacher=HIDDEN, mtp=mtp, **settings).make(loss_chunk=24, remat="none", validates=True)
+        with jax.set_mesh(mesh):
+            return made.sums(model, batch, None, teacher_head), made.counts(batch), made.weights
+
+    got, counts, weights = figures(MtpDistillConfig(weight=0, num_steps=2), has_mtp_head=True)
+    want, wanted_counts, _ = figures(MtpDistillConfig(num_steps=2))
+    for name in ("mtp_acceptance", "mtp_acceptance_2"):
+        assert got[name] == want[name] > 0 and counts[name] == wanted_counts[name]
+    assert weights.keys() == got.keys() == counts.keys() and "mtp_loss" not in got
+    untrained = Distillation(teacher=HIDDEN, mtp=MtpDistillConfig(weight=0))
+    assert "mtp_acceptance" not in untrained.make(loss_chunk=24, remat="none", validates=True).weights
+    stepped = dataclasses.replace(untrained, has_mtp_head=True).make(loss_chunk=24, remat="none")
+    assert "mtp_acceptance" not in stepped.weights
+
+
+def test_a_stored_top_k_tells_what_it_can(model, mesh, batch, teacher_head):
+    log_t = log_softmax(batch["teacher_states"] @ teacher_head.T)
+    k = 9
+    ids = np.argsort(-log_t, -1)[..., :k]
+    top = np.take_along_axis(log_t, ids, -1)
+    signal = {
+        "teacher_ids": jnp.asarray(ids, jnp.int32),
+        "teacher_log_probs": jnp.asarray(top, jnp.float16),
+        "teacher_tail": jnp.asarray(1 - np.exp(top).sum(-1), jnp.float32),
+    }
+    tokens = {name: batch[name] for name in ("input_ids", "segment_ids", "trained")} | signal
+    options = {"loss_chunk": 7, "remat": "none", "validates": True}
+    made = Distillation(teacher=TeacherConfig(signal="topk", k=k)).make(**options)
+    exact = Distillation(teacher=dataclasses.replace(HIDDEN, k=k)).make(**options)
+    with jax.set_mesh(mesh):
+        got, want = made.sums(model, tokens, None), exact.sums(model, batch, None, teacher_head)
+    assert got.keys() == made.weights.keys() == made.counts(tokens).keys()
+    for name in ("top_k_overlap", "student_entropy", "agreement", "mtp_acceptance", "loss"):
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-5, err_msg=name)
+    weights = np.asarray(shifted_targets(batch, 1)[1])
+    targets = np.asarray(shifted_targets(batch, 1)[0])
+    known = (ids == targets[..., None]).any(-1)
+    assert got["targets_in_top_k"] == np.sum(weights * known)
+    assert 0 < got["teacher_loss_bound"] < want["teacher_loss"]
+    assert not {"teacher_loss", "teacher_entropy", "kl_reverse"} & got.keys()
 
 
 def test_only_the_mtp_block_learns_from_the_model_itself(model, mesh, batch, teacher_head):

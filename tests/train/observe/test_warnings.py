@@ -34,9 +34,14 @@ def test_high_rates(rate, lora, hidden, warns):
     assert bool(high_rate(recipe, hidden)) == warns
 
 
-def watched(losses, *, vocab_size=248_320, warmup=5):
-    watch = LossWatch(vocab_size=vocab_size, learning_rate=1e-3, warmup=warmup)
-    return [(step, text) for step, loss in enumerate(losses, start=1) for text in watch.add(step, loss)]
+def watched(losses, *, vocab_size=248_320, warmup=5, term="loss", **more):
+    """Watches a term, beside which others have values of their own."""
+    watch = LossWatch(vocab_size=vocab_size, learning_rate=1e-3, warmup=warmup, weights={term: 1.0})
+    return [
+        (step, text)
+        for step, loss in enumerate(losses, start=1)
+        for text in watch.add(step, {**more, term: loss} if loss is not None else {})
+    ]
 
 
 def test_a_falling_loss_and_a_noisy_one_are_left_alone():
@@ -58,6 +63,28 @@ def test_a_loss_of_guessing_is_warned_of_after_the_warmup():
     assert step == 30 + WINDOW
     assert "is still that of a guess, which is 12.4" in text
     assert not watched([12.42] * 10 + [11.0] * 90)
+
+
+def test_a_divergence_is_no_guess_however_large_but_the_cross_entropy_beside_it_may_be():
+    assert not watched([12.42] * 100, term="divergence", loss=2.0)
+    ((step, text),) = watched([0.5] * 100, term="divergence", loss=12.42)
+    assert step == 5 + WINDOW and "the loss, 12.4, is still that of a guess" in text
+
+
+def test_a_divergence_rises_by_less_than_a_cross_entropy():
+    assert not watched([0.05] * 50 + [0.12] * 50, term="divergence")
+    ((_, text),) = watched([0.05] * 50 + [0.25] * 50, term="divergence")
+    assert "the divergence has risen to 0.1" in text and "from 0.05 at step" in text
+    assert not watched([0.05] * 50 + [0.25] * 50)
+
+
+def test_a_student_of_labels_too_may_move_away_from_its_teacher():
+    watch = LossWatch(vocab_size=512, learning_rate=1e-3, warmup=0, weights={"divergence": 1.0, "loss": 0.5})
+    steps = [{"divergence": 0.002 * step, "loss": 3 - 0.01 * step} for step in range(200)]
+    assert not [text for step, values in enumerate(steps) for text in watch.add(step, values)]
+    worse = [values | {"loss": 3.0} for values in steps]
+    (text,) = [text for step, values in enumerate(worse, start=200) for text in watch.add(step, values)]
+    assert "the divergence + 0.5 loss has risen" in text
 
 
 def test_skipped_steps_have_no_loss():

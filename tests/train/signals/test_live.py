@@ -1,6 +1,7 @@
 """A live teacher against the model's own outputs, and against numpy on its logits."""
 
 import dataclasses
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 
 from qwen35_jax.sharding import make_mesh, named_sharding
-from train.batch import put_batch, sequences_of_process, take_sequences
+from train.batch import abstract_batch, put_batch, sequences_of_process, take_sequences
 from train.config import TeacherConfig
 from train.signals.live import LiveTeacher
 from train.signals.signal import IDS, LOG_PROBS, STATES, TAIL
@@ -47,6 +48,17 @@ def test_hidden_states_and_head_give_the_logits_of_the_model(model, mesh, host_b
     assert states.dtype == np.float32 and head.shape == (512, 32)
     # float32 products of width 32, in another order.
     np.testing.assert_allclose(states @ np.asarray(head).T, logits, atol=2e-5)
+
+
+def test_compiled_ahead_it_compiles_nothing_at_the_first_batch(model, mesh, host_batch, caplog):
+    batch = put_batch(host_batch, accumulation=2, mesh=mesh)
+    want = LiveTeacher(model, TOP_K, mesh, chunk_tokens=7).teach(batch)
+    live, (sequences, tokens) = LiveTeacher(model, TOP_K, mesh, chunk_tokens=7), host_batch["input_ids"].shape
+    live.compile(abstract_batch(sequences=sequences, tokens=tokens, accumulation=2, mesh=mesh))
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        got = live.teach(batch)
+    assert not [record.message for record in caplog.records if "ompil" in record.message]
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_the_most_likely_tokens_are_those_of_the_logits(model, mesh, host_batch, logits):

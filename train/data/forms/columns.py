@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from train.data.forms.media import MEDIA_COLUMNS, place_media
 from train.data.rows import Conversation, RowError
 from train.data.values import kind, named, parsed, plain, text_of
 
@@ -10,7 +11,7 @@ _SYSTEM = ("system", "system_prompt")
 _TOOLS = ("tools", "tool_defs", "functions")
 _KWARGS = "chat_template_kwargs"
 _THINKING = "enable_thinking"
-COLUMNS = (*_SYSTEM, *_TOOLS, _KWARGS, _THINKING)
+COLUMNS = (*_SYSTEM, *_TOOLS, _KWARGS, _THINKING, *MEDIA_COLUMNS)
 """The columns that are read here."""
 
 
@@ -26,7 +27,8 @@ def conversation_of(row: Mapping[str, Any], messages: list[dict[str, Any]], trai
         elif messages[0]["content"] != system:
             raise RowError("ambiguous", "the row has a system prompt in a column and another one in its first message")
     _check_settings(row, messages)
-    return Conversation(messages, _tools(row), trained)
+    messages, media = place_media(row, messages)
+    return Conversation(messages, _tools(row), trained, media)
 
 
 def _only_one(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qwen35_jax.processing.chat_template import REASONING_KEYS
-from train.data.rows import ROLES, RowError
+from train.data.rows import ROLES, Media, RowError
 from train.data.values import kind, named, parse_json, parsed, plain, shown, text_of
 
 _ROLES = {role: role for role in ROLES} | {
@@ -23,7 +23,10 @@ _MASKED = "masked"
 _PARTLY = ("train_detail", "training_detail")
 _KNOWN = {"role", "from", "content", "value", "name", "tool_call_id", "id", _MASKED, *_SWITCHES}
 _KNOWN_OF_ASSISTANT = {"tool_calls", "function_call", *REASONING_KEYS}
-_VISION_KEYS = {"image", "image_url", "video", "video_url"}
+# The types under which people write an image or a video, and the keys under which its source may stand.
+_MEDIA_TYPES = {"image": ("image", "image_url", "input_image"), "video": ("video", "video_url", "input_video")}
+_SOURCES = {kind: (kind, f"{kind}_url", "url", "path", "bytes") for kind in _MEDIA_TYPES}
+_NO_OPTIONS = {"type", "text", "detail", *_SOURCES["image"], *_SOURCES["video"]}
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _REASONING_PARTS = ("thinking", "reasoning")
 
@@ -95,11 +98,11 @@ def _one_of(reasonings: list[str], where: str) -> str:
     return reasonings[0] if reasonings else ""
 
 
-def _content(content: Any, where: str) -> tuple[str, str]:
+def _content(content: Any, where: str) -> tuple[str | list[str | Media], str]:
     """Joins the parts of a content as the template does.
 
     Returns:
-      The words, and the reasoning among the parts.
+      The words, with the media between them where there are some, and the reasoning among the parts.
     """
     if content is None:
         return "", ""
@@ -109,22 +112,47 @@ def _content(content: Any, where: str) -> tuple[str, str]:
                 "wrong_type", f"the content of {where} is {kind(content)}, not a string or a list of text parts"
             )
         return text_of(content, f"the content of {where}"), ""
-    words, thoughts = [], []
+    words: list[str | Media] = []
+    thoughts = []
     for item in content:
         part = parsed(item, f"a part of the content of {where}") if isinstance(item, bytes) else item
         if not isinstance(part, Mapping):
             raise RowError("wrong_type", f"a part of the content of {where} is {kind(part)}, not an object")
         part = {key: value for key, value in part.items() if value is not None}
+        if media := _media(part, where):
+            words.append(media)
+            continue
         kept, text = _part(part, where)
-        (thoughts if kept == "reasoning" else words).append(text)
-    return "".join(words), "\n".join(thoughts)
+        if kept == "reasoning":
+            thoughts.append(text)
+        elif words and isinstance(words[-1], str):
+            words[-1] += text
+        else:
+            words.append(text)
+    has_media = any(isinstance(each, Media) for each in words)
+    return words if has_media else "".join(map(str, words)), "\n".join(thoughts)
+
+
+def _media(part: Mapping[str, Any], where: str) -> Media | None:
+    """Reads a part that is an image or a video; None for another part."""
+    written = part.get("type")
+    kinds = [kind for kind, types in _MEDIA_TYPES.items() if written in types or part.keys() & _SOURCES[kind][:2]]
+    if not kinds:
+        return None
+    if len(kinds) > 1:
+        raise RowError("ambiguous", f"a part of the content of {where} is an image and a video; write two parts")
+    source = next((part[key] for key in _SOURCES[kinds[0]] if key in part), None)
+    if isinstance(source, Mapping) and "url" in source:
+        source = source["url"]
+    if isinstance(source, bool | int | float):
+        raise RowError("wrong_type", f"{where} holds an {kinds[0]} whose source is {kind(source)}")
+    options = {key: value for key, value in part.items() if key not in _NO_OPTIONS}
+    return Media(kinds[0], source, options)  # pyrefly: ignore[bad-argument-type]
 
 
 def _part(part: Mapping[str, Any], where: str) -> tuple[str, str]:
     """Returns whether a part holds reasoning or words, and which."""
     written = part.get("type")
-    if _VISION_KEYS & part.keys() or written in ("image", "image_url", "video", "video_url", "input_image"):
-        raise RowError("vision", f"{where} holds an image or a video, which cannot be trained on yet")
     if written in _REASONING_PARTS:
         key = next((key for key in (*_REASONING_PARTS, "text") if isinstance(part.get(key), str | bytes)), None)
         what = "reasoning"

@@ -1,0 +1,284 @@
+"""How questions with images are asked: a server, our engine, a judge; and what is stored and shown of them."""
+
+import base64
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.backends.base import Request
+from eval.backends.client import Client
+from eval.backends.engine import EngineBackend
+from eval.backends.media import data_uri
+from eval.card import against_card
+from eval.cells import sampling_name
+from eval.config import EvalConfig, JudgeConfig, ServerConfig, sampling_of
+from eval.run import run
+from eval.score import ScoreConfig, main, score
+from eval.tasks import get_task
+from qwen35_jax.presets import PRESETS, card_eval_sampling, card_sampling
+from tests.eval.conftest import FakeEngine, write_rows
+from tests.eval.openai_server import FakeServer
+from tests.eval.vision.pictures import png, write_parquet
+
+RED, BLUE = png("red", (400, 200)), png("blue", (300, 300))
+PROMPT = "Question: What is it?\nOptions:\nA. red\nB. blue\nPlease select the correct answer from the options above."
+THOUGHT = "hm\n</think>\n\n"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(Client, "first_wait", 0.001)
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = [
+        {"id": f"validation_Art_{number}", "question": f"What is {'it' if number == 1 else number}?",
+         "options": "['red', 'blue']", "image_1": {"bytes": image, "path": None}, "answer": "A",
+         "question_type": "multiple-choice"}
+        for number, image in enumerate((RED, BLUE), start=1)
+    ]  # fmt: skip
+    write_parquet(tmp_path / "data" / "mmmu" / "validation.parquet", rows)
+    return tmp_path
+
+
+def config_of(data, url, **settings):
+    server = ServerConfig(url=url, connections=2, accept_dropped=("presence_penalty", "top_k", "seed", "thinking"))
+    settings = {"tasks": ("mmmu",), "protocol": "card", "max_new_tokens": 50} | settings
+    return EvalConfig(server=server, data_dir=str(data / "data"), out=str(data / "out"), **settings)
+
+
+def answers(*texts):
+    prompts = [PROMPT, PROMPT.replace("What is it?", "What is 2?")]
+    return {prompt: THOUGHT + text for prompt, text in zip(prompts, texts, strict=True)}
+
+
+def test_a_server_gets_images_as_addresses_that_hold_them(data):
+    fake = FakeServer(answers=answers("A", "B"))
+    with fake.serve() as url:
+        results = run(config_of(data, url))
+    contents = [
+        body["messages"][0]["content"] for body in fake.bodies if isinstance(body["messages"][0]["content"], list)
+    ]
+    assert sorted(
+        part["image_url"]["url"] for content in contents for part in content if part["type"] == "image_url"
+    ) == (sorted(f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in (RED, BLUE)))
+    assert [part["type"] for part in contents[0]] == ["image_url", "text"]
+    told = results["tasks"]["mmmu"]
+    assert told["metrics"]["accuracy"]["value"] == 0.5
+    assert (told["modality"], told["media"]["max_pixels"]) == ("image", 4_014_080)
+    assert told["sampling"]["temperature"] == 0.7 and told["sampling"]["top_p"] == 0.8
+    assert "the limits of pixels and frames of mmmu (the server has its own)" in results["labels"]
+
+
+def test_samples_hold_no_image_and_the_page_shows_it_beside_the_failure(data):
+    fake = FakeServer(answers=answers("A", "B"))
+    with fake.serve() as url:
+        run(config_of(data, url))
+    out = Path(data / "out")
+    stored = (out / "samples" / "mmmu.jsonl").read_text()
+    page = (out / "report.html").read_text()
+    assert "base64" not in stored and len(stored) < 4_000
+    assert page.count('<img src="data:image/jpeg;base64,') == 1 and 'alt="image 1"' in page
+    assert "img-src data:" in page and len(page) < 60_000
+    # 300 x 300 pixels fit into the longest side that is shown.
+    assert 'width="300" height="300"' in page
+
+
+def test_the_data_may_be_stored_in_another_way_when_a_run_goes_on(data):
+    fake = FakeServer(answers=answers("A", "B"))
+    with fake.serve() as url:
+        run(config_of(data, url))
+        asked = len(fake.bodies)
+        folder = data / "data" / "mmmu"
+        (folder / "validation.parquet").unlink()
+        (folder / "a.png").write_bytes(RED)
+        (folder / "b.png").write_bytes(BLUE)
+        rows = [
+            {"id": f"validation_Art_{number}", "question": f"What is {'it' if number == 1 else number}?",
+             "options": "['red', 'blue']", "image_1": image, "answer": "A", "question_type": "multiple-choice"}
+            for number, image in enumerate(("a.png", "b.png"), start=1)
+        ]  # fmt: skip
+        write_rows(folder / "validation.jsonl", rows)
+        assert run(config_of(data, url))["seconds"]["resumed_samples"] == 2
+        assert len(fake.bodies) == asked
+        (folder / "b.png").write_bytes(RED)
+        with pytest.raises(ValueError, match="was made with other settings"):
+            run(config_of(data, url))
+
+
+def test_an_engine_without_a_processor_refuses_images(data):
+    config = EvalConfig(tasks=("mmmu",), protocol="card", data_dir=str(data / "data"), out=str(data / "out"))
+    with pytest.raises(
+        ValueError, match="'validation_Art_1' shows images or videos, which this engine does not take yet"
+    ):
+        run(config, FakeEngine({}))
+
+
+class ImageEngine(FakeEngine):
+    """Takes model inputs in place of tokens."""
+
+    def generate(self, prompts, **settings):
+        assert all(prompt.keys() == {"input_ids", "pixels"} for prompt in prompts)
+        return super().generate([prompt["input_ids"][0].tolist() for prompt in prompts], **settings)
+
+
+def test_an_engine_gets_what_a_processor_makes(data):
+    seen = []
+
+    def processor(messages, **settings):
+        seen.append((messages, settings))
+        (message,) = messages
+        text = "".join(part.get("text", "") for part in message["content"])
+        return {"input_ids": np.array([engine.tokenizer.encode(text + "<think></think>")]), "pixels": np.zeros((4, 2))}
+
+    engine = ImageEngine({PROMPT: "A", PROMPT.replace("What is it?", "What is 2?"): "B"})
+    documents = get_task("mmmu").load("card", str(data / "data")).documents
+    sampling = sampling_of(EvalConfig(), get_task("mmmu").protocol("official"), lambda: None)
+    requests = [Request(document, "chat", "non_thinking", sampling, 10, seed=0) for document in documents]
+    replies = {}
+    EngineBackend(engine, processor=processor).generate(requests, replies.__setitem__)
+    assert [replies[place].response for place in (0, 1)] == ["A", "B"]
+    assert replies[0].prompt_ids == engine.tokenizer.encode(PROMPT + "<think></think>")
+    messages, settings = seen[0]
+    assert messages[0]["content"][0] == {
+        "type": "image", "image": RED, "min_pixels": 1_003_520, "max_pixels": 4_014_080,
+    }  # fmt: skip
+    assert settings == {"enable_thinking": False, "add_generation_prompt": True}
+
+
+def judge_of(url):
+    return JudgeConfig(url=url, model="fake", connections=2)
+
+
+def stored(data, *responses):
+    rows = [{"id": f"validation_Art_{number}", "response": text} for number, text in enumerate(responses, start=1)]
+    return str(write_rows(data / "answers.jsonl", rows))
+
+
+def scoring(data, *responses, **settings):
+    settings = {"protocol": "card", "data_dir": str(data / "data")} | settings
+    return ScoreConfig("mmmu", stored(data, *responses), **settings)
+
+
+class Judge(FakeServer):
+    """Answers each question about a response by the table."""
+
+    def write(self, prompt, body):
+        return self.answers[prompt.rpartition("\n")[2]], "stop"
+
+
+def test_a_judge_reads_what_no_rule_can_and_is_told(data, capsys):
+    fake = Judge(answers={"The crimson one": "<think>B?</think>A", "None of both": "I think: Z"})
+    path = stored(data, "The crimson one", "The answer is (B).")
+    out = data / "scored"
+    arguments = ["--task", "mmmu", "--protocol", "card", "--responses", path, "--data-dir", str(data / "data")]
+    with fake.serve() as url:
+        main([*arguments, "--out", str(out), "--judge.url", url, "--judge.model", "fake"])
+    (body,) = fake.bodies
+    assert body["temperature"] == 0 and "A. red\nB. blue" in body["messages"][0]["content"]
+    results = json.loads((out / "results.json").read_text())
+    told = results["tasks"]["mmmu"]
+    assert told["metrics"]["accuracy"]["value"] == 0.5 and told["judge"]["without"]["value"] == 0.0
+    assert (told["judge"]["asked"], told["judge"]["read"], told["judge"]["share"]) == ({"fake": 1}, 1, 0.5)
+    assert results["judge"] == {"url": url, "model": "fake"}
+    first, second = [json.loads(line) for line in (out / "samples" / "mmmu.jsonl").read_text().splitlines()]
+    assert (first["judge"], first["extraction"], first["correct"], first["outcome"]) == ("fake", "A", True, "ok")
+    assert "judge" not in second
+    page = (out / "report.html").read_text()
+    words = "of 1 of 2 responses (50.00 %) the answer was read by fake in place of a rule"
+    assert words in " ".join(page.split()) and "judge read 50.00 %" in page
+    assert words in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_a_judge_nothing_is_said_of_one(data):
+    told = score(scoring(data, "hm", "A"))
+    assert "judge" not in told and "judge" not in told["tasks"]["mmmu"]
+    assert told["tasks"]["mmmu"]["outcomes"]["unparsed"] == 1
+
+
+def test_what_the_judge_cannot_read_stays_unparsed(data):
+    fake = Judge(answers={"hm": "I can not tell", "so": "Z"})
+    with fake.serve() as url:
+        config = ScoreConfig(
+            "mmmu", stored(data, "hm", "so"), protocol="card", data_dir=str(data / "data"), judge=judge_of(url)
+        )
+        told = score(config)["tasks"]["mmmu"]
+    assert told["outcomes"]["unparsed"] == 1 and told["judge"]["asked"] == {"fake": 2} and told["judge"]["read"] == 1
+
+
+def test_a_judge_that_answers_nothing_is_an_error(data):
+    fake = Judge(answers={}, rejects=["temperature"])
+    with fake.serve() as url:
+        config = ScoreConfig(
+            "mmmu", stored(data, "hm", "A"), protocol="card", data_dir=str(data / "data"), judge=judge_of(url)
+        )
+        with pytest.raises(ValueError, match=r"the judge fake at http.* answers nothing: HTTP 400"):
+            score(config)
+    with pytest.raises(ValueError, match=r"give --judge\.model too"):
+        JudgeConfig(url="http://localhost:1/v1")
+    with pytest.raises(ValueError, match=r"--judge\.url ftp://x: give an address"):
+        score(dataclasses.replace(config, judge=judge_of("ftp://x")))
+
+
+def test_a_run_asks_the_judge_once_and_its_samples_keep_what_it_read(data):
+    fake, judge = FakeServer(answers=answers("the crimson one", "A")), Judge(answers={"the crimson one": "A"})
+    with fake.serve() as url, judge.serve() as judge_url:
+        config = config_of(data, url, judge=judge_of(judge_url))
+        assert run(config)["tasks"]["mmmu"]["metrics"]["accuracy"]["value"] == 1
+        again = run(config)
+        assert again["tasks"]["mmmu"]["judge"]["read"] == 1 and len(judge.bodies) == 1
+        with pytest.raises(ValueError, match="was made with other settings"):
+            run(config_of(data, url))
+    path = str(data / "out" / "samples" / "mmmu.jsonl")
+    rescored = score(ScoreConfig("mmmu", path, protocol="card", data_dir=str(data / "data")))["tasks"]["mmmu"]
+    assert rescored["metrics"]["accuracy"]["value"] == 1 and rescored["judge"]["asked"] == {"fake": 1}
+
+
+@pytest.mark.parametrize(
+    ("mode", "modality", "name", "values"),
+    [
+        ("thinking", "image", "card_eval", (0.6, 20, 0.95, 1.5)),
+        ("thinking", "video", "card_eval", (1.0, 20, 0.95, 1.5)),
+        ("non_thinking", "image", "card_eval", (0.7, 20, 0.8, 1.5)),
+        ("non_thinking", "video", "card_eval", (0.7, 20, 0.8, 1.5)),
+        ("thinking", "image", "card_recommended", (0.6, 20, 0.95, 0.0)),
+        ("non_thinking", "image", "card_recommended", (0.7, 20, 0.8, 1.5)),
+        ("thinking", "text", "card_eval", (1.0, 20, 0.95, 1.5)),
+    ],
+)
+def test_the_cards_settings_for_vision(mode, modality, name, values):
+    task = {"image": "mmmu", "video": "videomme", "text": "mmlu_pro"}[modality]
+    config = EvalConfig(tasks=(task,), mode=mode, protocol="card", sampling=name)
+    sampling = sampling_of(config, get_task(task).protocol("card"), lambda: PRESETS["2b"])
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.presence_penalty) == values
+    known = card_eval_sampling(mode, modality), card_sampling(PRESETS["2b"], mode, modality)
+    assert values in [tuple(each) for each in known]
+    # The two sets are one without thinking.
+    told = sampling_name(dataclasses.asdict(sampling), mode, modality)
+    assert told == ("card_eval" if mode == "non_thinking" else name)
+
+
+def test_a_result_of_vision_is_judged_by_its_own_settings():
+    config = EvalConfig(tasks=("mmmu",), mode="thinking", protocol="card")
+    metric = {"value": 0.64, "low": 0.61, "high": 0.67, "n": 900}
+    sampling = dataclasses.asdict(sampling_of(config, get_task("mmmu").protocol("card"), lambda: PRESETS["2b"]))
+    summary = {
+        "n": 900, "headline": "accuracy", "metrics": {"accuracy": metric}, "modality": "image", "sampling": sampling,
+        "max_new_tokens": 32_768, "cut": {"count": 0, "value": 0.0, "unknown": 0}, "finished": {},
+    }  # fmt: skip
+    told = against_card(summary, "mmmu", config, PRESETS["2b"])
+    assert told["met"] is True and told["published"] == 0.642 and "which judge read the answers" in told["note"]
+    text = summary | {"sampling": sampling | {"temperature": 1.0}}
+    assert against_card(text, "mmmu", config, PRESETS["2b"])["not_comparable"] == ["another sampling than the card's"]
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [(b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"xyz", "application/octet-stream")],
+)
+def test_addresses_that_hold_an_image(start, kind):
+    assert data_uri(start) == f"data:{kind};base64,{base64.b64encode(start).decode()}"

@@ -1,0 +1,287 @@
+"""Reads the images and videos of conversations: their sizes when a document is tokenised, their patches later.
+
+How long a document is follows from the size of its images, and an image's header holds that. So documents are measured
+and packed without decoding one image. The patches are made by threads, ahead of the step (`train.data.shards`), and
+stay bytes until they are on the device.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from qwen35_jax.config import ModelConfig
+from qwen35_jax.processing import Tokenizer
+from qwen35_jax.processing.image import image_patches, load_image, smart_resize
+from qwen35_jax.processing.media import MediaError, MediaPolicy, open_media
+from qwen35_jax.processing.processor import PADS, Processor
+from qwen35_jax.processing.settings import ImageSettings, VideoSettings, positive
+from qwen35_jax.processing.video import UNKNOWN_FPS, cut_frames, frame_size, load_video, sample_frames, timestamps
+from qwen35_jax.vision.mrope import mrope_positions
+from qwen35_jax.vision.patches import patch_places
+from train.batch import Fields, HostBatch, vision_fields
+from train.config.vision import VisionDataConfig
+from train.data.headers import VideoHeader, image_size, video_header
+from train.data.masking import Example, Rendered
+from train.data.pictures import Grid, Picture
+from train.data.rows import Media, RowError
+
+_PLACE = re.compile(r"<\|vision_start\|><\|(image|video)_pad\|><\|vision_end\|>")
+_MOST_THREADS = 32
+
+
+class VisionReader:
+    """Makes the pictures of documents, and the arrays of batches from them."""
+
+    def __init__(self, settings: VisionDataConfig, image: ImageSettings, video: VideoSettings, tokenizer: Tokenizer):
+        """Takes the settings of a run, and those of the checkpoint's processor.
+
+        Raises:
+          ValueError: the tokenizer lacks the tokens that stand for images and videos.
+        """
+        least = min(image.min_pixels, settings.max_pixels) if settings.min_pixels is None else settings.min_pixels
+        self._image = dataclasses.replace(image, max_pixels=settings.max_pixels, min_pixels=least)
+        self._video = dataclasses.replace(
+            video,
+            max_pixels=settings.video_max_pixels,
+            min_pixels=min(video.min_pixels, settings.video_max_pixels),
+            fps=settings.fps,
+            max_frames=settings.max_frames,
+            min_frames=min(video.min_frames, settings.max_frames),
+        )
+        self.settings = settings
+        self._pads = tokenizer.token_id(PADS["image"]), tokenizer.token_id(PADS["video"])
+        self._policy = MediaPolicy(allow_urls=settings.allow_urls)
+        image_patch = 3 * image.temporal_patch_size * image.patch_size**2
+        self.fields: Fields = vision_fields(settings.patches_per_sequence, image_patch)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, settings: VisionDataConfig, tokenizer: Tokenizer) -> "VisionReader":
+        """Reads the settings of a checkpoint's processor.
+
+        Raises:
+          ValueError: they cannot be read, or ask for what Qwen3.5 does not do.
+        """
+        processor = Processor.from_pretrained(folder)
+        return cls(settings, processor.image, processor.video, tokenizer)
+
+    def check_model(self, model: ModelConfig, folder: Path) -> None:
+        """Checks that a model reads the patches that are made, in the place of the same tokens.
+
+        Raises:
+          ValueError: it has no tower, or one that reads others.
+        """
+        tower = model.vision
+        if tower is None:
+            raise ValueError(
+                f"{folder} has no vision tower, so that data.vision has no use; leave it out, or start from a "
+                "checkpoint that reads images."
+            )
+        made = (self._image.patch_size, self._image.temporal_patch_size, self._image.merge_size)
+        read = (tower.patch_size, tower.temporal_patch_size, tower.spatial_merge_size)
+        if made != read:
+            raise ValueError(
+                f"{folder}: the processor makes patches of patch_size, temporal_patch_size and merge_size {made}, but "
+                f"the vision tower of config.json reads {read}; take both files of one checkpoint."
+            )
+        if self._pads != (model.image_token_id, model.video_token_id):
+            raise ValueError(
+                f"{folder}: the ids of {' and '.join(PADS.values())} are {self._pads} in the tokenizer, but "
+                f"{(model.image_token_id, model.video_token_id)} in config.json; take both files of one checkpoint."
+            )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the patches of an image or a video, and how many share a sequence."""
+        return {
+            "image": dataclasses.asdict(self._image),
+            "video": dataclasses.asdict(self._video),
+            "patches_per_sequence": self.settings.patches_per_sequence,
+        }
+
+    @cached_property
+    def executor(self) -> ThreadPoolExecutor:
+        """The threads that decode."""
+        threads = self.settings.num_threads or min(os.cpu_count() or 1, _MOST_THREADS)
+        return ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    def open(self, media: Sequence[Media], folder: Path) -> list[Picture]:
+        """Finds out how large images and videos are.
+
+        Args:
+          folder: where relative paths start, unless the settings name a folder.
+
+        Raises:
+          RowError: one cannot be read.
+        """
+        policy = dataclasses.replace(self._policy, root=self.settings.folder or folder)
+        pictures = []
+        for number, each in enumerate(media, start=1):
+            name = f"{each.kind} {number} of the row"
+            with _named(name):
+                open_one = self._open_image if each.kind == "image" else self._open_video
+                pictures.append(open_one(each, policy, name))
+        return pictures
+
+    def place(self, rendered: Rendered, pictures: Sequence[Picture]) -> Rendered:
+        """Says which pictures a rendered conversation shows, and writes the times of a video's frames into it.
+
+        Args:
+          pictures: those of the conversation; the text may end before the last ones.
+
+        Raises:
+          ValueError: the template leaves some out.
+        """
+        places = list(_PLACE.finditer(rendered.text))
+        shown = tuple(dataclasses.replace(picture) for picture in pictures[: len(places)])
+        if [place[1] == "video" for place in places] != [picture.is_video for picture in shown]:
+            raise ValueError(
+                f"the chat template renders {len(places)} images and videos of a conversation that has "
+                f"{len(pictures)}; training needs a template that shows them as Qwen3.5's does."
+            )
+        text, end, grown = [], 0, []
+        for place, picture in zip(places, shown, strict=True):
+            frames = "".join(f"<{time:.1f} seconds>{place[0]}" for time in picture.timestamps) or place[0]
+            text += [rendered.text[end : place.start()], frames]
+            end = place.end()
+            grown.append((end, len(frames) - len(place[0])))
+        trained = [
+            (start + by, stop + by)
+            for start, stop in rendered.trained
+            for by in [sum(more for place_end, more in grown if place_end <= start)]
+        ]
+        return Rendered("".join([*text, rendered.text[end:]]), trained, shown)
+
+    def finish(self, example: Example, pictures: tuple[Picture, ...] = ()) -> Example:
+        """Gives a tokenised document as many pads as its pictures have tokens, and its tokens their positions."""
+        grids = np.array([picture.grid for picture in pictures], np.int32).reshape(-1, 3)
+        per_frame = np.repeat(grids[:, 1] * grids[:, 2] // self._image.merge_size**2, grids[:, 0])
+        counts = np.ones(len(example), np.int64)
+        pads = np.flatnonzero(np.isin(example.input_ids, self._pads))
+        assert len(pads) == len(per_frame), "rows do not spell pads, so that only pictures have some"
+        counts[pads] = per_frame
+        ids, trained = np.repeat(example.input_ids, counts), np.repeat(example.trained, counts)
+        image_token, video_token = self._pads
+        positions, _ = mrope_positions(
+            ids[None], grids, image_token=image_token, video_token=video_token, merge_size=self._image.merge_size
+        )
+        signals = {**example.signals, "positions": np.ascontiguousarray(positions[:, 0].T)}
+        return Example(ids, trained, signals, pictures)
+
+    def start(self, examples: Iterable[Example]) -> None:
+        """Begins to decode the pictures of documents."""
+        for example in examples:
+            for picture in example.pictures:
+                picture.start(self.executor)
+
+    def lay_out(self, sequences: Sequence[Sequence[tuple[Any, Example]]], where: Callable[[Any], str]) -> HostBatch:
+        """Returns the patches of packed sequences as arrays of a batch, and frees the pictures.
+
+        Args:
+          where: names the file and the line of a document, for messages.
+
+        Raises:
+          ValueError: a picture cannot be decoded.
+        """
+        self.start(example for sequence in sequences for _, example in sequence)
+        patches = self.settings.patches_per_sequence
+        batch = {
+            name: np.zeros((len(sequences), patches, *self.fields[name].sizes[1:]), self.fields[name].dtype)
+            for name in ("pixels", "frames", "places")
+        }
+        for s, sequence in enumerate(sequences):
+            end, grids = 0, []
+            for key, example in sequence:
+                for picture in example.pictures:
+                    start, end = end, end + picture.num_patches
+                    try:
+                        batch["pixels"][s, start:end] = picture.patches()
+                    except RowError as err:
+                        raise ValueError(f"{where(key)}: {err}") from err
+                    picture.forget()
+                    grids.append(picture.grid)
+            batch["frames"][s, :end], batch["places"][s, :end] = patch_places(
+                np.array(grids, np.int32).reshape(-1, 3), self._image.merge_size
+            )
+        return batch
+
+    def _open_image(self, media: Media, policy: MediaPolicy, name: str) -> Picture:
+        settings = self._image.limited(_capped(media.options, self._image.max_pixels))
+        # What was fetched or decoded from text once is not fetched again.
+        opened = open_media(media.source, policy)
+        height, width = smart_resize(
+            *image_size(opened, media.source),
+            factor=settings.factor,
+            min_pixels=settings.min_pixels,
+            max_pixels=settings.max_pixels,
+        )
+        grid = 1, height // settings.patch_size, width // settings.patch_size
+
+        def decode() -> UInt8[np.ndarray, "P C"]:
+            with _named(name):
+                return _checked(*image_patches(load_image(opened, policy), settings), grid, name)
+
+        return Picture(grid, decode)
+
+    def _open_video(self, media: Media, policy: MediaPolicy, name: str) -> Picture:
+        settings = self._video.limited(_capped(media.options, self._video.max_pixels, self._video.max_frames))
+        source, rates = media.source, {}
+        if isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim == 4):
+            if not len(source):
+                raise MediaError("it has no frames.")
+            rates = {
+                key: positive(key, media.options[key]) for key in ("raw_fps", "sample_fps") if key in media.options
+            }
+            fps = rates.get("sample_fps", rates.get("raw_fps"))
+            header = VideoHeader(len(source), fps, *image_size(open_media(source[0], policy), source[0]))
+        else:
+            source = open_media(source, policy)
+            header = video_header(source, media.source)
+        indices = np.arange(header.frames)
+        if "sample_fps" not in rates:
+            indices = sample_frames(header.frames, header.fps, settings)
+            # Where fewer frames can be decoded than the header counts, as many are chosen of these.
+            settings = dataclasses.replace(settings, num_frames=len(indices))
+        depth = settings.temporal_patch_size
+        height, width = frame_size(max(len(indices), depth), header.height, header.width, settings=settings)
+        times = timestamps(indices, header.fps or UNKNOWN_FPS, depth)
+        grid = len(times), height // settings.patch_size, width // settings.patch_size
+
+        def decode() -> UInt8[np.ndarray, "P C"]:
+            with _named(name):
+                frames = load_video(source, policy, settings, **rates).frames
+                return _checked(*cut_frames(frames, settings), grid, name)
+
+        return Picture(grid, decode, tuple(times))
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Raises what is wrong with an image or a video as an error of its row."""
+    try:
+        yield
+    except MediaError as err:
+        raise RowError("media", f"{name}: {str(err).rstrip('.')}") from err
+
+
+def _capped(options: Mapping[str, Any], most_pixels: int, most_frames: int = 0) -> dict[str, Any]:
+    """Lowers what an item asks for to the limits of the run."""
+    limits = dict.fromkeys(("min_pixels", "max_pixels", "total_pixels"), most_pixels) | {"max_frames": most_frames}
+    return {
+        name: min(value, limits[name]) if name in limits and isinstance(value, int) else value
+        for name, value in options.items()
+    }
+
+
+def _checked(patches: np.ndarray, found: np.ndarray, grid: Grid, name: str) -> UInt8[np.ndarray, "P C"]:
+    if tuple(found) != grid:
+        raise RowError("media", f"{name} has another size than its header says; its file is damaged")
+    return patches
