@@ -17,4 +17,4 @@ CONFIG = TrainConfig(Recipe(ModelSource("base"), DataConfig("train.jsonl"), step
     ],
 )
 def test_the_model_gets_its_dtypes_and_a_chosen_form_of_the_delta_rule(changes, options):
-    assert model_options(CONFIG.replace(**changes)) == options
+    assert model_options(CONFIG.replace(**changes)) == {**options, "vision": False}
