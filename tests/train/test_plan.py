@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from benchmarks import plan_recipes
+from benchmarks import plan_recipes, plan_teachers
 from qwen35_jax.lora import LoraConfig
 from qwen35_jax.planning.aot import compile_abstract
 from qwen35_jax.planning.devices import find_device
@@ -244,6 +244,7 @@ def test_a_real_plan_of_a_small_model(tmp_path):
 def test_the_tables_of_readme_and_docs_are_those_of_the_stored_plans():
     assert plan_recipes.summary() in (REPO / "README.md").read_text()
     assert plan_recipes.table() in (REPO / "docs" / "recipes_and_tpus.md").read_text()
+    assert plan_teachers.table() in (REPO / "docs" / "distillation.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -254,6 +255,14 @@ def test_stored_plans_are_those_of_the_recipes(name, topology, config):
     assert plan["settings"] == plan_recipes.fingerprint(topology, config)
     assert plan["fits"] and plan["topology"] == topology
     assert plan_recipes.figures(name) in importlib.import_module(f"configs.{name}").__doc__
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "config"), list(plan_teachers.variants()), ids=lambda value: str(value)[:24]
+)
+def test_stored_plans_are_those_of_the_teachers(name, topology, config):
+    plan = json.loads((plan_teachers.STORED / f"{name}.json").read_text())
+    assert plan["settings"] == plan_recipes.fingerprint(topology, config) and plan["topology"] == topology
 
 
 @needs_libtpu
