@@ -188,8 +188,9 @@ def test_the_work_of_the_tower_counts(inputs, model):
 )
 def test_the_kernels_of_the_tower_are_told_from_those_of_the_decoder(train, passes):
     """24 blocks, each with a kernel for small and one for large images, of which a row of patches takes one."""
-    settings, model = sft_vision_2b.config().replace(train=train), PRESETS["2b"]
-    text = settings.replace(data=dataclasses.replace(settings.recipe.data, vision=None))
+    frozen, model = sft_vision_2b.config(), PRESETS["2b"]
+    settings, text = frozen.replace(train=train), dataclasses.replace(frozen.recipe.data, vision=None)
+    text = frozen.replace(data=text)
     decoder = {"splash_mha_fwd": 13, "splash_mha_dq": 7, "splash_mha_dkv": 7}
     both = decoder | {f"splash_mha_{name}": decoder[f"splash_mha_{name}"] + 48 * n for name, n in passes.items()}
     factors = {"fwd": 2, "dq": 3, "dkv": 4}
