@@ -23,7 +23,7 @@ from qwen35_jax import gcs, lora
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.model import Qwen35
 from qwen35_jax.ops import gated_delta
-from qwen35_jax.ops.attention import FRAMES, splash
+from qwen35_jax.ops.attention import splash
 from qwen35_jax.planning.aot import Compiled, abstract_model, bytes_per_device, compile_abstract, topology_devices
 from qwen35_jax.planning.devices import find_device
 from qwen35_jax.planning.hlo import Costs, read_costs
@@ -44,7 +44,7 @@ from train.plan_teacher import (
 from train.settle import settle
 from train.setup import TrainingSetup, make_setup, model_options
 from train.state import abstract_state
-from train.work import flops_per_token
+from train.work import flops_per_token, vision_passes
 
 # Compilations that the search for a change that fits may cost, minutes each at full size.
 _MOST_CANDIDATES = 6
@@ -229,23 +229,42 @@ def _kernel_flops(config: TrainConfig, model_config: ModelConfig, costs: Costs) 
     text, mesh, length = model_config.text, config.layout.mesh, config.recipe.data.sequence_length
     sequences = _micro_batch_size(config) // (mesh.data * mesh.fsdp)
 
-    def calls(name: str, *, in_frames: bool = False) -> int:
-        kernels = costs.without_cycles.items()
-        return sum(count for kernel, count in kernels if name in kernel and kernel.startswith(FRAMES) == in_frames)
+    def calls(name: str) -> int:
+        return sum(count for kernel, count in costs.without_cycles.items() if name in kernel)
 
     # Half of the square of every sequence, by causality.
     square = 2 * sequences * text.num_attention_heads // mesh.tensor * text.head_dim * length**2 / 2 / mesh.context
-    attention = square * sum(factor * calls(name) for name, factor in _ATTENTION_PRODUCTS.items())
-    vision = config.recipe.data.vision
-    if vision is not None and model_config.vision is not None:
-        # A call is for the patches of one sequence, each of which attends to an image of the most pixels.
-        patches, tower = vision.patches_per_sequence, model_config.vision
-        frame = min(vision.max_pixels // tower.patch_size**2, patches)
-        frames = 2 * patches * frame * tower.hidden_size / mesh.tensor / splash.num_frame_kernels(patches)
-        attention += frames * sum(factor * calls(name, in_frames=True) for name, factor in _ATTENTION_PRODUCTS.items())
+    frame, in_frames = _frame_kernels(config, model_config, is_backward=calls("splash_mha_dq") > 0)
+    attention = sum(
+        factor * (square * max(calls(name) - in_frames.get(name, 0), 0) + frame * in_frames.get(name, 0))
+        for name, factor in _ATTENTION_PRODUCTS.items()
+    )
     heads = text.linear_num_value_heads // mesh.tensor
     chunk = 2 * sequences * heads * length / mesh.context * gated_delta.CHUNK_SIZE**2
     products, passes = (
         sum(factors[i] * calls(name) for name, factors in gated_delta.KERNEL_PRODUCTS.items()) for i in (0, 1)
     )
     return attention + chunk * products, attention + chunk * passes
+
+
+def _frame_kernels(
+    config: TrainConfig, model_config: ModelConfig, *, is_backward: bool
+) -> tuple[float, dict[str, int]]:
+    """Returns the FLOPs of one product in a call of the tower's kernels, and how often the program calls each.
+
+    Their names are those of the decoder's. A call is for the patches of one sequence, each of which attends to an image
+    of the most pixels.
+    """
+    recipe, tower, mesh = config.recipe, model_config.vision, config.layout.mesh
+    vision = recipe.data.vision
+    if vision is None or tower is None:
+        return 0.0, {}
+    patches, kernels = vision.patches_per_sequence, splash.num_frame_kernels(vision.patches_per_sequence)
+    largest = min(vision.max_pixels // tower.patch_size**2, patches)
+    # Of two kernels a row of patches takes one.
+    product = 2 * patches * largest * tower.hidden_size / mesh.tensor / kernels
+    blocks = tower.depth * kernels * recipe.data.sequences_per_batch // (mesh.data * mesh.fsdp)
+    if not is_backward or vision_passes(recipe) == 1:
+        return product, {"splash_mha_fwd": blocks}
+    forward = blocks if config.layout.remat == "none" else 2 * blocks
+    return product, {"splash_mha_fwd": forward, "splash_mha_dq": blocks, "splash_mha_dkv": blocks}

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs import sft_vision_2b
 from qwen35_jax.hf.load import load
+from qwen35_jax.planning.hlo import Costs
+from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.sharding import make_mesh, named_sharding
 from tests.train.vision_inputs import OBJECTIVE, VISION, recipe, write_inputs
@@ -16,7 +19,7 @@ from train.batch import put_batch
 from train.config import MtpLossConfig, Supervised, TrainConfig
 from train.data.pipeline import make_batches
 from train.data.vision import VisionReader
-from train.plan import abstract_setup
+from train.plan import _kernel_flops, abstract_setup
 from train.setup import batch_fields
 from train.state import Frozen, split_model
 from train.step import make_gradients
@@ -178,3 +181,22 @@ def test_the_work_of_the_tower_counts(inputs, model):
     text = recipe(inputs, data=dataclasses.replace(recipe(inputs).data, vision=None))
     without = flops_per_token(text, model.config)
     assert trained - without == pytest.approx(3 * (frozen - without)) and frozen > without
+
+
+@pytest.mark.parametrize(
+    ("train", "passes"), [(("all",), {"fwd": 1}), (("all", "tower"), {"fwd": 2, "dq": 1, "dkv": 1})]
+)
+def test_the_kernels_of_the_tower_are_told_from_those_of_the_decoder(train, passes):
+    """24 blocks, each with a kernel for small and one for large images, of which a row of patches takes one."""
+    frozen, model = sft_vision_2b.config(), PRESETS["2b"]
+    settings, text = frozen.replace(train=train), dataclasses.replace(frozen.recipe.data, vision=None)
+    text = frozen.replace(data=text)
+    decoder = {"splash_mha_fwd": 13, "splash_mha_dq": 7, "splash_mha_dkv": 7}
+    both = decoder | {f"splash_mha_{name}": decoder[f"splash_mha_{name}"] + 48 * n for name, n in passes.items()}
+    factors = {"fwd": 2, "dq": 3, "dkv": 4}
+    images = sum(24 * n * factors[name] for name, n in passes.items()) * 2 * 24_576 * 4_096 * 1_024
+    counted, without = (
+        _kernel_flops(config, model, Costs(0, 0, 0, calls, [], ()))[0]
+        for config, calls in ((settings, both), (text, decoder))
+    )
+    assert counted == pytest.approx(without + images, rel=1e-12)

@@ -8,7 +8,6 @@ Vision: ``R`` rows, ``P`` and ``S`` patches as queries and keys, ``N`` heads.
 
 from typing import Literal
 
-import jax
 from jaxtyping import Array, Float, Int
 
 from qwen35_jax.ops.attention import splash
@@ -16,11 +15,9 @@ from qwen35_jax.ops.attention.frames import plain_frame_attention
 from qwen35_jax.ops.attention.plain import plain_attention
 from qwen35_jax.sharding import current_platform
 
-__all__ = ["FRAMES", "attention", "frame_attention", "pick", "plain_attention", "splash"]
+__all__ = ["attention", "frame_attention", "pick", "plain_attention", "splash"]
 
 Form = Literal["plain", "splash"]
-FRAMES = "frame_attention"
-"""The scope in which attention inside frames is traced, by which its kernels are told from those of the decoder."""
 
 
 def pick(num_queries: int, num_slots: int, *, num_shards: int = 1) -> Form:
@@ -96,5 +93,4 @@ def frame_attention(
     """
     form = form or pick(q.shape[1], k.shape[1])
     attend = plain_frame_attention if form == "plain" else splash.frame_splash_attention
-    with jax.named_scope(FRAMES):
-        return attend(q, k, v, frames, key_frames)
+    return attend(q, k, v, frames, key_frames)

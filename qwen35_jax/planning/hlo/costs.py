@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from qwen35_jax.ops.attention import FRAMES
 from qwen35_jax.planning.hlo.collectives import KINDS, exchange, find_continued
 from qwen35_jax.planning.hlo.loops import count_runs
 from qwen35_jax.planning.hlo.matmul_flops import product_flops
@@ -41,8 +40,7 @@ class Costs:
         collectives and for asynchronous copies. They are high: for whole training steps on v5e 1.6 to 2 times what the
         scheduled bundles of each instruction, or its traffic where that is longer, would take.
       without_cycles: how often custom calls (Pallas kernels) and custom fusions (gathers, scatters) run that have no
-        estimate, by name; kernels of attention inside frames have the name of its scope before theirs. Collectives are
-        not listed.
+        estimate, by name. Collectives are not listed.
       collectives: by kind.
       unknown_loops: loops whose trip count depends on data; they count as if they ran once.
     """
@@ -101,15 +99,9 @@ def read_costs(text: str) -> Costs:
             if estimate := _estimated_cycles(instruction):
                 cycles += times * estimate
             elif _works_unestimated(instruction) and not _communicates(module, instruction):
-                without_cycles[_kernel_name(instruction)] += times
+                without_cycles[re.sub(r"[\d.]+$", "", instruction.name)] += times
     collectives = [Collective(kind, counts[kind], sent[kind]) for kind in KINDS if counts[kind]]
     return Costs(flops, moved, cycles, dict(without_cycles), collectives, runs.unknown_loops)
-
-
-def _kernel_name(instruction: Instruction) -> str:
-    scope = instruction.attribute(rf'op_name="[^"]*\b({FRAMES})\b')
-    name = re.sub(r"[\d.]+$", "", instruction.name)
-    return name if scope is None else f"{scope}/{name}"
 
 
 def array_shapes(text: str) -> set[tuple[str, tuple[int, ...]]]:
