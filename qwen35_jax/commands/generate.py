@@ -100,7 +100,7 @@ def _prepare(args: argparse.Namespace, sampling: SamplingParams) -> tuple[Engine
     """Reads the requests, loads the model and checks that it can answer them; images and videos are opened later."""
     tokenizer = load_tokenizer(source_of(args))
     if args.input:
-        requests = read_requests(args.input, tokenizer, enable_thinking=MODES[args.mode])
+        requests = read_requests(args.input, tokenizer, enable_thinking=MODES[args.mode], media=True)
     else:
         requests = [_request(number, text, args, tokenizer) for number, text in enumerate(args.prompts)]
     processor = _processor(args, requests)

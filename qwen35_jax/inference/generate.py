@@ -34,7 +34,9 @@ class Request:
     row: Mapping[str, Any] | None = None
 
 
-def read_requests(path: str | Path, tokenizer: Tokenizer, *, enable_thinking: bool | None) -> list[Request]:
+def read_requests(
+    path: str | Path, tokenizer: Tokenizer, *, enable_thinking: bool | None, media: bool = False
+) -> list[Request]:
     """Reads a JSONL file of conversations and renders each as a prompt for the assistant's next turn.
 
     Rows are ``{"messages": [...], "tools"?: [...], "id"?: ...}``, or ``{"text": ...}`` for text to be
@@ -42,6 +44,7 @@ def read_requests(path: str | Path, tokenizer: Tokenizer, *, enable_thinking: bo
 
     Args:
       path: a file, or an object of a bucket (``gs://``).
+      media: whether conversations may have images and videos.
 
     Raises:
       ValueError: no rows, or a row that is not such an object; the message names file and line.
@@ -55,6 +58,8 @@ def read_requests(path: str | Path, tokenizer: Tokenizer, *, enable_thinking: bo
             try:
                 row = _json_of(line)
                 request = _request_of_row(row, len(requests), tokenizer, enable_thinking)
+                if request.row is not None and not media:
+                    raise ValueError("the conversation has images or videos, and only text is read here.")
                 str(row.get("id")).encode()  # half of a surrogate pair could not be written
             except ValueError as err:
                 raise ValueError(f"{path}, line {line_number}: {err}") from err

@@ -18,7 +18,7 @@ from qwen35_jax.inference.sizes import EngineSizes
 from qwen35_jax.model import Qwen35
 from qwen35_jax.planning.aot import Compiled, bytes_per_device, compile_abstract
 from qwen35_jax.planning.decode_report import Seeing, Work
-from qwen35_jax.sharding import array_sharding
+from qwen35_jax.sharding import array_sharding, num_shards
 from qwen35_jax.vision.patches import Patches
 from qwen35_jax.vision.tower import VisionFeatures
 
@@ -44,7 +44,7 @@ def compile_tower(model: Qwen35, engine: EngineSizes, mesh: Mesh) -> CompiledTow
                                           mesh=mesh)  # fmt: skip
     weights, config = bytes_per_device(nnx.state(model.vision)), model.config.vision
     vector = config.out_hidden_size * (1 + len(config.deepstack_visual_indexes)) * jnp.dtype(model.dtype).itemsize
-    work = tower_work(config, engine.most_patches, weights)
+    work = tower_work(config, engine.most_patches, weights, num_shards("heads", mesh))
     seeing = Seeing(engine.most_patches, engine.most_vectors, work)
     return CompiledTower(compiled.peak_bytes - weights, 2 * engine.most_vectors * vector, seeing)
 
@@ -72,13 +72,14 @@ def chunk_vision(model: Qwen35, engine: EngineSizes) -> ChunkVision:
     return ChunkVision(VisionFeatures(jnp.zeros(size, model.dtype), more), positions)
 
 
-def tower_work(config: VisionConfig, patches: int, weights: int) -> Work:
+def tower_work(config: VisionConfig, patches: int, weights: int, tensor: int = 1) -> Work:
     """Counts what one device does for one image: products with weights, and attention of all patches to each other.
 
     A video of as many patches takes less, since its patches attend to their own frame.
 
     Args:
-      weights: bytes of the tower.
+      weights: bytes of the tower on a device.
+      tensor: devices that share out each layer.
     """
     dim, joined = config.hidden_size, config.spatial_merge_size**2
     pixels = config.in_channels * config.temporal_patch_size * config.patch_size**2
@@ -88,7 +89,7 @@ def tower_work(config: VisionConfig, patches: int, weights: int) -> Work:
     per_patch = 2 * (pixels * dim + config.depth * block + mergers * merger) + config.depth * 4 * patches * dim
     # Activations of a block are written and read a few times; a TPU is far from its memory's limit here.
     moved = config.depth * patches * 2 * (8 * dim + 2 * config.intermediate_size) * 2
-    return Work(patches * per_patch, weights + moved)
+    return Work(patches * per_patch / tensor, weights + moved / tensor)
 
 
 def with_tower(hbm: Mapping[str, int], tower: CompiledTower) -> dict[str, int]:

@@ -77,6 +77,10 @@ def test_read_requests_renders_rows_and_numbers_them(tokenizer, tmp_path):
         ([{"messages": [{"role": "user", "contents": "a"}]}], "line 1: message 0 has no content"),
         ([{**question(), "tools": "calc"}], "line 1.*no list of objects"),
         ([], "no rows"),
+        (
+            [{"messages": [{"role": "user", "content": [{"type": "image", "image": "x.png"}]}]}],
+            "only text is read here",
+        ),
         ([{**question(), "id": "\ud83d"}], "line 1.*surrogates"),
     ],
 )

@@ -198,6 +198,21 @@ def test_the_real_programs_compile_for_a_tpu_and_are_accounted_for(tmp_path, cap
     assert "exists" in capsys.readouterr().err
 
 
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.usefixtures("shapes_in_the_place_of_arrays")
+def test_the_programs_of_images_compile_for_a_tpu(tmp_path):
+    target = tmp_path / "plan.json"
+    sizes = ["--preset", "tiny", "--length", "1024", "--slots", "8", "--speculative-tokens", "2", "--patches", "300"]
+    main(["plan", "v5e:2x2", *sizes, "--json", str(target)])
+    report = json.loads(target.read_text())
+    hbm = report["hbm"]
+    parts = ("weights", "states", "pages", "features", "temporaries")
+    assert report["fits"] and sum(hbm[name] for name in parts) == hbm["peak"] < hbm["capacity"]
+    # Two times 128 vectors of 64 values in bfloat16: what is read and what is kept.
+    assert hbm["features"] == 2 * 128 * 64 * 2 and report["image"]["tokens"] == 128
+
+
 def test_a_model_without_an_mtp_head_is_not_asked_to_draft():
     pytest.importorskip("libtpu")
     tiny = PRESETS["tiny"]
