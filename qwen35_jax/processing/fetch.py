@@ -100,8 +100,8 @@ def _connect(host: str, port: int, secure: bool, policy: MediaPolicy, deadline: 
         private = [address for address in addresses if not _is_public(address)]
         if private:
             raise MediaError(
-                f"{host!r} is not fetched: its address {private[0]} is not public; set allow_private_addresses=True "
-                "if it may be."
+                f"{host!r} is not fetched: its address {private[0]} is not public; give a data URI, or set "
+                "allow_private_addresses in Python if it may be fetched."
             )
     failure: OSError | None = None
     for address in dict.fromkeys(addresses):

@@ -7,6 +7,7 @@ or ``{"bytes": ..., "path": ...}`` as Hugging Face data sets store files.
 import base64
 import binascii
 import dataclasses
+import errno
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,9 @@ class MediaPolicy:
     def __post_init__(self):
         if self.only_inside_root and self.root is None:
             raise ValueError("only_inside_root=True needs a folder; set root.")
+        for name in ("max_bytes", "max_pixels", "timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
 
 
 def open_media(source: Any, policy: MediaPolicy) -> bytes | Path | Image.Image | np.ndarray:
@@ -77,7 +81,10 @@ def open_media(source: Any, policy: MediaPolicy) -> bytes | Path | Image.Image |
         return _data_uri(source, policy)
     if source.startswith(("http://", "https://")):
         if not policy.allow_urls:
-            raise MediaError(f"{describe(source)} is not fetched: addresses are not allowed here. Send the bytes.")
+            raise MediaError(
+                f"{describe(source)} is not fetched: addresses are not allowed here; give a data URI, or set "
+                "allow_urls."
+            )
         # Most programs never fetch, and need not import what it takes.
         from qwen35_jax.processing.fetch import fetch
 
@@ -127,8 +134,12 @@ def _file(name: str, policy: MediaPolicy) -> Path | bytes:
         name = urllib.parse.unquote(parsed.path)
     if gcs.is_address(name) or (gcs.is_address(policy.root or "") and not name.startswith("/")):
         return _object(name, policy)
+    if (scheme := name.partition("://"))[1]:
+        raise MediaError(
+            f"{describe(name)} cannot be opened: addresses of the kind {scheme[0]}:// are not supported; give a path, "
+            "a data URI, or an address of the kind http://, https://, gs:// or file://."
+        )
     try:
-        gcs.check_scheme(name)
         path = Path(policy.root or "", name)
         outside = policy.only_inside_root and not path.resolve().is_relative_to(Path(policy.root or "").resolve())
         # Devices and pipes would be read for ever.
@@ -136,9 +147,11 @@ def _file(name: str, policy: MediaPolicy) -> Path | bytes:
     except (OSError, ValueError) as err:
         # The text of an OSError would hold the whole name.
         reason = getattr(err, "strerror", None) or err
+        if getattr(err, "errno", None) == errno.ENAMETOOLONG:
+            reason = f"{reason}; if it is base64, write data:image/png;base64, before it"
         raise MediaError(f"{describe(name)} cannot be opened: {reason}.") from err
     if outside:
-        raise MediaError(f"{describe(name)} lies outside {policy.root}, where all files must be.")
+        raise MediaError(f"{describe(name)} lies outside {policy.root}, where all files must be; move it there.")
     if not exists:
         raise MediaError(f"there is no file {describe(name)}{f' in {policy.root}' if policy.root else ''}.")
     return path
@@ -148,7 +161,7 @@ def _object(name: str, policy: MediaPolicy) -> bytes:
     root = str(policy.root or "").rstrip("/")
     address = name if gcs.is_address(name) else f"{root}/{name}"
     if policy.only_inside_root and not (address.startswith(f"{root}/") and "/../" not in address):
-        raise MediaError(f"{describe(name)} lies outside {policy.root}, where all files must be.")
+        raise MediaError(f"{describe(name)} lies outside {policy.root}, where all files must be; move it there.")
     try:
         return gcs.read_bytes(address)
     except (OSError, ValueError) as err:
