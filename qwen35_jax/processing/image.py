@@ -86,13 +86,13 @@ def load_image(source: Any, policy: MediaPolicy | None = None) -> UInt8[np.ndarr
         if isinstance(opened, np.ndarray):
             return _from_array(opened, policy)
         file = io.BytesIO(opened) if isinstance(opened, bytes) else opened
-        with Image.open(file, formats=_formats()) as image:
+        with Image.open(file, formats=known_formats()) as image:
             return _rgb(image, source, policy)
     except MediaError:
         raise
     # Pillow's readers raise whatever a damaged file makes them stumble over.
     except Exception as err:
-        raise MediaError(f"{describe(source)} cannot be read as an image: {_reason(err)}.") from err
+        raise unreadable_image(source, err) from err
 
 
 def image_patches(
@@ -143,8 +143,16 @@ def normalize(
     return values
 
 
+def unreadable_image(source: Any, err: Exception) -> MediaError:
+    """Returns the error to raise where Pillow cannot read an image."""
+    reason = (str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")
+    if isinstance(err, UnidentifiedImageError):
+        reason = f"it is damaged, or in none of the formats {', '.join(known_formats())}"
+    return MediaError(f"{describe(source)} cannot be read as an image: {reason}.")
+
+
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def known_formats() -> tuple[str, ...]:
     """Returns the formats that this build of Pillow reads."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
@@ -201,9 +209,3 @@ def _check_size(width: int, height: int, name: str, policy: MediaPolicy) -> None
         raise MediaError(
             f"{name} has {width}x{height} pixels, more than max_pixels={policy.max_pixels}; reduce the picture."
         )
-
-
-def _reason(err: Exception) -> str:
-    if isinstance(err, UnidentifiedImageError):
-        return f"it is damaged, or in none of the formats {', '.join(_formats())}"
-    return (str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")

@@ -135,8 +135,16 @@ def load_video(
         raise
     # FFmpeg's errors are of many classes, and a damaged file also makes PyAV itself stumble.
     except Exception as err:
-        reason = (getattr(err, "strerror", None) or str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")
-        raise MediaError(f"{describe(source)} cannot be read as a video: {reason}.") from err
+        raise unreadable_video(source, err) from err
+
+
+def unreadable_video(source: Any, err: Exception) -> MediaError:
+    """Returns the error to raise where FFmpeg cannot read a video."""
+    reason = (getattr(err, "strerror", None) or str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")
+    return MediaError(
+        f"{describe(source)} cannot be read as a video: {reason}. It is damaged, or in none of the formats "
+        f"{_FORMATS.upper().replace(',', ', ')}."
+    )
 
 
 def video_patches(
@@ -205,7 +213,7 @@ def _from_frames(
 
 
 def _from_file(content: bytes | Path, name: str, policy: MediaPolicy, settings: VideoSettings) -> LoadedVideo:
-    counted, fps = _read(content, name, policy, _count)
+    counted, fps = read_container(content, name, policy, count_frames)
     indices, frames, found = _chosen(content, name, policy, settings, counted, fps)
     if found < _WHOLE * counted or not found:
         raise MediaError(f"{name} is damaged or cut off: {found} of its {counted} frames can be read.")
@@ -236,11 +244,11 @@ def _chosen(
                 break
         return frames, found
 
-    (frames, found), _ = _read(content, name, policy, decode)
+    (frames, found), _ = read_container(content, name, policy, decode)
     return indices, frames, found
 
 
-def _count(container: Any, stream: Any) -> int:
+def count_frames(container: Any, stream: Any) -> int:
     """Returns the frames that the header says, or the packets where it does not; each holds a frame."""
     return stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
 
@@ -250,7 +258,7 @@ def _check_frame(width: int, height: int, name: str, policy: MediaPolicy) -> Non
         raise MediaError(f"{name} has frames of {width}x{height} pixels, more than max_pixels={policy.max_pixels}.")
 
 
-def _read(content: bytes | Path, name: str, policy: MediaPolicy, read: Callable[[Any, Any], Any]) -> Any:
+def read_container(content: bytes | Path, name: str, policy: MediaPolicy, read: Callable[[Any, Any], Any]) -> Any:
     """Opens a file and calls ``read`` with it and its first video; returns the result and the frames a second."""
     try:
         import av
@@ -262,7 +270,7 @@ def _read(content: bytes | Path, name: str, policy: MediaPolicy, read: Callable[
     with file, av.open(file, container_options=options) as container:
         stream = next(iter(container.streams.video), None)
         if stream is None:
-            raise MediaError(f"{name} holds no video.")
+            raise MediaError(f"{name} holds no video; give a file that has pictures.")
         _check_frame(stream.codec_context.width, stream.codec_context.height, name, policy)
         rate = stream.average_rate or stream.guessed_rate
         stream.thread_type = "AUTO"

@@ -25,6 +25,12 @@ def hf():
     )
 
 
+def picture_file():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "PNG")
+    return file.getvalue()
+
+
 def reference_indices(hf, total, rate, **options):
     from transformers.video_utils import VideoMetadata
 
@@ -230,6 +236,7 @@ def test_a_header_that_counts_a_few_frames_too_many_is_forgiven():
         (lambda: np.zeros((0, 4, 4, 3), np.uint8), "is a video without frames"),
         (lambda: [np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)], "differ in size"),
         (lambda: np.zeros((2, 1, 300, 3), np.uint8), "too oblong"),
+        (picture_file, "cannot be read as a video: .* none of the formats ASF, .*, WEBM"),
         (lambda: b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n", "cannot be read as a video"),
         (lambda: b"ffconcat version 1.0\nfile /etc/passwd\n", "cannot be read as a video"),
     ],

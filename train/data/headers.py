@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from qwen35_jax.processing.media import MediaError, describe
+from qwen35_jax.processing.image import known_formats, unreadable_image
+from qwen35_jax.processing.media import MediaError, MediaPolicy, describe
+from qwen35_jax.processing.video import count_frames, read_container, unreadable_video
 
 _ORIENTATION = 0x0112
 # From this value of the EXIF orientation on, rows are stored as columns.
@@ -44,45 +46,41 @@ def image_size(opened: Opened, source: Any) -> tuple[int, int]:
         with contextlib.ExitStack() as stack:
             image = opened
             if not isinstance(image, Image.Image):
-                image = stack.enter_context(Image.open(io.BytesIO(image) if isinstance(image, bytes) else image))
+                file = io.BytesIO(image) if isinstance(image, bytes) else image
+                image = stack.enter_context(Image.open(file, formats=known_formats()))
             (width, height), turned = image.size, _is_turned(image)
     # Pillow's readers raise whatever a damaged file makes them stumble over.
     except Exception as err:
-        raise MediaError(f"{describe(source)} cannot be read as an image: {_reason(err)}.") from err
+        raise unreadable_image(source, err) from err
     return (width, height) if turned else (height, width)
 
 
-def video_header(opened: Opened, source: Any) -> VideoHeader:
+def video_header(opened: Opened, source: Any, policy: MediaPolicy) -> VideoHeader:
     """Returns the frames of a video, counted without decoding them, and their size.
 
     Args:
       source: what it is called in messages.
 
     Raises:
-      MediaError: it is no video, or PyAV is absent.
+      MediaError: it is no video, its frames are larger than ``policy.max_pixels``, or PyAV is absent.
     """
     if not isinstance(opened, bytes | Path):
         raise MediaError(f"{describe(source)} is no video; give a file, or frames as a list or an array [n, H, W, 3].")
     try:
-        import av
-    except ImportError as err:
-        raise MediaError("videos need the package av: pip install 'qwen35-jax[video]'.") from err
-    try:
-        # FFmpeg gets an open file, and no name from which it could find others.
-        with (
-            io.BytesIO(opened) if isinstance(opened, bytes) else opened.open("rb") as file,
-            av.open(file, "r", options={"protocol_whitelist": "none"}) as container,
-        ):
-            stream = container.streams.video[0]
-            rate, context = stream.average_rate or stream.guessed_rate, stream.codec_context
-            frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
-            header = VideoHeader(frames, float(rate) if rate else None, context.height, context.width)
+        header, fps = read_container(opened, describe(source), policy, _counted)
+    except MediaError:
+        raise
     # FFmpeg's errors are of many classes, and a damaged file also makes PyAV itself stumble.
     except Exception as err:
-        raise MediaError(f"{describe(source)} cannot be read as a video: {_reason(err)}.") from err
+        raise unreadable_video(source, err) from err
+    header = header._replace(fps=fps)
     if not min(header.frames, header.height, header.width):
         raise MediaError(f"{describe(source)} holds no frames.")
     return header
+
+
+def _counted(container: Any, stream: Any) -> VideoHeader:
+    return VideoHeader(count_frames(container, stream), None, stream.codec_context.height, stream.codec_context.width)
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -94,7 +92,3 @@ def _is_turned(image: Image.Image) -> bool:
     # EXIF is a format of its own; where it is damaged the picture may still be whole.
     except Exception:
         return False
-
-
-def _reason(err: Exception) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")

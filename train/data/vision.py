@@ -244,7 +244,7 @@ class VisionReader:
             header = VideoHeader(len(source), fps, *image_size(open_media(source[0], policy), source[0]))
         else:
             source = open_media(source, policy)
-            header = video_header(source, media.source)
+            header = video_header(source, media.source, policy)
         indices = np.arange(header.frames)
         if "sample_fps" not in rates:
             indices = sample_frames(header.frames, header.fps, settings)
