@@ -87,10 +87,29 @@ def test_pictures_are_given_to_prompts_by_option(checkpoint, pictures, expected,
 
 
 @pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"content": "<image> What?", "images": ["0.png"]}, 'line 1: the row has "images"'),
+        (
+            {"content": "What is <|image_pad|>?"},
+            "line 1: the conversation has 1 images and 0 videos in its text",
+        ),
+    ],
+)
+def test_rows_whose_pictures_would_be_overlooked_end_in_one_line(checkpoint, tmp_path, capsys, row, message):
+    messages = [{"role": "user", "content": row.pop("content")}]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"messages": messages, **row}))
+    with pytest.raises(SystemExit):
+        main(["generate", "--model", checkpoint, "--input", str(tmp_path / "in.jsonl"), *SHORT])
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["hi", "--image", "nowhere.png"], "there is no file 'nowhere.png'"),
-        (["hi", "--image", "http://127.0.0.1/x.png"], "addresses are not allowed here"),
+        (["hi", "--image", "http://127.0.0.1/x.png"], "or set --allow-urls."),
         (["hi", "--image", "http://127.0.0.1/x.png", "--allow-urls"], "private"),
         (["hi", "--image", "PICTURE", "--most-patches", "-1"], "--most-patches -1; give at least 0"),
         (["--input", "x.jsonl", "--image", "x.png"], "go with prompts given as arguments"),

@@ -124,10 +124,13 @@ def _processor(args: argparse.Namespace, requests: Sequence[Request]) -> Process
     rows = [(request.id, request.row["messages"]) for request in requests if request.row is not None]
     if not rows:
         return None
+    if ModelConfig.from_hf(find_folder(args.model)).vision is None:
+        raise ValueError(
+            f"{args.model} has no vision tower, but request {rows[0][0]} has images or videos; leave them out, or give "
+            "a checkpoint that has a tower."
+        )
     root = None if args.input is None else args.input.rpartition("/")[0] or None
     processor = load_processor(source_of(args), policy_of(args, root))
-    if ModelConfig.from_hf(find_folder(args.model)).vision is None:
-        raise ValueError(f"{args.model} has no vision tower, but request {rows[0][0]} has images or videos.")
     sources = [media.source for _, messages in rows for media in media_of(messages)]
     for source in sources:
         if isinstance(source, str) and not source.startswith(("http:", "https:", "data:", "gs:")):

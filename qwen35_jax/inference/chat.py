@@ -8,7 +8,7 @@ from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.prompts import Prompt, conversation_prompt
 from qwen35_jax.inference.requests import Completion, seed_of
 from qwen35_jax.inference.sampling import SamplingParams
-from qwen35_jax.processing.processor import Processor, media_of
+from qwen35_jax.processing.processor import Processor, check_placeholders, media_of
 from qwen35_jax.wording import as_typed
 
 # A type checker calls ``sys.stdout`` a ``TextIO``; when the program runs, it is a ``TextIOBase``.
@@ -101,7 +101,9 @@ def _prompt(
     engine: Engine, processor: Processor | None, messages: list[dict[str, Any]], enable_thinking: bool | None
 ) -> Prompt:
     if processor is None:
-        return engine.tokenizer.encode_chat(messages, enable_thinking=enable_thinking)
+        token_ids = engine.tokenizer.encode_chat(messages, enable_thinking=enable_thinking)
+        check_placeholders(token_ids, messages, engine.tokenizer)
+        return token_ids
     return conversation_prompt(processor, messages, enable_thinking=enable_thinking)
 
 

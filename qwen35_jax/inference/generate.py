@@ -12,7 +12,7 @@ from qwen35_jax.inference.in_turn import generate_in_turn
 from qwen35_jax.inference.prompts import Prompt, conversation_prompt
 from qwen35_jax.inference.requests import Completion, seed_of
 from qwen35_jax.inference.sampling import SamplingParams
-from qwen35_jax.processing.processor import Processor, media_of
+from qwen35_jax.processing.processor import Processor, check_placeholders, media_of
 from qwen35_jax.processing.tokenizer import Tokenizer
 
 MODES: dict[str, bool | None] = {"thinking": True, "non_thinking": False, "default": None}
@@ -87,6 +87,12 @@ def _request_of_row(row: Any, place: int, tokenizer: Tokenizer, enable_thinking:
     for number, message in enumerate(messages):
         if message.get("content") is None and message.get("role") != "assistant":
             raise ValueError(f"message {number} has no content; only a turn of the assistant may be without it.")
+    for name in ("images", "image", "videos", "video"):
+        if row.get(name):
+            raise ValueError(
+                f'the row has "{name}", and only items of messages are read; write {{"type": "{name.rstrip("s")}", '
+                f'"{name.rstrip("s")}": PATH}} into a content.'
+            )
     tools = row.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
         raise ValueError('"tools" is no list of objects; give one object for each tool.')
@@ -109,6 +115,7 @@ def request_of(
       ValueError: the template refuses it, or an image or a video names no source.
     """
     token_ids = tokenizer.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
+    check_placeholders(token_ids, messages, tokenizer)
     if media_of(messages):
         return Request(request_id, [], {"messages": messages, "tools": tools, "enable_thinking": enable_thinking})
     return Request(request_id, token_ids)

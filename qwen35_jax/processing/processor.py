@@ -103,6 +103,17 @@ def _source(kind: Kind, item: Mapping[str, Any]) -> Any:
     raise MediaError(f"an item of the type {kind} names no source; write {{'type': '{kind}', '{kind}': PATH}}.")
 
 
+def check_placeholders(token_ids: Sequence[int], messages: Iterable[Mapping[str, Any]], tokenizer: Tokenizer) -> None:
+    """Checks that a rendered conversation has a placeholder for each of its images and videos, and no other.
+
+    Raises:
+      MediaError: a text holds one that somebody wrote.
+    """
+    kinds = {tokenizer.backend.token_to_id(pad): kind for kind, pad in PADS.items()}
+    found = [kinds[token] for token in token_ids if token in kinds]
+    _compare(found, [media.kind for media in media_of(messages)])
+
+
 class Processor:
     """Turns conversations into the model's inputs: text by the tokenizer, images and videos into patches."""
 
@@ -230,12 +241,7 @@ class Processor:
         """
         places = _PLACEHOLDER.findall(text)
         kinds = ["image" if place == PADS["image"] else "video" for place in places]
-        if kinds != [item.kind for item in items]:
-            raise MediaError(
-                f"the conversation has {_numbers(kinds)} in its text, but {_numbers([item.kind for item in items])} "
-                f"were given{' in another order' if len(kinds) == len(items) else ''}; give one for each, and write "
-                f"{PADS['image']} and {PADS['video']} in no text."
-            )
+        _compare(kinds, [item.kind for item in items])
         grown = iter([self._grown(item) for item in items])
         return _PLACEHOLDER.sub(lambda _: next(grown), text)
 
@@ -279,6 +285,15 @@ def _normalize_into(out: Float32[np.ndarray, "P C"], patches: UInt8[np.ndarray, 
             normalize(patches[part], out[part])
 
     in_shares(convert, range(0, len(patches), _CACHED))
+
+
+def _compare(written: Sequence[str], given: Sequence[str]) -> None:
+    if written != given:
+        raise MediaError(
+            f"the conversation has {_numbers(written)} in its text, but {_numbers(given)} were given"
+            f"{' in another order' if len(written) == len(given) else ''}; give one for each, and write "
+            f"{PADS['image']} and {PADS['video']} in no text."
+        )
 
 
 def _numbers(kinds: Sequence[str]) -> str:

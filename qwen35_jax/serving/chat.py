@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from qwen35_jax.processing.processor import check_placeholders
 from qwen35_jax.processing.thinking import opens_thinking
 from qwen35_jax.processing.tool_calls import ToolCall, ToolCallStream
 from qwen35_jax.serving.answers import ChatAnswer, Part, chat_logprobs
@@ -72,6 +73,7 @@ def _prepare(service: Service, asked: ChatRequest) -> list[Submission]:
             prompt = read_media(service, messages, fields, **how)
         else:
             prompt = tokenizer.encode_chat(messages, **how)
+            check_placeholders(prompt, messages, tokenizer)
         mode = "thinking" if opens_thinking(tokenizer, prompt) else "non_thinking"
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         sampling = asked.sampling(service.defaults[mode], logprobs=logprobs)

@@ -141,6 +141,7 @@ def bomb() -> bytes:
         ),
         ([{"type": "video_url", "video_url": {"url": uri(png(), "video/mp4")}}], "messages.0.content.0.video_url", ""),
         ([image_part(uri(png())), {"type": "text", "text": "<|image_pad|>"}], None, "write <|image_pad|>"),
+        ([{"type": "text", "text": "<|video_pad|>"}], None, "write <|image_pad|> and <|video_pad|> in no text"),
     ],
 )  # fmt: skip
 def test_wrong_parts_are_refused_by_their_field_in_one_line(server, parts, field, message):
