@@ -118,6 +118,11 @@ def _backend(config: EvalConfig, engine: Engine | None, *, shows: bool) -> Backe
         return EngineBackend(engine)
     if config.server.url is not None:
         return ServerBackend(config)
+    if shows and config.model.path and ModelConfig.from_hf(find_folder(config.model.path)).vision is None:
+        raise ValueError(
+            f"{config.model.path} has no vision tower, but the questions have images or videos; give a checkpoint that "
+            "has one, or leave these tasks out."
+        )
     processor = load_processor(config.model) if shows else None
     return EngineBackend(load_engine(config, vision=shows), config.model, processor)
 

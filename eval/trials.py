@@ -76,7 +76,8 @@ class Trials:
 
         - Trials of 0 and 1, one a document: the share of ones, with ``wilson``.
         - Trials of 0 and 1, several a document: the share, with ``clustered_counts`` over documents.
-        - Other numbers: the mean over documents, with ``mean_interval``.
+        - Other numbers: the mean over documents, with ``mean_interval``; where all lie within 0 and 1, so
+          does the interval.
 
         Raises:
           ValueError: there is no trial.
@@ -85,7 +86,10 @@ class Trials:
             raise ValueError("there are no trials to estimate from; give at least one.")
         hits, sizes = self.documents()[1].T
         if not self.binary:
-            return mean_interval(hits)
+            value, *interval = mean_interval(hits)
+            within = hits.min() >= 0 and hits.max() <= 1
+            low, high = (min(max(end, 0.0), 1.0) if within else end for end in interval)
+            return value, low, high
         if not self.single:
             return clustered_counts(hits, sizes)
         if len(self.place) == len(hits):

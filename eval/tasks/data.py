@@ -166,7 +166,8 @@ def listed(value: Any) -> Any:
 
 
 def _hub_rows(task: str, data: Data, split: str) -> tuple[str, list[Row]]:
-    remedy = f"give --data-dir with {task}/{split}.jsonl in it."
+    files = " or ".join([f"{data.folder or task}/{split}.jsonl (or .parquet)", *data.files])
+    remedy = f"give --data-dir with {files} in it."
     if data.hub is None:
         raise ValueError(f"task {task} has no public data set; {remedy}")
     hub, paths = data.hub, _hub_paths(data, split)

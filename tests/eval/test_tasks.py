@@ -176,6 +176,8 @@ def test_an_unreachable_hub_is_a_clear_error(monkeypatch):
         get_task("gsm8k").load("official", None)
     with pytest.raises(ValueError, match="task qa has no public data set"):
         get_task("qa").load("official", None)
+    with pytest.raises(ValueError, match=r"realworldqa/test.jsonl \(or .parquet\) or RealWorldQA.tsv in it"):
+        get_task("realworldqa").load("official", None)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,12 @@ def test_other_numbers_are_averaged_by_sample_then_by_document():
     assert got == mean_interval([3.0, 7.0]) and got[0] == 5.0
 
 
+def test_the_interval_of_values_within_0_and_1_stays_within():
+    assert mean_interval([0.0, 0.25, 1.0])[1] < 0
+    value, low, high = trials([[[0.0]], [[0.25]], [[1.0]]]).estimate()
+    assert value == 1.25 / 3 and low == 0.0 and 0.9 < high <= 1.0
+
+
 def test_repeats_of_one_document_are_no_independent_documents():
     rng = np.random.default_rng(0)
     right = rng.random(50) < 0.6

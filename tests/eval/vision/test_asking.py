@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import shutil
 import types
 from pathlib import Path
 
@@ -120,6 +121,18 @@ def test_an_engine_without_a_processor_refuses_images(data):
         ValueError, match="'validation_Art_1' shows images or videos, but the model that is evaluated here reads text"
     ):
         run(config, FakeEngine({}))
+
+
+def test_a_checkpoint_without_a_tower_is_refused_before_it_is_loaded(data, tiny_checkpoint):
+    blind = Path(shutil.copytree(tiny_checkpoint, data / "blind", ignore=shutil.ignore_patterns("*.safetensors")))
+    text = json.loads((blind / "config.json").read_text())["text_config"]
+    (blind / "config.json").write_text(json.dumps(text | {"architectures": ["Qwen3_5ForCausalLM"]}))
+    config = EvalConfig(
+        model=ModelSource(str(blind)), tasks=("mmmu",), protocol="card", data_dir=str(data / "data"),
+        out=str(data / "out"),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="has no vision tower, but the questions have images or videos; give"):
+        run(config)
 
 
 def test_a_checkpoint_is_loaded_with_its_tower_where_questions_have_images(data, tiny_checkpoint):
