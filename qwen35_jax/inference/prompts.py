@@ -156,6 +156,12 @@ def read_prompt(
       ValueError: the arrays have wrong shapes, do not belong together, or are more than the engine takes.
     """
     if not isinstance(prompt, Mapping):
+        first = prompt[0] if len(prompt) else 0
+        if isinstance(first, str | Mapping | list | tuple):
+            raise ValueError(
+                f"{name} is no list of token ids: it begins with {first!r:.40}; give what Tokenizer.encode, "
+                "encode_chat or a Processor returns."
+            )
         return prompt
     ids = _ids_of(name, prompt)
     positions = prompt.get("position_ids")

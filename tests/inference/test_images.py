@@ -1,5 +1,7 @@
 """The engine with images and videos: what it writes is what the model says, alone and in any crowd."""
 
+import inspect
+
 import jax
 import numpy as np
 import pytest
@@ -227,6 +229,13 @@ def test_a_split_model_writes_the_same(make_model, seeing_model, mixes):
     assert [each.token_ids for each in got] == [each.token_ids for each in want]
     assert split.sizes.shards == 2 and split.metrics.patches >= whole.metrics.patches
     assert_is_idle(split)
+
+
+@pytest.mark.parametrize("prompt", ["What?", [{"role": "user", "content": "What?"}], [[1, 2, 3]]])
+def test_what_is_no_prompt_is_refused(model, prompt):
+    read = inspect.unwrap(read_prompt)  # without the type checks of --jaxtyping-packages, which come first
+    with pytest.raises(ValueError, match=r"prompt 0 is no list of token ids: it begins with .*encode_chat"):
+        read("prompt 0", prompt, model.config, most_patches=0)
 
 
 def test_a_model_of_text_refuses_images(model, mixes):
