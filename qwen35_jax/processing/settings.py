@@ -5,6 +5,7 @@ Source: ``preprocessor_config.json`` and ``video_preprocessor_config.json`` of t
 """
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,12 @@ _UNSUPPORTED = {
     "video_start": "cut the video",
     "video_end": "cut the video",
 }
+_KNOWN = (
+    "min_pixels", "max_pixels", "total_pixels", "fps", "raw_fps", "sample_fps", "num_frames", "min_frames",
+    "max_frames",
+)  # fmt: skip
+# How alike a key must be to one of these to count as mistyped. Other keys are somebody's metadata.
+_ALIKE = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +208,9 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, instead in _UNSUPPORTED.items():
         if name in given:
             raise MediaError(f"{name} of an image or video is not supported; {instead}.")
+    for name in given:
+        if name not in _KNOWN and (alike := difflib.get_close_matches(str(name), _KNOWN, n=1, cutoff=_ALIKE)):
+            raise MediaError(f"{name} of an image or video is not known; write {alike[0]}, or leave it out.")
     return given
 
 

@@ -172,7 +172,8 @@ def test_a_video_is_turned_upright():
 def test_limits_of_one_video():
     frames = moving_square(20, 320, 320)
     for options, grid in (
-        ({"fps": None, "max_pixels": None, "nframes": None}, [2, 20, 20]),
+        ({"fps": None, "max_pixels": None, "nframes": None, "max_pixel": None}, [2, 20, 20]),
+        ({"width": 64, "frames": 9, "video_fps": 30, "num_pixels": 4096}, [2, 20, 20]),
         ({"num_frames": 6}, [3, 20, 20]),
         ({"fps": 12}, [5, 20, 20]),
         ({"max_frames": 4, "fps": 24}, [2, 20, 20]),
@@ -195,6 +196,7 @@ def test_limits_of_one_video():
         ({"num_frames": 4.0}, "num_frames=4.0"),
         ({"min_frames": 9, "max_frames": 8}, "min_frames=9 is above max_frames=8"),
         ({"total_pixels": 10**9}, "total_pixels=1000000000"),
+        ({"max_pixel": 4096}, "max_pixel of an image or video is not known; write max_pixels, or leave it out"),
         ({"nframes": 4}, "nframes of an image or video is not supported; write num_frames"),
         ({"video_start": 1.0}, "video_start of an image or video is not supported; cut the video"),
     ],
