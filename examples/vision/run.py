@@ -6,7 +6,7 @@ Draws pictures and videos, makes a random checkpoint, trains all of its weights 
 about others that it has not seen. Then it asks the same about grey pictures. What the model still gets right there, it
 has guessed. The commands are printed, and they are those of a real run.
 
-It starts from nothing each time: an earlier example in the same directory is removed. Takes about 8 minutes on two
+It starts from nothing each time: an earlier example in the same directory is removed. Takes about 10 minutes on two
 quiet cores and ends with exit code 1 if the model did not learn to see.
 """
 
