@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +142,7 @@ def test_what_is_read_at_a_position_is_about_the_token_that_follows(settings, to
             ids = jax.vmap(lambda each: shift_left(each, 1))(batch["input_ids"])
             return {STATES: ids[..., None].repeat(width, -1).astype(np.float32)}
 
-        return Heard(np.zeros((512, width), np.float32), teach)
+        return Heard(np.zeros((512, width), np.float32), types.SimpleNamespace(teach=teach))
 
     monkeypatch.setattr(teaching, "hear", hear)
     monkeypatch.setattr(teaching, "write_head", lambda *_: None)
