@@ -13,7 +13,7 @@ import hashlib
 import importlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,21 +138,32 @@ def _training(recipe: Recipe) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    run_command(arguments, __doc__, recipes, PLANS, lambda: f"{summary()}\n\n{table()}")
+
+
+def run_command(
+    arguments: list[str] | None,
+    description: str,
+    plans: Callable[[], Iterator[tuple[str, str, TrainConfig]]],
+    folder: Path,
+    tables: Callable[[], str],
+) -> None:
+    """Makes the plans that are named and stores them in a folder, or prints what is stored."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not options.table:
-        PLANS.mkdir(exist_ok=True)
-        for name, topology, config in recipes():
+        folder.mkdir(exist_ok=True)
+        for name, topology, config in plans():
             if not options.names or name in options.names:
                 plan = make_plan(config, topology)
                 report = plan.to_json() | {"settings": fingerprint(topology, config)}
-                write_atomically(PLANS / f"{name}.json", json.dumps(report, indent=1) + "\n")
+                write_atomically(folder / f"{name}.json", json.dumps(report, indent=1) + "\n")
                 print(f"{name}\n{to_text(plan, config)}", flush=True)
     if options.table or not options.names:
-        print(f"{summary()}\n\n{table()}")
+        print(tables())
 
 
 if __name__ == "__main__":

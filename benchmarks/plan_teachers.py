@@ -7,19 +7,15 @@ The run file is configs/distill_live_9b_to_2b.py. Plans are stored in ``configs/
 table with docs/distillation.md.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
-import logging
 from collections.abc import Iterator
 
-from benchmarks.plan_recipes import PLANS, fingerprint
+from benchmarks.plan_recipes import PLANS, run_command
 from configs import distill_live_9b_to_2b as recipe
-from qwen35_jax.storage import write_atomically
 from train.config import Distillation, MeshConfig, TrainConfig
-from train.plan import make_plan
-from train.plan_report import rate, step_seconds, to_text
+from train.plan_report import rate, step_seconds
 
 STORED = PLANS / "teachers"
 SLICES = {"v5e:2x4": 8, "v6e:2x4": 8, "v5p:2x2x1": 4}
@@ -71,21 +67,7 @@ def table() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if not options.table:
-        STORED.mkdir(exist_ok=True)
-        for name, topology, config in variants():
-            if not options.names or name in options.names:
-                plan = make_plan(config, topology)
-                report = plan.to_json() | {"settings": fingerprint(topology, config)}
-                write_atomically(STORED / f"{name}.json", json.dumps(report, indent=1) + "\n")
-                print(f"{name}\n{to_text(plan, config)}", flush=True)
-    if options.table or not options.names:
-        print(table())
+    run_command(arguments, __doc__, variants, STORED, table)
 
 
 if __name__ == "__main__":

@@ -132,18 +132,21 @@ def commands(settings: Settings) -> Iterator[tuple[str, list[Any]]]:
     yield from score("tuned", merged)
 
 
-def start_clean(work: Path) -> None:
-    """Makes the directory, without what an earlier quickstart left; anything else that lies there stays.
+def start_clean(work: Path, name: str = "quickstart") -> None:
+    """Makes the directory, without what an earlier run of this example left; anything else that lies there stays.
+
+    Args:
+      name: what the example is called, in messages and in the file that marks its directory.
 
     Raises:
-      ValueError: the directory holds something that is no quickstart.
+      ValueError: the directory holds something else.
     """
-    marker = work / ".quickstart"
+    marker = work / f".{name.replace(' ', '_')}"
     if marker.exists():
-        print(f"removing the earlier quickstart in {work}")
+        print(f"removing the earlier {name} in {work}")
         shutil.rmtree(work)
     elif work.exists() and (not work.is_dir() or any(work.iterdir())):
-        raise ValueError(f"{work} exists and holds no quickstart; choose another --workdir, or move it away.")
+        raise ValueError(f"{work} exists and holds no {name}; choose another --workdir, or move it away.")
     work.mkdir(parents=True, exist_ok=True)
     marker.touch()
 

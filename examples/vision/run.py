@@ -13,14 +13,13 @@ quiet cores and ends with exit code 1 if the model did not learn to see.
 import collections
 import dataclasses
 import json
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.stats import wilson
-from examples.quickstart.run import run
+from examples.quickstart.run import run, start_clean
 from examples.quickstart.tokenizer import build_tiny_tokenizer
 from examples.vision import task
 from examples.vision.task import KINDS
@@ -30,6 +29,7 @@ from qwen35_jax.hf.sizes import resize
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing.tokenizer import Tokenizer
 
+NAME = "vision example"
 REPORT = "vision.json"
 SEEN, BLANK = "seen", "blank"
 LEAST_GAIN = 0.3
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         settings = parse(sys.argv[1:] if argv is None else argv, Settings(), program="python -m examples.vision.run")
         work = settings.workdir
-        start_clean(work)
+        start_clean(work, NAME)
         scenes = make_inputs(settings)
         for name, command in commands(settings):
             run(name, command, cache=work / "compiled")
@@ -84,22 +84,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{table(scores)}")
     if failed := [kind for kind in KINDS if scores[SEEN][kind]["value"] - scores[BLANK][kind]["value"] < LEAST_GAIN]:
         raise SystemExit(f"the example failed: {', '.join(failed)} gained less than {LEAST_GAIN} over grey pictures")
-
-
-def start_clean(work: Path) -> None:
-    """Makes the directory, without what an earlier example left; anything else that lies there stays.
-
-    Raises:
-      ValueError: the directory holds something that is no such example.
-    """
-    marker = work / ".vision"
-    if marker.exists():
-        print(f"removing the earlier example in {work}")
-        shutil.rmtree(work)
-    elif work.exists() and (not work.is_dir() or any(work.iterdir())):
-        raise ValueError(f"{work} exists and holds no vision example; choose another --workdir, or move it away.")
-    work.mkdir(parents=True, exist_ok=True)
-    marker.touch()
 
 
 def make_inputs(settings: Settings) -> list[task.Scene]:

@@ -160,7 +160,7 @@ def known_formats() -> tuple[str, ...]:
 
 def _rgb(image: Image.Image, source: Any, policy: MediaPolicy) -> UInt8[np.ndarray, "H W 3"]:
     _check_size(*image.size, describe(source), policy)
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(orientation(image))
     if image.mode.startswith("I"):
         image = _upper_bits(image)
     elif image.mode == "F":
@@ -172,7 +172,8 @@ def _rgb(image: Image.Image, source: Any, policy: MediaPolicy) -> UInt8[np.ndarr
     return np.asarray(image if turn is None else image.transpose(turn))
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """Returns how EXIF says that an image is turned or mirrored, from 1 (not at all) to 8."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     # EXIF is a format of its own; where it is damaged the picture may still be whole.

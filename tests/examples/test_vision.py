@@ -68,7 +68,7 @@ def test_scores_compare_the_answer_of_the_question_that_was_asked(tmp_path):
 def test_another_directory_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match="holds no vision example"):
-        run.start_clean(tmp_path)
+        run.start_clean(tmp_path, run.NAME)
 
 
 @pytest.mark.slow

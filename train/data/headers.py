@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from qwen35_jax.processing.image import known_formats, unreadable_image
+from qwen35_jax.processing.image import known_formats, orientation, unreadable_image
 from qwen35_jax.processing.media import MediaError, MediaPolicy, describe
 from qwen35_jax.processing.video import count_frames, read_container, unreadable_video
 
-_ORIENTATION = 0x0112
 # From this value of the EXIF orientation on, rows are stored as columns.
 _TURNED = 5
 
@@ -87,8 +86,4 @@ def _is_turned(image: Image.Image) -> bool:
     if image.format == "PNG" and "exif" not in image.info:
         # Pillow would decode the picture to look behind it.
         return False
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1)) >= _TURNED
-    # EXIF is a format of its own; where it is damaged the picture may still be whole.
-    except Exception:
-        return False
+    return orientation(image) >= _TURNED
