@@ -24,7 +24,8 @@ from qwen35_jax.state import DecoderState
 def test_prefill_calls_the_kernels_of_attention_and_delta_rule(chunks, tensor):
     """One period at the 2B's head widths; a second chunk goes on with the state that the first one left."""
     text = dataclasses.replace(PRESETS["2b"].text, num_hidden_layers=4, layer_types=(), hidden_size=256, vocab_size=512)
-    config = dataclasses.replace(PRESETS["2b"], text=dataclasses.replace(text, intermediate_size=512))
+    text = dataclasses.replace(text, intermediate_size=512)
+    config = dataclasses.replace(PRESETS["2b"], text=text, vision=None, architecture="Qwen3_5ForCausalLM")
     mesh = make_mesh(devices=topology_devices("v5e:2x2")[:tensor], tensor=tensor)
     model = abstract_model(lambda: Qwen35(config, rngs=nnx.Rngs(0)), mesh)
     graphdef, weights = nnx.split(model)

@@ -17,7 +17,7 @@ from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.model import Qwen35
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.sharding import make_mesh
-from tests.train.launching import LORA, Command
+from tests.train.launching import LORA, SLOW_DATA, Command
 
 ROWS, TOKENS = 8, 24
 
@@ -93,6 +93,14 @@ def compiled(tmp_path_factory):
 def command(inputs, compiled):
     """The training command in processes of its own."""
     return Command(inputs, compiled)
+
+
+@pytest.fixture
+def slow_data(tmp_path):
+    """A config file whose run reads a batch a second."""
+    path = tmp_path / "slow.py"
+    path.write_text(SLOW_DATA)
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,20 @@ LORA = (
     *("--steps", "9", "--checkpoint.every", "3", "--accumulation", "2", "--data.sequence-length", "64"),
     *("--lora.rank", "4", "--lora.dropout", "0.1", "--optim.warmup-steps", "2"),
 )
+# A batch a second, so that a signal arrives before the run ends: JAX looks for one once a second.
+SLOW_DATA = """
+import time
+from configs.tiny_sft import config
+from train.data.shards import Shard
+
+read = Shard.next_sequences
+
+def next_sequences(self, count):
+    time.sleep(1)
+    return read(self, count)
+
+Shard.next_sequences = next_sequences
+"""
 
 
 class Command:

@@ -81,10 +81,10 @@ def test_a_second_run_in_a_directory_is_refused_by_name(command, tmp_path):
     "number",
     [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), pytest.param(signal.SIGINT, marks=pytest.mark.soak)],
 )
-def test_a_signal_saves_the_step_and_the_same_command_goes_on(command, whole_run, tmp_path, number):
+def test_a_signal_saves_the_step_and_the_same_command_goes_on(command, whole_run, slow_data, tmp_path, number):
     workdir = tmp_path / "run"
     options = (*LORA, "--checkpoint.every", "100")
-    processes = command.start(workdir, *options)
+    processes = command.start(workdir, *options, config=slow_data)
     wait_for_step(processes, workdir, 1)
     processes[0].send_signal(number)
     finish(processes, code=75)

