@@ -28,7 +28,7 @@ from qwen35_jax.planning.decode_report import DecodePlan, Work
 from qwen35_jax.planning.devices import Device, find_device
 from qwen35_jax.planning.flops import forward_flops_per_token
 from qwen35_jax.planning.hlo import Collective, read_costs
-from qwen35_jax.planning.seeing import chunk_vision, compile_tower, with_tower
+from qwen35_jax.planning.seeing import chunk_vision, compile_tower, sights, with_tower
 from qwen35_jax.sharding import AXES, MeshConfig, check_mesh, num_shards
 from qwen35_jax.state import PagedKeyValues
 
@@ -150,17 +150,17 @@ def plan_decode(
     hbm = {"weights": layout.weights, "states": states, "pages": pages,
            "temporaries": peak - layout.weights - states - pages, "peak": peak,
            "capacity": layout.device.hbm_bytes}  # fmt: skip
-    compiles, seeing = decoding.fits and reading.fits, None
+    compiles, seen = decoding.fits and reading.fits, ()
+    length, sent, sent_reading = workload.length, _collectives(decoding), _collectives(reading)
     if workload.patches:
-        tower = compile_tower(model, engine, on_mesh)
-        hbm, seeing = with_tower(hbm, tower), tower.seeing
+        hbm = with_tower(hbm, compile_tower(model, engine, on_mesh))
+        seen = sights(model, engine, layout.tensor, lambda tokens: layout.chunk(tokens, sent_reading))
         compiles = compiles and hbm["peak"] <= hbm["capacity"]
-    length, sent = workload.length, _collectives(decoding)
     return DecodePlan(
         topology=topology, device=layout.device, num_devices=layout.num_devices, mesh=layout.mesh, engine=engine,
         length=length, max_length=config.text.max_position_embeddings, compiles=compiles, hbm=hbm,
         page_bytes=pages // engine.num_pages, half=layout.step(length // 2, sent), full=layout.step(length, sent),
-        chunk=layout.chunk(length, _collectives(reading)), seeing=seeing,
+        chunk=layout.chunk(length, sent_reading), sights=seen,
     )  # fmt: skip
 
 
@@ -192,6 +192,12 @@ def _checked_slots(config: ModelConfig, workload: Workload, shards: int) -> int:
     slots = max(DEFAULT_SLOTS // shards, 1) * shards if workload.slots is None else workload.slots
     if workload.patches < 0 or (workload.patches and config.vision is None):
         raise ValueError(f"patches={workload.patches}, but the model has no vision tower or the number is below 0.")
+    tokens = workload.patches // config.vision.spatial_merge_size**2 if config.vision else 0
+    if tokens >= workload.length:
+        raise ValueError(
+            f"patches={workload.patches} make {tokens} tokens, but length={workload.length}; give a larger length or "
+            "fewer patches."
+        )
     if slots < 1 or slots % shards:
         nearest = max(round(slots / shards), 1) * shards
         raise ValueError(
@@ -232,7 +238,7 @@ def _compile_prefill(model: Qwen35, memory: Memory, slots: Slots, engine: Engine
         return Chunk(_ints(rows), tokens, tokens, tokens, _ints(rows, engine.most_pages), _ints(rows))
 
     chunk = jax.eval_shape(make_chunk)
-    vision = jax.eval_shape(lambda: chunk_vision(model, engine)) if engine.most_patches else None
+    vision = chunk_vision(model, engine, mesh) if engine.most_patches else None
     return compile_abstract(prefill, *nnx.split(model), memory, slots.seen, chunk, vision, mesh=mesh, scored=False)
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from qwen35_jax.inference.sizes import EngineSizes
 from qwen35_jax.planning.devices import Device
@@ -35,12 +35,24 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Seeing:
-    """The largest image of an engine: its patches, the vectors that they become, and one run of the tower over it."""
+class Sight:
+    """An image or a video of one request: the tower runs over it once, then its tokens are read chunk by chunk.
 
+    Attributes:
+      tokens: of the prompt; those of a video with the times and marks of its frames.
+      tower, chunk: what one device does in one run of the tower, and for one chunk.
+    """
+
+    kind: Literal["image", "video"]
     patches: int
-    vectors: int
-    work: Work
+    tokens: int
+    tower: Work
+    chunk: Work
+    num_chunks: int
+
+    def seconds(self, device: Device) -> tuple[float, float]:
+        """Returns the least time of the tower, and of all chunks."""
+        return self.tower.roofline(device), self.num_chunks * self.chunk.roofline(device)
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class DecodePlan:
       page_bytes: of one page in all layers.
       half, full: a decode step with all requests at half and at full length.
       chunk: a chunk of a prompt in each data shard.
-      seeing: the largest image in each data shard; None for text alone.
+      sights: the largest image and video, one in each data shard; none for text alone.
     """
 
     topology: str
@@ -74,7 +86,7 @@ class DecodePlan:
     half: Work
     full: Work
     chunk: Work
-    seeing: Seeing | None = None
+    sights: tuple[Sight, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -136,14 +148,15 @@ class DecodePlan:
         if not self.fits:
             return report
         seconds = self.chunk.roofline(self.device)
-        if self.seeing is not None:
-            work = self.seeing.work
-            report["image"] = {
-                "patches": self.seeing.patches,
-                "tokens": self.seeing.vectors,
-                "flops": work.flops,
-                "bytes": work.bytes,
-                "roofline_seconds": work.roofline(self.device),
+        for sight in self.sights:
+            tower, chunks = sight.seconds(self.device)
+            report[sight.kind] = {
+                "patches": sight.patches,
+                "tokens": sight.tokens,
+                "flops": sight.tower.flops,
+                "bytes": sight.tower.bytes,
+                "roofline_seconds": tower,
+                "prefill_seconds": chunks,
             }
         return report | {
             "flops": self.full.flops,
@@ -216,11 +229,12 @@ def _speed(plan: DecodePlan) -> Iterator[str]:
         f"a prompt's chunk of {sizes.chunk} tokens: at least {seconds * 1e3:.2f} ms; "
         f"a prompt of {plan.length:,} tokens: {seconds * chunks:.2f} s, {sizes.shards} at a time"
     )
-    if plan.seeing is not None:
-        image = plan.seeing
+    for sight in plan.sights:
+        tower, chunks = sight.seconds(device)
         yield (
-            f"an image of {image.patches:,} patches ({image.vectors:,} tokens): the tower needs at least "
-            f"{image.work.roofline(device):.2f} s, {sizes.shards} images at a time; its tokens are read in chunks"
+            f"{'an' if sight.kind == 'image' else 'a'} {sight.kind} of {sight.patches:,} patches ({sight.tokens:,} "
+            f"tokens): at least {tower + chunks:.2f} s, {tower:.2f} s in the tower and {chunks:.2f} s in chunks; "
+            f"{sizes.shards} at a time"
         )
     sent = [f"{x.kind} {x.count} x, {x.bytes / 1e6:.1f} MB" for x in plan.full.collectives]
     yield f"sent by a chip in a decode step: {'; '.join(sent) or 'nothing'}"

@@ -1,10 +1,12 @@
-"""What reading images and videos takes beside text: the tower's program, the vectors that wait, and their time.
+"""What reading images and videos takes beside text: the tower's programs, the vectors that wait, and their time.
 
-Letters: ``P`` patches, ``C`` values of a patch.
+Three programs read an image or a video: the tower runs once; ``hand_out`` gives each chunk of the prompt the vectors
+that it needs; ``prefill`` reads the chunk. The first two are compiled here, the third as that of text is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,81 +14,114 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from qwen35_jax.config import VisionConfig
-from qwen35_jax.inference.features import look
+from qwen35_jax.inference.features import hand_out, look
 from qwen35_jax.inference.prefill import ChunkVision
 from qwen35_jax.inference.sizes import EngineSizes
 from qwen35_jax.model import Qwen35
-from qwen35_jax.planning.aot import Compiled, bytes_per_device, compile_abstract
-from qwen35_jax.planning.decode_report import Seeing, Work
-from qwen35_jax.sharding import array_sharding, num_shards
+from qwen35_jax.planning.aot import bytes_per_device, compile_abstract
+from qwen35_jax.planning.decode_report import Sight, Work
+from qwen35_jax.processing.settings import VideoSettings
+from qwen35_jax.sharding import array_sharding
 from qwen35_jax.vision.patches import Patches
 from qwen35_jax.vision.tower import VisionFeatures
+
+# Around the pads of two frames: their time, such as <383.5 seconds>, and the marks of their beginning and end.
+_TOKENS_OF_TIME = 10
 
 
 @dataclass(frozen=True)
 class CompiledTower:
-    """The tower's program for the largest image; bytes are those of one device.
+    """The programs that make vectors of the largest image and hand them out; bytes are those of one device.
 
     Attributes:
-      peak: all that is in memory while it runs, the tower's weights left out.
+      peak: all that is in memory while one of them runs, the tower's weights left out.
       features: vectors that requests read, and as many that are kept for others.
     """
 
     peak: int
     features: int
-    seeing: Seeing
 
 
 def compile_tower(model: Qwen35, engine: EngineSizes, mesh: Mesh) -> CompiledTower:
-    """Compiles the tower for one image of ``engine.most_patches`` patches in each data shard."""
+    """Compiles the tower for one image of ``engine.most_patches`` patches in each data shard.
+
+    A video of as many patches runs the same programs: what is of one frame is data to them.
+    """
     assert model.vision is not None and model.config.vision is not None
-    compiled: Compiled = compile_abstract(look, *nnx.split(model.vision), _abstract_patches(model, engine, mesh),
-                                          mesh=mesh)  # fmt: skip
-    weights, config = bytes_per_device(nnx.state(model.vision)), model.config.vision
-    vector = config.out_hidden_size * (1 + len(config.deepstack_visual_indexes)) * jnp.dtype(model.dtype).itemsize
-    work = tower_work(config, engine.most_patches, weights, num_shards("heads", mesh))
-    seeing = Seeing(engine.most_patches, engine.most_vectors, work)
-    return CompiledTower(compiled.peak_bytes - weights, 2 * engine.most_vectors * vector, seeing)
-
-
-def _abstract_patches(model: Qwen35, engine: EngineSizes, mesh: Mesh) -> Patches:
-    vision = model.config.vision
-    assert vision is not None
+    rows, vision = engine.shards, model.config.vision
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
 
-    def array(dtype: jnp.dtype, *more: int) -> jax.ShapeDtypeStruct:
-        shape = (engine.shards, engine.most_patches, *more)
-        place = array_sharding(("batch", *(None,) * (len(shape) - 1)), shape, mesh)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    def patches(dtype: str, *more: int) -> Any:
+        return _by_shard((rows, engine.most_patches, *more), jnp.dtype(dtype), mesh)
 
-    return Patches(array(jnp.dtype("uint8"), width), array(jnp.dtype("int32")), array(jnp.dtype("int32"), 4))
+    batch = Patches(patches("uint8", width), patches("int32"), patches("int32", 4))
+    tower = compile_abstract(look, *nnx.split(model.vision), batch, mesh=mesh)
+    which = (jax.ShapeDtypeStruct((rows,), jnp.dtype(dtype)) for dtype in ("int32", "bool"))
+    taken, features = (_vectors(model, rows, count, mesh) for count in (engine.chunk + 1, engine.most_vectors))
+    handing = compile_abstract(hand_out, taken, features, *which, mesh=mesh)
+    peak = max(tower.peak_bytes - bytes_per_device(nnx.state(model.vision)), handing.peak_bytes)
+    return CompiledTower(peak, 2 * bytes_per_device(features))
 
 
-def chunk_vision(model: Qwen35, engine: EngineSizes) -> ChunkVision:
-    """Makes what a chunk with images is given; for ``jax.eval_shape``."""
+def chunk_vision(model: Qwen35, engine: EngineSizes, mesh: Mesh) -> ChunkVision:
+    """Returns the shapes of what a chunk with images is given."""
+    positions: Any = jax.ShapeDtypeStruct((3, engine.shards, engine.chunk), jnp.dtype("int32"))
+    return ChunkVision(_vectors(model, engine.shards, engine.chunk + 1, mesh), positions)
+
+
+def _vectors(model: Qwen35, rows: int, count: int, mesh: Mesh) -> VisionFeatures:
+    """Returns the shapes of ``count`` vectors a row, placed as the tower leaves them."""
     vision = model.config.vision
     assert vision is not None
-    size, deep = (engine.shards, engine.chunk + 1, vision.out_hidden_size), len(vision.deepstack_visual_indexes)
-    more = jnp.zeros((deep, *size), model.dtype) if deep else None
-    positions = jnp.zeros((3, engine.shards, engine.chunk), jnp.int32)
-    return ChunkVision(VisionFeatures(jnp.zeros(size, model.dtype), more), positions)
+    shape, deep = (rows, count, vision.out_hidden_size), len(vision.deepstack_visual_indexes)
+    more = _by_shard((deep, *shape), model.dtype, mesh, first=1) if deep else None
+    return VisionFeatures(_by_shard(shape, model.dtype, mesh), more)
 
 
-def tower_work(config: VisionConfig, patches: int, weights: int, tensor: int = 1) -> Work:
-    """Counts what one device does for one image: products with weights, and attention of all patches to each other.
+def _by_shard(shape: tuple[int, ...], dtype: jnp.dtype, mesh: Mesh, *, first: int = 0) -> Any:
+    """Returns the shape of an array whose rows, along the axis ``first``, are those of the data shards."""
+    axes = (*(None,) * first, "batch", *(None,) * (len(shape) - first - 1))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=array_sharding(axes, shape, mesh))
 
-    A video of as many patches takes less, since its patches attend to their own frame.
+
+def sights(model: Qwen35, engine: EngineSizes, tensor: int, chunk: Callable[[int], Work]) -> tuple[Sight, ...]:
+    """Returns what the largest image takes, and the longest video of the published processors.
+
+    Args:
+      tensor: devices that share out each layer.
+      chunk: what one device does for one chunk of a prompt of so many tokens.
+    """
+    assert model.vision is not None
+    vision, weights, limits = model.vision.config, bytes_per_device(nnx.state(model.vision)), VideoSettings()
+    frames = limits.max_frames // vision.temporal_patch_size
+    most = limits.max_pixels // (vision.temporal_patch_size * vision.patch_size**2)
+
+    def sight(kind: Literal["image", "video"], patches: int, frames: int, words: int) -> Sight:
+        tokens = patches // vision.spatial_merge_size**2 + words
+        work = tower_work(vision, patches, weights, tensor, frames=frames)
+        return Sight(kind, patches, tokens, work, chunk(tokens), -(-tokens // engine.chunk))
+
+    image = sight("image", engine.most_patches, 1, 0)
+    if engine.most_patches < most:
+        return (image,)
+    return image, sight("video", most, frames, frames * _TOKENS_OF_TIME)
+
+
+def tower_work(config: VisionConfig, patches: int, weights: int, tensor: int = 1, *, frames: int = 1) -> Work:
+    """Counts what one device does for one image or video: products with weights, and attention within each frame.
 
     Args:
       weights: bytes of the tower on a device.
       tensor: devices that share out each layer.
+      frames: what the patches are of, all of one size.
     """
     dim, joined = config.hidden_size, config.spatial_merge_size**2
     pixels = config.in_channels * config.temporal_patch_size * config.patch_size**2
     block = 4 * dim * dim + 2 * dim * config.intermediate_size
-    merger = joined * dim * (joined * dim + config.out_hidden_size) / joined
+    merger = dim * (joined * dim + config.out_hidden_size)
     mergers = 1 + len(config.deepstack_visual_indexes)
-    per_patch = 2 * (pixels * dim + config.depth * block + mergers * merger) + config.depth * 4 * patches * dim
+    attention = 4 * dim * patches / frames
+    per_patch = 2 * (pixels * dim + config.depth * block + mergers * merger) + config.depth * attention
     # Activations of a block are written and read a few times; a TPU is far from its memory's limit here.
     moved = config.depth * patches * 2 * (8 * dim + 2 * config.intermediate_size) * 2
     return Work(patches * per_patch / tensor, weights + moved / tensor)

@@ -10,7 +10,7 @@ import pytest
 from qwen35_jax.cli import main
 from qwen35_jax.inference.sizes import EngineSizes
 from qwen35_jax.planning.decode import Workload, decode_work, plan_decode, prefill_work
-from qwen35_jax.planning.decode_report import DecodePlan, Seeing, Work, to_text
+from qwen35_jax.planning.decode_report import DecodePlan, Sight, Work, to_text
 from qwen35_jax.planning.devices import find_device
 from qwen35_jax.planning.hlo import Collective
 from qwen35_jax.planning.seeing import CompiledTower, tower_work, with_tower
@@ -87,6 +87,9 @@ def test_the_tower_multiplies_by_its_weights_and_lets_all_patches_of_an_image_me
     small, large = (tower_work(tower, patches, weights) for patches in (4096, 65_536))
     attention = 4 * tower.depth * tower.hidden_size * (65_536**2 - 16 * 4096**2)
     assert large.flops - 16 * small.flops == pytest.approx(attention)
+    # Of 16 frames, each patch meets a sixteenth.
+    parted = tower_work(tower, 65_536, weights, frames=16)
+    assert large.flops - parted.flops == pytest.approx(4 * tower.depth * tower.hidden_size * 65_536**2 * 15 / 16)
     # The weights, but the positions' and what the merger joins, meet every patch.
     assert small.flops - 4 * tower.depth * tower.hidden_size * 4096**2 == pytest.approx(4096 * weights, rel=0.1)
 
@@ -94,17 +97,23 @@ def test_the_tower_multiplies_by_its_weights_and_lets_all_patches_of_an_image_me
 def test_memory_is_that_of_the_greater_program():
     hbm = {"weights": 4, "states": 1, "pages": 5, "temporaries": 2, "peak": 12, "capacity": 20}
     for run, temporaries in ((1, 2), (3, 3)):
-        tower = CompiledTower(run, features=2, seeing=Seeing(256, 64, Work(1.0, 1.0)))
+        tower = CompiledTower(run, features=2)
         found = with_tower(hbm, tower)
         assert found == hbm | {"features": 2, "temporaries": temporaries, "peak": 12 + temporaries}
         assert list(found)[-2:] == ["peak", "capacity"]
 
 
-def test_an_image_is_told_beside_the_prompts():
-    plan = a_plan(seeing=Seeing(65_536, 16_384, Work(3.94e14, 1e9)))
-    assert "an image of 65,536 patches (16,384 tokens): the tower needs at least 2.00 s, 8 images" in to_text(plan)
-    image = plan.to_json()["image"]
-    assert image["tokens"] == 16_384 and image["roofline_seconds"] == pytest.approx(2.0)
+def test_an_image_and_a_video_are_told_beside_the_prompts():
+    chunk = Work(1.97e12, 1e9)
+    image = Sight("image", 65_536, 16_384, Work(3.94e14, 1e9), chunk, 32)
+    video = Sight("video", 49_152, 16_128, Work(1.97e14, 1e9), chunk, 32)
+    plan = a_plan(sights=(image, video))
+    text = to_text(plan)
+    assert "an image of 65,536 patches (16,384 tokens): at least 2.32 s, 2.00 s in the tower and 0.32 s in" in text
+    assert "a video of 49,152 patches (16,128 tokens): at least 1.32 s, 1.00 s in the tower" in text
+    report = plan.to_json()
+    assert report["image"]["tokens"] == 16_384 and report["image"]["roofline_seconds"] == pytest.approx(2.0)
+    assert report["video"]["prefill_seconds"] == pytest.approx(0.32)
 
 
 def test_pages_that_fill_the_memory_are_counted_from_the_peak():
@@ -160,6 +169,7 @@ def test_what_does_not_fit_says_so_and_has_no_times():
         (["v5e:2x4", "--speculative-tokens", "17"], ["--speculative-tokens", "0 to 16"]),
         (["v5e:2x4", "--draft-vocabulary", "300000"], ["--draft-vocabulary", "248320"]),
         (["v5e:2x4", "--patches", "-1"], ["--patches -1", "below 0"]),
+        (["v5e:2x4", "--patches", "65536", "--length", "16384"], ["--patches 65536", "16384 tokens", "--length 16384"]),
     ],
 )
 def test_wrong_input_ends_in_one_line_before_anything_is_compiled(arguments, words, capsys, monkeypatch):
