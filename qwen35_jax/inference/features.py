@@ -1,4 +1,4 @@
-"""What the tower makes of a request's images and videos: computed once, kept while somebody has yet to read it.
+"""What the tower makes of a request's images and videos: computed once, kept while somebody may have to read it.
 
 Letters: ``R`` rows (one for each data shard), ``P`` patches, ``M`` vectors of a row, ``N`` vectors that a chunk may
 need, ``D`` model width, ``L`` layers that take features of their own.
@@ -65,10 +65,13 @@ def _split(features: VisionFeatures) -> VisionFeatures:
 
 
 class Gallery:
-    """Keeps features for the requests that wait or still read their images, by data shard.
+    """Keeps features for the requests that wait or have a slot, by data shard.
+
+    One that has read its images may have to give its pages back and read them again. Those are the youngest, so the
+    oldest features give way.
 
     Args:
-      most_vectors: of all that is kept, a row; the oldest give way. Who reads has its own hold on what it reads.
+      most_vectors: of all that is kept, a row. Who reads has its own hold on what it reads.
     """
 
     def __init__(self, most_vectors: int):
@@ -80,11 +83,11 @@ class Gallery:
         return len(self._kept)
 
     def expect(self, media: Media) -> None:
-        """A request with these images and videos waits."""
+        """A request with these images and videos waits, or waits again."""
         self._wanted[media.key] += 1
 
     def dismiss(self, media: Media) -> None:
-        """It has read them, or has left; features that nobody wants any more are forgotten."""
+        """It has left its slot or the queue; features that nobody wants any more are forgotten."""
         self._wanted[media.key] -= 1
         if self._wanted[media.key] <= 0:
             del self._wanted[media.key]

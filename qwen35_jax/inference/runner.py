@@ -215,9 +215,9 @@ class Runner:
                 tenant.scores.append((scores, real))
 
     def _advance(self, tenant: Tenant, read: int) -> None:
-        tenant.read, media = read, tenant.request.media
-        if media is not None and read > media.last:
-            self.scheduler.look_away(tenant)
+        tenant.read = read
+        if not tenant.looks:
+            tenant.features = None
 
     def _arrive(self, tenant: Tenant) -> bool:
         """Keeps what others need of what a tenant has read; returns whether it is a text that is scored by now."""

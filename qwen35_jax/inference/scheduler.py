@@ -58,8 +58,7 @@ class Tenant:
       written: tokens that it has written in this slot, as far as the host knows.
       promised: most tokens that calls under way may add.
       scores: what a scored text has come to, in parts.
-      looks: whether it still reads images or videos.
-      features: what the tower made of them, once it has run.
+      features: what the tower made of its images and videos, while it reads them.
     """
 
     request: Request
@@ -72,13 +71,18 @@ class Tenant:
     written: int = 0
     promised: int = 0
     scores: list[Any] = field(default_factory=list)
-    looks: bool = False
     features: VisionFeatures | None = None
 
     @property
     def to_read(self) -> int:
         """Tokens of the prompt that prefill reads; the first window takes the last one."""
         return len(self.request.prompt) - 1
+
+    @property
+    def looks(self) -> bool:
+        """Whether images or videos are still to be read."""
+        media = self.request.media
+        return media is not None and self.read <= media.last
 
 
 class NoPagesError(Exception):
@@ -169,17 +173,9 @@ class Scheduler:
                 pages = pool.take(needed)
                 assert pages is not None
                 pool.share(shared)
-                looks = request.media is not None
-                return Tenant(request, slot, shard, [*shared, *pages], begins_with=prefix, looks=looks)
+                return Tenant(request, slot, shard, [*shared, *pages], begins_with=prefix)
             if not self.drop_prefix(shard):
                 return None
-
-    def look_away(self, tenant: Tenant) -> None:
-        """Takes note that a tenant has read its images and videos, or will not."""
-        if tenant.looks:
-            assert tenant.request.media is not None
-            tenant.looks, tenant.features = False, None
-            self.gallery.dismiss(tenant.request.media)
 
     def keep_prefix(self, tenant: Tenant, point: Point, snapshot: Snapshot) -> None:
         """Keeps what a tenant has read so far, for others that begin alike."""
@@ -240,15 +236,17 @@ class Scheduler:
             return None
         own = (tenant for tenant in self.tenants if tenant is not None and tenant.shard == shard)
         youngest = max(own, key=lambda tenant: tenant.request.number)
-        self.leave(youngest)
+        # It waits before it leaves, so that what the tower made of its images stays.
         self.wait(youngest.request, first=True)
+        self.leave(youngest)
         return youngest
 
     def leave(self, tenant: Tenant) -> None:
         """Frees a tenant's slot and gives its pages back."""
         if self.readers[tenant.shard] is tenant:
             self.readers[tenant.shard] = None
-        self.look_away(tenant)
+        if tenant.request.media is not None:
+            self.gallery.dismiss(tenant.request.media)
         self.pools[tenant.shard].give_back(tenant.pages)
         self.tenants[tenant.slot], self.table[tenant.slot] = None, 0
 
