@@ -39,11 +39,13 @@ class Sight:
     """An image or a video of one request: the tower runs over it once, then its tokens are read chunk by chunk.
 
     Attributes:
+      frames: 1 for an image.
       tokens: of the prompt; those of a video with the times and marks of its frames.
       tower, chunk: what one device does in one run of the tower, and for one chunk.
     """
 
     kind: Literal["image", "video"]
+    frames: int
     patches: int
     tokens: int
     tower: Work
@@ -151,6 +153,7 @@ class DecodePlan:
         for sight in self.sights:
             tower, chunks = sight.seconds(self.device)
             report[sight.kind] = {
+                "frames": sight.frames,
                 "patches": sight.patches,
                 "tokens": sight.tokens,
                 "flops": sight.tower.flops,
@@ -231,10 +234,10 @@ def _speed(plan: DecodePlan) -> Iterator[str]:
     )
     for sight in plan.sights:
         tower, chunks = sight.seconds(device)
+        what = "an image" if sight.kind == "image" else f"a video of {sight.frames} frames"
         yield (
-            f"{'an' if sight.kind == 'image' else 'a'} {sight.kind} of {sight.patches:,} patches ({sight.tokens:,} "
-            f"tokens): at least {tower + chunks:.2f} s, {tower:.2f} s in the tower and {chunks:.2f} s in chunks; "
-            f"{sizes.shards} at a time"
+            f"{what} ({sight.patches:,} patches, {sight.tokens:,} tokens): at least {tower + chunks:.2f} s, "
+            f"{tower:.2f} s in the tower and {chunks:.2f} s in chunks; {sizes.shards} at a time"
         )
     sent = [f"{x.kind} {x.count} x, {x.bytes / 1e6:.1f} MB" for x in plan.full.collectives]
     yield f"sent by a chip in a decode step: {'; '.join(sent) or 'nothing'}"

@@ -93,18 +93,18 @@ def sights(model: Qwen35, engine: EngineSizes, tensor: int, chunk: Callable[[int
     """
     assert model.vision is not None
     vision, weights, limits = model.vision.config, bytes_per_device(nnx.state(model.vision)), VideoSettings()
-    frames = limits.max_frames // vision.temporal_patch_size
-    most = limits.max_pixels // (vision.temporal_patch_size * vision.patch_size**2)
+    depth = vision.temporal_patch_size
+    most = limits.max_pixels // (depth * vision.patch_size**2)
 
-    def sight(kind: Literal["image", "video"], patches: int, frames: int, words: int) -> Sight:
-        tokens = patches // vision.spatial_merge_size**2 + words
-        work = tower_work(vision, patches, weights, tensor, frames=frames)
-        return Sight(kind, patches, tokens, work, chunk(tokens), -(-tokens // engine.chunk))
+    def sight(kind: Literal["image", "video"], frames: int, patches: int) -> Sight:
+        """Lets two frames of a video share their patches, and have a time."""
+        pairs, is_video = max(frames // depth, 1), kind == "video"
+        tokens = patches // vision.spatial_merge_size**2 + is_video * pairs * _TOKENS_OF_TIME
+        tower = tower_work(vision, patches, weights, tensor, frames=pairs)
+        return Sight(kind, frames, patches, tokens, tower, chunk(tokens), -(-tokens // engine.chunk))
 
-    image = sight("image", engine.most_patches, 1, 0)
-    if engine.most_patches < most:
-        return (image,)
-    return image, sight("video", most, frames, frames * _TOKENS_OF_TIME)
+    image, video = sight("image", 1, engine.most_patches), sight("video", limits.max_frames, most)
+    return (image, video) if most <= engine.most_patches else (image,)
 
 
 def tower_work(config: VisionConfig, patches: int, weights: int, tensor: int = 1, *, frames: int = 1) -> Work:

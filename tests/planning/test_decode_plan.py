@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -105,12 +106,12 @@ def test_memory_is_that_of_the_greater_program():
 
 def test_an_image_and_a_video_are_told_beside_the_prompts():
     chunk = Work(1.97e12, 1e9)
-    image = Sight("image", 65_536, 16_384, Work(3.94e14, 1e9), chunk, 32)
-    video = Sight("video", 49_152, 16_128, Work(1.97e14, 1e9), chunk, 32)
+    image = Sight("image", 1, 65_536, 16_384, Work(3.94e14, 1e9), chunk, 32)
+    video = Sight("video", 768, 49_152, 16_128, Work(1.97e14, 1e9), chunk, 32)
     plan = a_plan(sights=(image, video))
     text = to_text(plan)
-    assert "an image of 65,536 patches (16,384 tokens): at least 2.32 s, 2.00 s in the tower and 0.32 s in" in text
-    assert "a video of 49,152 patches (16,128 tokens): at least 1.32 s, 1.00 s in the tower" in text
+    assert "an image (65,536 patches, 16,384 tokens): at least 2.32 s, 2.00 s in the tower and 0.32 s in" in text
+    assert "a video of 768 frames (49,152 patches, 16,128 tokens): at least 1.32 s, 1.00 s in the tower" in text
     report = plan.to_json()
     assert report["image"]["tokens"] == 16_384 and report["image"]["roofline_seconds"] == pytest.approx(2.0)
     assert report["video"]["prefill_seconds"] == pytest.approx(0.32)
@@ -221,6 +222,19 @@ def test_the_programs_of_images_compile_for_a_tpu(tmp_path):
     assert report["fits"] and sum(hbm[name] for name in parts) == hbm["peak"] < hbm["capacity"]
     # Two times 128 vectors of 64 values in bfloat16: what is read and what is kept.
     assert hbm["features"] == 2 * 128 * 64 * 2 and report["image"]["tokens"] == 128
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.usefixtures("shapes_in_the_place_of_arrays")
+@pytest.mark.parametrize("patches", [0, 65_536])
+def test_the_plans_in_the_documentation_are_those_of_today(patches, capsys):
+    main(["plan", "v5e:2x4", *(["--patches", str(patches)] if patches else [])])
+    printed = capsys.readouterr().out.splitlines()
+    page = (Path(__file__).parents[2] / "docs" / "generating.md").read_text()
+    blocks = (part.partition("```")[0] for part in page.split("```text\n")[1:])
+    [block] = [block for block in blocks if block.startswith("v5e:2x4") and ("features" in block) == bool(patches)]
+    assert [line for line in block.splitlines() if line != "..." and line not in printed] == []
 
 
 def test_a_model_without_an_mtp_head_is_not_asked_to_draft():
