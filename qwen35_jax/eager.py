@@ -15,8 +15,8 @@ from jaxtyping import Array, Int
 from numpy.typing import ArrayLike
 
 from qwen35_jax.config import ModelConfig
-from qwen35_jax.vision.mrope import mrope_positions
-from qwen35_jax.vision.patches import Patches, pack_patches
+from qwen35_jax.vision.mrope import check_needs_no_pixels, mrope_positions
+from qwen35_jax.vision.patches import Patches, check_patches, pack_patches
 
 
 class Inputs(NamedTuple):
@@ -64,6 +64,9 @@ def eager(method: Callable[[Any, Inputs], Array]) -> EagerMethod:
                     "vision=True."
                 )
             inputs = _with_vision(model.config, inputs, pixels, grids)
+        elif not isinstance(input_ids, jax.Array):
+            # Ids on a device are not fetched for this check.
+            check_needs_no_pixels("input_ids", np.asarray(input_ids), model.config)
         return run(*nnx.split(model), inputs)
 
     return cast(EagerMethod, call)
@@ -89,11 +92,7 @@ def _with_vision(config: ModelConfig, inputs: Inputs, pixels: ArrayLike | None, 
     vision = config.vision
     assert vision is not None, "only a configuration with vision makes a tower"
     pixels, grids = np.asarray(pixels), np.asarray(grids)
-    width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    if pixels.ndim != 2 or pixels.shape[1] != width:
-        raise ValueError(f"pixels has shape {pixels.shape}; expected (patches, {width}).")
-    if grids.ndim != 2 or grids.shape[1] != 3:
-        raise ValueError(f"grids has shape {grids.shape}; expected (images and videos, 3): frames, rows, columns.")
+    check_patches(pixels, grids, vision)
     patches = pack_patches([(pixels, grids)], merge_size=vision.spatial_merge_size)
     ids = np.asarray(inputs.input_ids)
     wanted = np.isin(ids, (config.image_token_id, config.video_token_id)).sum()

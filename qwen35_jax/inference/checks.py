@@ -5,15 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from qwen35_jax.config import ModelConfig, TextConfig
+from qwen35_jax.config import ModelConfig
 from qwen35_jax.inference.prompts import media_of
 from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.inference.slots import MAX_CLOSING_TOKENS, MAX_END_TOKENS
+from qwen35_jax.vision.mrope import check_needs_no_pixels
 
 
-def check_prompt(name: str, prompt: Sequence[int], num_new: int, text: TextConfig, *, max_length: int) -> None:
+def check_prompt(name: str, prompt: Sequence[int], num_new: int, config: ModelConfig, *, max_length: int) -> None:
     """Raises ``ValueError`` for a prompt that cannot be completed with ``num_new`` tokens."""
+    text = config.text
     _check_tokens(name, prompt, text.vocab_size)
+    if media_of(prompt) is None:
+        check_needs_no_pixels(name, np.asarray(prompt), config)
     _check_length(name, len(prompt), num_new, positions=text.max_position_embeddings, max_length=max_length)
 
 
@@ -45,10 +49,10 @@ def _check_length(name: str, num_tokens: int, num_new: int, *, positions: int, m
 
 def check_scored(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], config: ModelConfig, *, max_length: int) -> None:
     """Raises ``ValueError`` for a prompt and its continuation, by their place, that cannot be scored."""
-    text, pads = config.text, {config.image_token_id, config.video_token_id}
+    pads = {config.image_token_id, config.video_token_id}
     for number, (prompt, continuation) in enumerate(pairs):
-        _check_tokens(f"continuation {number}", continuation, text.vocab_size)
-        check_prompt(f"prompt {number}", prompt, len(continuation), text, max_length=max_length)
+        _check_tokens(f"continuation {number}", continuation, config.text.vocab_size)
+        check_prompt(f"prompt {number}", prompt, len(continuation), config, max_length=max_length)
         if media_of(prompt) is not None and pads & set(continuation):
             raise ValueError(f"continuation {number} has pads of images or videos; these belong to the prompt.")
 

@@ -146,11 +146,11 @@ class Engine:
         """Raises ``ValueError`` for what ``generate`` would refuse, before anything is computed."""
         settings = one_each("sampling", sampling, len(prompts))
         limits = one_each("max_new_tokens", max_new_tokens, len(prompts))
-        text = self.model.config.text
+        config = self.model.config
         for number, (prompt, params, limit) in enumerate(zip(self.read(prompts), settings, limits, strict=True)):
-            check_prompt(f"prompt {number}", prompt, limit, text, max_length=self.max_length)
+            check_prompt(f"prompt {number}", prompt, limit, config, max_length=self.max_length)
             ends, closing = self._end_tokens(params), self._closing[params.budget_close]
-            check_sampling(params, text.vocab_size, end_tokens=ends, closing=closing)
+            check_sampling(params, config.text.vocab_size, end_tokens=ends, closing=closing)
 
     def _end_tokens(self, sampling: SamplingParams) -> tuple[int, ...]:
         ends = () if sampling.ignore_end else tuple(self.tokenizer.eos_token_ids)
@@ -272,8 +272,8 @@ class Engine:
           The completions in the order of ``prompts``, each split into thinking and answer.
 
         Raises:
-          ValueError: an empty prompt, a token id outside the vocabulary, more tokens than the engine holds, settings
-            that it cannot follow, a list that is not one value a prompt, or as ``read`` does.
+          ValueError: an empty prompt, an unknown token id, the place of an image without pixels, more tokens than the
+            engine holds, settings that it cannot follow, a list that is not one value a prompt, or as ``read`` does.
         """
         prompts = self.read(prompts)
         self.check(prompts, max_new_tokens=max_new_tokens, sampling=sampling)

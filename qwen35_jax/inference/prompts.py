@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Int
 from numpy.typing import DTypeLike
 
-from qwen35_jax.config import ModelConfig, VisionConfig
+from qwen35_jax.config import ModelConfig
 from qwen35_jax.processing.processor import Media as ConversationMedia
 from qwen35_jax.processing.processor import Processor, VisionItem
 from qwen35_jax.processing.processor import media_of as media_of_messages
 from qwen35_jax.vision.mrope import mrope_positions
+from qwen35_jax.vision.patches import check_patches
 
 Prompt = Sequence[int] | Mapping[str, Any]
 """Token ids, or the inputs that ``processing.Processor`` makes of a conversation."""
@@ -127,8 +128,8 @@ def conversation_prompt(
     ids = tokenizer.encode(processor.expand(text, items))
     if not items:
         return ids
-    pixels, grids = (np.concatenate([getattr(item, name) for item in items]) for name in ("patches", "grid"))
-    return {"input_ids": np.array([ids], np.int32), "pixels": pixels, "grids": grids.reshape(-1, 3)}
+    pixels, grids = np.concatenate([item.patches for item in items]), np.stack([item.grid for item in items])
+    return {"input_ids": np.array([ids], np.int32), "pixels": pixels, "grids": grids}
 
 
 def extended(prompt: Sequence[int], continuation: Sequence[int]) -> Sequence[int]:
@@ -157,28 +158,19 @@ def read_prompt(
     """
     if not isinstance(prompt, Mapping):
         first = prompt[0] if len(prompt) else 0
-        if isinstance(first, str | Mapping | list | tuple):
+        if isinstance(first, str | Mapping | list | tuple | np.ndarray):
             raise ValueError(
                 f"{name} is no list of token ids: it begins with {first!r:.40}; give what Tokenizer.encode, "
                 "encode_chat or a Processor returns."
             )
         return prompt
     ids = _ids_of(name, prompt)
-    positions = prompt.get("position_ids")
-    if positions is not None:
-        positions = np.asarray(positions)
-        if positions.shape != (3, 1, len(ids)) or not np.issubdtype(positions.dtype, np.integer):
-            raise ValueError(
-                f"{name} has position_ids of shape {positions.shape} and type {positions.dtype}; expected integers of "
-                f"shape {(3, 1, len(ids))}, as the processor returns them."
-            )
-        positions = positions[:, 0].astype(np.int32)
+    positions = _given_positions(name, prompt, len(ids))
     pixels, grids = prompt.get("pixels"), prompt.get("grids")
     if (pixels is None) != (grids is None):
         raise ValueError(f"{name} has only one of pixels and grids; give both, as the processor returns them.")
-    if grids is None or not len(grids):
-        counted = np.broadcast_to(np.arange(len(ids)), (3, len(ids)))
-        if positions is not None and not np.array_equal(positions, counted):
+    if pixels is None or grids is None or not (len(pixels) or len(grids)):
+        if positions is not None and not np.array_equal(positions, np.broadcast_to(np.arange(len(ids)), (3, len(ids)))):
             raise ValueError(f"{name} has no pixels, but position_ids that do not count from 0; leave them out.")
         return ids.tolist()
     if not most_patches:
@@ -187,14 +179,26 @@ def read_prompt(
             "vision=True."
         )
     assert config.vision is not None, "only a configuration with vision makes a tower"
-    pixels, grids = _checked_patches(name, np.asarray(pixels), np.asarray(grids), config.vision, most_patches)
-    pads = np.isin(ids, (config.image_token_id, config.video_token_id))
+    pixels, grids, merge_size = np.asarray(pixels), np.asarray(grids), config.vision.spatial_merge_size
+    if len(pixels) > most_patches:
+        raise ValueError(
+            f"{name} has {len(pixels)} patches, but the engine takes {most_patches} a request; give smaller or fewer "
+            "images, or raise most_patches."
+        )
+    image_token, video_token = config.image_token_id, config.video_token_id
+    try:
+        check_patches(pixels, grids, config.vision)
+        counted, _ = mrope_positions(
+            ids[None], grids, image_token=image_token, video_token=video_token, merge_size=merge_size
+        )
+    except ValueError as err:
+        raise ValueError(f"{name}: {err}") from err
+    pads = np.isin(ids, (image_token, video_token))
     if pads[-1]:
         raise ValueError(f"{name} ends inside an image or a video; let at least one token follow it.")
-    counted = _counted_positions(name, ids, grids, config, config.vision.spatial_merge_size)
-    positions = counted if positions is None else positions
     pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(dtype)
-    media = _media(np.flatnonzero(pads), pixels, grids, positions, config.vision.spatial_merge_size**2)
+    positions = counted[:, 0] if positions is None else positions
+    media = _media(np.flatnonzero(pads), pixels, grids.astype(np.int32), positions, merge_size**2)
     return MediaPrompt(ids.tolist(), media)
 
 
@@ -221,41 +225,17 @@ def _ids_of(name: str, prompt: Mapping[str, Any]) -> Int[np.ndarray, " T"]:
     return ids[0]
 
 
-def _checked_patches(
-    name: str, pixels: np.ndarray, grids: np.ndarray, vision: VisionConfig, most_patches: int
-) -> tuple[np.ndarray, np.ndarray]:
-    width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    if pixels.ndim != 2 or pixels.shape[1] != width:
-        raise ValueError(f"{name} has pixels of shape {pixels.shape}; expected (patches, {width}).")
-    if pixels.dtype != np.uint8 and not np.issubdtype(pixels.dtype, np.floating):
-        raise ValueError(f"{name} has pixels of type {pixels.dtype}; expected uint8, or normalised values as floats.")
-    if grids.ndim != 2 or grids.shape[1] != 3 or not np.issubdtype(grids.dtype, np.integer):
+def _given_positions(name: str, prompt: Mapping[str, Any], length: int) -> Int[np.ndarray, "3 T"] | None:
+    positions = prompt.get("position_ids")
+    if positions is None:
+        return None
+    positions = np.asarray(positions)
+    if positions.shape != (3, 1, length) or not np.issubdtype(positions.dtype, np.integer):
         raise ValueError(
-            f"{name} has grids of shape {grids.shape} and type {grids.dtype}; expected integers of shape (images and "
-            "videos, 3): frames, rows, columns."
+            f"{name} has position_ids of shape {positions.shape} and type {positions.dtype}; expected integers of "
+            f"shape {(3, 1, length)}, as the processor returns them."
         )
-    made = int(grids.astype(np.int64).prod(axis=1).sum())
-    if made != len(pixels):
-        raise ValueError(f"{name} has {len(pixels)} patches, but its grids make {made}; give both of one processor.")
-    if made > most_patches:
-        raise ValueError(
-            f"{name} has {made} patches, but the engine takes {most_patches} a request; give smaller or fewer images, "
-            "or raise most_patches."
-        )
-    return pixels, grids.astype(np.int32)
-
-
-def _counted_positions(
-    name: str, ids: np.ndarray, grids: np.ndarray, config: ModelConfig, merge_size: int
-) -> np.ndarray:
-    try:
-        positions, _ = mrope_positions(
-            ids[None], grids, image_token=config.image_token_id, video_token=config.video_token_id,
-            merge_size=merge_size,
-        )  # fmt: skip
-    except ValueError as err:
-        raise ValueError(f"{name}: {err}") from err
-    return positions[:, 0]
+    return positions[:, 0].astype(np.int32)
 
 
 def _media(pads: np.ndarray, pixels: np.ndarray, grids: np.ndarray, positions: np.ndarray, joined: int) -> Media:

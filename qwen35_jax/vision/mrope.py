@@ -14,6 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32
 
+from qwen35_jax.config import ModelConfig
+from qwen35_jax.vision.patches import checked_grids
+
 
 class _Frames(NamedTuple):
     """Where each frame's tokens begin in the flattened batch, how many they are, and the frame's sides in tokens."""
@@ -72,6 +75,27 @@ def mrope_positions(
     return positions, _after_last(before + steps, used)
 
 
+def check_needs_no_pixels(name: str, input_ids: Int[np.ndarray, "*L"], config: ModelConfig) -> None:
+    """Checks token ids that come without pixels. A pad that no mark opens is a token as any other.
+
+    Args:
+      name: what messages call the ids.
+
+    Raises:
+      ValueError: an image or a video begins among them.
+    """
+    if config.vision is None:
+        return
+    start, pads = config.vision_start_token_id, (config.image_token_id, config.video_token_id)
+    opened = (input_ids[..., :-1] == start) & np.isin(input_ids[..., 1:], pads)
+    if opened.any():
+        raise ValueError(
+            f"{name} has the place of an image or a video (token {start}, then {input_ids[..., 1:][opened][0]}), but "
+            "there are no pixels; give the ids with the pixels and grids that the processor made, or leave the place "
+            "out."
+        )
+
+
 def _after_last(after: Int32[np.ndarray, "B T"], used: np.ndarray) -> Int32[np.ndarray, " B"]:
     if not used.shape[1]:
         return np.zeros(len(used), np.int32)
@@ -87,15 +111,8 @@ def _frames(
     merge_size: int,
 ) -> _Frames:
     """Gives the pads to the frames in reading order."""
-    grids = np.asarray(grids, np.int64).reshape(-1, 3)
-    sides = grids[:, 1:]
-    wrong = (grids < 1).any(axis=1) | (sides % merge_size).any(axis=1)
-    if wrong.any():
-        raise ValueError(
-            f"the grid {grids[wrong][0].tolist()} (frames, rows, columns) does not fit; rows and columns must be "
-            f"multiples of {merge_size}. Take the grids that the processor made."
-        )
-    rows, columns = np.repeat(sides // merge_size, grids[:, 0], axis=0).T
+    grids = checked_grids(grids, merge_size)
+    rows, columns = np.repeat(grids[:, 1:] // merge_size, grids[:, 0], axis=0).T
     count = rows * columns
     places = np.flatnonzero(np.isin(input_ids, pads) & (segments != 0))
     if len(places) != count.sum():
@@ -106,9 +123,10 @@ def _frames(
     first = count.cumsum() - count
     start, end = places[first], places[first + count - 1]
     frames = _Frames(start, count, rows, columns)
-    document = np.stack([np.broadcast_to(np.arange(len(segments))[:, None], segments.shape), segments]).reshape(2, -1)
-    whole = (end - start == count - 1) & (document[:, start] == document[:, end]).all(axis=0)
-    whole &= input_ids.flat[start] == input_ids.flat[end]
+    width = max(input_ids.shape[1], 1)
+    whole = (end - start == count - 1) & (start // width == end // width)
+    for ids in (segments, input_ids):
+        whole &= ids.flat[start] == ids.flat[end]
     is_video = np.repeat(grids[:, 0] > 1, grids[:, 0])
     whole &= ~is_video | (input_ids.flat[start] == pads[1])
     if not whole.all():

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Int64, UInt8
+
+from qwen35_jax.config_vision import VisionConfig
 
 # Every size is a multiple of this: 64 tokens of 4 patches each, which TPU kernels cut without a rest.
 _STEP = 4 * 64
@@ -44,19 +46,51 @@ def patch_places(
     Raises:
       ValueError: a grid is empty, or its rows or columns are not multiples of ``merge_size``.
     """
-    grids = np.asarray(grids, np.int64).reshape(-1, 3)
-    for frames, rows, columns in grids.tolist():
-        if min(frames, rows, columns) < 1 or rows % merge_size or columns % merge_size:
-            raise ValueError(
-                f"the grid {[frames, rows, columns]} (frames, rows, columns) does not fit; rows and columns must be "
-                f"multiples of {merge_size}. Resize as the processor does."
-            )
+    grids = checked_grids(grids, merge_size)
     sizes = np.repeat(grids[:, 1:], grids[:, 0], axis=0)
     frames = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes.prod(axis=1))
     places = [np.zeros((0, 4), np.int32)]
     for count, rows, columns in grids.tolist():
         places.append(np.tile(_frame_places(rows, columns, merge_size), (count, 1)))
     return frames, np.concatenate(places)
+
+
+def checked_grids(grids: Int[np.ndarray, "n 3"], merge_size: int) -> Int64[np.ndarray, "n 3"]:
+    """Returns grids whose products do not overflow.
+
+    Raises:
+      ValueError: as ``patch_places`` does.
+    """
+    grids = np.asarray(grids, np.int64).reshape(-1, 3)
+    wrong = (grids < 1).any(axis=1) | (grids[:, 1:] % merge_size).any(axis=1)
+    if wrong.any():
+        raise ValueError(
+            f"the grid {grids[wrong][0].tolist()} (frames, rows, columns) does not fit; rows and columns must be "
+            f"multiples of {merge_size}. Take the grids that the processor made."
+        )
+    return grids
+
+
+def check_patches(pixels: np.ndarray, grids: np.ndarray, config: VisionConfig) -> None:
+    """Checks what somebody hands over as the output of a processor.
+
+    Raises:
+      ValueError: a shape or a type is wrong, or the pixels are not those of the grids.
+    """
+    width = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    if pixels.ndim != 2 or pixels.shape[1] != width:
+        raise ValueError(f"pixels has shape {pixels.shape}; expected (patches, {width}).")
+    # To numpy bfloat16 is of the kind V.
+    if pixels.dtype != np.uint8 and pixels.dtype.kind not in "fV":
+        raise ValueError(f"pixels has type {pixels.dtype}; expected uint8, or normalised values as floats.")
+    if grids.ndim != 2 or grids.shape[1] != 3 or not np.issubdtype(grids.dtype, np.integer):
+        raise ValueError(
+            f"grids has shape {grids.shape} and type {grids.dtype}; expected integers of shape (images and videos, 3): "
+            "frames, rows, columns."
+        )
+    made = int(checked_grids(grids, config.spatial_merge_size).prod(axis=1).sum())
+    if made != len(pixels):
+        raise ValueError(f"there are {len(pixels)} patches, but the grids make {made}; give both of one processor.")
 
 
 def pack_patches(
@@ -73,7 +107,8 @@ def pack_patches(
       capacity: patches of a row, a multiple of ``merge_size ** 2``; by default ``bucket_size`` of the largest row.
 
     Raises:
-      ValueError: a row has more patches than ``capacity`` or other patches than its grids say.
+      ValueError: a row has more patches than ``capacity`` or other patches than its grids say, or the rows have bytes
+        and normalised values.
     """
     if not rows:
         raise ValueError("there are no rows to pack; give at least one, which may hold no patch.")
@@ -88,10 +123,14 @@ def pack_patches(
     for row, (pixels, frames, _) in enumerate(placed):
         if len(pixels) != len(frames):
             raise ValueError(f"row {row} has {len(pixels)} patches, but its grids make {len(frames)}.")
-    widths = {pixels.shape[1:] for pixels, *_ in placed}
-    if len(widths) > 1:
-        raise ValueError(f"the rows have patches of several shapes, {sorted(widths)}; make them by one processor.")
-    return Patches(*(np.stack([_padded(array, capacity) for array in arrays]) for arrays in zip(*placed, strict=True)))
+    kinds = {(pixels.dtype.name, pixels.shape[1:]) for pixels, *_ in placed}
+    if len(kinds) > 1:
+        raise ValueError(f"the rows have patches of several kinds, {sorted(kinds)}; make them by one processor.")
+    packed = Patches(*(np.zeros((len(rows), capacity, *array.shape[1:]), array.dtype) for array in placed[0]))
+    for row, arrays in enumerate(placed):
+        for whole, part in zip(packed, arrays, strict=True):
+            whole[row, : len(part)] = part
+    return packed
 
 
 def bucket_size(num_patches: int) -> int:
@@ -113,7 +152,3 @@ def _frame_places(rows: int, columns: int, merge_size: int) -> Int[np.ndarray, "
     place = np.stack([row, column, np.full_like(row, rows), np.full_like(row, columns)], axis=-1)
     blocks = place.reshape(rows // merge_size, merge_size, columns // merge_size, merge_size, 4)
     return blocks.swapaxes(1, 2).reshape(-1, 4)
-
-
-def _padded(array: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(array, ((0, length - len(array)), *((0, 0),) * (array.ndim - 1)))

@@ -234,7 +234,7 @@ def test_a_split_model_writes_the_same(make_model, seeing_model, mixes):
     assert_is_idle(split)
 
 
-@pytest.mark.parametrize("prompt", ["What?", [{"role": "user", "content": "What?"}], [[1, 2, 3]]])
+@pytest.mark.parametrize("prompt", ["What?", [{"role": "user", "content": "What?"}], [[1, 2, 3]], np.ones((1, 3))])
 def test_what_is_no_prompt_is_refused(model, prompt):
     read = inspect.unwrap(read_prompt)  # without the type checks of --jaxtyping-packages, which come first
     with pytest.raises(ValueError, match=r"prompt 0 is no list of token ids: it begins with .*encode_chat"):
@@ -256,10 +256,11 @@ def test_a_model_of_text_refuses_images(model, mixes):
         ({"input_ids": [1, 2]}, r"input_ids of shape \(2,\) and type int64; expected integers of shape \(1, tokens\)"),
         ({"image": 1}, "holds 'image'; give what the processor returns"),
         ({"grids": None}, "only one of pixels and grids"),
-        ({"pixels": np.zeros((24, 3))}, r"pixels of shape \(24, 3\); expected \(patches, 1536\)"),
-        ({"pixels": np.zeros((24, 1536), np.int64)}, "pixels of type int64"),
-        ({"grids": [1, 4, 6]}, r"grids of shape \(3,\)"),
-        ({"grids": [[1, 4, 4]]}, "24 patches, but its grids make 16"),
+        ({"pixels": np.zeros((24, 3))}, r"prompt 0: pixels has shape \(24, 3\); expected \(patches, 1536\)"),
+        ({"pixels": np.zeros((24, 1536), np.int64)}, "prompt 0: pixels has type int64"),
+        ({"grids": [1, 4, 6]}, r"prompt 0: grids has shape \(3,\)"),
+        ({"grids": [[1, 4, 4]]}, "24 patches, but the grids make 16"),
+        ({"grids": np.zeros((0, 3), int)}, "24 patches, but the grids make 0"),
         ({"grids": [[1, 3, 8]]}, "rows and columns must be multiples of 2"),
         (
             {"pixels": np.zeros((16, 1536)), "grids": [[1, 4, 4]]},
@@ -283,5 +284,8 @@ def test_an_image_at_the_end_and_pads_in_a_continuation_are_refused(seeing_model
     cut = inputs_of(mix) | {"input_ids": mix.input_ids[:, :-3]}
     with pytest.raises(ValueError, match="prompt 0 ends inside an image or a video"):
         engine.submit(cut)
+    with pytest.raises(ValueError, match=r"prompt 0 has the place of an image or a video \(token 488, then 491\)"):
+        engine.submit([5, 488, 491, 491, 489])
+    assert engine.generate([[5, 491, 488, 6]], max_new_tokens=1)
     with pytest.raises(ValueError, match="continuation 0 has pads"):
         engine.score([inputs_of(mix)], [[3, seeing_model.config.image_token_id]])

@@ -256,8 +256,8 @@ def test_text_compiles_no_vision_code(pair):
     [
         ({"pixels": None}, "pixels and grids belong together"),
         ({"pixels": np.zeros((24, 7))}, r"pixels has shape \(24, 7\); expected \(patches, 1536\)"),
-        ({"grids": [[4, 6]]}, r"grids has shape \(1, 2\); expected"),
-        ({"grids": [[1, 4, 4]]}, "row 0 has 24 patches, but its grids make 16"),
+        ({"grids": [[4, 6]]}, r"grids has shape \(1, 2\) and type int64; expected"),
+        ({"grids": [[1, 4, 4]]}, "there are 24 patches, but the grids make 16"),
         ({"input_ids": np.zeros((1, 4), int)}, "input_ids has 0 image and video tokens, but the patches make 6"),
     ],
 )
@@ -266,6 +266,15 @@ def test_unusable_pictures_are_refused(pair, config, change, message):
     inputs = mix._asdict() | change
     with pytest.raises(ValueError, match=message):
         pair[2].logits(**inputs)
+
+
+def test_the_place_of_a_picture_needs_pixels(pair, config):
+    """A pad that stands elsewhere is a token as any other, as in the reference."""
+    start, image, video = config.vision_start_token_id, config.image_token_id, config.video_token_id
+    for pad in (image, video):
+        with pytest.raises(ValueError, match=f"input_ids has the place of an image .* .token {start}, then {pad}"):
+            pair[2].hidden_states([[1, 2, 3, 4], [5, start, pad, pad]])
+    assert pair[2].hidden_states([[image, start, 3, video]]).shape == (1, 4, config.text.hidden_size)
 
 
 def test_a_model_without_a_tower_refuses_pictures(pair, config):

@@ -46,7 +46,8 @@ def test_sizes_are_few_and_hold_what_they_must():
         ([(np.zeros((8, 3)), [[1, 2, 2]])], None, "row 0 has 8 patches, but its grids make 4"),
         ([(np.zeros((8, 3)), [[1, 2, 4]])], 4, "capacity=4.*8 patches"),
         ([(np.zeros((4, 3)), [[1, 2, 2]])], 6, "capacity=6.*multiple of 4"),
-        ([(np.zeros((4, 3)), [[1, 2, 2]]), (np.zeros((4, 2)), [[1, 2, 2]])], None, "several shapes"),
+        ([(np.zeros((4, 3)), [[1, 2, 2]]), (np.zeros((4, 2)), [[1, 2, 2]])], None, "several kinds"),
+        ([(np.zeros((4, 3)), [[1, 2, 2]]), (np.zeros((4, 3), np.uint8), [[1, 2, 2]])], None, "several kinds"),
         ([], None, "no rows"),
     ],
 )
