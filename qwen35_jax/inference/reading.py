@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from qwen35_jax.inference.features import Gallery, hand_out, look, no_vectors
 from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.prefill import Chunk, ChunkVision
+from qwen35_jax.inference.prompts import Media
 from qwen35_jax.inference.scheduler import Tenant
 from qwen35_jax.inference.sizes import EngineSizes
 from qwen35_jax.model import Qwen35
@@ -66,52 +67,48 @@ class Eye:
         self._mesh = mesh if mesh is not None and mesh.size > 1 else None
 
     def see(self, model: Qwen35, readers: Sequence[Tenant], size: int) -> ChunkVision:
-        """Returns what the next chunks of these tenants need besides their tokens."""
-        self._look(model, [tenant for tenant in readers if tenant.looks and tenant.features is None])
+        """Returns what the next chunks of these tenants, all with images or videos, need besides their tokens."""
         vision, rows = model.config.vision, self._sizes.shards
         assert vision is not None
+        pairs = [(tenant, media) for tenant in readers if (media := tenant.request.media) is not None]
+        self._look(model, [(tenant, media) for tenant, media in pairs if tenant.looks and tenant.features is None])
         deep = len(vision.deepstack_visual_indexes)
         vectors = no_vectors((rows, size + 1), deep, vision.out_hidden_size, model.dtype)
-        features = {id(tenant.features): tenant.features for tenant in readers if tenant.features is not None}
-        for these in features.values():
+        # One array may hold the rows of several tenants.
+        several = {id(tenant.features): tenant.features for tenant in readers if tenant.features is not None}
+        for features in several.values():
             first, takes = np.zeros(rows, np.int32), np.zeros(rows, bool)
-            for tenant in readers:
-                if tenant.features is these and tenant.request.media is not None:
-                    first[tenant.shard] = tenant.request.media.num_before(tenant.read)
-                    takes[tenant.shard] = True
-            vectors = hand_out(vectors, these, jnp.asarray(first), jnp.asarray(takes))
+            for tenant, media in pairs:
+                if tenant.features is features:
+                    first[tenant.shard], takes[tenant.shard] = media.num_before(tenant.read), True
+            vectors = hand_out(vectors, features, jnp.asarray(first), jnp.asarray(takes))
         positions = np.zeros((3, rows, size), np.int32)
-        for tenant in readers:
-            assert tenant.request.media is not None
-            positions[:, tenant.shard] = tenant.request.media.positions_of(tenant.read, tenant.read + size)
+        for tenant, media in pairs:
+            positions[:, tenant.shard] = media.positions_of(tenant.read, tenant.read + size)
         return ChunkVision(vectors, jnp.asarray(positions))
 
-    def _look(self, model: Qwen35, tenants: Sequence[Tenant]) -> None:
+    def _look(self, model: Qwen35, pairs: Sequence[tuple[Tenant, Media]]) -> None:
         """Gives tenants what is kept of their images and videos, and runs the tower for the others."""
-        groups: dict[tuple[int, np.dtype], list[Tenant]] = {}
-        for tenant in tenants:
-            media = tenant.request.media
-            assert media is not None
+        groups: dict[tuple[int, np.dtype], list[tuple[Tenant, Media]]] = {}
+        for tenant, media in pairs:
             tenant.features = self._gallery.find(media, tenant.shard)
             if tenant.features is None:
-                groups.setdefault((bucket_size(len(media.pixels)), media.pixels.dtype), []).append(tenant)
+                groups.setdefault((bucket_size(len(media.pixels)), media.pixels.dtype), []).append((tenant, media))
         for (capacity, _), group in groups.items():
             features = look(*nnx.split(model.vision), self._packed(model, group, capacity))
             self._metrics.tower_runs += 1
-            for tenant in group:
-                assert tenant.request.media is not None
+            for tenant, media in group:
                 tenant.features = features
-                self._gallery.keep(tenant.request.media, tenant.shard, features)
-                self._metrics.patches += len(tenant.request.media.pixels)
+                self._gallery.keep(media, tenant.shard, features)
+                self._metrics.patches += len(media.pixels)
 
-    def _packed(self, model: Qwen35, tenants: Sequence[Tenant], capacity: int) -> Patches:
-        media = {tenant.shard: tenant.request.media for tenant in tenants}
-        some = next(iter(media.values()))
-        assert some is not None and model.config.vision is not None
+    def _packed(self, model: Qwen35, pairs: Sequence[tuple[Tenant, Media]], capacity: int) -> Patches:
+        """Returns the patches of these tenants, each in the row of its shard, with nothing in the other rows."""
+        _, some = pairs[0]
         rows = [(some.pixels[:0], some.grids[:0])] * self._sizes.shards
-        for shard, one in media.items():
-            assert one is not None
-            rows[shard] = one.pixels, one.grids
+        for tenant, media in pairs:
+            rows[tenant.shard] = media.pixels, media.grids
+        assert model.config.vision is not None
         packed = pack_patches(rows, capacity=capacity, merge_size=model.config.vision.spatial_merge_size)
         return Patches(*map(self._placed, packed))
 

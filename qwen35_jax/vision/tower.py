@@ -88,7 +88,9 @@ class PositionGrid(nnx.Module):
                 mixed = mixed + vectors * (row_share * share)[..., None]
         return jnp.asarray(mixed, dtype)
 
-    def _neighbours(self, index, count):
+    def _neighbours(
+        self, index: Int[Array, "R P"], count: Int[Array, "R P"]
+    ) -> tuple[Int[Array, "R P"], Int[Array, "R P"], Float[Array, "R P"]]:
         """Returns the grid lines on both sides of a patch, and how far it is on the way from one to the other."""
         position = index.astype(jnp.float32) * ((self.side - 1) / jnp.maximum(count - 1, 1).astype(jnp.float32))
         low = jnp.floor(position).astype(jnp.int32)
@@ -141,7 +143,14 @@ class VisionBlock(nnx.Module):
         self.norm2 = LayerNorm(config.hidden_size, _EPS, make=make)
         self.mlp = VisionMLP(config, make=make)
 
-    def __call__(self, x, cos, sin, frames, dropout_key: PRNGKeyArray | None = None) -> Float[Array, "R P D"]:
+    def __call__(
+        self,
+        x: Float[Array, "R P D"],
+        cos: Float[Array, "R P half"],
+        sin: Float[Array, "R P half"],
+        frames: Int[Array, "R P"],
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "R P D"]:
         x = x + self.attn(self.norm1(x), cos, sin, frames, dropout_key)
         x = x + self.mlp(self.norm2(x), dropout_key)
         return constrain(x, _PATCHES)
