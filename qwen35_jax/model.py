@@ -52,7 +52,8 @@ class Qwen35(nnx.Module):
     ``forward`` and ``mtp_forward`` are for code that is compiled: a train step, an engine. With images or videos it
     calls ``vision_features`` and ``embed`` first, and hands on what they return. ``hidden_states``, ``logits`` and
     ``mtp_logits`` are for everybody else. They take ``pixels`` [P, C] and ``grids`` [n, 3] as the processor returns
-    them, those of all sequences in reading order. Positions are then by default those of ``vision.mrope``.
+    them, those of all sequences in reading order. Positions are then by default those of ``vision.mrope``. Without
+    pixels they refuse ids of the host among which an image or a video begins.
     """
 
     def __init__(

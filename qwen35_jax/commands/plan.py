@@ -28,8 +28,8 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
                         help="tokens that the MTP head drafts a step; 0 for none")  # fmt: skip
     parser.add_argument("--draft-vocabulary", type=int, metavar="N", help="draft among the tokens below this id only")
     parser.add_argument("--patches", type=int, default=0, metavar="N",
-                        help="plan for images too: most patches of 16 x 16 pixels of a request; 65,536 is the largest "
-                             "image")  # fmt: skip
+                        help="plan for images and videos too: most patches of 16 x 16 pixels of a request; 65,536 is "
+                             "the largest image, 49,152 the largest video")  # fmt: skip
     for axis, purpose in GENERATION_AXES.items():
         rest = "; by default the chips that the others leave" if axis == "data" else "; by default 1"
         parser.add_argument(f"--mesh.{axis}", dest=f"mesh.{axis}", type=int, metavar="N", help=f"{purpose}{rest}")

@@ -56,7 +56,7 @@ def patch_places(
 
 
 def checked_grids(grids: Int[np.ndarray, "n 3"], merge_size: int) -> Int64[np.ndarray, "n 3"]:
-    """Returns grids whose products do not overflow.
+    """Returns grids in 64 bits, in which their products do not overflow.
 
     Raises:
       ValueError: as ``patch_places`` does.
