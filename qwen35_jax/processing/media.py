@@ -20,6 +20,9 @@ from qwen35_jax import gcs
 
 _SHOWN = 80
 
+Opened = bytes | Path | Image.Image | np.ndarray
+"""What `open_media` returns: the bytes, the path of an existing file, or the image or array itself."""
+
 
 class MediaError(ValueError):
     """An image or a video cannot be read, or may not be; the message is one line."""
@@ -57,8 +60,8 @@ class MediaPolicy:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive.")
 
 
-def open_media(source: Any, policy: MediaPolicy) -> bytes | Path | Image.Image | np.ndarray:
-    """Finds what a source names: the bytes, the path of an existing file, or the image or array itself.
+def open_media(source: Any, policy: MediaPolicy) -> Opened:
+    """Finds what a source names.
 
     Raises:
       MediaError: there is nothing there, the policy forbids it, or it is too large.
