@@ -8,6 +8,7 @@ import base64
 import binascii
 import dataclasses
 import errno
+import posixpath
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
@@ -161,8 +162,11 @@ def _file(name: str, policy: MediaPolicy) -> Path | bytes:
 
 
 def _object(name: str, policy: MediaPolicy) -> bytes:
-    root = str(policy.root or "").rstrip("/")
-    address = name if gcs.is_address(name) else f"{root}/{name}"
+    root, address = str(policy.root or "").rstrip("/"), name
+    if not gcs.is_address(name):
+        scheme, _, path = f"{root}/{name}".partition("://")
+        # A bucket has no folders that "." and ".." could mean.
+        address = f"{scheme}://{posixpath.normpath(path)}"
     if policy.only_inside_root and not (address.startswith(f"{root}/") and "/../" not in address):
         raise MediaError(f"{describe(name)} lies outside {policy.root}, where all files must be; move it there.")
     try:

@@ -123,11 +123,11 @@ class VisionReader:
         threads = self.settings.num_threads or min(os.cpu_count() or 1, _MOST_THREADS)
         return ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    def open(self, media: Sequence[Media], folder: Path) -> list[Picture]:
+    def open(self, media: Sequence[Media], folder: Path | str) -> list[Picture]:
         """Finds out how large images and videos are.
 
         Args:
-          folder: where relative paths start, unless the settings name a folder.
+          folder: where relative paths start, or its address, unless the settings name a folder.
 
         Raises:
           RowError: one cannot be read.
