@@ -89,7 +89,7 @@ def load_image(source: Any, policy: MediaPolicy | None = None) -> UInt8[np.ndarr
 
 
 def decode_image(opened: Opened, name: str, policy: MediaPolicy) -> UInt8[np.ndarray, "H W 3"]:
-    """Does the same with what ``open_media`` has found.
+    """Does what `load_image` does with what ``open_media`` has found.
 
     Args:
       name: what messages call it.
@@ -98,7 +98,7 @@ def decode_image(opened: Opened, name: str, policy: MediaPolicy) -> UInt8[np.nda
         _check_array(opened, name, policy)
         if opened.shape[2:] == (3,):
             return opened
-        return _rgb(Image.fromarray(opened if opened.shape[2:] == (4,) else opened.reshape(opened.shape[:2])))
+        return _rgb(Image.fromarray(opened[:, :, 0] if opened.shape[2:] == (1,) else opened))
     return _read(opened, name, policy, _rgb)
 
 
@@ -110,7 +110,7 @@ def image_size(opened: Opened, name: str, policy: MediaPolicy) -> tuple[int, int
       name: what messages call it.
 
     Raises:
-      MediaError: as `load_image` does, but for what only decoding shows.
+      MediaError: as `load_image` does, except for what only decoding shows.
     """
     if isinstance(opened, np.ndarray):
         _check_array(opened, name, policy)

@@ -136,13 +136,14 @@ def _file(name: str, policy: MediaPolicy) -> Path | bytes:
         if parsed.netloc not in ("", "localhost"):
             raise MediaError(f"{describe(name)} names another machine; write file:///PATH.")
         name = urllib.parse.unquote(parsed.path)
-    if gcs.is_address(name) or (gcs.is_address(policy.root or "") and not name.startswith("/")):
-        return _object(name, policy)
-    if (scheme := name.partition("://"))[1]:
+    scheme, is_address, _ = name.partition("://")
+    if is_address and not gcs.is_address(name):
         raise MediaError(
-            f"{describe(name)} cannot be opened: addresses of the kind {scheme[0]}:// are not supported; give a path, "
-            "a data URI, or an address of the kind http://, https://, gs:// or file://."
+            f"{describe(name)} cannot be opened: addresses of the kind {scheme}:// are not supported; give a path, a "
+            "data URI, or an address of the kind http://, https://, gs:// or file://."
         )
+    if is_address or (gcs.is_address(policy.root or "") and not name.startswith("/")):
+        return _object(name, policy)
     try:
         path = Path(policy.root or "", name)
         outside = policy.only_inside_root and not path.resolve().is_relative_to(Path(policy.root or "").resolve())

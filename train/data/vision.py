@@ -203,13 +203,14 @@ class VisionReader:
             for picture in example.pictures:
                 picture.patches()
         except RowError as err:
-            _, values = self.fields["pixels"].sizes
-            black = tuple(
-                dataclasses.replace(picture, decode=partial(np.zeros, (picture.num_patches, values), np.uint8))
-                for picture in example.pictures
-            )
+            black = tuple(map(self._black, example.pictures))
             return dataclasses.replace(example, trained=np.zeros_like(example.trained), pictures=black), err
         return example, None
+
+    def _black(self, picture: Picture) -> Picture:
+        picture.forget()
+        _, values = self.fields["pixels"].sizes
+        return dataclasses.replace(picture, decode=partial(np.zeros, (picture.num_patches, values), np.uint8))
 
     def lay_out(self, sequences: Sequence[Sequence[tuple[Any, Example]]]) -> HostBatch:
         """Returns the patches of packed sequences as arrays of a batch, and frees the pictures.

@@ -93,8 +93,9 @@ def test_validation_data_follow_the_same_policy(path, tokenizer, caplog):
         training = batches(path, tokenizer, bad_rows=policy, eval_path=path).corpus
         held = read_validation(training.config, tokenizer, range(2), training)
         if policy == "drop":
-            found = list(documents(held.batches, tokenizer))
-            assert len(found) == 20 and sum(not trained.any() for _, trained, *_ in found) == 1
+            for _ in range(2):
+                found = list(documents(held.batches, tokenizer))
+                assert len(found) == 20 and sum(not trained.any() for _, trained, *_ in found) == 1
             assert "validation data: " in caplog.text and "image 2 of the row" in caplog.text
         else:
             with pytest.raises(ValueError, match=f"validation data: .*{CUT}"):
