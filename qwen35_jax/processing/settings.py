@@ -23,6 +23,7 @@ _FIXED = {
     "image_std": [0.5] * 3,
 }
 
+_EDGES = {"shortest_edge", "longest_edge"}
 _LEAST_FPS, _MOST_FPS = 1e-6, 1e6
 
 # Keys of qwen-vl-utils, which would change what the model sees.
@@ -260,10 +261,10 @@ def _read_settings(config: Mapping[str, Any], where: str) -> dict[str, int]:
         value = config.get(name)
         if value is not None and value != only:
             raise ValueError(f"{where}: {name}={value!r} is not supported; Qwen3.5's processors have {only!r}.")
-    size = config.get("size")
-    if size is not None and not isinstance(size, Mapping):
-        raise ValueError(f"{where}: size={size!r} must be an object with shortest_edge and longest_edge.")
-    found = {"min_pixels": (size or {}).get("shortest_edge"), "max_pixels": (size or {}).get("longest_edge")}
+    size = config.get("size") or {}
+    if not isinstance(size, Mapping) or {key for key, value in size.items() if value is not None} - _EDGES:
+        raise ValueError(f"{where}: size={size!r} must be an object with shortest_edge and longest_edge alone.")
+    found = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
     for name in ("patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels"):
         if config.get(name) is not None:
             found[name] = config[name]

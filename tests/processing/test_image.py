@@ -210,6 +210,7 @@ def test_limits_of_one_image():
         ({"image_mean": [0.48, 0.46, 0.41]}, r"image_mean=.* is not supported.*\[0.5, 0.5, 0.5\]"),
         ({"do_resize": False}, "do_resize=False is not supported"),
         ({"size": 224}, "size=224 must be an object"),
+        ({"size": {"height": 224, "width": 224}}, "must be an object with shortest_edge and longest_edge alone"),
         ({"patch_size": "16"}, "patch_size='16' must be a whole number"),
         ({"patch_size": 0}, "patch_size=0 must be positive"),
         ({"size": {"shortest_edge": 9, "longest_edge": 8}}, "min_pixels=9 is above max_pixels=8"),
