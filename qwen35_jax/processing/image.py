@@ -176,7 +176,8 @@ def _read(
                 stack.enter_context(_given_images)
                 image = opened
             else:
-                file = io.BytesIO(opened) if isinstance(opened, bytes) else opened
+                # From a name Pillow would map the file into memory, where it takes a turned TIFF for its upright size.
+                file = io.BytesIO(opened) if isinstance(opened, bytes) else stack.enter_context(opened.open("rb"))
                 image = stack.enter_context(Image.open(file, formats=_known_formats()))
             _check_size(*image.size, name, policy)
             if image.mode == "F":
@@ -201,13 +202,15 @@ def _known_formats() -> tuple[str, ...]:
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
-    if image.format == "PNG" and "exif" not in image.info:
-        # Pillow would decode the picture to look behind it.
+    # Of a TIFF it is the size after turning. Pillow would decode a PNG to look for EXIF behind the picture.
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return height, width
     return (width, height) if _orientation(image) >= _FIRST_SIDEWAYS else (height, width)
 
 
 def _rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    # Pillow itself turns a TIFF when it decodes it, and then says so.
+    image.load()
     turn = _TURNS.get(_orientation(image))
     if image.mode.startswith("I"):
         image = _upper_bits(image)
