@@ -132,7 +132,8 @@ class VisionReader:
         Raises:
           RowError: one cannot be read.
         """
-        policy = dataclasses.replace(self._policy, root=self.settings.folder or folder)
+        root = folder if self.settings.folder is None else os.path.expanduser(self.settings.folder)
+        policy = dataclasses.replace(self._policy, root=root)
         pictures = []
         for number, each in enumerate(media, start=1):
             name = f"{each.kind} {number} of the row"
