@@ -33,6 +33,7 @@ __all__ = [
     "check_scheme",
     "file_sizes",
     "filesystem",
+    "folder_of",
     "is_address",
     "list_files",
     "local_copy",
@@ -56,6 +57,8 @@ _UNREAD = (".bin", ".pt", ".pth", ".gguf")
 _REQUEST_SECONDS = 120
 _ROOM = 1.05
 _STALE_SECONDS = 3600
+# The addresses of the copies that this process has used.
+_copied_from: dict[Path, str] = {}
 
 
 def is_address(path: Address) -> bool:
@@ -170,7 +173,17 @@ def local_copy(address: Address, names: Collection[str] | None = None) -> Path:
         logger.info("copying %s (%s MB) to %s", address, f"{size / 1e6:,.1f}", target)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda name: _fetch(f"{root}/{name}".rstrip("/"), target / name, missing[name]), missing))
+    _copied_from[target] = f"{_SCHEME}{root}"
     return target
+
+
+def folder_of(file: Path) -> Path | str:
+    """Returns the folder where a file lies; of a file of a local copy, the address of the folder in the bucket."""
+    for copy in (file, *file.parents):
+        if copy in _copied_from:
+            parts = file.relative_to(copy).parts
+            return "/".join([_copied_from[copy], *parts]).rpartition("/")[0]
+    return file.parent
 
 
 def local_data(address: str) -> str:

@@ -27,6 +27,7 @@ from qwen35_jax.command import one_line_errors, parse
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.sizes import resize
 from qwen35_jax.presets import PRESETS
+from qwen35_jax.processing.settings import ImageSettings, VideoSettings
 from qwen35_jax.processing.tokenizer import Tokenizer
 
 NAME = "vision example"
@@ -95,28 +96,14 @@ def make_inputs(settings: Settings) -> list[task.Scene]:
     task.write_questions(work / BLANK, [task.blank(scene) for scene in test])
     folder = build_tiny_tokenizer([*task.example_texts(), *["user\n", "assistant\n", "\n\n"] * 100], work / "tokenizer")
     area, frames = task.SIDE**2, task.NUM_FRAMES
-    _write_json(folder / "preprocessor_config.json", _preprocessor("Qwen2VLImageProcessorFast", area, area))
-    video = _preprocessor("Qwen3VLVideoProcessor", area, frames * area)
-    _write_json(folder / "video_preprocessor_config.json", video)
+    image = ImageSettings(min_pixels=area, max_pixels=area)
+    video = VideoSettings(min_pixels=area, max_pixels=frames * area)
+    _write_json(folder / "preprocessor_config.json", image.to_json())
+    _write_json(folder / "video_preprocessor_config.json", video.to_json())
     tokenizer = Tokenizer.from_pretrained(folder)
     config = resize(PRESETS["tiny"], _SIZES, tokenizer=tokenizer)
     create_checkpoint(config, work / "random", dtype="float32", tokenizer_from=folder)
     return test
-
-
-def _preprocessor(kind: str, least: int, most: int) -> dict[str, Any]:
-    """Returns the content of a file that says how pictures become patches; the sizes are numbers of pixels."""
-    name = "video_processor_type" if "Video" in kind else "image_processor_type"
-    return {
-        "size": {"shortest_edge": least, "longest_edge": most},
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-        "processor_class": "Qwen3VLProcessor",
-        name: kind,
-    }
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from qwen35_jax.config import ModelConfig
+from qwen35_jax.config_vision import VisionConfig
 from qwen35_jax.hf.names import TensorSpec, tensor_table
 from qwen35_jax.hf.safetensors import DTYPES, INDEX_FILE, SINGLE_FILE, header_bytes, other_files
 from qwen35_jax.layers.parameters import A_RANGE
+from qwen35_jax.processing.settings import ImageSettings, VideoSettings
 from qwen35_jax.storage import new_folder
 
 _BLOCK = 2**22
@@ -41,7 +43,8 @@ def create_checkpoint(
     Args:
       out_dir: a folder that does not exist yet, or is empty.
       dtype: ``bfloat16`` or ``float32``, for the tensors that the published files store in bfloat16.
-      tokenizer_from: a folder whose tokenizer, template and processor files are copied.
+      tokenizer_from: a folder whose tokenizer, template and processor files are copied. Where it has no processor files
+        and the model has a tower, those of the published checkpoints are written, with the tower's patches.
       shard_bytes: most bytes of tensors in a file, a checkpoint shard; ``None`` writes a single file.
 
     Raises:
@@ -71,6 +74,8 @@ def create_checkpoint(
             (folder / INDEX_FILE).write_text(_index(names, shards), encoding="utf-8")
         for file in copied:
             shutil.copyfile(file, folder / file.name)
+        if config.vision is not None:
+            _write_processor_files(config.vision, folder)
         for name, shard in zip(names, shards, strict=True):
             with (folder / name).open("wb") as stream:
                 stream.write(header_bytes((spec.name, spec.dtype, spec.shape) for spec in shard))
@@ -90,6 +95,19 @@ def _tokenizer_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder to take the tokenizer from.")
     return [file for file in other_files(folder) if file.name not in ("config.json", INDEX_FILE)]
+
+
+def _write_processor_files(tower: VisionConfig, folder: Path) -> None:
+    """Writes the files that say how pictures become patches, where the folder has none."""
+    sizes = {
+        "patch_size": tower.patch_size,
+        "temporal_patch_size": tower.temporal_patch_size,
+        "merge_size": tower.spatial_merge_size,
+    }
+    files = {"preprocessor_config.json": ImageSettings, "video_preprocessor_config.json": VideoSettings}
+    for name, settings in files.items():
+        if not any((folder / other).exists() for other in (name, "processor_config.json")):
+            (folder / name).write_text(json.dumps(settings(**sizes).to_json(), indent=4), encoding="utf-8")
 
 
 def _num_bytes(spec: TensorSpec) -> int:

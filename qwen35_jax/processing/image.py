@@ -7,19 +7,24 @@ Letters: ``H`` rows and ``W`` columns of a picture, ``P`` patches, ``C`` values 
 Source: ``Qwen2VLImageProcessor`` of transformers 5.23 (torchvision's backend, which the published files name).
 """
 
+import contextlib
 import functools
 import io
 import math
 import threading
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from qwen35_jax.processing.media import MediaError, MediaPolicy, describe, open_media
+from qwen35_jax.processing.media import MediaError, MediaPolicy, Opened, describe, open_media
 from qwen35_jax.processing.resize import resize_bicubic
 from qwen35_jax.processing.settings import ImageSettings, VideoSettings
+
+Result = TypeVar("Result")
 
 MOST_OBLONG = 200
 """The longest side may be this many times the shortest, as in the reference."""
@@ -36,6 +41,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# From this orientation on, rows are stored as columns.
+_FIRST_SIDEWAYS = 5
 # Pillow decodes an image when it is first used, which two threads must not do to one image.
 _given_images = threading.Lock()
 
@@ -78,21 +85,37 @@ def load_image(source: Any, policy: MediaPolicy | None = None) -> UInt8[np.ndarr
       MediaError: it is no image, damaged or cut off, larger than ``policy.max_pixels``, or may not be opened.
     """
     policy = policy or MediaPolicy()
-    opened = open_media(source, policy)
-    try:
-        if isinstance(opened, Image.Image):
-            with _given_images:
-                return _rgb(opened, source, policy)
-        if isinstance(opened, np.ndarray):
-            return _from_array(opened, policy)
-        file = io.BytesIO(opened) if isinstance(opened, bytes) else opened
-        with Image.open(file, formats=known_formats()) as image:
-            return _rgb(image, source, policy)
-    except MediaError:
-        raise
-    # Pillow's readers raise whatever a damaged file makes them stumble over.
-    except Exception as err:
-        raise unreadable_image(source, err) from err
+    return decode_image(open_media(source, policy), describe(source), policy)
+
+
+def decode_image(opened: Opened, name: str, policy: MediaPolicy) -> UInt8[np.ndarray, "H W 3"]:
+    """Does what `load_image` does with what ``open_media`` has found.
+
+    Args:
+      name: what messages call it.
+    """
+    if isinstance(opened, np.ndarray):
+        _check_array(opened, name, policy)
+        if opened.shape[2:] == (3,):
+            return opened
+        return _rgb(Image.fromarray(opened[:, :, 0] if opened.shape[2:] == (1,) else opened))
+    return _read(opened, name, policy, _rgb)
+
+
+def image_size(opened: Opened, name: str, policy: MediaPolicy) -> tuple[int, int]:
+    """Returns the height and the width of an image as it is shown, from its header: nothing is decoded.
+
+    Args:
+      opened: what ``open_media`` has found.
+      name: what messages call it.
+
+    Raises:
+      MediaError: as `load_image` does, except for what only decoding shows.
+    """
+    if isinstance(opened, np.ndarray):
+        _check_array(opened, name, policy)
+        return opened.shape[0], opened.shape[1]
+    return _read(opened, name, policy, _shown_size)
 
 
 def image_patches(
@@ -143,28 +166,54 @@ def normalize(
     return values
 
 
-def unreadable_image(source: Any, err: Exception) -> MediaError:
-    """Returns the error to raise where Pillow cannot read an image."""
-    reason = (str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")
-    if isinstance(err, UnidentifiedImageError):
-        reason = f"it is damaged, or in none of the formats {', '.join(known_formats())}"
-    return MediaError(f"{describe(source)} cannot be read as an image: {reason}.")
+def _read(
+    opened: bytes | Path | Image.Image, name: str, policy: MediaPolicy, read: Callable[[Image.Image], Result]
+) -> Result:
+    """Returns what a function reads of an image whose header is in order."""
+    try:
+        with contextlib.ExitStack() as stack:
+            if isinstance(opened, Image.Image):
+                stack.enter_context(_given_images)
+                image = opened
+            else:
+                # From a name Pillow would map the file into memory, where it takes a turned TIFF for its upright size.
+                file = io.BytesIO(opened) if isinstance(opened, bytes) else stack.enter_context(opened.open("rb"))
+                image = stack.enter_context(Image.open(file, formats=_known_formats()))
+            _check_size(*image.size, name, policy)
+            if image.mode == "F":
+                raise MediaError(f"{name} holds floating-point numbers; convert it to values from 0 to 255.")
+            return read(image)
+    except MediaError:
+        raise
+    # Pillow's readers raise whatever a damaged file makes them stumble over.
+    except Exception as err:
+        reason = (str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")
+        if isinstance(err, UnidentifiedImageError):
+            reason = f"it is damaged, or in none of the formats {', '.join(_known_formats())}"
+        raise MediaError(f"{name} cannot be read as an image: {reason}.") from err
 
 
 @functools.cache
-def known_formats() -> tuple[str, ...]:
+def _known_formats() -> tuple[str, ...]:
     """Returns the formats that this build of Pillow reads."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _rgb(image: Image.Image, source: Any, policy: MediaPolicy) -> UInt8[np.ndarray, "H W 3"]:
-    _check_size(*image.size, describe(source), policy)
-    turn = _TURNS.get(orientation(image))
+def _shown_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    # Of a TIFF it is the size after turning. Pillow would decode a PNG to look for EXIF behind the picture.
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return height, width
+    return (width, height) if _orientation(image) >= _FIRST_SIDEWAYS else (height, width)
+
+
+def _rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    # Pillow itself turns a TIFF when it decodes it, and then says so.
+    image.load()
+    turn = _TURNS.get(_orientation(image))
     if image.mode.startswith("I"):
         image = _upper_bits(image)
-    elif image.mode == "F":
-        raise MediaError(f"{describe(source)} holds floating-point numbers; convert it to values from 0 to 255.")
     elif "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -172,7 +221,7 @@ def _rgb(image: Image.Image, source: Any, policy: MediaPolicy) -> UInt8[np.ndarr
     return np.asarray(image if turn is None else image.transpose(turn))
 
 
-def orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """Returns how EXIF says that an image is turned or mirrored, from 1 (not at all) to 8."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
@@ -193,14 +242,10 @@ def _upper_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 
-def _from_array(array: np.ndarray, policy: MediaPolicy) -> UInt8[np.ndarray, "H W 3"]:
+def _check_array(array: np.ndarray, name: str, policy: MediaPolicy) -> None:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
-        raise MediaError(f"{describe(array)} is no image; give bytes (uint8) of the shape [height, width, 3].")
-    if array.shape[2:] == (3,):
-        _check_size(array.shape[1], array.shape[0], describe(array), policy)
-        return array
-    image = Image.fromarray(array if array.shape[2:] == (4,) else array.reshape(array.shape[:2]))
-    return _rgb(image, array, policy)
+        raise MediaError(f"{name} is no image; give bytes (uint8) of the shape [height, width, 3].")
+    _check_size(array.shape[1], array.shape[0], name, policy)
 
 
 def _check_size(width: int, height: int, name: str, policy: MediaPolicy) -> None:

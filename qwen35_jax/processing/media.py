@@ -8,6 +8,7 @@ import base64
 import binascii
 import dataclasses
 import errno
+import posixpath
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from PIL import Image
 from qwen35_jax import gcs
 
 _SHOWN = 80
+
+Opened = bytes | Path | Image.Image | np.ndarray
+"""What `open_media` returns: the bytes, the path of an existing file, or the image or array itself."""
 
 
 class MediaError(ValueError):
@@ -57,8 +61,8 @@ class MediaPolicy:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive.")
 
 
-def open_media(source: Any, policy: MediaPolicy) -> bytes | Path | Image.Image | np.ndarray:
-    """Finds what a source names: the bytes, the path of an existing file, or the image or array itself.
+def open_media(source: Any, policy: MediaPolicy) -> Opened:
+    """Finds what a source names.
 
     Raises:
       MediaError: there is nothing there, the policy forbids it, or it is too large.
@@ -132,13 +136,14 @@ def _file(name: str, policy: MediaPolicy) -> Path | bytes:
         if parsed.netloc not in ("", "localhost"):
             raise MediaError(f"{describe(name)} names another machine; write file:///PATH.")
         name = urllib.parse.unquote(parsed.path)
-    if gcs.is_address(name) or (gcs.is_address(policy.root or "") and not name.startswith("/")):
-        return _object(name, policy)
-    if (scheme := name.partition("://"))[1]:
+    scheme, is_address, _ = name.partition("://")
+    if is_address and not gcs.is_address(name):
         raise MediaError(
-            f"{describe(name)} cannot be opened: addresses of the kind {scheme[0]}:// are not supported; give a path, "
-            "a data URI, or an address of the kind http://, https://, gs:// or file://."
+            f"{describe(name)} cannot be opened: addresses of the kind {scheme}:// are not supported; give a path, a "
+            "data URI, or an address of the kind http://, https://, gs:// or file://."
         )
+    if is_address or (gcs.is_address(policy.root or "") and not name.startswith("/")):
+        return _object(name, policy)
     try:
         path = Path(policy.root or "", name)
         outside = policy.only_inside_root and not path.resolve().is_relative_to(Path(policy.root or "").resolve())
@@ -158,8 +163,11 @@ def _file(name: str, policy: MediaPolicy) -> Path | bytes:
 
 
 def _object(name: str, policy: MediaPolicy) -> bytes:
-    root = str(policy.root or "").rstrip("/")
-    address = name if gcs.is_address(name) else f"{root}/{name}"
+    root, address = str(policy.root or "").rstrip("/"), name
+    if not gcs.is_address(name):
+        scheme, _, path = f"{root}/{name}".partition("://")
+        # A bucket has no folders that "." and ".." could mean.
+        address = f"{scheme}://{posixpath.normpath(path)}"
     if policy.only_inside_root and not (address.startswith(f"{root}/") and "/../" not in address):
         raise MediaError(f"{describe(name)} lies outside {policy.root}, where all files must be; move it there.")
     try:

@@ -23,6 +23,7 @@ _FIXED = {
     "image_std": [0.5] * 3,
 }
 
+_EDGES = {"shortest_edge", "longest_edge"}
 _LEAST_FPS, _MOST_FPS = 1e-6, 1e6
 
 # Keys of qwen-vl-utils, which would change what the model sees.
@@ -37,6 +38,8 @@ _KNOWN = (
     "min_pixels", "max_pixels", "total_pixels", "fps", "raw_fps", "sample_fps", "num_frames", "min_frames",
     "max_frames",
 )  # fmt: skip
+# Of a video's file, what is not about the size of pictures.
+_ABOUT_FRAMES = ("fps", "min_frames", "max_frames", "num_frames", "cap_pixels_per_frame", "max_video_tokens")
 # How alike a key must be to one of these to count as mistyped. Other keys are somebody's metadata.
 _ALIKE = 0.9
 
@@ -74,6 +77,10 @@ class ImageSettings:
           ValueError: it asks for something that Qwen3.5 does not do.
         """
         return cls(**_read_settings(config, where))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of ``preprocessor_config.json``."""
+        return _written(self) | {"image_processor_type": "Qwen2VLImageProcessorFast"}
 
     def limited(self, options: Mapping[str, Any]) -> "ImageSettings":
         """Returns the settings for one image of a conversation, whose item may hold ``min_pixels``, ``max_pixels``.
@@ -140,7 +147,7 @@ class VideoSettings:
         if config.get("do_sample_frames") is False:
             raise ValueError(f"{where}: do_sample_frames=False is not supported; give sample_fps with lists of frames.")
         found: dict[str, Any] = _read_settings(config, where)
-        for name in ("fps", "min_frames", "max_frames", "num_frames", "cap_pixels_per_frame", "max_video_tokens"):
+        for name in _ABOUT_FRAMES:
             value = config.get(name)
             if value is None:
                 continue
@@ -149,6 +156,12 @@ class VideoSettings:
                 raise ValueError(f"{where}: {name}={value!r} is no {'boolean' if kinds is bool else 'number'}.")
             found[name] = value
         return cls(**found)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of ``video_preprocessor_config.json``. What is as in the published one is not named."""
+        usual = VideoSettings()
+        other = {name: getattr(self, name) for name in _ABOUT_FRAMES if getattr(self, name) != getattr(usual, name)}
+        return _written(self) | {"video_processor_type": "Qwen3VLVideoProcessor"} | other
 
     def limited(self, options: Mapping[str, Any]) -> "VideoSettings":
         """Returns the settings for one video of a conversation.
@@ -225,6 +238,19 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def _written(settings: "ImageSettings | VideoSettings") -> dict[str, Any]:
+    """Returns what the files of images and of videos both hold, as the published ones write it."""
+    return {
+        "size": {"longest_edge": settings.max_pixels, "shortest_edge": settings.min_pixels},
+        "patch_size": settings.patch_size,
+        "temporal_patch_size": settings.temporal_patch_size,
+        "merge_size": settings.merge_size,
+        "image_mean": _FIXED["image_mean"],
+        "image_std": _FIXED["image_std"],
+        "processor_class": "Qwen3VLProcessor",
+    }
+
+
 def _read_settings(config: Mapping[str, Any], where: str) -> dict[str, int]:
     """Returns the sizes that a processor's file holds, by the names of ``ImageSettings`` and ``VideoSettings``.
 
@@ -235,10 +261,10 @@ def _read_settings(config: Mapping[str, Any], where: str) -> dict[str, int]:
         value = config.get(name)
         if value is not None and value != only:
             raise ValueError(f"{where}: {name}={value!r} is not supported; Qwen3.5's processors have {only!r}.")
-    size = config.get("size")
-    if size is not None and not isinstance(size, Mapping):
-        raise ValueError(f"{where}: size={size!r} must be an object with shortest_edge and longest_edge.")
-    found = {"min_pixels": (size or {}).get("shortest_edge"), "max_pixels": (size or {}).get("longest_edge")}
+    size = config.get("size") or {}
+    if not isinstance(size, Mapping) or {key for key, value in size.items() if value is not None} - _EDGES:
+        raise ValueError(f"{where}: size={size!r} must be an object with shortest_edge and longest_edge alone.")
+    found = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
     for name in ("patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels"):
         if config.get(name) is not None:
             found[name] = config[name]

@@ -19,8 +19,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 # Special tokens that mean something to the model, whatever the template writes.
 _MEANINGFUL = re.compile(r"<\|(endoftext|im_start|im_end|(vision|image|video|object_ref|box|quad)_(start|end|pad))\|>")
-
-
+# What an added token may say.
 _FLAGS = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
 
 

@@ -1,8 +1,9 @@
 """Types of the arguments of a tool call: what a value's text means under the JSON schema of its parameter."""
 
 import json
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 # The chat template writes a value that is no mapping and no list as Python does.
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}
@@ -28,7 +29,7 @@ def typed_value(text: str, schema: Any = None) -> Any:
         value = _PYTHON_WORDS[word]
         return value if allowed and _type(value) in allowed else text
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     # Python refuses integers of thousands of digits and lists in thousands of lists.
     except (ValueError, RecursionError):
         return text
@@ -40,8 +41,13 @@ def typed_value(text: str, schema: Any = None) -> Any:
     return text
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def _refuse(number: str) -> NoReturn:
+    raise ValueError(f"{number} cannot be written as JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _refuse(number)
 
 
 def _type(value: Any) -> str:

@@ -11,17 +11,19 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from qwen35_jax.processing.image import MOST_OBLONG, cut_patches, load_image
-from qwen35_jax.processing.media import MediaError, MediaPolicy, describe, open_media
+from qwen35_jax.processing.media import MediaError, MediaPolicy, Opened, describe, open_media
 from qwen35_jax.processing.resize import resize_bicubic
 from qwen35_jax.processing.settings import VideoSettings, positive
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 UNKNOWN_FPS = 24.0
 """Frames a second of a video that does not say it, as in the reference."""
@@ -30,6 +32,15 @@ UNKNOWN_FPS = 24.0
 _FORMATS = "asf,avi,flv,gif,matroska,mov,mpeg,mpegts,ogg,webm"
 # A file that lacks a few of its frames is one whose header counts otherwise; one that lacks more has been cut off.
 _WHOLE = 0.9
+
+
+class VideoHeader(NamedTuple):
+    """How many frames a video has, how many a second (None if it does not say), and their size as they are shown."""
+
+    frames: int
+    fps: float | None
+    height: int
+    width: int
 
 
 class LoadedVideo(NamedTuple):
@@ -124,27 +135,63 @@ def load_video(
       MediaError: it is no video, damaged or cut off, too large, or may not be opened; PyAV is needed and absent.
     """
     policy, settings = policy or MediaPolicy(), settings or VideoSettings()
-    if isinstance(source, (list, tuple)) or (isinstance(source, np.ndarray) and source.ndim == 4):
+    if are_frames(source):
         return _from_frames(source, policy, settings, raw_fps, sample_fps)
-    opened = open_media(source, policy)
-    if not isinstance(opened, bytes | Path):
-        raise MediaError(f"{describe(source)} is no video; give a file, or frames as a list or an array [n, H, W, 3].")
-    try:
-        return _from_file(opened, describe(source), policy, settings)
-    except MediaError:
-        raise
-    # FFmpeg's errors are of many classes, and a damaged file also makes PyAV itself stumble.
-    except Exception as err:
-        raise unreadable_video(source, err) from err
+    return decode_video(open_media(source, policy), describe(source), policy, settings)
 
 
-def unreadable_video(source: Any, err: Exception) -> MediaError:
-    """Returns the error to raise where FFmpeg cannot read a video."""
-    reason = (getattr(err, "strerror", None) or str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")
-    return MediaError(
-        f"{describe(source)} cannot be read as a video: {reason}. It is damaged, or in none of the formats "
-        f"{_FORMATS.upper().replace(',', ', ')}."
-    )
+def are_frames(source: Any) -> bool:
+    """Whether a source is the frames of a video themselves."""
+    return isinstance(source, (list, tuple)) or (isinstance(source, np.ndarray) and source.ndim == 4)
+
+
+def choose_frames(
+    total: int, settings: VideoSettings, *, raw_fps: Any = None, sample_fps: Any = None
+) -> tuple[Int64[np.ndarray, " n"], float]:
+    """Chooses among frames that were given themselves; returns their places, and how many of all are a second.
+
+    Args:
+      total: how many were given.
+      raw_fps, sample_fps: see `load_video`.
+
+    Raises:
+      MediaError: there is no frame, or a rate is none.
+    """
+    if not total:
+        raise MediaError("a list of 0 is a video without frames.")
+    if sample_fps is not None:
+        fps = positive("sample_fps", sample_fps)
+        return np.resize(np.arange(total), max(total, settings.temporal_patch_size)), fps
+    fps = UNKNOWN_FPS if raw_fps is None else positive("raw_fps", raw_fps)
+    return sample_frames(total, fps, settings), fps
+
+
+def video_header(opened: Opened, name: str, policy: MediaPolicy) -> VideoHeader:
+    """Reads what must be known before frames are chosen. One frame is decoded; the others are counted.
+
+    Args:
+      opened: what ``open_media`` has found.
+      name: what messages call it.
+
+    Raises:
+      MediaError: it is no video, its frames are larger than ``policy.max_pixels``, or PyAV is absent.
+    """
+    return _read(opened, name, policy, lambda container, stream: _header(container, stream, name))
+
+
+def decode_video(opened: Opened, name: str, policy: MediaPolicy, settings: VideoSettings) -> LoadedVideo:
+    """Does what `load_video` does with what ``open_media`` has found of a file.
+
+    Args:
+      name: what messages call it.
+    """
+    counted, fps, *_ = video_header(opened, name, policy)
+    indices, frames, found = _chosen(opened, name, policy, settings, counted, fps)
+    if found < _WHOLE * counted or not found:
+        raise MediaError(f"{name} is damaged or cut off: {found} of its {counted} frames can be read.")
+    if found <= indices[-1]:
+        indices, frames, _ = _chosen(opened, name, policy, settings, found, fps)
+    return LoadedVideo(_stacked([frames[index] for index in indices.tolist()]), fps or UNKNOWN_FPS, indices)
 
 
 def video_patches(
@@ -187,18 +234,9 @@ def _stacked(frames: Sequence[np.ndarray]) -> UInt8[np.ndarray, "n H W 3"]:
 def _from_frames(
     source: Any, policy: MediaPolicy, settings: VideoSettings, raw_fps: Any, sample_fps: Any
 ) -> LoadedVideo:
-    if not len(source):
-        raise MediaError(f"{describe(source)} is a video without frames.")
-    name, fps = ("raw_fps", raw_fps) if sample_fps is None else ("sample_fps", sample_fps)
-    if fps is not None:
-        fps = positive(name, fps)
-    else:
+    indices, fps = choose_frames(len(source), settings, raw_fps=raw_fps, sample_fps=sample_fps)
+    if raw_fps is None and sample_fps is None:
         logger.warning("A video of frames does not say how many are a second; %g is taken: set raw_fps.", UNKNOWN_FPS)
-        fps = UNKNOWN_FPS
-    if sample_fps is None:
-        indices = sample_frames(len(source), fps, settings)
-    else:
-        indices = np.resize(np.arange(len(source)), max(len(source), settings.temporal_patch_size))
     frames, size = {}, None
     for index in indices.tolist():
         if index not in frames:
@@ -212,22 +250,10 @@ def _from_frames(
     return LoadedVideo(_stacked([frames[index] for index in indices.tolist()]), fps, indices)
 
 
-def _from_file(content: bytes | Path, name: str, policy: MediaPolicy, settings: VideoSettings) -> LoadedVideo:
-    counted, fps = read_container(content, name, policy, count_frames)
-    indices, frames, found = _chosen(content, name, policy, settings, counted, fps)
-    if found < _WHOLE * counted or not found:
-        raise MediaError(f"{name} is damaged or cut off: {found} of its {counted} frames can be read.")
-    if found <= indices[-1]:
-        indices, frames, _ = _chosen(content, name, policy, settings, found, fps)
-    return LoadedVideo(_stacked([frames[index] for index in indices.tolist()]), fps or UNKNOWN_FPS, indices)
-
-
 def _chosen(
-    content: bytes | Path, name: str, policy: MediaPolicy, settings: VideoSettings, total: int, fps: float | None
+    opened: Opened, name: str, policy: MediaPolicy, settings: VideoSettings, total: int, fps: float | None
 ) -> tuple[Int64[np.ndarray, " n"], dict[int, np.ndarray], int]:
     """Returns the places of the chosen frames, these by their place, and how many frames have been seen."""
-    if not total:
-        raise MediaError(f"{name} holds no frames.")
     indices = sample_frames(total, fps, settings)
     wanted = set(indices.tolist())
 
@@ -237,20 +263,37 @@ def _chosen(
             found = index + 1
             if index in wanted:
                 _check_frame(frame.width, frame.height, name, policy)
-                picture = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                picture = np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame))
                 size = size or frame_size(len(indices), *picture.shape[:2], settings=settings)
                 frames[index] = _resized(picture, size)
             if found == total:
                 break
         return frames, found
 
-    (frames, found), _ = read_container(content, name, policy, decode)
-    return indices, frames, found
+    return indices, *_read(opened, name, policy, decode)
 
 
-def count_frames(container: Any, stream: Any) -> int:
-    """Returns the frames that the header says, or the packets where it does not; each holds a frame."""
-    return stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+def _header(container: Any, stream: Any, name: str) -> VideoHeader:
+    """Decodes up to the first frame, which alone says how it is turned; counts packets where there is no number."""
+    # Several threads would have to begin with as many frames.
+    stream.thread_type = "NONE"
+    packets, first = 0, None
+    for packet in container.demux(stream):
+        packets += packet.size > 0
+        first = first or next(iter(packet.decode()), None)
+        if first is not None and stream.frames:
+            break
+    if first is None:
+        raise MediaError(f"{name} holds no frames.")
+    height, width = first.height, first.width
+    if _quarter_turns(first) % 2:
+        height, width = width, height
+    rate = stream.average_rate or stream.guessed_rate
+    return VideoHeader(stream.frames or packets, float(rate) if rate else None, height, width)
+
+
+def _quarter_turns(frame: Any) -> int:
+    return round(frame.rotation / 90)
 
 
 def _check_frame(width: int, height: int, name: str, policy: MediaPolicy) -> None:
@@ -258,20 +301,31 @@ def _check_frame(width: int, height: int, name: str, policy: MediaPolicy) -> Non
         raise MediaError(f"{name} has frames of {width}x{height} pixels, more than max_pixels={policy.max_pixels}.")
 
 
-def read_container(content: bytes | Path, name: str, policy: MediaPolicy, read: Callable[[Any, Any], Any]) -> Any:
-    """Opens a file and calls ``read`` with it and its first video; returns the result and the frames a second."""
+def _read(opened: Opened, name: str, policy: MediaPolicy, read: Callable[[Any, Any], Result]) -> Result:
+    """Returns what a function reads of a file and its first video."""
+    if not isinstance(opened, bytes | Path):
+        raise MediaError(f"{name} is no video; give a file, or frames as a list or an array [n, H, W, 3].")
     try:
         import av
     except ImportError as err:
         raise MediaError("videos need the package av: pip install 'qwen35-jax[video]'.") from err
-    # FFmpeg gets an open file, and no name from which it could find others.
-    file: IO[bytes] = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
-    with file, av.open(file, container_options=options) as container:
-        stream = next(iter(container.streams.video), None)
-        if stream is None:
-            raise MediaError(f"{name} holds no video; give a file that has pictures.")
-        _check_frame(stream.codec_context.width, stream.codec_context.height, name, policy)
-        rate = stream.average_rate or stream.guessed_rate
-        stream.thread_type = "AUTO"
-        return read(container, stream), float(rate) if rate else None
+    try:
+        # FFmpeg gets an open file, and no name from which it could find others.
+        file: IO[bytes] = io.BytesIO(opened) if isinstance(opened, bytes) else opened.open("rb")
+        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
+        with file, av.open(file, container_options=options) as container:
+            stream = next(iter(container.streams.video), None)
+            if stream is None:
+                raise MediaError(f"{name} holds no video; give a file that has pictures.")
+            _check_frame(stream.codec_context.width, stream.codec_context.height, name, policy)
+            stream.thread_type = "AUTO"
+            return read(container, stream)
+    except MediaError:
+        raise
+    # FFmpeg's errors are of many classes, and a damaged file also makes PyAV itself stumble.
+    except Exception as err:
+        reason = (getattr(err, "strerror", None) or str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")
+        raise MediaError(
+            f"{name} cannot be read as a video: {reason}. It is damaged, or in none of the formats "
+            f"{_FORMATS.upper().replace(',', ', ')}."
+        ) from err

@@ -1,16 +1,21 @@
 """Random checkpoints: the layout of the published files, whatever the size."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from transformers import AutoImageProcessor
 
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.names import tensor_table
 from qwen35_jax.hf.safetensors import header_bytes
 from qwen35_jax.presets import PRESETS
+from qwen35_jax.processing import Processor
+from qwen35_jax.processing.settings import ImageSettings, VideoSettings
+from tests.conftest import PUBLISHED
 
 
 @pytest.mark.parametrize(("size", "file_bytes"), [("2b", 4_548_221_488), ("0.8b", 1_746_942_600)])
@@ -61,9 +66,46 @@ def test_config_and_tokenizer_files(tmp_path):
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [
         "config.json",
         "model.safetensors",
+        "preprocessor_config.json",
         "tokenizer.json",
+        "video_preprocessor_config.json",
     ]
     assert ModelConfig.from_hf(tmp_path / "made") == PRESETS["tiny"]
+
+
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
+
+
+def test_the_processor_files_are_the_published_ones(tmp_path):
+    made = create_checkpoint(PRESETS["tiny"], tmp_path / "made", seed=1)
+    for name in PROCESSOR_FILES:
+        assert (made / name).read_text() == (PUBLISHED / name).read_text()
+
+
+def test_the_processor_files_fit_the_tower(official_tokenizer_dir, tmp_path, caplog):
+    tower = dataclasses.replace(PRESETS["tiny"].vision, patch_size=14, spatial_merge_size=3)
+    config = dataclasses.replace(PRESETS["tiny"], vision=tower)
+    made = create_checkpoint(config, tmp_path / "made", seed=1, tokenizer_from=official_tokenizer_dir)
+    processor = Processor.from_pretrained(made)
+    assert processor.image == ImageSettings(patch_size=14, merge_size=3)
+    assert processor.video == VideoSettings(patch_size=14, merge_size=3)
+    assert not caplog.text
+    theirs = AutoImageProcessor.from_pretrained(made)
+    assert (theirs.patch_size, theirs.merge_size, theirs.size["longest_edge"]) == (14, 3, 16_777_216)
+
+
+def test_processor_files_of_the_tokenizer_stay(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / PROCESSOR_FILES[0]).write_text("{}")
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "processor_config.json").write_text("{}")
+    one = create_checkpoint(PRESETS["tiny"], tmp_path / "a", tokenizer_from=tmp_path / "one")
+    both = create_checkpoint(PRESETS["tiny"], tmp_path / "b", tokenizer_from=tmp_path / "both")
+    assert (one / PROCESSOR_FILES[0]).read_text() == "{}" and (one / PROCESSOR_FILES[1]).is_file()
+    assert not any((both / name).exists() for name in PROCESSOR_FILES)
+    text_only = dataclasses.replace(PRESETS["tiny"], vision=None, architecture="Qwen3_5ForCausalLM")
+    text = create_checkpoint(text_only, tmp_path / "c")
+    assert not any((text / name).exists() for name in PROCESSOR_FILES)
 
 
 def test_wrong_input(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwen35_jax.processing.image import image_patches, load_image, normalize, smart_resize
+from qwen35_jax.processing.image import image_patches, image_size, load_image, normalize, smart_resize
 from qwen35_jax.processing.media import MediaError, MediaPolicy
 from qwen35_jax.processing.settings import ImageSettings
 from tests.processing.reference_images import reference_patches
@@ -82,16 +82,27 @@ def test_what_is_too_oblong_is_refused():
             image_patches(np.zeros(shape, np.uint8))
 
 
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_turned_upright(orientation):
+def test_photographs_are_turned_upright(orientation, form):
     from PIL import ImageOps
 
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = encoded(gradient(), "PNG", exif=exif)
-    want = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
-    np.testing.assert_array_equal(load_image(content), want)
+    plain, exif = gradient(), Image.Exif()
+    plain.getexif()[0x0112] = exif[0x0112] = orientation
+    content = encoded(gradient(), form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+    np.testing.assert_array_equal(load_image(content), np.asarray(ImageOps.exif_transpose(plain)))
+    assert image_size(content, "it", MediaPolicy()) == load_image(content).shape[:2]
     assert orientation < 5 or load_image(content).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_turned_tiff_that_pillow_could_map_into_memory(mode, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = gradient().convert(mode)
+    plain.save(tmp_path / "a.tiff", exif=exif)
+    want = np.asarray(plain.convert("RGB").transpose(Image.Transpose.ROTATE_270))
+    np.testing.assert_array_equal(load_image(tmp_path / "a.tiff"), want)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -210,6 +221,7 @@ def test_limits_of_one_image():
         ({"image_mean": [0.48, 0.46, 0.41]}, r"image_mean=.* is not supported.*\[0.5, 0.5, 0.5\]"),
         ({"do_resize": False}, "do_resize=False is not supported"),
         ({"size": 224}, "size=224 must be an object"),
+        ({"size": {"height": 224, "width": 224}}, "must be an object with shortest_edge and longest_edge alone"),
         ({"patch_size": "16"}, "patch_size='16' must be a whole number"),
         ({"patch_size": 0}, "patch_size=0 must be positive"),
         ({"size": {"shortest_edge": 9, "longest_edge": 8}}, "min_pixels=9 is above max_pixels=8"),

@@ -186,6 +186,8 @@ def test_sizes_come_from_the_files_of_the_folder(folder, tmp_path, caplog):
     (tmp_path / "processor_config.json").write_text(json.dumps(newer))
     found = Processor.from_pretrained(tmp_path)
     assert found.image == ImageSettings(min_pixels=300, max_pixels=400) and found.video == VideoSettings(fps=3)
+    for settings in (found.image, found.video):
+        assert type(settings).from_json(settings.to_json()) == settings
     newer["video_processor"]["patch_size"] = 14
     (tmp_path / "processor_config.json").write_text(json.dumps(newer))
     with pytest.raises(ValueError, match="patch_size is 16 for images and 14 for videos"):

@@ -23,6 +23,8 @@ OPTIONAL_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
         ("1e3", {"type": "number"}, 1000.0),
         ("NaN", {"type": "number"}, "NaN"),
         ("-Infinity", {"type": "number"}, "-Infinity"),
+        ("1e999", {"type": "number"}, "1e999"),
+        ("[-1e999]", {"type": "array"}, "[-1e999]"),
         ("9" * 5000, {"type": "integer"}, "9" * 5000),
         ("true", {"type": "boolean"}, True),
         ("False", {"type": "boolean"}, False),

@@ -12,7 +12,7 @@ from qwen35_jax.processing.media import MediaError, MediaPolicy
 from qwen35_jax.processing.settings import VideoSettings
 from qwen35_jax.processing.video import cut_frames, frame_size, load_video, sample_frames, timestamps, video_patches
 from tests.processing.reference_images import torch_resize
-from tests.processing.videos import decoded, moving_square, video_file
+from tests.processing.videos import decoded, moving_square, turned, video_file
 
 # (format, codec): two that say how many frames they hold, and three that do not.
 FORMS = [("mp4", "mpeg4"), ("avi", "mpeg4"), ("matroska", "mpeg4"), ("webm", "libvpx"), ("mpegts", "mpeg2video")]
@@ -161,12 +161,7 @@ def test_frames_of_unknown_rate_are_told(caplog):
 def test_a_video_is_turned_upright():
     content = video_file(moving_square(4))
     upright = load_video(content).frames
-    # The matrix of a track that a telephone held upright has written: a quarter turn clockwise.
-    one, plain, turned = b"\0\1\0\0", b"\0" * 4, b"\xff\xff\0\0"
-    track = content.index(b"tkhd")
-    at = content.index(one + plain * 3 + one, track)
-    rotated = content[:at] + plain + one + plain + turned + plain + content[at + 20 :]
-    np.testing.assert_array_equal(load_video(rotated).frames, np.rot90(upright, -1, axes=(1, 2)))
+    np.testing.assert_array_equal(load_video(turned(content)).frames, np.rot90(upright, -1, axes=(1, 2)))
 
 
 def test_limits_of_one_video():

@@ -38,7 +38,8 @@ class VisionDataConfig:
     """Patches in one packed sequence. Each sequence of a batch holds as many, whether they are filled or not."""
 
     folder: str | None = field(default=None, compare=False)
-    """Folder that the paths of images and videos are relative to; None takes that of each data file."""
+    """Folder that the paths of images and videos are relative to, also in a bucket; None takes that of each data
+    file."""
 
     allow_urls: bool = field(default=False, compare=False)
     """Fetch images and videos from the internet where a row gives an address."""

@@ -67,11 +67,6 @@ class JsonlFile:
             os.close(descriptor)
         return parse_json(line.strip(), "the row")
 
-    @property
-    def folder(self) -> Path:
-        """The folder of the user's file."""
-        return self._name.parent
-
     def where(self, index: int) -> str:
         """Names the file and the line of a row."""
         number = index + 1 + int(np.searchsorted(self._empty, index, side="right"))

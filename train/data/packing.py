@@ -133,8 +133,8 @@ def make_batch(
       where: names the file and the line of a document, for messages.
 
     Raises:
-      ValueError: a field has no value for each token, there are no signals for a document, or an image of it cannot
-        be decoded.
+      ValueError: a field has no value for each token, there are no signals for a document, or a picture of it
+        cannot be decoded.
     """
     if vision is not None:
         fields = {**fields, "positions": vision.fields["positions"]}
@@ -157,7 +157,7 @@ def make_batch(
             for name, array in batch.items():
                 array[s, start : start + len(example)] = values[name]
             start += len(example)
-    return batch if vision is None else {**batch, **vision.lay_out(sequences, where)}
+    return batch if vision is None else {**batch, **vision.lay_out(sequences)}
 
 
 def _read(signals: Signals, key: Key, example: Example, where: Callable[[Key], str]) -> Mapping[str, np.ndarray]:

@@ -67,11 +67,6 @@ class ParquetFile:
         except pa.ArrowException as err:
             raise ValueError(f"{self.path} cannot be read at its row group {number + 1}: {err}") from err
 
-    @property
-    def folder(self) -> Path:
-        """The folder of the file."""
-        return self.path.parent
-
     def where(self, index: int) -> str:
         """Names the file and the number of a row."""
         return f"{self.path} row {index + 1}"

@@ -185,8 +185,8 @@ class BatchIterator:
         """Continues from a state with the same data and settings; any number of processes may have made it.
 
         Raises:
-          ValueError: the data, the tokenizer or a setting that decides the order are not those of the state, or the
-            state lacks a data shard.
+          ValueError: the data, the tokenizer or a setting that decides the order are not those of the state, the state
+            lacks a data shard, or an image or a video that was read before cannot be read now.
         """
         mine = self._identity()
         changed = [name for name, value in mine.items() if state["identity"].get(name) != value]

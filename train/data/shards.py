@@ -123,20 +123,26 @@ class Shard:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from a state of `get_state`."""
+        """Continues from a state of `get_state`.
+
+        Raises:
+          ValueError: an image or a video that was read before cannot be read now.
+        """
         held_keys = [*state["open"], *state["ready"]]
         positions = sorted({position for keys in held_keys for position, _ in keys})
         held = dict(zip(positions, self._documents.load(positions), strict=True))
         restored = [
-            [((position, piece), _held(held[position][piece])) for position, piece in keys] for keys in held_keys
+            [((position, piece), self._held(position, piece, held[position])) for position, piece in keys]
+            for keys in held_keys
         ]
+        if self._vision is not None:
+            self._vision.start(example for sequence in restored for _, example in sequence)
+            restored = [[(key, self._decoded(key[0], each)[0]) for key, each in sequence] for sequence in restored]
         self._taken = state["taken"]
         run, place = divmod(self._taken, _RUN)
         self._stream.set_state({"next_index": run})
         self._loaded, self._patches_ahead = deque(), 0
         self._append([*next(self._stream, ())][place:])
-        if self._vision is not None:
-            self._vision.start(example for sequence in restored for _, example in sequence)
         self._packer.restore(restored[: len(state["open"])])
         self._ready = deque(restored[len(state["open"]) :])
         self.counts, self.dropped = Counter(state["counts"]), Counter(state["dropped"])
@@ -165,34 +171,50 @@ class Shard:
         self._patches_ahead -= _num_patches(document)
         return document
 
-    def _decoded(self, example: Example | RowError) -> Example | RowError:
-        """Waits until the images of a document are decoded; returns what is wrong with one."""
-        if self._vision is None or isinstance(example, RowError):
-            return example
-        try:
-            for picture in example.pictures:
-                picture.patches()
-        except RowError as err:
-            return err
+    def _decoded(self, position: int, example: Example) -> tuple[Example, RowError | None]:
+        """Waits until the images of a document are decoded, see `VisionReader.decoded`.
+
+        Raises:
+          ValueError: one cannot be decoded, and the policy is to stop.
+        """
+        if self._vision is None:
+            return example, None
+        example, err = self._vision.decoded(example)
+        if err is not None:
+            stop_if_refused(self._documents.where(position), err, self._documents.config)
+        return example, err
+
+    def _held(self, position: int, piece: int, document: Document) -> Example:
+        """Returns an example that the packer held when a state was saved, now that its row has been read again."""
+        example = document[min(piece, len(document) - 1)]
+        if isinstance(example, RowError):
+            where = self._documents.where(position)
+            raise ValueError(f"{where}: {example}; the run could read this when it was saved, so bring it back.")
         return example
 
     def _take(self, document: Document) -> None:
-        """Hands the examples of the next document to the packer, and counts what cannot be used."""
+        """Hands the examples of the next document to the packer, and counts what cannot be used.
+
+        Raises:
+          ValueError: the policy is to stop, or none of very many documents was usable.
+        """
         position = self._positions[self._taken]
         self._taken += 1
         if not document:
             self.counts["held_out"] += 1
             return
-        decoded = [self._decoded(example) for example in document]
-        for piece, example in enumerate(decoded):
+        unused = 0
+        for piece, example in enumerate(document):
             if isinstance(example, RowError):
-                self._leave_out(position, example)
+                err = example
             else:
+                # The batches were counted by headers alone, so what cannot be decoded keeps its place.
+                example, err = self._decoded(position, example)
                 self._ready.extend(self._packer.add((position, piece), example))
-        if not all(isinstance(example, RowError) for example in decoded):
-            self._unused_in_a_row = 0
-            return
-        self._unused_in_a_row += 1
+            if err is not None:
+                self._leave_out(position, err)
+                unused += 1
+        self._unused_in_a_row = self._unused_in_a_row + 1 if unused == len(document) else 0
         if self._unused_in_a_row == min(self._positions.step * self._documents.epoch_length, _MAX_UNUSED):
             raise ValueError(
                 f"no row of {self._documents.names} can be used; {self._unused_in_a_row} documents in a row were left "
@@ -217,11 +239,6 @@ def _usable(document: Document) -> list[Example]:
 
 def _num_patches(document: Document) -> int:
     return sum(example.num_patches for example in _usable(document))
-
-
-def _held(example: Example | RowError) -> Example:
-    assert isinstance(example, Example), "the packer holds what could be used"
-    return example
 
 
 def _keys(sequence: PackedSequence) -> list[list[int]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen35_jax.gcs import folder_of
 from qwen35_jax.hf.hub import ENDINGS
 from train.data.forms import may_hold
 from train.data.jsonl import JsonlFile
@@ -41,6 +42,7 @@ class RowSource:
           ValueError: a file cannot be read, has an unknown ending, or holds no row.
         """
         self._files = [_open(path, columns) for path in paths]
+        self._folders = [folder_of(path) for path in paths]
         self._first = np.cumsum([0, *map(len, self._files)])
         # Room for two windows, the old one and the next one; each may be larger than it should be by one row group.
         self._cache = GroupCache(2 * (WINDOW_BYTES + max(self.groups[1])))
@@ -63,9 +65,9 @@ class RowSource:
         table = self._cache.get((number, group), partial(file.read_group, group), file.group_bytes[group])
         return row_of(table, row)
 
-    def folder(self, index: int) -> Path:
-        """Returns the folder of the file that a row is from."""
-        return self._files[self._locate(index)[0]].folder
+    def folder(self, index: int) -> Path | str:
+        """Returns the folder of the file that a row is from, or its address in a bucket."""
+        return self._folders[self._locate(index)[0]]
 
     def where(self, index: int) -> str:
         """Names the file and the line of a row, for messages."""

@@ -15,6 +15,7 @@ from qwen35_jax.processing import Tokenizer
 from train.batch import HostBatch
 from train.config.data import DataConfig
 from train.data.documents import Documents, stop_if_refused
+from train.data.masking import Example
 from train.data.packing import Key, PackedSequence, Packer, Signals, make_batch
 from train.data.rows import RowError
 from train.data.vision import VisionReader
@@ -31,7 +32,7 @@ class PackedBatches(Sequence[HostBatch]):
     """Batches that are laid out each time they are asked for, so that signals take the memory of one batch."""
 
     def __init__(self, packed: list[list[PackedSequence]], lay_out: partial[HostBatch]):
-        """Takes the sequences of each batch, and ``make_batch`` with all its other arguments."""
+        """Takes the sequences of each batch, and what makes a batch of them."""
         self.packed, self._lay_out = packed, lay_out
 
     def __len__(self) -> int:
@@ -47,7 +48,7 @@ class PackedBatches(Sequence[HostBatch]):
         """Lays a batch out.
 
         Raises:
-          ValueError: a document has no signal.
+          ValueError: a document has no signal, or shows what cannot be decoded and ``bad_rows`` is ``error``.
         """
         if isinstance(index, slice):
             return PackedBatches(self.packed[index], self._lay_out)
@@ -94,12 +95,12 @@ def read_validation(
     except ValueError as err:
         raise ValueError(f"validation data: {_renamed(str(err), config)}") from err
     lay_out = partial(
-        make_batch,
+        _lay_out,
+        documents,
+        rows,
         sequence_length=config.sequence_length,
         pad_token_id=tokenizer.pad_token_id,
         signals=signals,
-        vision=documents.vision,
-        where=partial(_where, documents, rows),
     )
     identity = documents.identity() | {"eval_fraction": config.eval_fraction, "eval_batches": config.eval_batches}
     return ValidationData(PackedBatches(packed, lay_out), identity, documents, rows)
@@ -143,6 +144,24 @@ def _rows(documents: Documents) -> list[tuple[int, int]]:
 def _where(documents: Documents, rows: list[tuple[int, int]], key: Key) -> str:
     source, row = rows[key[0]]
     return f"validation data: {documents.sources[source].where(row)}"
+
+
+def _lay_out(
+    documents: Documents, rows: list[tuple[int, int]], sequences: Sequence[PackedSequence], **options: Any
+) -> HostBatch:
+    where, vision = partial(_where, documents, rows), documents.vision
+    if vision is not None:
+        vision.start(example for sequence in sequences for _, example in sequence)
+        sequences = [[(key, _decoded(documents, vision, where(key), each)) for key, each in s] for s in sequences]
+    return make_batch(sequences, vision=vision, where=where, **options)
+
+
+def _decoded(documents: Documents, vision: VisionReader, where: str, example: Example) -> Example:
+    example, err = vision.decoded(example)
+    if err is not None:
+        stop_if_refused(where, err, documents.config)
+        documents.tell_left_out(where, err)
+    return example
 
 
 def _pack_batches(

@@ -9,9 +9,9 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,26 @@ from jaxtyping import UInt8
 
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.processing import Tokenizer
-from qwen35_jax.processing.image import image_patches, load_image, smart_resize
-from qwen35_jax.processing.media import MediaError, MediaPolicy, open_media
+from qwen35_jax.processing.image import decode_image, image_patches, image_size, smart_resize
+from qwen35_jax.processing.media import MediaError, MediaPolicy, describe, open_media
 from qwen35_jax.processing.processor import PADS, Processor
-from qwen35_jax.processing.settings import ImageSettings, VideoSettings, positive
-from qwen35_jax.processing.video import UNKNOWN_FPS, cut_frames, frame_size, load_video, sample_frames, timestamps
+from qwen35_jax.processing.settings import ImageSettings, VideoSettings
+from qwen35_jax.processing.video import (
+    UNKNOWN_FPS,
+    are_frames,
+    choose_frames,
+    cut_frames,
+    decode_video,
+    frame_size,
+    load_video,
+    sample_frames,
+    timestamps,
+    video_header,
+)
 from qwen35_jax.vision.mrope import mrope_positions
 from qwen35_jax.vision.patches import patch_places
 from train.batch import Fields, HostBatch, vision_fields
 from train.config.vision import VisionDataConfig
-from train.data.headers import VideoHeader, image_size, video_header
 from train.data.masking import Example, Rendered
 from train.data.pictures import Grid, Picture
 from train.data.rows import Media, RowError
@@ -113,16 +123,17 @@ class VisionReader:
         threads = self.settings.num_threads or min(os.cpu_count() or 1, _MOST_THREADS)
         return ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    def open(self, media: Sequence[Media], folder: Path) -> list[Picture]:
+    def open(self, media: Sequence[Media], folder: Path | str) -> list[Picture]:
         """Finds out how large images and videos are.
 
         Args:
-          folder: where relative paths start, unless the settings name a folder.
+          folder: where relative paths start, or its address, unless the settings name a folder.
 
         Raises:
           RowError: one cannot be read.
         """
-        policy = dataclasses.replace(self._policy, root=self.settings.folder or folder)
+        root = folder if self.settings.folder is None else os.path.expanduser(self.settings.folder)
+        policy = dataclasses.replace(self._policy, root=root)
         pictures = []
         for number, each in enumerate(media, start=1):
             name = f"{each.kind} {number} of the row"
@@ -182,14 +193,31 @@ class VisionReader:
             for picture in example.pictures:
                 picture.start(self.executor)
 
-    def lay_out(self, sequences: Sequence[Sequence[tuple[Any, Example]]], where: Callable[[Any], str]) -> HostBatch:
+    def decoded(self, example: Example) -> tuple[Example, RowError | None]:
+        """Waits for the pictures of a document.
+
+        Returns:
+          The document; and what is wrong with a picture that cannot be decoded. Such a document keeps its length and
+          its patches, for they have been counted, but it shows black pictures and trains nothing.
+        """
+        try:
+            for picture in example.pictures:
+                picture.patches()
+        except RowError as err:
+            black = tuple(map(self._black, example.pictures))
+            return dataclasses.replace(example, trained=np.zeros_like(example.trained), pictures=black), err
+        return example, None
+
+    def _black(self, picture: Picture) -> Picture:
+        picture.forget()
+        _, values = self.fields["pixels"].sizes
+        return dataclasses.replace(picture, decode=partial(np.zeros, (picture.num_patches, values), np.uint8))
+
+    def lay_out(self, sequences: Sequence[Sequence[tuple[Any, Example]]]) -> HostBatch:
         """Returns the patches of packed sequences as arrays of a batch, and frees the pictures.
 
-        Args:
-          where: names the file and the line of a document, for messages.
-
         Raises:
-          ValueError: a picture cannot be decoded.
+          RowError: a picture cannot be decoded; `decoded` puts a black one in its place.
         """
         self.start(example for sequence in sequences for _, example in sequence)
         patches = self.settings.patches_per_sequence
@@ -199,13 +227,10 @@ class VisionReader:
         }
         for s, sequence in enumerate(sequences):
             end, grids = 0, []
-            for key, example in sequence:
+            for _, example in sequence:
                 for picture in example.pictures:
                     start, end = end, end + picture.num_patches
-                    try:
-                        batch["pixels"][s, start:end] = picture.patches()
-                    except RowError as err:
-                        raise ValueError(f"{where(key)}: {err}") from err
+                    batch["pixels"][s, start:end] = picture.patches()
                     picture.forget()
                     grids.append(picture.grid)
             batch["frames"][s, :end], batch["places"][s, :end] = patch_places(
@@ -216,9 +241,9 @@ class VisionReader:
     def _open_image(self, media: Media, policy: MediaPolicy, name: str) -> Picture:
         settings = self._image.limited(_capped(media.options, self._image.max_pixels))
         # What was fetched or decoded from text once is not fetched again.
-        opened = open_media(media.source, policy)
+        opened, called = open_media(media.source, policy), describe(media.source)
         height, width = smart_resize(
-            *image_size(opened, media.source),
+            *image_size(opened, called, policy),
             factor=settings.factor,
             min_pixels=settings.min_pixels,
             max_pixels=settings.max_pixels,
@@ -227,38 +252,32 @@ class VisionReader:
 
         def decode() -> UInt8[np.ndarray, "P C"]:
             with _named(name):
-                return _checked(*image_patches(load_image(opened, policy), settings), grid, name)
+                return _checked(*image_patches(decode_image(opened, called, policy), settings), grid, name)
 
         return Picture(grid, decode)
 
     def _open_video(self, media: Media, policy: MediaPolicy, name: str) -> Picture:
+        source, called = media.source, describe(media.source)
         settings = self._video.limited(_capped(media.options, self._video.max_pixels, self._video.max_frames))
-        source, rates = media.source, {}
-        if isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim == 4):
-            if not len(source):
-                raise MediaError("it has no frames.")
-            rates = {
-                key: positive(key, media.options[key]) for key in ("raw_fps", "sample_fps") if key in media.options
-            }
-            fps = rates.get("sample_fps", rates.get("raw_fps"))
-            header = VideoHeader(len(source), fps, *image_size(open_media(source[0], policy), source[0]))
+        if are_frames(source):
+            rates = {rate: media.options.get(rate) for rate in ("raw_fps", "sample_fps")}
+            indices, fps = choose_frames(len(source), settings, **rates)
+            height, width = image_size(open_media(source[0], policy), describe(source[0]), policy)
+            load = partial(load_video, source, policy, settings, **rates)
         else:
-            source = open_media(source, policy)
-            header = video_header(source, media.source, policy)
-        indices = np.arange(header.frames)
-        if "sample_fps" not in rates:
-            indices = sample_frames(header.frames, header.fps, settings)
+            opened = open_media(source, policy)
+            total, fps, height, width = video_header(opened, called, policy)
+            indices, fps = sample_frames(total, fps, settings), fps or UNKNOWN_FPS
             # Where fewer frames can be decoded than the header counts, as many are chosen of these.
             settings = dataclasses.replace(settings, num_frames=len(indices))
-        depth = settings.temporal_patch_size
-        height, width = frame_size(max(len(indices), depth), header.height, header.width, settings=settings)
-        times = timestamps(indices, header.fps or UNKNOWN_FPS, depth)
+            load = partial(decode_video, opened, called, policy, settings)
+        height, width = frame_size(len(indices), height, width, settings=settings)
+        times = timestamps(indices, fps, settings.temporal_patch_size)
         grid = len(times), height // settings.patch_size, width // settings.patch_size
 
         def decode() -> UInt8[np.ndarray, "P C"]:
             with _named(name):
-                frames = load_video(source, policy, settings, **rates).frames
-                return _checked(*cut_frames(frames, settings), grid, name)
+                return _checked(*cut_frames(load().frames, settings), grid, name)
 
         return Picture(grid, decode, tuple(times))
 

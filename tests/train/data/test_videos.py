@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from qwen35_jax.processing.image import image_size
 from qwen35_jax.processing.media import MediaError, MediaPolicy
 from qwen35_jax.processing.settings import VideoSettings
-from qwen35_jax.processing.video import cut_frames, load_video, timestamps
+from qwen35_jax.processing.video import cut_frames, load_video, timestamps, video_header
+from tests.processing.videos import moving_square, turned, video_file
 from tests.train.data.pictures import ANSWER, USER, as_video, batches, documents, drawn, text
-from train.data.headers import image_size, video_header
 
 # As the data's settings are, which see.
 SETTINGS = VideoSettings(max_pixels=2 * 96 * 96)
@@ -65,20 +66,28 @@ def test_options_of_an_item_count(write_rows, seeing, frames, tmp_path):
     np.testing.assert_array_equal(found, patches)
 
 
+def test_a_video_that_is_turned_upright(write_rows, seeing, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(turned(video_file(moving_square(9, 64, 96), fps=4)))
+    words, patches = expected(seeing, str(tmp_path / "a.mp4"))
+    [(ids, _, _, found)] = documents(batches(write_rows([asks(video="a.mp4")]), seeing), seeing)
+    assert seeing.decode(ids.tolist(), skip_special_tokens=False) == words
+    np.testing.assert_array_equal(found, patches)
+
+
 def test_a_file_that_is_no_video_is_named(write_rows, seeing, frames):
     with pytest.raises(ValueError, match=r"line 1: video 1 of the row: .*0\.png' cannot be read"):
         list(batches(write_rows([asks(video="0.png")]), seeing))
 
 
 def test_headers_are_read_of_the_formats_alone_that_are_decoded(frames, tmp_path):
-    assert video_header(tmp_path / "a.mp4", "a.mp4", MediaPolicy()).frames == 9
-    with pytest.raises(MediaError, match=r"'0\.png' cannot be read as a video: .* none of the formats ASF"):
+    assert video_header(tmp_path / "a.mp4", "a.mp4", MediaPolicy()) == (9, 4.0, 64, 96)
+    with pytest.raises(MediaError, match=r"0\.png cannot be read as a video: .* none of the formats ASF"):
         video_header(tmp_path / "0.png", "0.png", MediaPolicy())
     with pytest.raises(MediaError, match="96x64 pixels, more than max_pixels=1000"):
         video_header(tmp_path / "a.mp4", "a.mp4", MediaPolicy(max_pixels=1000))
     drawn(64, 96).save(tmp_path / "a.pcx")
-    with pytest.raises(MediaError, match=r"'a\.pcx' cannot be read as an image: .* none of the formats AVIF"):
-        image_size(tmp_path / "a.pcx", "a.pcx")
+    with pytest.raises(MediaError, match=r"a\.pcx cannot be read as an image: .* none of the formats AVIF"):
+        image_size(tmp_path / "a.pcx", "a.pcx", MediaPolicy())
 
 
 @pytest.mark.parametrize(

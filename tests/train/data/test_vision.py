@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from qwen35_jax.processing.image import image_patches, load_image
+from qwen35_jax.processing.image import decode_image, image_patches, load_image
 from qwen35_jax.processing.settings import ImageSettings, VideoSettings
 from qwen35_jax.vision.mrope import mrope_positions
 from tests.train.data.pictures import (
@@ -156,17 +156,6 @@ def test_images_that_cannot_be_read_stop_the_run_or_are_left_out(name, write_row
     assert iterator.report()["dropped"] == {"media": 1}
 
 
-def test_an_image_that_is_cut_off_is_found_when_it_is_decoded(write_rows, tokenizer, images, tmp_path):
-    whole = as_png(Image.effect_noise((96, 96), 50).convert("RGB"))
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    path = write_rows([asks(part(image="cut.png")), asks(part(image=images[0]), text("Colour?"))])
-    corpus = batches(path, tokenizer).corpus
-    assert all(example.num_patches for [example] in corpus.load(range(2)))
-    with pytest.raises(ValueError, match=r"data\.jsonl line 1: image 1 of the row: .* truncated"):
-        list(batches(path, tokenizer))
-    assert len(list(documents(batches(path, tokenizer, bad_rows="drop"), tokenizer))) == 1
-
-
 def test_too_many_patches_are_too_long(write_rows, tokenizer, images):
     path = write_rows([asks(*[part(image=images[5])] * 11), asks(part(image=images[0]), text("Colour?"))])
     iterator = batches(path, tokenizer, sequence_length=400)
@@ -237,7 +226,7 @@ def test_the_position_belongs_to_the_size_of_images(write_rows, tokenizer, image
 def test_epochs_are_counted_without_decoding(patches, write_rows, tokenizer, images, monkeypatch):
     path = write_rows(mixed_rows(images))
     iterator = batches(path, tokenizer, vision=replace(VISION, patches_per_sequence=patches), sequence_length=400)
-    monkeypatch.setattr("train.data.vision.load_image", None)
+    monkeypatch.setattr("train.data.vision.decode_image", None)
     found = measure(iterator.corpus, whole=True)
     counted = count_batches(iterator.corpus, found)
     monkeypatch.undo()
@@ -307,11 +296,11 @@ def test_settings_that_do_not_agree(fields, message):
 def test_images_of_the_next_batches_are_decoded_meanwhile(write_rows, tokenizer, images, monkeypatch):
     decoded = []
 
-    def counted(source, policy):
-        decoded.append(source)
-        return load_image(source, policy)
+    def counted(opened, name, policy):
+        decoded.append(name)
+        return decode_image(opened, name, policy)
 
-    monkeypatch.setattr("train.data.vision.load_image", counted)
+    monkeypatch.setattr("train.data.vision.decode_image", counted)
     monkeypatch.setattr("train.data.shards._MAX_DOCUMENTS_AHEAD", 100)
     iterator = batches(write_rows(mixed_rows(images)), tokenizer)
     batch = next(iterator)
