@@ -133,13 +133,9 @@ class Runner:
         Naming the place as it was at first copies nothing.
         """
         if memory is not None:
-            memory = self._placed(memory, self._places[0])
+            self._memory = self._placed(memory, self._places[0])
         if slots is not None:
-            slots = self._placed(slots, self._places[1])
-        if memory is not None:
-            self._memory = memory
-        if slots is not None:
-            self._slots = slots
+            self._slots = self._placed(slots, self._places[1])
 
     def _placed(self, tree: T, places: list[jax.sharding.Sharding]) -> T:
         leaves, structure = jax.tree.flatten(tree)

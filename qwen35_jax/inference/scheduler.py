@@ -27,7 +27,7 @@ class Request:
 
     Attributes:
       row: its row of ``Slots``; None for a text that is scored.
-      limit: most new tokens.
+      limit: most new tokens; 0 for a text that is scored.
       points: where its prompt can be forked.
       seed: of the random choices.
     """
@@ -163,7 +163,7 @@ class Scheduler:
         while True:
             prefix = self.prefixes.find(request.points, shard)
             shared = [] if prefix is None else prefix.pages[: prefix.point.length // pool.page_size]
-            needed = pool.pages_for(len(request.prompt) + self._window) - len(shared)
+            needed = pool.pages_for(len(request.prompt) + min(self._window, request.limit)) - len(shared)
             # A page for every tenant is left free: who comes in should not have to leave at once.
             if needed + spare <= pool.num_free:
                 pages = pool.take(needed)

@@ -78,11 +78,26 @@ def test_an_aborted_request_leaves_no_trace(model, prompts):
     for _ in range(2):
         engine.step()
     aborted = [engine.abort(numbers[i]) for i in (0, 2, 4)]
-    assert [completion.finish_reason for completion in aborted] == ["aborted"] * 3
+    assert [event.completion.finish_reason for event in aborted] == ["aborted"] * 3
     assert engine.abort(numbers[0]) is None and engine.abort(10**9) is None
     done = finish(engine)
     assert sorted(map(repr, done.values())) == sorted(map(repr, want))
     assert engine.metrics.finished["aborted"] == 3
+    assert_is_idle(engine)
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+@pytest.mark.parametrize("positions", [64, 4096])
+def test_requests_as_large_as_the_memory_or_the_models_positions_finish(make_model, drafts, positions):
+    engine = make_engine(make_model(make_mesh(), max_position_embeddings=positions), drafts, cache_tokens=72)
+    size = engine.max_length
+    assert size == min(positions, 72)
+    text = [30 + i for i in range(size)]
+    [completion] = engine.generate([text[:-1]], max_new_tokens=1)
+    assert len(completion.token_ids) == 1
+    [whole] = engine.score([text[:4]], [text[4:]])
+    [part] = engine.score([text[:4]], [text[4:-8]])
+    np.testing.assert_array_equal(whole[:-8], part)
     assert_is_idle(engine)
 
 
@@ -193,7 +208,7 @@ def test_a_split_model_writes_and_scores_the_same(make_model, model, prompts, ax
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"prompt": []}, "prompt 0 has no tokens"),
+        ({"prompt": []}, "the prompt has no tokens"),
         ({"prompt": [3, 512]}, "512.*tokenizer"),
         ({"prompt": [3, -1]}, "from -1 to 3"),
         ({"max_new_tokens": 0}, "max_new_tokens=0; give at least 1"),

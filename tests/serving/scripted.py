@@ -71,7 +71,7 @@ class ScriptedEngine(Engine):
         if request is None:
             return None
         self.aborted.append(name)
-        return request.completion("aborted")
+        return Event(name, (), request.completion("aborted"))
 
 
 class _Request:
