@@ -67,7 +67,8 @@ def run_serve(args: argparse.Namespace) -> None:
         name = args.name or args.model
         app = make_app(engine, name, api_key=key, max_body=args.max_body, max_waiting=args.max_waiting,
                        processor=processor)  # fmt: skip
-        address = f"http://{args.host}:{sock.getsockname()[1]}/v1"
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        address = f"http://{host}:{sock.getsockname()[1]}/v1"
 
         def tell() -> None:
             print(f"serving {name} at {address}", flush=True)

@@ -7,7 +7,6 @@ computed again later, by the same programs on the same numbers, so that it comes
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from qwen35_jax.inference.checks import check_prompt, check_sampling, check_scor
 from qwen35_jax.inference.mailbox import Mailbox
 from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.prefixes import points_of
-from qwen35_jax.inference.prompts import Prompt, extended, read_prompt, read_prompts
+from qwen35_jax.inference.prompts import Prompt, extended, read_prompts
 from qwen35_jax.inference.requests import Completion, Event, Grammar, StreamedToken, TokenScores, seed_of
 from qwen35_jax.inference.runner import News, Runner
 from qwen35_jax.inference.sampling import EARLY_STOP, SamplingParams
@@ -135,11 +134,7 @@ class Engine:
         Raises:
           ValueError: as ``prompts.read_prompt`` does.
         """
-        return read_prompts(prompts, **self._limits)
-
-    @property
-    def _limits(self) -> dict[str, Any]:
-        return {"config": self.model.config, "most_patches": self.sizes.most_patches, "dtype": self.model.dtype}
+        return read_prompts(prompts, self.model.config, most_patches=self.sizes.most_patches, dtype=self.model.dtype)
 
     def check(
         self,
@@ -150,14 +145,11 @@ class Engine:
         """Raises ``ValueError`` for what ``generate`` would refuse, before anything is computed."""
         settings = one_each("sampling", sampling, len(prompts))
         limits = one_each("max_new_tokens", max_new_tokens, len(prompts))
-        for number, (prompt, params, limit) in enumerate(zip(self.read(prompts), settings, limits, strict=True)):
-            self._check(f"prompt {number}", prompt, limit, params)
-
-    def _check(self, name: str, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:
         text = self.model.config.text
-        check_prompt(name, prompt, limit, text, max_length=self.max_length)
-        ends, closing = self._end_tokens(sampling), self._closing[sampling.budget_close]
-        check_sampling(sampling, text.vocab_size, end_tokens=ends, closing=closing)
+        for number, (prompt, params, limit) in enumerate(zip(self.read(prompts), settings, limits, strict=True)):
+            check_prompt(f"prompt {number}", prompt, limit, text, max_length=self.max_length)
+            ends, closing = self._end_tokens(params), self._closing[params.budget_close]
+            check_sampling(params, text.vocab_size, end_tokens=ends, closing=closing)
 
     def _end_tokens(self, sampling: SamplingParams) -> tuple[int, ...]:
         ends = () if sampling.ignore_end else tuple(self.tokenizer.eos_token_ids)
@@ -183,8 +175,8 @@ class Engine:
         Raises:
           ValueError: as ``generate`` does.
         """
-        prompt = read_prompt("the prompt", prompt, **self._limits)
-        self._check("the prompt", prompt, max_new_tokens, sampling)
+        [prompt] = self.read([prompt])
+        self.check([prompt], max_new_tokens=max_new_tokens, sampling=sampling)
         row = row_of(
             prompt, sampling, limit=max_new_tokens, seed=seed, end_tokens=self._end_tokens(sampling),
             thinking=opens_thinking(self.tokenizer, prompt), closing=self._closing[sampling.budget_close],
@@ -282,7 +274,7 @@ class Engine:
         count = len(prompts)
         settings, limits = one_each("sampling", sampling, count), one_each("max_new_tokens", max_new_tokens, count)
         if isinstance(seed, int | np.integer):
-            seeds = [seed_of(int(seed), number) for number in range(count)]
+            seeds = [seed_of(seed, number) for number in range(count)]
         else:
             seeds = one_each("seed", seed, count)
         places = {}

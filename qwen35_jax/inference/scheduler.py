@@ -207,13 +207,14 @@ class Scheduler:
         writers = [tenant for tenant in self.writers if tenant.written + tenant.promised < tenant.request.limit]
         while True:
             needs = {tenant: self._missing(tenant, most_steps) for tenant in writers}
-            short = [
-                shard for shard, pool in enumerate(self.pools) if sum(self._of_shard(needs, shard)) > pool.num_free
-            ]
+            needed: collections.Counter[int] = collections.Counter()
+            for tenant, missing in needs.items():
+                needed[tenant.shard] += missing
+            short = [shard for shard, pages in needed.items() if pages > self.pools[shard].num_free]
             if not short:
                 break
             if most_steps == 1:
-                raise NoPagesError(short[0])
+                raise NoPagesError(min(short))
             most_steps //= 2
         for tenant, missing in needs.items():
             more = self.pools[tenant.shard].take(missing)
@@ -222,9 +223,6 @@ class Scheduler:
             tenant.promised += self._most_new(tenant, most_steps)
             self._write_row(tenant)
         return most_steps if writers else 0
-
-    def _of_shard(self, needs: dict[Tenant, int], shard: int) -> Iterator[int]:
-        return (missing for tenant, missing in needs.items() if tenant.shard == shard)
 
     def _most_new(self, tenant: Tenant, steps: int) -> int:
         return min(steps * self._window, tenant.request.limit - tenant.written - tenant.promised)

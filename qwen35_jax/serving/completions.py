@@ -53,20 +53,18 @@ def _prepare(service: Service, body: bytes) -> tuple[CompletionRequest, list[Sub
     limit = _MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     try:
         prompts = [tokenizer.encode(one) if isinstance(one, str) else one for one in asked.prompts()]
-        _check_prompts(prompts, service.worker.engine.model.config)
+        _check_are_text(prompts, service.worker.engine.model.config)
         sampling = asked.sampling(_SAMPLING, logprobs=asked.logprobs)
         submissions = service.submissions(prompts, sampling, num_choices=asked.n, max_new_tokens=limit, seed=asked.seed)
+        # The engine's thread would refuse a prompt too, but not by its number.
+        service.worker.engine.check(prompts, max_new_tokens=limit, sampling=sampling)
     except ValueError as err:
         raise refusal_of(err) from err
     return asked, submissions
 
 
-def _check_prompts(prompts: Sequence[Sequence[int]], config: ModelConfig) -> None:
+def _check_are_text(prompts: Sequence[Sequence[int]], config: ModelConfig) -> None:
     for number, prompt in enumerate(prompts):
-        if not prompt:
-            raise RequestError(
-                f"prompt {number} has no tokens; a completion needs at least one to follow.", param="prompt"
-            )
         if config.image_token_id in prompt or config.video_token_id in prompt:
             raise RequestError(
                 f"prompt {number} has placeholders of images or videos, and prompts are text alone; send images and "

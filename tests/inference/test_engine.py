@@ -101,6 +101,14 @@ def test_requests_as_large_as_the_memory_or_the_models_positions_finish(make_mod
     assert_is_idle(engine)
 
 
+def test_a_long_prompt_can_be_taken_back_while_it_is_read(model):
+    engine = make_engine(model, prefill_chunk=8)
+    number = engine.submit([30 + i % 400 for i in range(1000)], max_new_tokens=8)
+    assert engine.step() == [] and 0 < engine.metrics.prefilled_tokens < 600
+    assert engine.abort(number).completion.token_ids == []
+    assert_is_idle(engine)
+
+
 @pytest.mark.parametrize("drafts", [0, 2])
 def test_forks_have_the_same_bits_as_those_who_read_alone(model, prompts, drafts):
     """Eight requests share 40 tokens: whole chunks and pages, or with the last chunk and half a page."""
@@ -208,7 +216,7 @@ def test_a_split_model_writes_and_scores_the_same(make_model, model, prompts, ax
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"prompt": []}, "the prompt has no tokens"),
+        ({"prompt": []}, "prompt 0 has no tokens"),
         ({"prompt": [3, 512]}, "512.*tokenizer"),
         ({"prompt": [3, -1]}, "from -1 to 3"),
         ({"max_new_tokens": 0}, "max_new_tokens=0; give at least 1"),
