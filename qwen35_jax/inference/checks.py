@@ -12,23 +12,9 @@ from qwen35_jax.inference.slots import MAX_CLOSING_TOKENS, MAX_END_TOKENS
 
 
 def check_prompt(name: str, prompt: Sequence[int], num_new: int, text: TextConfig, *, max_length: int) -> None:
-    """Raises ``ValueError`` for a prompt that cannot be completed with ``num_new`` tokens.
-
-    Args:
-      max_length: most tokens of both, by the model's positions and the engine's pages.
-    """
+    """Raises ``ValueError`` for a prompt that cannot be completed with ``num_new`` tokens."""
     _check_tokens(name, prompt, text.vocab_size)
-    if num_new < 1:
-        raise ValueError(f"max_new_tokens={num_new}; give at least 1.")
-    if len(prompt) + num_new <= max_length:
-        return
-    begins = f"{name} has {len(prompt)} tokens; with max_new_tokens={num_new} it passes the"
-    if max_length == text.max_position_embeddings:
-        raise ValueError(f"{begins} model's {max_length} positions; shorten it or lower max_new_tokens.")
-    raise ValueError(
-        f"{begins} {max_length} tokens that the engine's pages hold; shorten it, lower max_new_tokens, or raise "
-        "cache_tokens."
-    )
+    _check_length(name, len(prompt), num_new, positions=text.max_position_embeddings, max_length=max_length)
 
 
 def _check_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
@@ -40,6 +26,21 @@ def _check_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
             f"{name} has token ids from {min(tokens)} to {max(tokens)}, but the model knows 0 to {vocab_size - 1}; "
             "use the tokenizer of the checkpoint."
         )
+
+
+def _check_length(name: str, num_tokens: int, num_new: int, *, positions: int, max_length: int) -> None:
+    """Raises ``ValueError`` for more tokens than the model has positions, or than the engine's pages hold."""
+    if num_new < 1:
+        raise ValueError(f"max_new_tokens={num_new}; give at least 1.")
+    if num_tokens + num_new <= max_length:
+        return
+    begins = f"{name} has {num_tokens} tokens; with max_new_tokens={num_new} it passes the"
+    if max_length == positions:
+        raise ValueError(f"{begins} model's {positions} positions; shorten it or lower max_new_tokens.")
+    raise ValueError(
+        f"{begins} {max_length} tokens that the engine's pages hold; shorten it, lower max_new_tokens, or raise "
+        "cache_tokens."
+    )
 
 
 def check_scored(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], config: ModelConfig, *, max_length: int) -> None:
