@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from qwen35_jax.command import one_line_errors
+from qwen35_jax.command import one_line_errors, tell_version
 from qwen35_jax.wording import did_you_mean_choice, did_you_mean_option, options_as_typed, options_by_name
 
 # The file in ``qwen35_jax.commands`` and what the command does.
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       argv: the arguments after the program's name, by default those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    tell_version(arguments)
     args, unknown = make_parser(*arguments[:1]).parse_known_args(arguments)
     options = options_by_name(vars(args))
     if unknown:
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     """Returns a parser that knows all commands, and the options of ``command``."""
     parser = _Parser(prog="qwen35", description="Make Qwen3.5 checkpoints, generate with them, export and merge.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (file, summary) in COMMANDS.items():
         description = f"{summary[0].upper()}{summary[1:]}."

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import importlib.metadata
 import importlib.util
 import io
 import itertools
@@ -108,12 +109,19 @@ def load_config(path: str | Path) -> Any:
     return config
 
 
+def tell_version(argv: Sequence[str]) -> None:
+    """Prints the package's version and exits with code 0 if a command line asks for it: ``--version`` comes first."""
+    if argv[:1] == ["--version"]:
+        print(f"qwen35-jax {importlib.metadata.version('qwen35-jax')}")
+        raise SystemExit(0)
+
+
 def parse(
     argv: Sequence[str], default: Config | type[Config], *, program: str | None = None, description: str | None = None
 ) -> Config:
     """Returns ``default`` with the typed command-line overrides of ``argv`` (``--model.path DIR``).
 
-    ``--help`` prints every field with its default and exits with code 0.
+    ``--help`` prints every field with its default and exits with code 0, and so does ``--version`` with the package's.
 
     Args:
       default: the settings to start from; the dataclass itself where some have no default.
@@ -121,6 +129,7 @@ def parse(
     Raises:
       ValueError: an unknown or missing option, or a value that does not fit the field's type.
     """
+    tell_version(argv)
     if isinstance(default, type):
         return _run_tyro(default, argv, program=program, description=description)
     return _run_tyro(type(default), argv, program=program, description=description, default=default)
@@ -143,6 +152,7 @@ def config_from_command_line(
     Raises:
       ValueError: no run file first, a run file of another command, a wrong override.
     """
+    tell_version(argv)
     usage = f"{program} CONFIG.py"
     if argv and argv[0] in ("-h", "--help"):
         _run_tyro(config_type, ["--help"], program=usage, description=None, default=example)

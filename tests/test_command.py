@@ -4,10 +4,12 @@ import dataclasses
 import errno
 import subprocess
 import sys
+import tomllib
 from typing import Literal
 
 import pytest
 
+from qwen35_jax.cli import main
 from qwen35_jax.command import config_from_command_line, load_config, one_line_errors, parse
 from tests.conftest import REPO
 
@@ -151,6 +153,20 @@ def test_help_lists_the_fields(run_file, capsys, with_file):
             config_from_command_line(["--help"], Settings, program="x")
     assert stop.value.code == 0
     assert "--limit" in capsys.readouterr().out
+
+
+def test_the_version_is_told(capsys):
+    commands = (
+        main,
+        lambda argv: parse(argv, Settings),
+        lambda argv: config_from_command_line(argv, Settings, program="x"),
+    )
+    for command in commands:
+        with pytest.raises(SystemExit) as stop:
+            command(["--version"])
+        assert stop.value.code == 0
+    version = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"]
+    assert capsys.readouterr().out == f"qwen35-jax {version}\n" * 3
 
 
 def test_messages_lose_their_line_breaks_and_defects_keep_their_traceback(capsys, monkeypatch):

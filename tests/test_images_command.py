@@ -141,8 +141,14 @@ def test_pictures_are_attached_to_the_next_turn_of_a_conversation(checkpoint, pi
     assert blind.getvalue().startswith("error: this model reads text alone")
 
 
-def test_a_server_compiles_its_programs_for_images_too(checkpoint):
-    model = load(checkpoint, "float32")
-    engine = Engine(model, Tokenizer.from_pretrained(checkpoint), slots=2, cache_tokens=1024, prefill_chunk=16)
-    serve_command._compile(engine)
-    assert engine.metrics.tower_runs == 1 and engine.metrics.forks == 2
+@pytest.mark.parametrize(
+    ("most_patches", "cache_tokens", "patches"),
+    [(None, 1024, [4]), (700, 1024, [4, 260, 516]), (2048, 256, [4, 260, 516, 772])],
+)
+def test_a_server_compiles_its_programs_for_images_too(checkpoint, most_patches, cache_tokens, patches):
+    model, tokenizer = load(checkpoint, "float32"), Tokenizer.from_pretrained(checkpoint)
+    how = {"cache_tokens": cache_tokens, "most_patches": most_patches}
+    engine = Engine(model, tokenizer, slots=2, prefill_chunk=16, **how)
+    serve_command._compile(engine, all_images=most_patches is not None)
+    assert engine.metrics.tower_runs == len(patches) and engine.metrics.patches == sum(patches)
+    assert engine.metrics.forks == 2

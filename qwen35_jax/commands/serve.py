@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,12 +22,17 @@ from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.prompts import Prompt
 from qwen35_jax.serving.app import MAX_BODY, MAX_WAITING, make_app
 from qwen35_jax.serving.serve import bind, serve
+from qwen35_jax.vision.patches import bucket_size
 
 KEY_VARIABLE = "QWEN35_API_KEY"
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
     """Adds what ``run_serve`` reads."""
+    parser.epilog = (
+        "Programs are compiled before the first client comes; those of the vision tower for the smallest images, and with "
+        "--most-patches for all sizes up to it."
+    )
     add_model_options(parser)
     add_engine_options(parser)
     add_media_options(parser, text_only=True)
@@ -61,11 +67,12 @@ def run_serve(args: argparse.Namespace) -> None:
         # Files of this machine are none of a client's business.
         policy = dataclasses.replace(policy_of(args), allow_files=False)
         processor = load_processor(source_of(args), policy) if vision else None
-        _compile(engine)
+        _compile(engine, all_images=args.most_patches is not None)
         name = args.name or args.model
         app = make_app(engine, name, api_key=key, max_body=args.max_body, max_waiting=args.max_waiting,
                        processor=processor)  # fmt: skip
-        address = f"http://{args.host}:{sock.getsockname()[1]}/v1"
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        address = f"http://{host}:{sock.getsockname()[1]}/v1"
 
         def tell() -> None:
             print(f"serving {name} at {address}", flush=True)
@@ -73,19 +80,40 @@ def run_serve(args: argparse.Namespace) -> None:
         serve(app, sock, grace_seconds=args.grace_seconds, on_ready=tell)
 
 
-def _compile(engine: Engine) -> None:
-    """Runs every program once, before the first client comes, but those of the tower for larger images.
+def _compile(engine: Engine, *, all_images: bool) -> None:
+    """Runs every program once, before the first client comes; of the tower's that for the smallest images, or all.
 
     A prompt has a whole chunk and a short one, and comes twice, so that the second request is forked from the first.
     """
     length = min(engine.sizes.chunk + engine.sizes.small_chunk + 1, engine.max_length - 1)
     prompts: list[Prompt] = [[engine.tokenizer.pad_token_id] * length] * 2
-    config = engine.model.config
-    if engine.sizes.most_patches and length > 1 and config.vision is not None:
-        vision, side = config.vision, config.vision.spatial_merge_size
-        ids = np.full((1, length), engine.tokenizer.pad_token_id)
-        ids[0, 0] = config.image_token_id
-        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        pixels = np.zeros((side * side, width), np.uint8)
-        prompts += [{"input_ids": ids, "pixels": pixels, "grids": np.array([[1, side, side]])}] * 2
+    if engine.sizes.most_patches and length > 1:
+        sizes = _images(engine)
+        prompts += [_prompt_of_image(engine, next(sizes), length)] * 2
+        prompts += [_prompt_of_image(engine, patches, length) for patches in sizes if all_images]
     engine.generate(prompts, max_new_tokens=1)
+
+
+def _images(engine: Engine) -> Iterator[int]:
+    """Yields the patches of the smallest image of each program of the tower, as far as requests may have such."""
+    assert engine.model.config.vision is not None, "an engine that takes patches has a tower"
+    joined = patches = engine.model.config.vision.spatial_merge_size**2
+    while patches <= engine.sizes.most_patches and patches // joined < engine.max_length - 1:
+        yield patches
+        patches = bucket_size(patches) + joined
+
+
+def _prompt_of_image(engine: Engine, patches: int, length: int) -> Prompt:
+    """Returns a prompt of at least ``length`` tokens that begins with an image."""
+    config = engine.model.config
+    assert config.vision is not None, "an engine that takes patches has a tower"
+    vision, side = config.vision, config.vision.spatial_merge_size
+    num_pads = patches // side**2
+    ids = np.full((1, max(length, num_pads + 1)), engine.tokenizer.pad_token_id)
+    ids[0, :num_pads] = config.image_token_id
+    width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    return {
+        "input_ids": ids,
+        "pixels": np.zeros((patches, width), np.uint8),
+        "grids": np.array([[1, side, patches // side]]),
+    }

@@ -47,8 +47,8 @@ def chat(
 
     Args:
       lines: user turns, or the commands ``/reset``, ``/quit``, ``/image PATH`` and ``/video PATH``; empty lines are
-        skipped. A line that ends with a backslash continues on the next line. Another word after a slash, alone on its
-        line, gets the help.
+        skipped. A line that ends with a backslash continues on the next line. A line that begins with another word
+        after a slash gets the help.
       out: gets the text as it is decoded; reasoning is introduced by ``thinking:`` and what
         follows it by ``answer:``.
       color: dim the reasoning with ANSI codes.
@@ -66,7 +66,7 @@ def chat(
             messages, attached = list(first), []
         elif text.startswith(("/image ", "/video ")):
             attached += _attach(text, processor, out)
-        elif text.startswith("/") and text[1:].isalpha():
+        elif text.startswith("/") and text.split()[0][1:].isalpha():
             print(HELP, file=out, flush=True)
         elif text:
             question = {"role": "user", "content": [*attached, {"type": "text", "text": text}] if attached else text}

@@ -30,16 +30,9 @@ _GROUP = 128
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The sampling settings of every slot, or of one slot without the axis ``B``.
+    """The sampling settings of every slot, or of one slot without the axis ``B``; most are those of ``SamplingParams``.
 
     Attributes:
-      temperature: divides the logits; 0 takes the first most likely token.
-      top_k: keeps the most likely tokens; 0 keeps all.
-      top_p: keeps the most likely tokens that together reach this probability, after top-k.
-      min_p: keeps the tokens that are at least this share as likely as the most likely one, after top-p.
-      presence: subtracted once from every token that the output holds.
-      frequency: subtracted from a token as often as the output holds it.
-      repetition: divides positive and multiplies negative logits of the tokens in prompt or output.
       bias_ids: tokens whose logits are raised; -1 is an empty place.
       bias_values: what is added to them.
     """
@@ -48,9 +41,9 @@ class Settings:
     top_k: Int[Array | np.ndarray, " *B"]
     top_p: Float[Array | np.ndarray, " *B"]
     min_p: Float[Array | np.ndarray, " *B"]
-    presence: Float[Array | np.ndarray, " *B"]
-    frequency: Float[Array | np.ndarray, " *B"]
-    repetition: Float[Array | np.ndarray, " *B"]
+    presence_penalty: Float[Array | np.ndarray, " *B"]
+    frequency_penalty: Float[Array | np.ndarray, " *B"]
+    repetition_penalty: Float[Array | np.ndarray, " *B"]
     bias_ids: Int[Array | np.ndarray, "*B M"]
     bias_values: Float[Array | np.ndarray, "*B M"]
 
@@ -60,17 +53,10 @@ class Settings:
         bias = dict(sampling.logit_bias)
         bias_ids, bias_values = np.full(MAX_BIAS, -1, np.int32), np.zeros(MAX_BIAS, np.float32)
         bias_ids[: len(bias)], bias_values[: len(bias)] = list(bias), list(bias.values())
-        return cls(
-            np.asarray(sampling.temperature, np.float32),
-            np.asarray(sampling.top_k, np.int32),
-            np.asarray(sampling.top_p, np.float32),
-            np.asarray(sampling.min_p, np.float32),
-            np.asarray(sampling.presence_penalty, np.float32),
-            np.asarray(sampling.frequency_penalty, np.float32),
-            np.asarray(sampling.repetition_penalty, np.float32),
-            bias_ids,
-            bias_values,
-        )
+        same = [field.name for field in dataclasses.fields(cls) if not field.name.startswith("bias_")]
+        kinds = {"top_k": np.int32}
+        values = {name: np.asarray(getattr(sampling, name), kinds.get(name, np.float32)) for name in same}
+        return cls(**values, bias_ids=bias_ids, bias_values=bias_values)
 
     @classmethod
     def empty(cls, slots: int) -> "Settings":
@@ -86,7 +72,7 @@ class Settings:
     @property
     def adjusts(self) -> Bool[Array, " B"]:
         """Whether a slot has penalties or biases."""
-        penalties = (self.repetition != 1) | (self.frequency != 0) | (self.presence != 0)
+        penalties = (self.repetition_penalty != 1) | (self.frequency_penalty != 0) | (self.presence_penalty != 0)
         return jnp.asarray(penalties) | jnp.any(jnp.asarray(self.bias_ids) >= 0, axis=-1)
 
 
@@ -140,19 +126,19 @@ def adjust(
 
     def repeated(logits: Array) -> Array:
         held = jnp.stack([seen + in_output(t) > 0 for t in range(logits.shape[1])], axis=1)
-        penalty = settings.repetition[:, None, None]
+        penalty = settings.repetition_penalty[:, None, None]
         return jnp.where(held, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
     def counted(logits: Array) -> Array:
         count = jnp.stack([(seen & (PROMPT - 1)) + in_output(t) for t in range(logits.shape[1])], axis=1)
-        logits = logits - settings.frequency[:, None, None] * count.astype(jnp.float32)
-        return jnp.where(count > 0, logits - settings.presence[:, None, None], logits)
+        logits = logits - settings.frequency_penalty[:, None, None] * count.astype(jnp.float32)
+        return jnp.where(count > 0, logits - settings.presence_penalty[:, None, None], logits)
 
     if masks is not None:
         logits = lax.cond(jnp.any(masks.on), masked, lambda logits: logits, logits)
     logits = lax.cond(jnp.any(settings.bias_ids >= 0), biased, lambda logits: logits, logits)
-    logits = lax.cond(jnp.any(settings.repetition != 1), repeated, lambda logits: logits, logits)
-    counts = (settings.frequency != 0) | (settings.presence != 0)
+    logits = lax.cond(jnp.any(settings.repetition_penalty != 1), repeated, lambda logits: logits, logits)
+    counts = (settings.frequency_penalty != 0) | (settings.presence_penalty != 0)
     return lax.cond(jnp.any(counts), counted, lambda logits: logits, logits)
 
 

@@ -15,7 +15,7 @@ from qwen35_jax.inference.mailbox import Mailbox
 from qwen35_jax.inference.metrics import Metrics
 from qwen35_jax.inference.prefixes import points_of
 from qwen35_jax.inference.prompts import Prompt, extended, read_prompts
-from qwen35_jax.inference.requests import Completion, Event, Grammar, StreamedToken, TokenScores, seeds_of
+from qwen35_jax.inference.requests import Completion, Event, Grammar, StreamedToken, TokenScores, seed_of
 from qwen35_jax.inference.runner import News, Runner
 from qwen35_jax.inference.sampling import EARLY_STOP, SamplingParams
 from qwen35_jax.inference.scheduler import Request
@@ -73,7 +73,6 @@ class Engine:
         self._close = tokenizer.token_id(CLOSE)
         self._runner = Runner(model, self.sizes, (tokenizer.token_id(OPEN), self._close))
         self._closing = {"hard": [self._close], "sentence": tokenizer.encode(EARLY_STOP)}
-        self._scores: dict[int, TokenScores] = {}
         self._mailbox = Mailbox()
         self._numbers = itertools.count()
 
@@ -192,16 +191,14 @@ class Engine:
         self.metrics.prompt_tokens += len(request.prompt)
         return request.number
 
-    def abort(self, number: int) -> Completion | None:
+    def abort(self, number: int) -> Event | None:
         """Ends a request where it is and frees its slot.
 
         Returns:
-          What it has written so far; None for one that is finished or unknown.
+          Its last event, with what it has written so far; None for one that is finished or unknown, or that is scored.
         """
         request = self._runner.remove(number)
-        if request is None or request.transcript is None:
-            return None
-        return self._finish(News(request, "aborted"))
+        return None if request is None or request.transcript is None else self._event(News(request, "aborted"))
 
     def step(self) -> list[Event]:
         """Makes about one call of the device and returns what there is to tell by now; often nothing.
@@ -213,22 +210,19 @@ class Engine:
         return self._mailbox.take_free()
 
     def _run(self) -> None:
-        for news in self._runner.step():
-            number, transcript = news.request.number, news.request.transcript
-            if news.scores is not None:
-                self._scores[number] = news.scores
-            completion = None if news.reason is None else self._finish(news)
-            tokens = () if transcript is None else transcript.fetch()
-            if tokens or completion is not None or news.scores is not None:
-                self._mailbox.put(Event(number, tokens, completion))
+        for event in map(self._event, self._runner.step()):
+            if event.tokens or event.is_last:
+                self._mailbox.put(event)
 
-    def _finish(self, news: News) -> Completion:
-        assert news.reason is not None and news.request.transcript is not None
-        completion = news.request.transcript.finish(
-            news.reason, seed=news.request.seed, closed_by_budget=news.closed_by_budget
-        )
-        self.metrics.finished[completion.finish_reason] += 1
-        return completion
+    def _event(self, news: News) -> Event:
+        number, transcript = news.request.number, news.request.transcript
+        if transcript is None:
+            return Event(number, scores=news.scores)
+        completion = None
+        if news.reason is not None:
+            completion = transcript.finish(news.reason, seed=news.request.seed, closed_by_budget=news.closed_by_budget)
+            self.metrics.finished[completion.finish_reason] += 1
+        return Event(number, transcript.fetch(), completion)
 
     def _events_of(self, numbers: set[int]) -> Iterator[Event]:
         """Yields the events of some requests until all of them are finished; those of others wait.
@@ -240,7 +234,7 @@ class Engine:
         try:
             while open_ones:
                 for event in self._mailbox.take(open_ones):
-                    if event.completion is not None or event.id in self._scores:
+                    if event.is_last:
                         open_ones.remove(event.id)
                     yield event
                 if open_ones:
@@ -279,7 +273,10 @@ class Engine:
         self.check(prompts, max_new_tokens=max_new_tokens, sampling=sampling)
         count = len(prompts)
         settings, limits = one_each("sampling", sampling, count), one_each("max_new_tokens", max_new_tokens, count)
-        seeds = seeds_of(seed, count) if isinstance(seed, int | np.integer) else one_each("seed", seed, count)
+        if isinstance(seed, int | np.integer):
+            seeds = [seed_of(seed, number) for number in range(count)]
+        else:
+            seeds = one_each("seed", seed, count)
         places = {}
         # The longest may begin first, so that none of them is left alone at the end.
         for place in sorted(range(len(prompts)), key=lambda place: -limits[place]):
@@ -345,6 +342,7 @@ class Engine:
             self.metrics.scored_tokens += len(continuation)
         scores = {}
         for event in self._events_of(set(places)):
+            assert event.scores is not None, "a text that is scored has one event"
             length = len(continuations[places[event.id]])
-            scores[places[event.id]] = TokenScores(*(x[-length:] for x in self._scores.pop(event.id)))
+            scores[places[event.id]] = TokenScores(*(x[-length:] for x in event.scores))
         return [scores[place] for place in range(len(prompts))]

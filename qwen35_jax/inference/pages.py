@@ -35,11 +35,6 @@ class PagePool:
         """Pages that nobody owns."""
         return len(self._free)
 
-    @property
-    def capacity(self) -> int:
-        """Tokens that all pages hold together."""
-        return (self.num_pages - 1) * self.page_size
-
     def pages_for(self, num_tokens: int) -> int:
         """Returns how many pages so many tokens of one request need."""
         return -(-num_tokens // self.page_size)

@@ -100,12 +100,19 @@ class Event:
     Attributes:
       id: what ``submit`` returned.
       tokens: new tokens, if the request is streamed.
-      completion: set when the request is finished; it is the request's last event.
+      completion: set when the request is finished.
+      scores: set when its text is scored.
     """
 
     id: int
     tokens: tuple[StreamedToken, ...] = ()
     completion: Completion | None = None
+    scores: TokenScores | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no event of the request will follow."""
+        return self.completion is not None or self.scores is not None
 
 
 @runtime_checkable
@@ -131,8 +138,3 @@ def seed_of(seed: int, name: int | str) -> int:
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     # JSON's readers are exact up to 53 bits.
     return int.from_bytes(digest, "big") >> 11
-
-
-def seeds_of(seed: int | np.integer, count: int) -> list[int]:
-    """Returns the seeds of ``count`` prompts by their numbers."""
-    return [seed_of(int(seed), number) for number in range(count)]

@@ -32,8 +32,11 @@ from qwen35_jax.sharding import mesh_of
 
 T = TypeVar("T")
 
-# Beside slots that write: chunks of prompts between two calls, and most steps of a call while prompts are being read.
-_CHUNKS_BESIDE_WRITERS, _STEPS_BESIDE_READERS = 4, 8
+# Most chunks of prompts in a step, so that somebody can take a request back in between: if nobody writes, and if
+# somebody waits for their end.
+_CHUNKS_ALONE, _CHUNKS_BESIDE_WRITERS = 64, 4
+# Most steps of a call while prompts are being read.
+_STEPS_BESIDE_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -133,13 +136,9 @@ class Runner:
         Naming the place as it was at first copies nothing.
         """
         if memory is not None:
-            memory = self._placed(memory, self._places[0])
+            self._memory = self._placed(memory, self._places[0])
         if slots is not None:
-            slots = self._placed(slots, self._places[1])
-        if memory is not None:
-            self._memory = memory
-        if slots is not None:
-            self._slots = slots
+            self._slots = self._placed(slots, self._places[1])
 
     def _placed(self, tree: T, places: list[jax.sharding.Sharding]) -> T:
         leaves, structure = jax.tree.flatten(tree)
@@ -170,10 +169,9 @@ class Runner:
         self.scheduler.leave(tenant)
 
     def _read_prompts(self, split: tuple) -> list[News]:
-        """Reads chunks of the prompts that have a seat: all of them, or a few if somebody is writing."""
+        """Reads some chunks of the prompts that have a seat, fewer if somebody is writing."""
         news = []
-        chunks = _CHUNKS_BESIDE_WRITERS if self.scheduler.writers else None
-        while chunks is None or chunks > 0:
+        for _ in range(_CHUNKS_BESIDE_WRITERS if self.scheduler.writers else _CHUNKS_ALONE):
             for tenant in self.scheduler.seat():
                 self._begin(tenant)
             readers = sorted(filter(None, self.scheduler.readers), key=lambda tenant: tenant.request.number)
@@ -184,7 +182,6 @@ class Runner:
             readers = [tenant for tenant in readers if kind_of(tenant, self.sizes) == kind]
             self._read_chunk(split, readers, kind)
             news += [News(tenant.request, scores=self._scores(tenant)) for tenant in readers if self._arrive(tenant)]
-            chunks = None if chunks is None else chunks - 1
         return news
 
     def _begin(self, tenant: Tenant) -> None:

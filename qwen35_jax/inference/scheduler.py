@@ -27,7 +27,7 @@ class Request:
 
     Attributes:
       row: its row of ``Slots``; None for a text that is scored.
-      limit: most new tokens.
+      limit: most new tokens; 0 for a text that is scored.
       points: where its prompt can be forked.
       seed: of the random choices.
     """
@@ -167,7 +167,7 @@ class Scheduler:
         while True:
             prefix = self.prefixes.find(request.points, shard)
             shared = [] if prefix is None else prefix.pages[: prefix.point.length // pool.page_size]
-            needed = pool.pages_for(len(request.prompt) + self._window) - len(shared)
+            needed = pool.pages_for(len(request.prompt) + min(self._window, request.limit)) - len(shared)
             # A page for every tenant is left free: who comes in should not have to leave at once.
             if needed + spare <= pool.num_free:
                 pages = pool.take(needed)
@@ -203,13 +203,14 @@ class Scheduler:
         writers = [tenant for tenant in self.writers if tenant.written + tenant.promised < tenant.request.limit]
         while True:
             needs = {tenant: self._missing(tenant, most_steps) for tenant in writers}
-            short = [
-                shard for shard, pool in enumerate(self.pools) if sum(self._of_shard(needs, shard)) > pool.num_free
-            ]
+            needed: collections.Counter[int] = collections.Counter()
+            for tenant, missing in needs.items():
+                needed[tenant.shard] += missing
+            short = [shard for shard, pages in needed.items() if pages > self.pools[shard].num_free]
             if not short:
                 break
             if most_steps == 1:
-                raise NoPagesError(short[0])
+                raise NoPagesError(min(short))
             most_steps //= 2
         for tenant, missing in needs.items():
             more = self.pools[tenant.shard].take(missing)
@@ -218,9 +219,6 @@ class Scheduler:
             tenant.promised += self._most_new(tenant, most_steps)
             self._write_row(tenant)
         return most_steps if writers else 0
-
-    def _of_shard(self, needs: dict[Tenant, int], shard: int) -> Iterator[int]:
-        return (missing for tenant, missing in needs.items() if tenant.shard == shard)
 
     def _most_new(self, tenant: Tenant, steps: int) -> int:
         return min(steps * self._window, tenant.request.limit - tenant.written - tenant.promised)

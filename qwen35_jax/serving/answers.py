@@ -90,20 +90,15 @@ class ChatAnswer(Progress):
 
 
 class TextAnswer(Progress):
-    """Joins the tokens of a completion into one text, think marks included.
+    """Joins the tokens of a completion into one text, think marks included."""
 
-    Args:
-      stop: the texts that end the completion; what may be the beginning of one waits.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
+    def __init__(self, tokenizer: Tokenizer):
         super().__init__()
         self.text = ""
         # Where the text of each token that has log-probabilities begins.
         self.offsets: list[int] = []
         self._stream = TextStream(tokenizer)
         self._waiting = ""
-        self._most_waiting = max((len(text) - 1 for text in stop), default=0)
 
     def take(self, event: Event) -> str:
         """Takes an event; returns the text that is now certain."""
@@ -114,9 +109,11 @@ class TextAnswer(Progress):
             self._waiting += self._stream.push(token.id)
         if event.completion is not None:
             new = event.completion.text[len(self.text) :]
+        elif not self.text and self._waiting.isspace():
+            # The engine tells such tokens at once, and may still find that a stop text begins with them.
+            return ""
         else:
-            end = max(len(self._waiting) - self._most_waiting, 0)
-            new, self._waiting = self._waiting[:end], self._waiting[end:]
+            new, self._waiting = self._waiting, ""
         self.text += new
         return new
 

@@ -80,7 +80,7 @@ def _prepare(service: Service, asked: ChatRequest) -> list[Submission]:
         limit_field = "max_completion_tokens" if asked.max_tokens is None else "max_tokens"
         return service.submissions(
             [prompt],
-            [sampling],
+            sampling,
             num_choices=asked.n,
             max_new_tokens=getattr(asked, limit_field),
             limit_field=limit_field,

@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from qwen35_jax.config import ModelConfig
 from qwen35_jax.presets import CardSampling
 from qwen35_jax.serving.answers import TextAnswer, text_logprobs
-from qwen35_jax.serving.errors import refusal_of
+from qwen35_jax.serving.errors import RequestError, refusal_of
 from qwen35_jax.serving.service import Service, finish_reason, usage
 from qwen35_jax.serving.streams import EventStream
 from qwen35_jax.serving.types import CompletionRequest, read_request
@@ -27,7 +28,7 @@ async def answer_completions(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
     asked, submissions = await asyncio.to_thread(_prepare, service, await request.body())
     job = await service.worker.submit(submissions)
-    answers = [TextAnswer(service.vocabulary.tokenizer, one.sampling.stop) for one in submissions]
+    answers = [TextAnswer(service.vocabulary.tokenizer) for _ in submissions]
     num_prompt_tokens = sum(len(one.prompt) for one in submissions[:: asked.n])
     if asked.stream:
         return EventStream(job, _events(service, asked, job, answers, num_prompt_tokens))
@@ -52,13 +53,24 @@ def _prepare(service: Service, body: bytes) -> tuple[CompletionRequest, list[Sub
     limit = _MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     try:
         prompts = [tokenizer.encode(one) if isinstance(one, str) else one for one in asked.prompts()]
+        _check_are_text(prompts, service.worker.engine.model.config)
         sampling = asked.sampling(_SAMPLING, logprobs=asked.logprobs)
-        submissions = service.submissions(
-            prompts, [sampling] * len(prompts), num_choices=asked.n, max_new_tokens=limit, seed=asked.seed
-        )
+        submissions = service.submissions(prompts, sampling, num_choices=asked.n, max_new_tokens=limit, seed=asked.seed)
+        # The engine's thread would refuse a prompt too, but not by its number.
+        service.worker.engine.check(prompts, max_new_tokens=limit, sampling=sampling)
     except ValueError as err:
         raise refusal_of(err) from err
     return asked, submissions
+
+
+def _check_are_text(prompts: Sequence[Sequence[int]], config: ModelConfig) -> None:
+    for number, prompt in enumerate(prompts):
+        if config.image_token_id in prompt or config.video_token_id in prompt:
+            raise RequestError(
+                f"prompt {number} has placeholders of images or videos, and prompts are text alone; send images and "
+                "videos to /v1/chat/completions, as parts of a message.",
+                param="prompt",
+            )
 
 
 def _choice(service: Service, number: int, answer: TextAnswer) -> dict[str, Any]:

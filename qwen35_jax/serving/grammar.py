@@ -73,10 +73,8 @@ class JsonGrammar:
         self._words = -(-vocabulary.size // 32)
         self._close = tokenizer.token_id(CLOSE)
         self._thinking = opens_thinking(tokenizer, prompt)
-        # The format has an empty line between the think block and the answer.
-        gap = tokenizer.encode("\n\n")
-        self._gap = gap[0] if len(gap) == 1 else None
-        self._after_close = False
+        # The format has an empty line between the think block and the answer: its tokens that may still come.
+        self._gap = tokenizer.encode("\n\n") if self._thinking else []
         self._ends = tokenizer.eos_token_ids
 
     @property
@@ -92,18 +90,18 @@ class JsonGrammar:
                 _set_bit(mask, token, allowed=False)
             return mask
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.int32)[: self._words].copy()
-        if self._after_close and self._gap is not None:
-            _set_bit(mask, self._gap, allowed=True)
+        if self._gap:
+            _set_bit(mask, self._gap[0], allowed=True)
         return mask
 
     def accept(self, token_id: int) -> None:
         """Takes note of the token that was written."""
         if self._thinking:
-            self._thinking, self._after_close = token_id != self._close, token_id == self._close
-            return
-        is_gap = self._after_close and token_id == self._gap
-        self._after_close = False
-        if not is_gap:
+            self._thinking = token_id != self._close
+        elif self._gap and token_id == self._gap[0]:
+            self._gap = self._gap[1:]
+        else:
+            self._gap = []
             self._matcher.consume_token(token_id)
 
 

@@ -8,18 +8,20 @@ from pydantic import BaseModel, ConfigDict, Field
 _LOW_DETAIL = {"max_pixels": 512 * 512}
 
 
-class _Checked(BaseModel):
+class Checked(BaseModel):
+    """A part of a request, all of whose fields are known and of the right types."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class TextPart(_Checked):
+class TextPart(Checked):
     """A part that is text."""
 
     type: Literal["text"]
     text: str
 
 
-class Location(_Checked):
+class Location(Checked):
     """Where an image or a video is: a data URI, or an address where the server fetches such."""
 
     url: Annotated[str, Field(min_length=1)]
@@ -30,7 +32,7 @@ class Location(_Checked):
         return _LOW_DETAIL if self.detail == "low" else {}
 
 
-class ImagePart(_Checked):
+class ImagePart(Checked):
     """A part that is an image."""
 
     type: Literal["image_url"]
@@ -41,7 +43,7 @@ class ImagePart(_Checked):
         return {"type": "image", "image": self.image_url.url, **self.image_url.options()}
 
 
-class VideoPart(_Checked):
+class VideoPart(Checked):
     """A part that is a video; OpenAI's own models have none, other servers take it like this."""
 
     type: Literal["video_url"]

@@ -74,7 +74,7 @@ class Service:
     def submissions(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sequence[SamplingParams],
+        sampling: SamplingParams,
         *,
         num_choices: int,
         max_new_tokens: int | None,
@@ -94,11 +94,11 @@ class Service:
         seed = secrets.randbits(_SEED_BITS) if seed is None else seed
         matcher = None if schema is None else self.vocabulary.compile(schema)
         found: list[Submission] = []
-        for prompt, settings in zip(prompts, sampling, strict=True):
+        for prompt in prompts:
             limit = self.new_tokens(prompt, max_new_tokens, field=limit_field)
             for _ in range(num_choices):
                 grammar = None if matcher is None else JsonGrammar(self.vocabulary, matcher, prompt)
-                found.append(Submission(prompt, settings, limit, seed_of(seed, len(found)), grammar))
+                found.append(Submission(prompt, sampling, limit, seed_of(seed, len(found)), grammar))
         return found
 
     def head(self, kind: str, prefix: str) -> dict[str, Any]:

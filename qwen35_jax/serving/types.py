@@ -8,12 +8,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from qwen35_jax.inference.sampling import MAX_LOGPROBS, BudgetClose, SamplingParams
 from qwen35_jax.presets import CardSampling
 from qwen35_jax.serving.errors import RequestError
-from qwen35_jax.serving.parts import MEDIA_PARTS, ContentPart, TextPart
+from qwen35_jax.serving.parts import MEDIA_PARTS, Checked, ContentPart, TextPart
 from qwen35_jax.wording import did_you_mean
 
 MAX_CHOICES = 128
@@ -27,13 +27,14 @@ ToolName = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 T = TypeVar("T", bound=BaseModel)
+Item = TypeVar("Item")
+# A list with a million wrong entries is refused for the first one.
+Items = Annotated[list[Item], Field(fail_fast=True)]
+# More than this are counted, and not told one by one.
+_MOST_FAULTS = 1000
 
 
-class _Checked(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class FunctionCall(_Checked):
+class FunctionCall(Checked):
     """A call of a tool in an earlier answer. Its arguments are JSON in a text, as OpenAI has it."""
 
     name: ToolName
@@ -51,7 +52,7 @@ class FunctionCall(_Checked):
         return text
 
 
-class PastToolCall(_Checked):
+class PastToolCall(Checked):
     """An entry of ``tool_calls`` in a message."""
 
     id: Identifier | None = None
@@ -59,14 +60,14 @@ class PastToolCall(_Checked):
     function: FunctionCall
 
 
-class Message(_Checked):
+class Message(Checked):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: str | Items[ContentPart] | None = None
     reasoning_content: str | None = None
     name: Identifier | None = None
-    tool_calls: list[PastToolCall] | None = None
+    tool_calls: Items[PastToolCall] | None = None
     tool_call_id: Identifier | None = None
     refusal: Absent
     annotations: Absent
@@ -97,7 +98,7 @@ class Message(_Checked):
         return message
 
 
-class Function(_Checked):
+class Function(Checked):
     """A tool's name and the JSON schema of its arguments."""
 
     name: ToolName
@@ -106,14 +107,14 @@ class Function(_Checked):
     strict: bool | None = None
 
 
-class Tool(_Checked):
+class Tool(Checked):
     """A function that the model may call."""
 
     type: Literal["function"]
     function: Function
 
 
-class JsonSchema(_Checked):
+class JsonSchema(Checked):
     """The schema that an answer must fit."""
 
     name: Identifier
@@ -122,26 +123,26 @@ class JsonSchema(_Checked):
     strict: bool | None = None
 
 
-class ResponseFormat(_Checked):
+class ResponseFormat(Checked):
     """Whether an answer is free text, any JSON object, or JSON of a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class StreamOptions(_Checked):
+class StreamOptions(Checked):
     """``include_usage`` adds a last event with the number of tokens."""
 
     include_usage: bool = False
 
 
-class TemplateOptions(_Checked):
+class TemplateOptions(Checked):
     """What the chat template is told; without ``enable_thinking`` it decides itself."""
 
     enable_thinking: bool | None = None
 
 
-class _Generation(_Checked):
+class _Generation(Checked):
     """What every request for text has."""
 
     model: str
@@ -160,8 +161,8 @@ class _Generation(_Checked):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    stop: StopText | list[StopText] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop: StopText | Items[StopText] | None = None
+    stop_token_ids: Items[TokenId] | None = None
     ignore_eos: bool | None = None
     thinking_budget: int | None = Field(default=None, ge=0, lt=2**31)
     budget_close: BudgetClose | None = None
@@ -209,9 +210,9 @@ class _Generation(_Checked):
 class ChatRequest(_Generation):
     """The body of ``/v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1, max_length=10_000)
+    messages: Items[Message] = Field(min_length=1, max_length=10_000)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    tools: list[Tool] | None = Field(default=None, max_length=512)
+    tools: Items[Tool] | None = Field(default=None, max_length=512)
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: Literal[True] | None = None
     response_format: ResponseFormat | None = None
@@ -244,7 +245,7 @@ class ChatRequest(_Generation):
 class CompletionRequest(_Generation):
     """The body of ``/v1/completions``: one prompt or several, as text or as tokens."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: str | Items[str] | Items[TokenId] | Items[Items[TokenId]]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     @field_validator("prompt")
@@ -272,6 +273,10 @@ def read_request(kind: type[T], body: bytes) -> T:
     try:
         return kind.model_validate_json(body)
     except ValidationError as err:
+        if err.error_count() > _MOST_FAULTS:
+            raise RequestError(
+                f"{err.error_count():,} fields of the body are unknown or wrong; send fields of the protocol alone."
+            ) from err
         errors = err.errors(include_url=False, include_context=False)
     # Of the types that a field may have, the one that fits best is refused for the deepest reason.
     of_first_field = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]

@@ -263,7 +263,7 @@ class EngineWorker:
                 self.engine.abort(name)
 
     def _abort_all(self) -> None:
-        self._tell([Event(name, (), self.engine.abort(name)) for name in list(self._places)])
+        self._tell(filter(None, map(self.engine.abort, list(self._places))))
 
 
 def _settle(result: asyncio.Future, value: object, err: ValueError | None) -> None:

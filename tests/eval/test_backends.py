@@ -13,7 +13,7 @@ from examples.quickstart.tokenizer import build_tiny_tokenizer
 from qwen35_jax.config import FULL, LINEAR
 from qwen35_jax.hf.create import create_checkpoint
 from qwen35_jax.hf.load import load
-from qwen35_jax.inference.speculative import completion_acceptance
+from qwen35_jax.inference.speculative import acceptance_by_completion
 from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing import Tokenizer
 from tests.conftest import REPO
@@ -83,8 +83,8 @@ def test_mtp_acceptance_is_counted_on_the_stored_samples(checkpoint, tmp_path):
     tokenizer, model = Tokenizer.from_pretrained(checkpoint), load(checkpoint, "float32")
     chats = [[{"role": "user", "content": f"{n}+1?" + "x" * n}] for n in range(10)]
     prompts = [tokenizer.encode_chat(chat, enable_thinking=False) for chat in chats]
-    want = completion_acceptance(model, prompts, [samples[n]["token_ids"] for n in range(10)])
-    assert (metric["accepted"], metric["proposed"]) == want
+    counts = acceptance_by_completion(model, prompts, [samples[n]["token_ids"] for n in range(10)])
+    assert [metric["accepted"], metric["proposed"]] == [sum(each) for each in zip(*counts, strict=True)]
     assert metric["proposed"] == sum(len(sample["token_ids"]) - 1 for sample in samples.values()) > 0
     assert metric["value"] == pytest.approx(metric["accepted"] / metric["proposed"])
     assert metric["low"] <= metric["value"] <= metric["high"]
@@ -94,9 +94,9 @@ def test_mtp_acceptance_of_style_text_counts_after_the_prompts_that_were_asked(c
     task, samples = evaluate(checkpoint, tmp_path, "out", "--mtp-acceptance", "--style", "text")
     tokenizer, model = Tokenizer.from_pretrained(checkpoint), load(checkpoint, "float32")
     prompts = [tokenizer.encode(f"{n}+1?" + "x" * n) for n in range(10)]
-    want = completion_acceptance(model, prompts, [samples[n]["token_ids"] for n in range(10)])
+    counts = acceptance_by_completion(model, prompts, [samples[n]["token_ids"] for n in range(10)])
     metric = task["metrics"]["mtp_acceptance"]
-    assert (metric["accepted"], metric["proposed"]) == want
+    assert [metric["accepted"], metric["proposed"]] == [sum(each) for each in zip(*counts, strict=True)]
 
 
 def test_a_checkpoint_without_an_mtp_head_is_refused_before_anything_is_generated(checkpoint, tmp_path, capsys):

@@ -67,7 +67,8 @@ def test_a_line_that_ends_with_a_backslash_goes_on(tokenizer):
 
 def test_a_command_that_is_not_known_gets_the_help_and_no_answer(tokenizer):
     engine = engine_saying(tokenizer, "a path")
-    assert talk(engine, "/help", "/etc/hosts is") == f"{HELP}\na path\n\n"
+    shown = talk(engine, "/help", "/images a.png", "/image", "/quit now", "/etc/hosts is")
+    assert shown == f"{HELP}\n" * 4 + "a path\n\n"
 
 
 def test_a_turn_that_cannot_be_answered_is_left_out(tokenizer):

@@ -72,6 +72,14 @@ def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(model, prompts):
     streamed = list(engine.stream(prompts[3], sampling=stopping, max_new_tokens=30))
     assert "".join(token.text for token in streamed) == ended.answer
     assert [token.id for token in streamed] == ended.token_ids
+    # What may become a stop string waits, and is told where the request is taken back.
+    number = engine.submit(
+        prompts[3], sampling=SamplingParams(stop=(f"{free.answer}never",)), max_new_tokens=30, stream=True
+    )
+    assert not any(event.tokens for _ in range(4) for event in engine.step())
+    last = engine.abort(number)
+    assert "".join(token.text for token in last.tokens) == last.completion.answer
+    assert last.completion.answer and free.answer.startswith(last.completion.answer)
     # In a thought it is a text like any other.
     thinking = [*prompts[3], THINK]
     [thought] = engine.generate([thinking], max_new_tokens=30)

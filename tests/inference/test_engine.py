@@ -78,11 +78,34 @@ def test_an_aborted_request_leaves_no_trace(model, prompts):
     for _ in range(2):
         engine.step()
     aborted = [engine.abort(numbers[i]) for i in (0, 2, 4)]
-    assert [completion.finish_reason for completion in aborted] == ["aborted"] * 3
+    assert [event.completion.finish_reason for event in aborted] == ["aborted"] * 3
     assert engine.abort(numbers[0]) is None and engine.abort(10**9) is None
     done = finish(engine)
     assert sorted(map(repr, done.values())) == sorted(map(repr, want))
     assert engine.metrics.finished["aborted"] == 3
+    assert_is_idle(engine)
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+@pytest.mark.parametrize("positions", [64, 4096])
+def test_requests_as_large_as_the_memory_or_the_models_positions_finish(make_model, drafts, positions):
+    engine = make_engine(make_model(make_mesh(), max_position_embeddings=positions), drafts, cache_tokens=72)
+    size = engine.max_length
+    assert size == min(positions, 72)
+    text = [30 + i for i in range(size)]
+    [completion] = engine.generate([text[:-1]], max_new_tokens=1)
+    assert len(completion.token_ids) == 1
+    [whole] = engine.score([text[:4]], [text[4:]])
+    [part] = engine.score([text[:4]], [text[4:-8]])
+    np.testing.assert_array_equal(whole[:-8], part)
+    assert_is_idle(engine)
+
+
+def test_a_long_prompt_can_be_taken_back_while_it_is_read(model):
+    engine = make_engine(model, prefill_chunk=8)
+    number = engine.submit([30 + i % 400 for i in range(1000)], max_new_tokens=8)
+    assert engine.step() == [] and 0 < engine.metrics.prefilled_tokens < 600
+    assert engine.abort(number).completion.token_ids == []
     assert_is_idle(engine)
 
 

@@ -46,6 +46,11 @@ class ScriptedEngine(Engine):
     def num_waiting(self):
         return len(self._waiting)
 
+    def check(self, prompts, max_new_tokens, sampling):
+        for number, prompt in enumerate(prompts):
+            if not prompt:
+                raise ValueError(f"prompt {number} has no tokens")
+
     def submit(self, prompt, **settings):
         if max(prompt, default=0) >= len(self.tokenizer):
             raise ValueError(f"the prompt holds token {max(prompt)}; give tokens below {len(self.tokenizer)}.")
@@ -71,7 +76,7 @@ class ScriptedEngine(Engine):
         if request is None:
             return None
         self.aborted.append(name)
-        return request.completion("aborted")
+        return Event(name, (), request.completion("aborted"))
 
 
 class _Request:

@@ -188,6 +188,8 @@ def test_a_key_is_asked_for_everywhere_but_at_health(scripted):
         (CHAT, {"content": b"x" * 10_001}, 413, "the body has more than 10000 bytes, which is the lim"),
         (CHAT, {"content": b"x", "headers": {"Content-Type": "text/plain"}}, 415, "the body is text/p"),
         (TEXT, {"json": {"model": "tiny", "prompt": ""}}, 400, "prompt: an empty prompt; give a te"),
+        (TEXT, {"json": {"model": "tiny", "prompt": ["a", ""]}}, 400, "prompt 1 has no tokens"),
+        (TEXT, {"json": {"model": "tiny", "prompt": [[1], [2, 491]]}}, 400, "prompt 1 has placeholders of im"),
         (TEXT, {"json": {"model": "tiny", "prompt": [5000]}}, 400, "the prompt holds token 5000; give"),
         (TEXT, {"json": {"model": "tiny", "prompt": "a", "echo": True}}, 400, "unknown field 'echo'; leave"),
         ("/v1/embeddings", {"json": {}}, 404, "POST /v1/embeddings: not found."),

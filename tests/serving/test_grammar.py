@@ -67,20 +67,23 @@ def test_a_thought_is_free_but_cannot_end_the_completion(vocabulary, tokenizer):
         assert set(allowed(grammar, vocabulary)) == everything and not grammar.finished
         grammar.accept(token)
     grammar.accept(tokenizer.token_id("</think>"))
-    assert {tokenizer.decode([token]) for token in allowed(grammar, vocabulary)} == {"{"}
+    assert {tokenizer.decode([token]) for token in allowed(grammar, vocabulary)} == {"{", "\n"}
     assert json.loads(tokenizer.decode(write(grammar, vocabulary, rng)))["kind"]
 
 
-def test_an_empty_line_may_stand_between_thought_and_answer(tmp_path):
-    tokenizer = Tokenizer.from_pretrained(build_tiny_tokenizer(["a\n\nb"] * 4, tmp_path, vocab_size=310))
-    [gap] = tokenizer.encode("\n\n")
+@pytest.mark.parametrize(("text", "num_tokens"), [("a\n\nb", 1), ("ab", 2)])
+def test_an_empty_line_may_stand_between_thought_and_answer(tmp_path, text, num_tokens):
+    tokenizer = Tokenizer.from_pretrained(build_tiny_tokenizer([text] * 4, tmp_path, vocab_size=310))
+    gap = tokenizer.encode("\n\n")
+    assert len(gap) == num_tokens
     vocabulary = Vocabulary(tokenizer, len(tokenizer))
     grammar = JsonGrammar(vocabulary, vocabulary.compile({"type": "object"}), tokenizer.encode("<think>\n"))
-    assert gap in allowed(grammar, vocabulary)
+    assert gap[0] in allowed(grammar, vocabulary)
     grammar.accept(tokenizer.token_id("</think>"))
-    assert gap in allowed(grammar, vocabulary)
-    grammar.accept(gap)
-    assert gap not in allowed(grammar, vocabulary)
+    for token in gap:
+        assert token in allowed(grammar, vocabulary)
+        grammar.accept(token)
+    assert gap[0] not in allowed(grammar, vocabulary)
     assert json.loads(tokenizer.decode(write(grammar, vocabulary, random.Random(0)))) is not None
 
 

@@ -121,13 +121,26 @@ def test_a_stop_string_ends_a_streamed_completion(client):
     assert "".join(chunk.choices[0].text for chunk in stream) == text[: text.index(stop)]
 
 
+@pytest.mark.parametrize("stop", ["\n\n", "\n\n\n\n\n\nx"])
+def test_a_stop_string_may_begin_with_the_white_space_that_a_completion_begins_with(client, stop):
+    bias = NO_SPECIALS | {str(ord("\n") + 188): 100, str(ord("x") - 33): 90}
+    settings = {"temperature": 0, "max_tokens": 12, "frequency_penalty": 2, "logit_bias": bias}
+    answer = client.completions.create(model="tiny", prompt="hello", **settings).choices[0]
+    assert answer.text == "\n\n\n\n\n\nxx\nx\n\n"
+    for stream in (False, True):
+        answer = client.completions.create(model="tiny", prompt="hello", stop=stop, stream=stream, **settings)
+        chunks = list(answer) if stream else [answer]
+        assert "".join(chunk.choices[0].text for chunk in chunks) == ""
+        assert chunks[-1].choices[0].finish_reason == "stop"
+
+
 class Pet(pydantic.BaseModel):
     kind: str = pydantic.Field(json_schema_extra={"enum": ["cat", "dog"]})
     legs: int = pydantic.Field(ge=0, le=8)
 
 
-@pytest.mark.parametrize("thinking", [False, True])
-def test_an_answer_fits_a_json_schema(client, thinking):
+@pytest.mark.parametrize(("thinking", "close"), [(False, "hard"), (True, "hard"), (True, "sentence")])
+def test_an_answer_fits_a_json_schema(client, thinking, close):
     answer = client.chat.completions.parse(
         model="tiny",
         messages=MESSAGES,
@@ -135,8 +148,10 @@ def test_an_answer_fits_a_json_schema(client, thinking):
         max_tokens=400,
         n=2,
         seed=1,
-        extra_body={"chat_template_kwargs": {"enable_thinking": thinking}, "thinking_budget": 6},
-    )
+        extra_body={
+            "chat_template_kwargs": {"enable_thinking": thinking}, "thinking_budget": 6, "budget_close": close,
+        },
+    )  # fmt: skip
     for choice in answer.choices:
         assert isinstance(choice.message.parsed, Pet) and choice.finish_reason == "stop"
         assert bool(choice.message.model_extra.get("reasoning_content")) == thinking

@@ -1,6 +1,7 @@
 """Bodies of requests: what they become, and the one clear line that a wrong one ends in."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -122,6 +123,36 @@ def test_a_wrong_body_ends_in_one_clear_line(name):
     assert error["param"] == param
     assert error["message"].startswith(message)
     assert len(error["message"]) < 300 and "\n" not in error["message"]
+
+
+MANY = 50_000
+HUGE = {
+    "prompt": ({"prompt": [0.5] * MANY}, "prompt.0: input should be a valid"),
+    "prompts": ({"prompt": [[5], [0.5] * MANY]}, "prompt.1.0: input should be a valid integer (given: 0.5)."),
+    "stop tokens": ({"stop_token_ids": ["a"] * MANY}, "stop_token_ids.0: input should be a valid integer"),
+    "biases": ({"logit_bias": {str(n): "a" for n in range(MANY)}}, "50,000 fields of the body are unknown or wrong"),
+    "fields": ({f"a{n}": 1 for n in range(MANY)}, "50,000 fields of the body are unknown or wrong; send fields of"),
+    "parts": (chat() | {"messages": [{"role": "user", "content": [1] * MANY}]}, "messages.0.content.0: input should"),
+    "calls": (
+        chat() | {"messages": [{"role": "assistant", "tool_calls": [1] * MANY}]}, "messages.0.tool_calls.0: input sh",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_body_that_is_wrong_all_over_takes_little_memory(name):
+    fields, message = HUGE[name]
+    kind, needed = (ChatRequest, chat()) if "messages" in fields else (CompletionRequest, {"model": "m", "prompt": "a"})
+    body = json.dumps(needed | fields).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestError) as raised:
+            read_request(kind, body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert str(raised.value).startswith(message)
+    assert peak < 5e6
 
 
 @pytest.mark.parametrize(
