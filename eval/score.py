@@ -25,14 +25,16 @@ from typing import Any
 from huggingface_hub.utils.logging import disable_propagation
 
 from eval.answers import extraction_of, questions_in, read_answers
-from eval.card import Size, stored_against_card
+from eval.card import Size, against_card, check_published
 from eval.config import JudgeConfig
 from eval.jobs import said_of
 from eval.judge import ask_judge, needs_judge, settings_of
+from eval.origin import recorded
 from eval.protocols import Mode, Protocol, ProtocolName
 from eval.report import write_report
 from eval.samples import (
     Reply,
+    Sample,
     SampleFile,
     SampleKey,
     check_directory,
@@ -46,6 +48,7 @@ from eval.summary import summarize, table
 from eval.tasks import digests_of_files, get_task
 from eval.tasks.base import Document, Loaded, Task
 from eval.tasks.data import Row
+from eval.version import code
 from qwen35_jax import gcs
 from qwen35_jax.command import one_line_errors, parse
 from qwen35_jax.hf.hub import find_file
@@ -106,27 +109,35 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     loaded = _load(config, task, rows)
     protocol = task.protocol(config.protocol)
     samples, missing = _samples(config, loaded, _read_replies(rows, config.opened), protocol)
-    mode: Mode = "thinking" if any(sample["thinking"] is not None for sample in samples) else "non_thinking"
+    of_run, of_task = recorded(responses, task.name)
+    mode = of_run.get("mode") or _mode(rows, samples)
+    results: dict[str, Any] = {
+        "responses": config.responses,
+        **of_run,
+        "mode": mode,
+        "protocol": config.protocol,
+        **settings_of(config.judge),
+        "code": code(),
+        "intervals": INTERVALS,
+    }
     summary = {
         "protocol": config.protocol,
         "source": protocol.source,
         "data": loaded.source,
         "data_sha256": loaded.digest,
+        **of_task,
         "cut_is_wrong": protocol.cut_is_wrong,
         "missing": missing,
     } | said_of(task, protocol) | summarize(
-        [light(sample) for sample in samples], headline=task.headline, macro=task.macro, thinking=mode == "thinking",
+        [light(sample) for sample in samples], headline=task.headline, macro=task.macro,
+        max_new_tokens=of_task.get("max_new_tokens"), thinking=mode == "thinking",
     )  # fmt: skip
     if config.size is not None:
-        summary["card"] = stored_against_card(summary, task.name, config.size, mode, config.protocol, missing=missing)
-    results: dict[str, Any] = {
-        "responses": config.responses,
-        "protocol": config.protocol,
-        **settings_of(config.judge),
-        "intervals": INTERVALS,
-        "tasks": {task.name: summary},
-        "seconds": {"total": time.monotonic() - started},
-    }
+        # Foreign text without a thought is taken for an answer without thinking.
+        meant: Mode = mode or "non_thinking"
+        check_published(task.name, config.size, meant)
+        summary["card"] = against_card(summary, task.name, results, config.size, meant)
+    results |= {"tasks": {task.name: summary}, "seconds": {"total": time.monotonic() - started}}
     if config.out is not None:
         digests: dict[str, Any] = {"data_sha256": loaded.digest, "responses_sha256": _digest(responses)}
         if own := digests_of_files([config.task]):
@@ -134,6 +145,14 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         file = _write(config, task.name, Path(config.out), digests, samples)
         write_report(Path(config.out), results, {task.name: file}, {task.name: loaded.documents})
     return results
+
+
+def _mode(rows: Sequence[Row], samples: Sequence[Sample]) -> Mode | None:
+    """Returns how responses were asked for, where they show it."""
+    if any(sample["thinking"] is not None for sample in samples):
+        return "thinking"
+    # Our rows say that there was no thought; others may have lost theirs.
+    return "non_thinking" if all("thinking" in row.fields for row in rows) else None
 
 
 def _samples(

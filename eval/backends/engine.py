@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from eval.config import EvalConfig
 from eval.samples import Reply
 from eval.tasks.base import Likelihood
 from eval.tasks.media import media_of
+from eval.version import code
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.source import ModelSource, load_model, load_tokenizer
 from qwen35_jax.inference.engine import Engine
@@ -67,7 +67,7 @@ class EngineBackend:
     def __init__(self, engine: Engine, source: ModelSource | None = None, processor: Processor | None = None):
         self.engine, self._tokenizer, self._processor = engine, engine.tokenizer, processor
         self.identity: dict[str, Any] = {
-            "package": version("qwen35_jax"),
+            "code": code(),
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
             "weights": None if source is None else weights_of(source),
