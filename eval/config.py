@@ -80,7 +80,7 @@ class EvalConfig:
     """By default the protocol's. The model card has two sets for texts, and two for images and videos: card_eval made
     its tables, card_recommended is advised to users."""
     limit: int | None = None
-    """Only the first so many documents of each task."""
+    """Only the first so many documents of each task, and all orders of the options of a question that has several."""
     split: str | None = None
     """The split that is scored, such as test where a task scores val by default."""
     data_dir: str | None = None

@@ -24,7 +24,7 @@ from typing import Any
 
 from huggingface_hub.utils.logging import disable_propagation
 
-from eval.answers import extraction_of, questions_in, read_answers
+from eval.answers import extraction_of, files_of, questions_in, read_answers
 from eval.card import Size, against_card, check_published
 from eval.config import JudgeConfig
 from eval.jobs import said_of
@@ -47,7 +47,7 @@ from eval.stats import INTERVALS
 from eval.summary import summarize, table
 from eval.tasks import digests_of_files, get_task
 from eval.tasks.base import Document, Loaded, Task
-from eval.tasks.data import Row
+from eval.tasks.data import Row, of_split
 from eval.version import code
 from qwen35_jax import gcs
 from qwen35_jax.command import one_line_errors, parse
@@ -105,7 +105,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     responses = Path(config.responses)
     if not responses.is_dir():
         responses = find_file(config.responses)
-    rows = read_answers(responses)
+    rows = _of_split(config, task, read_answers(responses))
     loaded = _load(config, task, rows)
     protocol = task.protocol(config.protocol)
     samples, missing = _samples(config, loaded, _read_replies(rows, config.opened), protocol)
@@ -183,6 +183,14 @@ def _samples(
     return samples, missing
 
 
+def _of_split(config: ScoreConfig, task: Task, rows: list[Row]) -> list[Row]:
+    """Returns the rows that answer the scored split: files of others hold several, and name them."""
+    split = config.split or task.data.splits[0]
+    if config.split is None and not any(row.fields.get("split") == split for row in rows):
+        return rows
+    return of_split(rows, task.data, split, Path(config.responses))
+
+
 def _load(config: ScoreConfig, task: Task, rows: list[Row]) -> Loaded:
     """Returns the documents that answers belong to: the task's, or those that the answers' own rows hold."""
     if not questions_in(rows, task.question_fields):
@@ -210,7 +218,7 @@ def _digest(responses: Path) -> str:
     """Returns the SHA-256 of a file, or what identifies the files of a folder."""
     if not responses.is_dir():
         return file_digest(responses)
-    return fingerprint(sorted(path for path in responses.rglob("*.json") if path.is_file()))
+    return fingerprint(files_of(responses))
 
 
 def _read_replies(rows: Sequence[Row], opened: bool) -> dict[SampleKey, Reply]:
