@@ -15,6 +15,9 @@ from qwen35_jax.sharding import MeshConfig
 
 Sampling = Literal["card_eval", "card_recommended", "greedy"]
 
+MOST_PATCHES = 131_072
+"""Patches that the images and videos of a question may have by default: some questions show several large images."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:

@@ -28,7 +28,7 @@ from qwen35_jax.planning.decode_report import DecodePlan, Work
 from qwen35_jax.planning.devices import Device, find_device
 from qwen35_jax.planning.flops import forward_flops_per_token
 from qwen35_jax.planning.hlo import Collective, read_costs
-from qwen35_jax.planning.seeing import chunk_vision, compile_tower, with_tower
+from qwen35_jax.planning.seeing import chunk_vision, compile_tower, tower_work, with_tower
 from qwen35_jax.sharding import AXES, MeshConfig, check_mesh, num_shards
 from qwen35_jax.state import PagedKeyValues
 
@@ -97,6 +97,12 @@ class Layout:
     def chunk(self, length: int, sent: tuple[Collective, ...] = ()) -> Work:
         """Returns what one device does for one chunk of a prompt of ``length`` tokens."""
         return prefill_work(self.config, self.engine, length, self.tensor, self.model_bytes(), sent)
+
+    def look(self, patches: int, frame_patches: int | None = None) -> Work:
+        """Returns what one device does for an image or a video, as ``tower_work`` counts it."""
+        assert self.config.vision is not None, "a layout without patches has no tower"
+        weights = bytes_per_device(nnx.state(self.model.vision))
+        return tower_work(self.config.vision, patches, weights, self.tensor, frame_patches=frame_patches)
 
 
 def lay_out(

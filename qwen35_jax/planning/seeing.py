@@ -72,21 +72,25 @@ def chunk_vision(model: Qwen35, engine: EngineSizes) -> ChunkVision:
     return ChunkVision(VisionFeatures(jnp.zeros(size, model.dtype), more), positions)
 
 
-def tower_work(config: VisionConfig, patches: int, weights: int, tensor: int = 1) -> Work:
-    """Counts what one device does for one image: products with weights, and attention of all patches to each other.
-
-    A video of as many patches takes less, since its patches attend to their own frame.
+def tower_work(
+    config: VisionConfig, patches: int, weights: int, tensor: int = 1, *, frame_patches: int | None = None
+) -> Work:
+    """Counts what one device does for one image or video: products with weights, and attention.
 
     Args:
       weights: bytes of the tower on a device.
       tensor: devices that share out each layer.
+      frame_patches: patches that attend to each other, those of a frame of a video; by default all, as in an image.
     """
     dim, joined = config.hidden_size, config.spatial_merge_size**2
     pixels = config.in_channels * config.temporal_patch_size * config.patch_size**2
     block = 4 * dim * dim + 2 * dim * config.intermediate_size
     merger = joined * dim * (joined * dim + config.out_hidden_size) / joined
     mergers = 1 + len(config.deepstack_visual_indexes)
-    per_patch = 2 * (pixels * dim + config.depth * block + mergers * merger) + config.depth * 4 * patches * dim
+    per_patch = (
+        2 * (pixels * dim + config.depth * block + mergers * merger)
+        + config.depth * 4 * (frame_patches or patches) * dim
+    )
     # Activations of a block are written and read a few times; a TPU is far from its memory's limit here.
     moved = config.depth * patches * 2 * (8 * dim + 2 * config.intermediate_size) * 2
     return Work(patches * per_patch / tensor, weights + moved / tensor)
