@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from eval.cells import is_sampling, share
-from eval.config import EvalConfig
 from eval.protocols import CARD_MAX_NEW_TOKENS, Mode, ProtocolName
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.presets import PRESETS, CardSampling, card_eval_sampling, card_sampling
@@ -56,20 +55,30 @@ def size_of(model: ModelConfig) -> str | None:
     return None
 
 
+def check_published(task: str, size: Size, mode: Mode) -> None:
+    """Raises ``ValueError`` if no figure of a task is published for a size and mode."""
+    if task not in PUBLISHED.get((size, mode), {}):
+        known = [f"{name} in mode {each}" for (name, each), figures in PUBLISHED.items() if task in figures]
+        raise ValueError(
+            f"--size {size}: no figure of {task} in mode {mode} is published; "
+            + (f"there are those of {', '.join(known)}." if known else "leave it out.")
+        )
+
+
 def against_card(
-    summary: Mapping[str, Any], task: str, config: EvalConfig, model: ModelConfig | None, *,
-    labels: Sequence[str] = (),
-) -> dict[str, Any] | None:  # fmt: skip
-    """Returns how the headline of a run's task stands to the figure of the model's card; None where it has none.
+    summary: Mapping[str, Any], task: str, results: Mapping[str, Any], size: str | None, mode: Mode
+) -> dict[str, Any] | None:
+    """Returns how the headline of a task stands to the figure of a model's card; None where it has none.
 
     A figure is met if it lies inside the 95 % interval, or within 2 points where there are more than 5,000 documents.
     The interval is that of drawing questions; what an unknown prompt adds is not in it, and the note says so. A result
     that was made in another way than the card's is not judged.
 
     Args:
-      summary: the task's figures, with ``sampling`` and ``max_new_tokens``.
-      model: whose card is meant; None for a server's model, of which nothing is known.
-      labels: what the backend marks its results with, such as a setting that it ignores.
+      summary: the task's figures; ``sampling`` and ``max_new_tokens`` where they are known, and ``missing``, how many
+        documents have no response.
+      results: how they came about, as results.json holds it.
+      size: whose card is meant; None for a model of which nothing is known.
 
     Returns:
       ``size``, the model's; ``published`` and ``difference`` (ours less the card's), as shares of 1; ``inside``,
@@ -77,55 +86,16 @@ def against_card(
       ``not_comparable``, the reasons; ``verdict``, all this in words; and ``note``, the verdict with what the card
       leaves open.
     """
-    size = None if model is None else size_of(model)
-    if size is None or task not in PUBLISHED.get((size, config.mode), {}):
+    if size is None or task not in PUBLISHED.get((size, mode), {}):
         return None
-    modality = summary.get("modality", "text")
-    own, recommended = card_eval_sampling(config.mode, modality), card_sampling(PRESETS[size], config.mode, modality)
-    caveat = ""
-    if not is_sampling(summary["sampling"], own) and is_sampling(summary["sampling"], recommended):
-        caveat = ", sampled as the card recommends and not as its table says"
-    caveat += ". A size is known by its shape: only the published weights can meet its card."
-    reasons = _reasons(summary, config, (own, recommended), labels)
-    return _judged(summary, task, size, config.mode, reasons, _unsaid(task, config.protocol) + caveat)
-
-
-def stored_against_card(
-    summary: Mapping[str, Any], task: str, size: Size, mode: Mode, protocol: ProtocolName, *, missing: int = 0
-) -> dict[str, Any]:
-    """Returns the same of stored responses, of which nobody knows how they were sampled and how long they might be.
-
-    Args:
-      size: the model's, as the user says.
-      missing: how many documents have no response.
-
-    Raises:
-      ValueError: no figure is published for this task, size and mode.
-    """
-    if task not in PUBLISHED.get((size, mode), {}):
-        known = [f"{name} in mode {each}" for (name, each), figures in PUBLISHED.items() if task in figures]
-        raise ValueError(
-            f"--size {size}: no figure of {task} in mode {mode} is published; "
-            + (f"there are those of {', '.join(known)}." if known else "leave it out.")
-        )
-    reasons = [f"{missing:,} documents have no response"] if missing else []
-    caveat = ". How the responses were sampled, and how long they might be, is not recorded."
-    return _judged(summary, task, size, mode, reasons, _unsaid(task, protocol) + caveat)
-
-
-def headline_of(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the estimate that is compared with published figures."""
-    return summary["macro"] if summary.get("headline_macro") else summary["metrics"][summary["headline"]]
-
-
-def _judged(
-    summary: Mapping[str, Any], task: str, size: str, mode: Mode, reasons: Sequence[str], caveat: str
-) -> dict[str, Any]:
     published = PUBLISHED[size, mode][task] / 100
     metric = headline_of(summary)
     difference = metric["value"] - published
     inside = metric["low"] <= published <= metric["high"]
     met = inside or (metric["n"] > _MANY and abs(difference) <= _NEAR)
+    modality = summary.get("modality", "text")
+    samplings = card_eval_sampling(mode, modality), card_sampling(PRESETS[size], mode, modality)
+    reasons = _reasons(summary, results, samplings, CARD_MAX_NEW_TOKENS[mode])
     verdict = f"not comparable ({'; '.join(reasons)})" if reasons else _verdict(summary, inside, met)
     return {
         "size": size.upper(),
@@ -133,10 +103,15 @@ def _judged(
         "difference": difference,
         "inside": None if reasons else inside,
         "met": None if reasons else met,
-        "not_comparable": [*reasons],
+        "not_comparable": reasons,
         "verdict": verdict,
-        "note": f"{verdict}. {caveat}",
+        "note": f"{verdict}. {_unsaid(task, results['protocol'])}{_caveat(summary, *samplings)}",
     }
+
+
+def headline_of(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the estimate that is compared with published figures."""
+    return summary["macro"] if summary.get("headline_macro") else summary["metrics"][summary["headline"]]
 
 
 def _verdict(summary: Mapping[str, Any], inside: bool, met: bool) -> str:
@@ -150,29 +125,42 @@ def _verdict(summary: Mapping[str, Any], inside: bool, met: bool) -> str:
 
 
 def _reasons(
-    summary: Mapping[str, Any], config: EvalConfig, samplings: Sequence[CardSampling], labels: Sequence[str]
+    summary: Mapping[str, Any], results: Mapping[str, Any], samplings: Sequence[CardSampling], allowed: int
 ) -> list[str]:
     """Returns why a result says nothing about the card's figure."""
+    sampling, limit, cut = summary.get("sampling"), summary.get("max_new_tokens"), summary["cut"]
+    style, documents, budget = (results.get(name) for name in ("style", "limit", "thinking_budget"))
     reasons = []
-    if config.style != "chat":
-        reasons.append(f"style {config.style}; the card's models chat")
-    if config.model.adapter:
+    if style not in (None, "chat"):
+        reasons.append(f"style {style}; the card's models chat")
+    if results.get("adapter"):
         reasons.append("an adapter is applied")
-    if config.limit is not None:
-        reasons.append(f"only the first {config.limit:,} documents")
-    if config.thinking_budget is not None:
-        reasons.append(f"thinking budget of {config.thinking_budget:,} tokens")
-    if config.detect_loops:
+    if documents is not None:
+        reasons.append(f"only the first {documents:,} documents")
+    elif summary.get("missing"):
+        reasons.append(f"{summary['missing']:,} documents have no response")
+    if budget is not None:
+        reasons.append(f"thinking budget of {budget:,} tokens")
+    if sampling is not None and sampling.get("detect_loops"):
         reasons.append("responses that repeat themselves are ended early")
-    if not any(is_sampling(summary["sampling"], each) for each in samplings):
+    if sampling is not None and not any(is_sampling(sampling, each) for each in samplings):
         reasons.append("another sampling than the card's")
-    allowed = CARD_MAX_NEW_TOKENS[config.mode]
-    if summary["max_new_tokens"] < allowed and summary["cut"]["count"]:
+    if limit is not None and limit < allowed and cut["count"]:
         reasons.append(
-            f"{share(summary['cut']['value'])} of the responses were cut off at {summary['max_new_tokens']:,} tokens, "
-            f"where the card allows {allowed:,}"
+            f"{share(cut['value'])} of the responses were cut off at {limit:,} tokens, where the card allows "
+            f"{allowed:,}"
         )
-    return [*reasons, *labels]
+    return [*reasons, *(results.get("labels") or ())]
+
+
+def _caveat(summary: Mapping[str, Any], own: CardSampling, recommended: CardSampling) -> str:
+    """Returns what is to be said of how the responses were drawn, and of the weights."""
+    sampling = summary.get("sampling")
+    if sampling is None:
+        return ". How the responses were sampled, and how long they might be, is not recorded."
+    as_recommended = not is_sampling(sampling, own) and is_sampling(sampling, recommended)
+    how = ", sampled as the card recommends and not as its table says" if as_recommended else ""
+    return f"{how}. Only the published weights of that size can meet its card."
 
 
 def _unsaid(task: str, protocol: ProtocolName) -> str:

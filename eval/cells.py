@@ -44,7 +44,7 @@ def first_of_data(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str
     """Returns what to add to a number of documents that a limit chose; nothing where no limit did."""
     limit = results.get("limit")
     # A limit that the data do not reach leaves nothing out.
-    return f", the first {limit:,} of the data" if limit is not None and summary["n"] == limit else ""
+    return f", the first {summary['n']:,} of the data" if limit is not None and summary["n"] >= limit else ""
 
 
 def sampling_name(sampling: Mapping[str, Any], mode: str | None, modality: Modality = "text") -> str:

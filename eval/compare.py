@@ -58,7 +58,7 @@ def compare(directory_a: str, directory_b: str, *, noise: Sequence[str] = (), co
 
 
 def _about(run: Run) -> dict[str, Any]:
-    names = ("model", "adapter", "mode", "protocol", "style", "seed", "repeats", "thinking_budget", "labels")
+    names = ("model", "adapter", "mode", "protocol", "style", "seed", "repeats", "thinking_budget", "labels", "code")
     return {"directory": run.directory} | {name: run.get(name) for name in names}
 
 

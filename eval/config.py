@@ -15,6 +15,9 @@ from qwen35_jax.sharding import MeshConfig
 
 Sampling = Literal["card_eval", "card_recommended", "greedy"]
 
+MOST_PATCHES = 131_072
+"""Patches that the images and videos of a question may have by default: some questions show several large images."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
@@ -80,7 +83,7 @@ class EvalConfig:
     """By default the protocol's. The model card has two sets for texts, and two for images and videos: card_eval made
     its tables, card_recommended is advised to users."""
     limit: int | None = None
-    """Only the first so many documents of each task."""
+    """Only the first so many documents of each task, and all orders of the options of a question that has several."""
     split: str | None = None
     """The split that is scored, such as test where a task scores val by default."""
     data_dir: str | None = None

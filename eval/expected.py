@@ -39,7 +39,11 @@ DOCUMENTS: dict[str, dict[str, int]] = {
 
 # Tokens of a solved example with its question and of a question alone: a paragraph each.
 _QUESTION, _FIVE_SHOTS = 150, 1_800
-_SHOWN = {"image": 1_000, "video": 9_408}
+PATCHES_OF_TOKEN = 4
+"""Patches of an image or a video that become one token of the prompt."""
+_SHOWN = {"image": 4_000, "video": 37_632}
+# Of two frames, which share their patches: Qwen's code shows 512 frames of a long video.
+_FRAME_PATCHES = {"image": None, "video": 147}
 ANSWER_TOKENS = 700
 """Tokens of an answer without its thought: a page of text."""
 
@@ -70,14 +74,26 @@ def expected_documents(task: str, split: str | None) -> Expected | None:
     return Expected(splits[name], f"split {name} of the published data") if name in splits else None
 
 
-def expected_prompt(protocol: ProtocolName, shots: int, modality: Modality = "text") -> Expected:
-    """Returns the tokens of a prompt."""
-    if modality != "text":
-        shown = {"image": "an image of a megapixel", "video": "19,267,584 pixels of frames, a token for 2,048"}
-        return Expected(
-            _SHOWN[modality] + _QUESTION,
-            f"assumption: a question and {shown[modality]}; the tower's work is not counted",
-        )
+def expected_patches(modality: Modality) -> Expected | None:
+    """Returns the patches of what a question shows; None for text."""
+    shown = {"image": "an image of a megapixel", "video": "19,267,584 pixels of 512 frames, two of which share patches"}
+    return Expected(_SHOWN[modality], f"assumption: {shown[modality]}") if modality in shown else None
+
+
+def frame_patches(modality: Modality) -> int | None:
+    """Returns how many patches attend to each other; None for an image, where all do."""
+    return _FRAME_PATCHES.get(modality)
+
+
+def expected_prompt(protocol: ProtocolName, shots: int, patches: Expected | None = None) -> Expected:
+    """Returns the tokens of a prompt.
+
+    Args:
+      patches: of what the question shows.
+    """
+    if patches is not None:
+        shown = patches.value // PATCHES_OF_TOKEN
+        return Expected(shown + _QUESTION, f"{shown:,} of what is shown, and an assumed question of {_QUESTION}")
     shown = f" with {shots} solved examples" if shots else ""
     return Expected(_FIVE_SHOTS * shots // 5 + _QUESTION, f"assumption: a question{shown}, protocol {protocol}")
 

@@ -110,8 +110,8 @@ def _check_style(config: EvalConfig, task: Task, documents: Sequence[Document]) 
         return
     others = []
     for name in task.protocols:
-        (document,) = task.load(name, config.data_dir, 1, config.split, asked=False).documents
-        if _can_be_asked(document, config.style):
+        first, *_ = task.load(name, config.data_dir, 1, config.split, asked=False).documents
+        if _can_be_asked(first, config.style):
             others.append(f"--protocol {name}")
     raise ValueError(
         f"task {task.name} has no prompt of style {config.style} under protocol {config.protocol}; give "

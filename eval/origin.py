@@ -1,4 +1,4 @@
-"""How the results of a run came about: its settings, and what wrote the samples."""
+"""How results came about: their settings, what wrote the samples, and which code scored them."""
 
 import json
 from collections.abc import Collection
@@ -8,7 +8,15 @@ from typing import Any
 from eval.backends.base import Backend
 from eval.config import EvalConfig
 from eval.judge import settings_of
+from eval.samples import samples_path
 from eval.stats import INTERVALS
+from eval.version import code
+
+# What samples that are scored again still owe to the run that wrote them: of the run, and of a task.
+_OF_RUN = (
+    "model", "adapter", "mode", "style", "limit", "split", "repeats", "seed", "thinking_budget", "labels", "engines",
+)  # fmt: skip
+_OF_TASK = ("sampling", "max_new_tokens")
 
 
 def describe(config: EvalConfig, out: Path, backend: Backend | None, engines: Collection[str | None]) -> dict[str, Any]:
@@ -19,8 +27,7 @@ def describe(config: EvalConfig, out: Path, backend: Backend | None, engines: Co
       backend: what wrote the last samples; None if all were there already.
       engines: the fingerprints that the samples bear.
     """
-    path = out / "results.json"
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    stored = _results_in(out)
     known = stored.get("engines", {}) | ({} if backend is None else {backend.fingerprint: backend.identity})
     return {
         "model": config.model.path if config.server.url is None else config.server.model or config.server.url,
@@ -37,6 +44,29 @@ def describe(config: EvalConfig, out: Path, backend: Backend | None, engines: Co
         "labels": stored.get("labels", []) if backend is None else list(backend.labels),
         # None: a run that was broken off used this one, and nothing is known of it.
         "engines": {name: known.get(name) for name in sorted(engine for engine in engines if engine is not None)},
+        "code": code(),
         "intervals": INTERVALS,
         "tasks": {},
     }
+
+
+def recorded(responses: Path, task: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what the run that wrote stored responses recorded of itself, and of a task.
+
+    Args:
+      responses: ``OUT/samples/TASK.jsonl`` of a finished run; of any other file nothing is known.
+    """
+    out = responses.parent.parent
+    if responses != samples_path(out, task) or not (out / "config.json").is_file():
+        return {}, {}
+    stored = _results_in(out)
+    summary = stored.get("tasks", {}).get(task)
+    if summary is None:
+        return {}, {}
+    of_run = {name: stored[name] for name in _OF_RUN if name in stored}
+    return of_run, {name: summary[name] for name in _OF_TASK if name in summary}
+
+
+def _results_in(out: Path) -> dict[str, Any]:
+    path = out / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -7,25 +7,39 @@ compiled. CONFIG.py and its overrides are those of ``eval.run``.
 """
 
 import dataclasses
+import io
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from PIL import Image
 
-from eval.config import EvalConfig, max_new_tokens_of
-from eval.expected import ANSWER_TOKENS, Expected, expected_documents, expected_prompt, expected_response
+from eval.config import MOST_PATCHES, EvalConfig, max_new_tokens_of
+from eval.expected import (
+    ANSWER_TOKENS,
+    Expected,
+    expected_documents,
+    expected_patches,
+    expected_prompt,
+    expected_response,
+    frame_patches,
+)
 from eval.plan_report import Load, Plans, TaskPlan, to_json, to_text
 from eval.protocols import Mode
 from eval.tasks import get_task
 from eval.tasks.base import Document, Task
+from eval.tasks.media import media_of
 from qwen35_jax import gcs
 from qwen35_jax.command import config_from_command_line, one_line_errors, parse
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.planning.decode import Layout, Workload, lay_out
 from qwen35_jax.planning.published import find_config
 from qwen35_jax.presets import PRESETS
+from qwen35_jax.processing.image import smart_resize
+from qwen35_jax.processing.settings import ImageSettings
 from qwen35_jax.processing.tokenizer import TOKENIZER_FILES, Tokenizer
 from qwen35_jax.sharding import GENERATION_AXES
 from qwen35_jax.storage import write_json
@@ -90,17 +104,21 @@ def load_of(config: PlanConfig, task: Task, model: ModelConfig, mode: Mode) -> L
     limit = max_new_tokens_of(run, protocol)
     size = next((name for name, preset in PRESETS.items() if preset.text == model.text), None)
     documents = expected_documents(task.name, run.split)
-    prompt = expected_prompt(run.protocol, protocol.shots, protocol.modality)
+    if run.limit is not None and documents is not None and run.limit < documents.value:
+        documents = Expected(run.limit, f"--limit {run.limit} of {documents.value:,}")
+    patches = expected_patches(protocol.modality)
+    measured = None
     if run.data_dir is not None:
         loaded = task.load(run.protocol, run.data_dir, run.limit, run.split)
         documents = Expected(len(loaded.documents), f"counted in {loaded.source}")
-        if protocol.modality == "text":
-            prompt = _measured_prompt(run, loaded.documents) or prompt
+        if protocol.modality == "image":
+            patches = _measured_patches(loaded.documents)
+        elif protocol.modality == "text":
+            measured = _measured_prompt(run, loaded.documents)
+    prompt = measured or expected_prompt(run.protocol, protocol.shots, patches)
     if documents is None:
         split = "" if run.split is None else f" in split {run.split}"
         raise ValueError(f"how many documents {task.name} has{split} is not known; give --data-dir.")
-    if run.limit is not None and run.limit < documents.value:
-        documents = Expected(run.limit, f"--limit {run.limit} of {documents.value:,}")
     response = expected_response(task.name, mode, run.style, size, limit)
     if run.thinking_budget is not None and (longest := run.thinking_budget + ANSWER_TOKENS) < response.value:
         response = Expected(longest, f"a thinking budget of {run.thinking_budget:,} and an answer")
@@ -108,7 +126,9 @@ def load_of(config: PlanConfig, task: Task, model: ModelConfig, mode: Mode) -> L
         response = Expected(min(config.mean_tokens, limit), "--mean-tokens")
     if config.prompt_tokens is not None:
         prompt = Expected(config.prompt_tokens, "--prompt-tokens")
-    return Load(task.name, mode, documents, run.repeats, prompt, response, limit)
+    return Load(
+        task.name, mode, documents, run.repeats, prompt, response, limit, patches, frame_patches(protocol.modality)
+    )
 
 
 def _measured_prompt(run: EvalConfig, documents: Sequence[Document]) -> Expected | None:
@@ -125,6 +145,29 @@ def _measured_prompt(run: EvalConfig, documents: Sequence[Document]) -> Expected
     return Expected(-(-sum(lengths) // len(lengths)), "counted in the prompts")
 
 
+def _measured_patches(documents: Sequence[Document]) -> Expected:
+    """Returns the mean patches of the images of a question, in the sizes in which the model sees them.
+
+    Raises:
+      ValueError: an image cannot be read.
+    """
+    total = 0
+    for document in documents:
+        for part in media_of(document.messages):
+            image = part["image"]
+            try:
+                with Image.open(io.BytesIO(image.read())) as opened:
+                    width, height = opened.size
+            except OSError as err:
+                raise ValueError(f"{image.where}: its image cannot be read: {err}.") from err
+            settings = ImageSettings().limited(part)
+            size = smart_resize(
+                height, width, factor=settings.factor, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
+            )
+            total += math.prod(size) // settings.patch_size**2
+    return Expected(-(-total // len(documents)), "counted in the images")
+
+
 def make_plans(config: PlanConfig) -> Plans:
     """Returns the plan of each task by topology and mode; the tasks of one list are written together.
 
@@ -134,13 +177,17 @@ def make_plans(config: PlanConfig) -> Plans:
     run = config.run
     tasks = [get_task(name) for name in run.tasks]
     model = find_config(run.model.path)
+    shows = [task.name for task in tasks if task.protocol(run.protocol).modality != "text"]
+    if shows and model.vision is None:
+        raise ValueError(f"{run.model.path} has no vision tower, which {', '.join(shows)} need; leave these tasks out.")
+    patches = (run.most_patches or MOST_PATCHES) if shows else 0
     plans = {}
     for mode in config.modes or (run.mode,):
         own = config if mode == run.mode else _in_mode(config, mode)
         loads = [load_of(own, task, model, mode) for task in tasks]
         longest = max(load.prompt.value + load.limit for load in loads)
         for topology in config.topology:
-            workload = Workload(length=longest, slots=None, speculative_tokens=run.speculative_tokens)
+            workload = Workload(longest, speculative_tokens=run.speculative_tokens, patches=patches)
             layout = _with_slots(model, topology, workload, run)
             engine = layout.engine
             room = engine.cache_tokens // engine.shards

@@ -18,6 +18,8 @@ class Load:
     Attributes:
       prompt, response: mean tokens.
       limit: longest response in tokens.
+      patches: mean of what a question shows; None for text.
+      frame_patches: how many of them attend to each other; None where all do.
     """
 
     task: str
@@ -27,6 +29,8 @@ class Load:
     prompt: Expected
     response: Expected
     limit: int
+    patches: Expected | None = None
+    frame_patches: int | None = None
 
     @property
     def responses(self) -> int:
@@ -127,6 +131,20 @@ class TaskPlan:
         return self.load.responses * self.chunks * self.chunk_seconds / self.layout.engine.shards
 
     @property
+    def look_seconds(self) -> float:
+        """Time of the tower for one question in each data shard; 0 for text."""
+        if self.load.patches is None:
+            return 0.0
+        patches = self.load.patches.value
+        work = self.layout.look(patches, self.load.frame_patches or patches)
+        return work.roofline(self.layout.device) / self.share
+
+    @property
+    def see_seconds(self) -> float:
+        """Time in which the tower reads all questions, each once."""
+        return self.load.documents.value * self.look_seconds / self.layout.engine.shards
+
+    @property
     def tail_seconds(self) -> float:
         """Time of the longest response, if it begins when all others are finished."""
         return self.load.limit * self.last_step_seconds
@@ -134,7 +152,7 @@ class TaskPlan:
     @property
     def hours(self) -> Range:
         """Without and with the tail."""
-        least = (self.write_seconds + self.read_seconds) / 3600
+        least = (self.write_seconds + self.read_seconds + self.see_seconds) / 3600
         return Range(least, least + self.tail_seconds / 3600)
 
     def to_json(self) -> dict[str, Any]:
@@ -142,12 +160,13 @@ class TaskPlan:
         load = self.load
         names = (
             "held", "writing", "bound", "step_seconds", "last_step_seconds", "rate", "write_seconds", "chunks",
-            "chunk_seconds", "read_seconds", "tail_seconds",
+            "chunk_seconds", "read_seconds", "look_seconds", "see_seconds", "tail_seconds",
         )  # fmt: skip
         return {
             "task": load.task,
             "mode": load.mode,
             **{name: getattr(load, name)._asdict() for name in ("documents", "prompt", "response")},
+            "patches": None if load.patches is None else load.patches._asdict(),
             **{name: getattr(load, name) for name in ("repeats", "responses", "tokens", "limit")},
             **{name: getattr(self, name) for name in names},
             "step_bytes": self.step.bytes,
@@ -173,8 +192,8 @@ def to_text(plans: Plans, price: float | None) -> str:
     if any(size > 1 for own in plans.values() for axis, size in own[0].layout.mesh.items() if axis != "data"):
         lines.append("What chips of one model send each other is left out: `qwen35 plan` compiles, and counts it.")
     lines.append(
-        "All hours are the least possible: peak rates of data sheets, nothing measured on a TPU, without starting and "
-        "compiling."
+        "All hours are the least possible: peak rates of data sheets, nothing measured on a TPU, without starting, "
+        "compiling, and opening images and videos."
     )
     return "\n".join(lines)
 
@@ -198,6 +217,12 @@ def _lines(plan: TaskPlan) -> Iterator[str]:
         f"reading: {load.responses:,} x {plan.chunks} chunks x {plan.chunk_seconds * 1e3:.2f} ms / "
         f"{layout.engine.shards} at a time = {_hours(plan.read_seconds)}"
     )
+    if load.patches is not None:
+        yield f"patches a question: {load.patches.value:,} ({load.patches.source})"
+        yield (
+            f"seeing: {load.documents.value:,} x {plan.look_seconds * 1e3:.2f} ms of the tower / "
+            f"{layout.engine.shards} at a time = {_hours(plan.see_seconds)}"
+        )
     yield (
         f"tail: {load.limit:,} x {plan.last_step_seconds * 1e3:.2f} ms = {_hours(plan.tail_seconds)} more, if the "
         "longest response begins when the others are finished"

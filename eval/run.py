@@ -18,7 +18,7 @@ import jax
 from eval.backends.base import Backend, Request
 from eval.backends.engine import EngineBackend, check_mtp_head, load_engine, template_of
 from eval.backends.server import ServerBackend
-from eval.card import against_card
+from eval.card import against_card, size_of
 from eval.config import EvalConfig
 from eval.jobs import Job, Missing, missing_of, prepare, said_of, tasks_of
 from eval.judge import ask_judge, needs_judge
@@ -85,10 +85,10 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
         _judge(config, jobs, team)
     engines = {sample.get("engine") for job in jobs for sample in job.file.finished.values()}
     results = describe(config, out, backend, engines)
-    labels = results["labels"]
     model = _model_config(config, engine)
+    size = None if model is None else size_of(model)
     for job in jobs:
-        results["tasks"][job.task.name] = _summary(config, job, model, labels, team)
+        results["tasks"][job.task.name] = _summary(config, job, results, size, team)
         if config.mtp_acceptance and isinstance(backend, EngineBackend):
             acceptance = _mtp_acceptance(backend.engine, job, team)
             results["tasks"][job.task.name]["metrics"]["mtp_acceptance"] = acceptance
@@ -188,10 +188,13 @@ def _judge(config: EvalConfig, jobs: Sequence[Job], team: Team) -> None:
             job.file.sort(job.keys)
 
 
-def _summary(
-    config: EvalConfig, job: Job, model: ModelConfig | None, labels: Sequence[str], team: Team
-) -> dict[str, Any]:
-    """Returns the summary of a task, the same in every process."""
+def _summary(config: EvalConfig, job: Job, results: dict[str, Any], size: str | None, team: Team) -> dict[str, Any]:
+    """Returns the summary of a task, the same in every process.
+
+    Args:
+      results: how the samples came about.
+      size: the published one that the model has.
+    """
     if not team.is_first:
         return team.gather(None)[0]
     samples = [job.file.finished[key] for key in job.keys]
@@ -208,7 +211,7 @@ def _summary(
         samples, headline=job.task.headline, macro=job.task.macro, max_new_tokens=job.max_new_tokens,
         thinking=config.mode == "thinking",
     )  # fmt: skip
-    card = against_card(summary, job.task.name, config, model, labels=labels)
+    card = against_card(summary, job.task.name, results, size, config.mode)
     return team.gather(summary if card is None else summary | {"card": card})[0]
 
 

@@ -85,21 +85,21 @@ def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: in
       ValueError: the document's score is no ``Verdict``.
     """
     judge, extraction = (None, None) if document.judging is None else (reply.judge, reply.extraction)
-    if extraction is not None and document.judging is not None:
-        verdict = document.judging.score(extraction)
-    else:
-        verdict = document.score(reply.response)
-    if not isinstance(verdict, Verdict):
-        raise ValueError(
-            f"the score of document {document.id!r} returned {type_of(verdict)}; return a Verdict of eval.tasks.base."
-        )
+    by_rule = document.score(reply.response)
+    is_read = extraction is not None and document.judging is not None
+    verdict = document.judging.score(extraction) if is_read else by_rule
+    for each in (by_rule, verdict):
+        if not isinstance(each, Verdict):
+            raise ValueError(
+                f"the score of document {document.id!r} returned {type_of(each)}; return a Verdict of eval.tasks.base."
+            )
     outcome = outcome_of(verdict, reply)
     lost = outcome == "error" or (outcome in CUT and protocol.cut_is_wrong)
-    metrics = {name: [0.0 if lost else float(value) for value in trials] for name, trials in verdict.metrics.items()}
     optional = {
         "circle": None if document.circle is None else list(document.circle),
         "judge": judge,
         "extraction": extraction,
+        "by_rule": _values(by_rule, lost=lost) if is_read else None,
     }
     return {
         "id": document.id,
@@ -109,10 +109,9 @@ def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: in
         "thinking": reply.thinking,
         "prediction": verdict.prediction,
         "target": document.target,
-        "correct": verdict.correct and not lost,
         "outcome": outcome,
         "finish_reason": reply.finish_reason,
-        "metrics": metrics,
+        **_values(verdict, lost=lost),
         "prompt_ids": reply.prompt_ids,
         "token_ids": reply.token_ids,
         "num_tokens": reply.num_tokens if reply.token_ids is None else len(reply.token_ids),
@@ -123,6 +122,12 @@ def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: in
         "engine": reply.engine,
         "template": reply.template,
     } | {name: value for name, value in optional.items() if value is not None}
+
+
+def _values(verdict: Verdict, *, lost: bool) -> dict[str, Any]:
+    """Returns what a verdict gives a sample: whether it is right, and its metrics; a lost one has nothing."""
+    metrics = {name: [0.0 if lost else float(value) for value in trials] for name, trials in verdict.metrics.items()}
+    return {"correct": verdict.correct and not lost, "metrics": metrics}
 
 
 def sample_key(sample: Sample) -> SampleKey:

@@ -24,15 +24,17 @@ from typing import Any
 
 from huggingface_hub.utils.logging import disable_propagation
 
-from eval.answers import extraction_of, questions_in, read_answers
-from eval.card import Size, stored_against_card
+from eval.answers import extraction_of, files_of, questions_in, read_answers
+from eval.card import Size, against_card, check_published
 from eval.config import JudgeConfig
 from eval.jobs import said_of
 from eval.judge import ask_judge, needs_judge, settings_of
+from eval.origin import recorded
 from eval.protocols import Mode, Protocol, ProtocolName
 from eval.report import write_report
 from eval.samples import (
     Reply,
+    Sample,
     SampleFile,
     SampleKey,
     check_directory,
@@ -45,7 +47,8 @@ from eval.stats import INTERVALS
 from eval.summary import summarize, table
 from eval.tasks import digests_of_files, get_task
 from eval.tasks.base import Document, Loaded, Task
-from eval.tasks.data import Row
+from eval.tasks.data import Row, of_split
+from eval.version import code
 from qwen35_jax import gcs
 from qwen35_jax.command import one_line_errors, parse
 from qwen35_jax.hf.hub import find_file
@@ -102,31 +105,39 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     responses = Path(config.responses)
     if not responses.is_dir():
         responses = find_file(config.responses)
-    rows = read_answers(responses)
+    rows = _of_split(config, task, read_answers(responses))
     loaded = _load(config, task, rows)
     protocol = task.protocol(config.protocol)
     samples, missing = _samples(config, loaded, _read_replies(rows, config.opened), protocol)
-    mode: Mode = "thinking" if any(sample["thinking"] is not None for sample in samples) else "non_thinking"
+    of_run, of_task = recorded(responses, task.name)
+    mode = of_run.get("mode") or _mode(rows, samples)
+    results: dict[str, Any] = {
+        "responses": config.responses,
+        **of_run,
+        "mode": mode,
+        "protocol": config.protocol,
+        **settings_of(config.judge),
+        "code": code(),
+        "intervals": INTERVALS,
+    }
     summary = {
         "protocol": config.protocol,
         "source": protocol.source,
         "data": loaded.source,
         "data_sha256": loaded.digest,
+        **of_task,
         "cut_is_wrong": protocol.cut_is_wrong,
         "missing": missing,
     } | said_of(task, protocol) | summarize(
-        [light(sample) for sample in samples], headline=task.headline, macro=task.macro, thinking=mode == "thinking",
+        [light(sample) for sample in samples], headline=task.headline, macro=task.macro,
+        max_new_tokens=of_task.get("max_new_tokens"), thinking=mode == "thinking",
     )  # fmt: skip
     if config.size is not None:
-        summary["card"] = stored_against_card(summary, task.name, config.size, mode, config.protocol, missing=missing)
-    results: dict[str, Any] = {
-        "responses": config.responses,
-        "protocol": config.protocol,
-        **settings_of(config.judge),
-        "intervals": INTERVALS,
-        "tasks": {task.name: summary},
-        "seconds": {"total": time.monotonic() - started},
-    }
+        # Foreign text without a thought is taken for an answer without thinking.
+        meant: Mode = mode or "non_thinking"
+        check_published(task.name, config.size, meant)
+        summary["card"] = against_card(summary, task.name, results, config.size, meant)
+    results |= {"tasks": {task.name: summary}, "seconds": {"total": time.monotonic() - started}}
     if config.out is not None:
         digests: dict[str, Any] = {"data_sha256": loaded.digest, "responses_sha256": _digest(responses)}
         if own := digests_of_files([config.task]):
@@ -134,6 +145,14 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         file = _write(config, task.name, Path(config.out), digests, samples)
         write_report(Path(config.out), results, {task.name: file}, {task.name: loaded.documents})
     return results
+
+
+def _mode(rows: Sequence[Row], samples: Sequence[Sample]) -> Mode | None:
+    """Returns how responses were asked for, where they show it."""
+    if any(sample["thinking"] is not None for sample in samples):
+        return "thinking"
+    # Our rows say that there was no thought; others may have lost theirs.
+    return "non_thinking" if all("thinking" in row.fields for row in rows) else None
 
 
 def _samples(
@@ -164,6 +183,14 @@ def _samples(
     return samples, missing
 
 
+def _of_split(config: ScoreConfig, task: Task, rows: list[Row]) -> list[Row]:
+    """Returns the rows that answer the scored split: files of others hold several, and name them."""
+    split = config.split or task.data.splits[0]
+    if config.split is None and not any(row.fields.get("split") == split for row in rows):
+        return rows
+    return of_split(rows, task.data, split, Path(config.responses))
+
+
 def _load(config: ScoreConfig, task: Task, rows: list[Row]) -> Loaded:
     """Returns the documents that answers belong to: the task's, or those that the answers' own rows hold."""
     if not questions_in(rows, task.question_fields):
@@ -191,7 +218,7 @@ def _digest(responses: Path) -> str:
     """Returns the SHA-256 of a file, or what identifies the files of a folder."""
     if not responses.is_dir():
         return file_digest(responses)
-    return fingerprint(sorted(path for path in responses.rglob("*.json") if path.is_file()))
+    return fingerprint(files_of(responses))
 
 
 def _read_replies(rows: Sequence[Row], opened: bool) -> dict[SampleKey, Reply]:

@@ -29,7 +29,7 @@ def summarize(
       draw. The intervals of ``metrics`` are for other questions of the same subjects, as published figures are
       compared; use the clustered one where the documents of a group share a text or a picture.
     - ``macro``: the mean over subjects.
-    - ``judge``: how many responses a judge was asked about and has read, by its name, and the value without it.
+    - ``judge``: how many responses a judge was asked about and has read, by its name, and what the rules alone give.
     - ``pass_at``: with repeats, the chance that one of k samples is right.
     - ``curve``, ``thinking_curve``: the score of smaller budgets.
 
@@ -66,7 +66,7 @@ def summarize(
         "closed_by_budget": sum(bool(sample.get("closed_by_budget")) for sample in samples),
     }
     optional = _of_groups(samples, trials[headline], macro) | {
-        "judge": _judge(samples, trials[headline]),
+        "judge": _judge(samples, headline),
         "pass_at": _pass_at(trials[headline]),
         "lengths": lengths(samples),
         "curve": curve(samples, trials[headline], max_new_tokens),
@@ -110,16 +110,14 @@ def _of_groups(samples: Sequence[Sample], trials: Trials, macro: bool) -> dict[s
     return figures
 
 
-def _judge(samples: Sequence[Sample], trials: Trials) -> dict[str, Any] | None:
+def _judge(samples: Sequence[Sample], headline: str) -> dict[str, Any] | None:
     """Returns the part that judges had in a result; None where none was asked."""
     asked = Counter(sample["judge"] for sample in samples if sample.get("judge"))
     if not asked:
         return None
-    read = np.array([sample.get("extraction") is not None for sample in samples])
-    return {
-        "asked": dict(asked), "read": int(read.sum()), "share": float(read.mean()),
-        "without": _figure(trials.lost(read)),
-    }  # fmt: skip
+    read = sum(sample.get("extraction") is not None for sample in samples)
+    by_rule = trials_of([{**sample, **sample.get("by_rule", {})} for sample in samples])[headline]
+    return {"asked": dict(asked), "read": read, "share": read / len(samples), "without": _figure(by_rule)}
 
 
 def _pass_at(trials: Trials) -> dict[str, Any] | None:
@@ -147,7 +145,7 @@ def table(results: Mapping[str, Any]) -> str:
         if (summary.get("sampling") or {}).get("detect_loops"):
             notes += wrapped(f"{task}: responses that repeated themselves were ended (--detect-loops)")
         if judge := summary.get("judge"):
-            notes += wrapped(f"{task}: {judge_words(summary)}; without it {figure(judge['without'])[0]}")
+            notes += wrapped(f"{task}: {judge_words(summary)}; by rules alone {figure(judge['without'])[0]}")
         if card := summary.get("card"):
             size, published, difference = card["size"], 100 * card["published"], 100 * card["difference"]
             notes += wrapped(f"{task}: {difference:+.2f} from the {published:.1f} of {size}'s card: {card['note']}")
@@ -157,12 +155,14 @@ def table(results: Mapping[str, Any]) -> str:
 
 def judge_words(summary: Mapping[str, Any]) -> str:
     """Returns which part judges had in a result."""
-    judge = summary["judge"]
-    names = ", ".join("an extraction stored beside it" if name == "stored" else name for name in judge["asked"])
-    return (
+    judge, asked = summary["judge"], dict(summary["judge"]["asked"])
+    stored = asked.pop("stored", 0)
+    names = [*(["an extraction stored beside it"] if stored else []), *asked]
+    words = (
         f"of {judge['read']:,} of {summary['samples']:,} responses ({share(judge['share'])}) the answer was read by "
-        f"{names} in place of a rule ({sum(judge['asked'].values()):,} were asked about)"
     )
+    words += f"{', '.join(names)} in place of a rule"
+    return words + (f" ({sum(asked.values()):,} were asked about)" if asked else "")
 
 
 def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -4,17 +4,17 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import jax
 
 from eval.backends.base import Request
 from eval.backends.media import prompt_with_media
-from eval.config import EvalConfig
+from eval.config import MOST_PATCHES, EvalConfig
 from eval.samples import Reply
 from eval.tasks.base import Likelihood
 from eval.tasks.media import media_of
+from eval.version import code
 from qwen35_jax.hf.hub import find_folder
 from qwen35_jax.hf.source import ModelSource, load_model, load_tokenizer
 from qwen35_jax.inference.engine import Engine
@@ -25,9 +25,6 @@ from qwen35_jax.processing.processor import Processor
 from qwen35_jax.processing.thinking import CLOSE
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.storage import fingerprint
-
-# Some questions show several large images.
-_MOST_PATCHES = 131_072
 
 
 def load_engine(config: EvalConfig, *, vision: bool = False) -> Engine:
@@ -44,7 +41,7 @@ def load_engine(config: EvalConfig, *, vision: bool = False) -> Engine:
     return Engine(
         model, tokenizer, slots=config.slots, cache_tokens=config.cache_tokens,
         speculative_tokens=config.speculative_tokens,
-        most_patches=None if model.vision is None else config.most_patches or _MOST_PATCHES,
+        most_patches=None if model.vision is None else config.most_patches or MOST_PATCHES,
     )  # fmt: skip
 
 
@@ -67,7 +64,7 @@ class EngineBackend:
     def __init__(self, engine: Engine, source: ModelSource | None = None, processor: Processor | None = None):
         self.engine, self._tokenizer, self._processor = engine, engine.tokenizer, processor
         self.identity: dict[str, Any] = {
-            "package": version("qwen35_jax"),
+            "code": code(),
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
             "weights": None if source is None else weights_of(source),

@@ -175,6 +175,7 @@ class Task:
         """Returns the documents, all checked, in the order of the data.
 
         Args:
+          limit: how many; of a question that is asked with its options in several orders there are all.
           asked: whether a model will read the prompts; else they may lack images, and solved examples whose split is
             missing.
           given: rows to take in place of the task's data, and where they come from.
@@ -189,7 +190,7 @@ class Task:
             self.prepare(data_dir)
             wanted = split or self.data.splits[0]
             given = read_split(self.name, self.data, data_dir, wanted, or_any=split is None)
-        source, rows = given[0], self.arrange(given[1])[:limit]
+        source, rows = given[0], self.arrange(given[1])
         examples: list[Row] = []
         if shots and self.shots_split is not None:
             try:
@@ -203,14 +204,19 @@ class Task:
         documents: list[Document] = []
         places: dict[str, str] = {}
         for row in rows:
+            is_enough = limit is not None and len(documents) >= limit
+            if is_enough and documents[-1].circle is None:
+                break
             document = self.document(self._joined(row, more or {}), protocol, examples)
+            if is_enough and document.circle != documents[-1].circle:
+                break
             if asked and self.protocol(protocol).modality != "text":
                 check_media(document.messages, row.where)
             if str(document.id) in places:
                 raise ValueError(f"{row.where}: id {document.id!r} stands at {places[str(document.id)]} already.")
             places[str(document.id)] = row.where
             documents.append(document)
-        return Loaded(source, digest_of([*rows, *examples]), documents)
+        return Loaded(source, digest_of([*rows[: len(documents)], *examples]), documents)
 
     def _joined(self, row: Row, more: Mapping[str, Mapping[str, Any]]) -> Row:
         """Returns a row with what a file of answers says of it; raises ``ValueError`` if the right answers differ."""

@@ -130,7 +130,7 @@ def read_split(
         if files:
             return place, _rows_of_files(files, data)
     if known := next((folder / name for name in data.files if (folder / name).is_file()), None):
-        return place, _of_split(_rows_of_files([(None, known)], data), data, split, known)
+        return place, of_split(_rows_of_files([(None, known)], data), data, split, known)
     files = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS)
     if not or_any or len(files) != 1:
         names = [path.name for path in sorted(folder.iterdir())] or "no data file"
@@ -138,7 +138,8 @@ def read_split(
     return place, _rows_of_files([(None, files[0])], data)
 
 
-def _of_split(rows: list[Row], data: Data, split: str, path: Path) -> list[Row]:
+def of_split(rows: list[Row], data: Data, split: str, path: Path) -> list[Row]:
+    """Returns the rows of a split, and those that name none of the task's; raises ``ValueError`` if there are none."""
     kept = [row for row in rows if row.fields.get("split") not in data.splits or row.fields["split"] == split]
     if not kept:
         raise ValueError(f"{path} holds no rows of the split {split}.")

@@ -156,5 +156,5 @@ TASK = Task(
     protocols=PROTOCOLS,
     document=_document,
     id_field="pid",
-    question_fields=("pid", "question_type", "answer_type", "answer", "precision", "choices"),
+    question_fields=("question_type", "answer_type", "answer", "precision", "choices"),
 )  # fmt: skip

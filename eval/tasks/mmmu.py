@@ -186,5 +186,5 @@ TASK = Task(
     ),
     protocols=PROTOCOLS,
     document=_document,
-    question_fields=("id", "question_type", "answer"),
+    question_fields=("question_type", "answer"),
 )

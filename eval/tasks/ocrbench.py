@@ -1,8 +1,10 @@
 """OCRBench (v1): 1,000 questions about text in pictures, of ten kinds (arXiv:2305.07895).
 
 A response is right if it holds one of the answers: in small letters, line breaks as spaces; of handwritten formulas
-(HME100k) without spaces and with case. ``accuracy`` times 1,000 is the score that the authors tell. Both protocols ask
-the question as it stands and score so; they differ in how responses are drawn.
+(HME100k) without spaces and with case. ``accuracy`` times 1,000 is the score that the authors tell. The five parts of
+their table are metrics too: ``text_recognition`` (six of the kinds, 300 questions), ``scene_text_vqa``,
+``document_vqa``, ``key_information`` (200 each) and ``formulas`` (100). Both protocols ask the question as it stands
+and score so; they differ in how responses are drawn.
 
 Data, in ``DATA_DIR/ocrbench``: echo840/OCRBench of the hub (``test.parquet``), VLMEvalKit's ``OCRBench.tsv``, or the
 authors' ``OCRBench.json`` with the folder ``OCRBench_Images`` beside it. A file of answers in the authors' layout,
@@ -21,6 +23,20 @@ from eval.tasks.vision import group_of, text_of
 _IMAGES = ("image", "image_path")
 # How the data set of handwritten formulas, and its kind of question, are called in the three files.
 _FORMULAS = ("HME100k", "Handwritten Mathematical Expression Recognition")
+# The part of the authors' table that a kind of question belongs to.
+_PARTS = {
+    **dict.fromkeys(
+        (
+            "Regular Text Recognition", "Irregular Text Recognition", "Artistic Text Recognition",
+            "Handwriting Recognition", "Digit String Recognition", "Non-Semantic Text Recognition",
+        ),
+        "text_recognition",
+    ),
+    "Scene Text-centric VQA": "scene_text_vqa",
+    "Doc-oriented VQA": "document_vqa",
+    "Key Information Extraction": "key_information",
+    "Handwritten Mathematical Expression Recognition": "formulas",
+}  # fmt: skip
 
 
 def holds_answer(response: str, answers: Sequence[str], *, is_formula: bool) -> bool:
@@ -41,17 +57,20 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
     answers = _answers(row)
     is_formula = any(row.fields.get(name) in _FORMULAS for name in ("dataset", "dataset_name", "category"))
 
+    kind = group_of(row, "question_type", "type", "category")
+    names = ["accuracy", *([_PARTS[kind]] if kind in _PARTS else [])]
+
     def score(response: str) -> Verdict:
         correct = holds_answer(response, answers, is_formula=is_formula)
-        return Verdict(correct, {"accuracy": [correct]})
+        return Verdict(correct, {name: [correct] for name in names})
 
-    names = [name for name in ("index", "id") if name in row.fields]
+    ids = [name for name in ("index", "id") if name in row.fields]
     pictures = image_parts(images_of(row.fields, _IMAGES), PROTOCOLS[protocol].media)
     return Document(
-        row.get(names[0], int, str) if names else row.number,
+        row.get(ids[0], int, str) if ids else row.number,
         user_parts(*pictures, text_of(row, "question")),
         score,
-        group=group_of(row, "question_type", "type", "category"),
+        group=kind,
         target=" or ".join(answers),
     )
 

@@ -28,7 +28,7 @@ from qwen35_jax.planning.decode_report import DecodePlan, Work
 from qwen35_jax.planning.devices import Device, find_device
 from qwen35_jax.planning.flops import forward_flops_per_token
 from qwen35_jax.planning.hlo import Collective, read_costs
-from qwen35_jax.planning.seeing import chunk_vision, compile_tower, sights, with_tower
+from qwen35_jax.planning.seeing import chunk_vision, compile_tower, sights, tower_work, with_tower
 from qwen35_jax.sharding import AXES, MeshConfig, check_mesh, num_shards
 from qwen35_jax.state import PagedKeyValues
 
@@ -98,6 +98,12 @@ class Layout:
         """Returns what one device does for one chunk of a prompt of ``length`` tokens."""
         return prefill_work(self.config, self.engine, length, self.tensor, self.model_bytes(), sent)
 
+    def look(self, patches: int, frame_patches: int) -> Work:
+        """Returns what one device does for an image or a video, as ``tower_work`` counts it."""
+        assert self.config.vision is not None, "a layout without patches has no tower"
+        weights = bytes_per_device(nnx.state(self.model.vision))
+        return tower_work(self.config.vision, patches, frame_patches, weights, self.tensor)
+
 
 def lay_out(
     config: ModelConfig, topology: str, workload: Workload, mesh: Mapping[str, int | None] | None = None
@@ -154,7 +160,7 @@ def plan_decode(
     length, sent, sent_reading = workload.length, _collectives(decoding), _collectives(reading)
     if workload.patches:
         hbm = with_tower(hbm, compile_tower(model, engine, on_mesh))
-        seen = sights(model, engine, layout.tensor, lambda tokens: layout.chunk(tokens, sent_reading))
+        seen = sights(config.vision, engine, layout.look, lambda tokens: layout.chunk(tokens, sent_reading))
         compiles = compiles and hbm["peak"] <= hbm["capacity"]
     return DecodePlan(
         topology=topology, device=layout.device, num_devices=layout.num_devices, mesh=layout.mesh, engine=engine,

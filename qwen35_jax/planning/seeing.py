@@ -20,6 +20,7 @@ from qwen35_jax.inference.sizes import EngineSizes
 from qwen35_jax.model import Qwen35
 from qwen35_jax.planning.aot import bytes_per_device, compile_abstract
 from qwen35_jax.planning.decode_report import Sight, Work
+from qwen35_jax.planning.flops import vision_flops_per_patch
 from qwen35_jax.processing.settings import VideoSettings
 from qwen35_jax.sharding import array_sharding
 from qwen35_jax.vision.patches import Patches
@@ -84,47 +85,41 @@ def _by_shard(shape: tuple[int, ...], dtype: jnp.dtype, mesh: Mesh, *, first: in
     return jax.ShapeDtypeStruct(shape, dtype, sharding=array_sharding(axes, shape, mesh))
 
 
-def sights(model: Qwen35, engine: EngineSizes, tensor: int, chunk: Callable[[int], Work]) -> tuple[Sight, ...]:
+def sights(
+    config: VisionConfig, engine: EngineSizes, look: Callable[[int, int], Work], chunk: Callable[[int], Work]
+) -> tuple[Sight, ...]:
     """Returns what the largest image takes, and the longest video of the published processors.
 
     Args:
-      tensor: devices that share out each layer.
+      look: what one device does for so many patches, of which so many are of one frame.
       chunk: what one device does for one chunk of a prompt of so many tokens.
     """
-    assert model.vision is not None
-    vision, weights, limits = model.vision.config, bytes_per_device(nnx.state(model.vision)), VideoSettings()
-    depth = vision.temporal_patch_size
-    most = limits.max_pixels // (depth * vision.patch_size**2)
+    limits, depth = VideoSettings(), config.temporal_patch_size
+    most = limits.max_pixels // (depth * config.patch_size**2)
 
     def sight(kind: Literal["image", "video"], frames: int, patches: int) -> Sight:
         """Lets two frames of a video share their patches, and have a time."""
         pairs, is_video = max(frames // depth, 1), kind == "video"
-        tokens = patches // vision.spatial_merge_size**2 + is_video * pairs * _TOKENS_OF_TIME
-        tower = tower_work(vision, patches, weights, tensor, frames=pairs)
+        tokens = patches // config.spatial_merge_size**2 + is_video * pairs * _TOKENS_OF_TIME
+        tower = look(patches, patches // pairs)
         return Sight(kind, frames, patches, tokens, tower, chunk(tokens), -(-tokens // engine.chunk))
 
     image, video = sight("image", 1, engine.most_patches), sight("video", limits.max_frames, most)
     return (image, video) if most <= engine.most_patches else (image,)
 
 
-def tower_work(config: VisionConfig, patches: int, weights: int, tensor: int = 1, *, frames: int = 1) -> Work:
-    """Counts what one device does for one image or video: products with weights, and attention within each frame.
+def tower_work(config: VisionConfig, patches: int, frame_patches: int, weights: int, tensor: int = 1) -> Work:
+    """Counts what one device does for one image or video.
 
     Args:
+      frame_patches: patches of an image or of a frame of a video, which attend to each other.
       weights: bytes of the tower on a device.
       tensor: devices that share out each layer.
-      frames: what the patches are of, all of one size.
     """
-    dim, joined = config.hidden_size, config.spatial_merge_size**2
-    pixels = config.in_channels * config.temporal_patch_size * config.patch_size**2
-    block = 4 * dim * dim + 2 * dim * config.intermediate_size
-    merger = dim * (joined * dim + config.out_hidden_size)
-    mergers = 1 + len(config.deepstack_visual_indexes)
-    attention = 4 * dim * patches / frames
-    per_patch = 2 * (pixels * dim + config.depth * block + mergers * merger) + config.depth * attention
+    flops = patches * vision_flops_per_patch(config, frame_patches=frame_patches)
     # Activations of a block are written and read a few times; a TPU is far from its memory's limit here.
-    moved = config.depth * patches * 2 * (8 * dim + 2 * config.intermediate_size) * 2
-    return Work(patches * per_patch / tensor, weights + moved / tensor)
+    moved = config.depth * patches * 2 * (8 * config.hidden_size + 2 * config.intermediate_size) * 2
+    return Work(flops / tensor, weights + moved / tensor)
 
 
 def with_tower(hbm: Mapping[str, int], tower: CompiledTower) -> dict[str, int]:

@@ -1,11 +1,13 @@
 """How a result stands to the model card's figure."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from eval.card import PUBLISHED, against_card, size_of, stored_against_card
+from eval.card import PUBLISHED, against_card, check_published, size_of
 from eval.config import EvalConfig, sampling_of
+from eval.origin import describe
 from eval.protocols import Protocol
 from eval.stats import wilson
 from qwen35_jax.config import ModelConfig
@@ -32,7 +34,12 @@ def verdict(config=CARD, *, task="mmlu_pro", right=8_000, n=12_032, cut=0, size=
         "max_new_tokens": budget,
         "sampling": dataclasses.asdict(sampling_of(config, Protocol("s"), lambda: PRESETS[size])),
     }  # fmt: skip
-    return against_card(summary, task, config, PRESETS[size], labels=labels)
+    results = describe(config, Path("absent"), None, ()) | {"labels": list(labels)}
+    return against_card(summary, task, results, size, config.mode)
+
+
+def stored_verdict(summary):
+    return against_card(summary, "mmlu_pro", {"protocol": "official"}, "2b", "thinking")
 
 
 def test_the_figures_of_2b_are_those_of_its_card():
@@ -135,16 +142,16 @@ def test_no_figure_no_verdict(task, size, mode):
 
 
 def test_stored_responses_are_judged_with_what_is_not_known():
-    told = stored_against_card(summary_of(8_000, 12_032), "mmlu_pro", "2b", "thinking", "official")
+    told = stored_verdict(summary_of(8_000, 12_032))
     assert (told["size"], told["published"], told["inside"], told["met"]) == ("2B", 0.665, True, True)
     assert told["note"].startswith("inside the interval. The card does not say its prompt; this is protocol official")
     assert "How the responses were sampled, and how long they might be, is not recorded" in told["note"]
-    told = stored_against_card(summary_of(8_000, 12_000), "mmlu_pro", "2b", "thinking", "official", missing=32)
+    told = stored_verdict(summary_of(8_000, 12_000) | {"missing": 32})
     assert (told["verdict"], told["met"]) == ("not comparable (32 documents have no response)", None)
 
 
 def test_a_figure_is_not_missed_without_cuts_where_nobody_recorded_them():
-    told = stored_against_card(summary_of(6_000, 12_032, unknown=12_032), "mmlu_pro", "2b", "thinking", "official")
+    told = stored_verdict(summary_of(6_000, 12_032, unknown=12_032))
     assert told["verdict"] == "missed, and of 12,032 responses it is not recorded whether they were cut off"
 
 
@@ -161,8 +168,8 @@ def test_a_figure_is_not_missed_without_cuts_where_nobody_recorded_them():
 )
 def test_a_size_without_a_figure_is_refused(task, mode, remedy):
     with pytest.raises(ValueError, match=remedy):
-        stored_against_card(summary_of(1, 2), task, "4b", mode, "card")
+        check_published(task, "4b", mode)
 
 
 def test_a_servers_model_has_no_card():
-    assert against_card({}, "mmlu_pro", CARD, None) is None
+    assert against_card({}, "mmlu_pro", {}, None, "thinking") is None

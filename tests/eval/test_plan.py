@@ -20,6 +20,7 @@ from qwen35_jax.planning.devices import find_device
 from qwen35_jax.presets import PRESETS
 from tests.conftest import REPO
 from tests.eval.conftest import write_rows
+from tests.eval.vision.pictures import png, write_parquet
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
@@ -49,6 +50,9 @@ class FakeLayout:
 
     def chunk(self, length):
         return Work(1.97e12, 1.0)
+
+    def look(self, patches, frame_patches):
+        return Work(1.97e8 * patches / (1 if frame_patches == patches else 2), 1.0)
 
 
 LOAD = Load("gsm8k", "thinking", Expected(1_280, "a table"), 2, Expected(600, "x"), Expected(400, "x"), limit=2_800)
@@ -86,6 +90,18 @@ def test_the_arithmetic_of_one_case_by_hand():
     ):
         assert line in text
     assert "price" not in to_text(plans, None) and "price" not in to_json(plans, None)[0]
+
+
+@pytest.mark.parametrize(("frame_patches", "milliseconds"), [(None, 4.0), (100, 2.0)])
+def test_the_tower_reads_every_question_once(frame_patches, milliseconds):
+    load = dataclasses.replace(LOAD, patches=Expected(4_000, "y"), frame_patches=frame_patches)
+    plan, blind = TaskPlan(load, FakeLayout(), 1.0), TaskPlan(LOAD, FakeLayout(), 1.0)
+    # 4,000 patches of 0.197 GFLOP at 197 TFLOP/s; 1,280 documents, eight at a time, whatever the repeats.
+    assert plan.see_seconds == pytest.approx(1_280 * milliseconds * 1e-3 / 8)
+    assert plan.hours.low - blind.hours.low == pytest.approx(plan.see_seconds / 3600)
+    assert f"seeing: 1,280 x {milliseconds:.2f} ms of the tower / 8 at a time" in to_text({("t", "m"): [plan]}, None)
+    assert plan.to_json()["patches"] == {"value": 4_000, "source": "y"} and blind.to_json()["patches"] is None
+    assert "tower" not in to_text({("t", "m"): [blind]}, None)
 
 
 def test_half_of_the_peak_takes_twice_the_time():
@@ -155,6 +171,39 @@ def test_documents_and_prompts_are_counted_where_data_and_tokenizer_are_at_hand(
     local = dataclasses.replace(config, run=dataclasses.replace(config.run, model=ModelSource(str(model))))
     measured = load_of(local, get_task("gsm8k"), PRESETS["2b"], "non_thinking").prompt
     assert measured.source == "counted in the prompts" and 90 < measured.value < 130
+
+
+def test_the_patches_of_images_are_counted_as_the_model_sees_them(tmp_path):
+    config = PlanConfig(EvalConfig(model=ModelSource("Qwen/Qwen3.5-2B"), tasks=("mathvista",), protocol="card"))
+    task = get_task("mathvista")
+    assumed = load_of(config, task, PRESETS["2b"], "non_thinking")
+    assert (assumed.patches.value, assumed.prompt.value, assumed.frame_patches) == (4_000, 1_150, None)
+    row = {"question": "q", "question_type": "free_form", "answer_type": "integer", "answer": "1"}
+    pixels = {"wide": (640, 320), "small": (8, 8)}
+    rows = [row | {"pid": name, "image": {"bytes": png(size=size), "path": ""}} for name, size in pixels.items()]
+    write_parquet(tmp_path / "mathvista" / "testmini.parquet", rows)
+    run = dataclasses.replace(config.run, data_dir=str(tmp_path))
+    counted = load_of(dataclasses.replace(config, run=run), task, PRESETS["2b"], "non_thinking")
+    # 40 x 20 patches of 16 x 16 pixels; the small one is enlarged to 65,536 pixels, which are 256 patches.
+    assert counted.patches == ((800 + 256) // 2, "counted in the images")
+    assert (counted.documents.value, counted.prompt.value) == (2, 528 // 4 + 150)
+    video = load_of(config, get_task("videomme"), PRESETS["2b"], "thinking")
+    assert (video.patches.value, video.frame_patches) == (37_632, 147)
+
+
+def test_a_model_without_a_tower_has_no_plan_of_images(monkeypatch):
+    blind = dataclasses.replace(PRESETS["2b"], vision=None, architecture="Qwen3_5ForCausalLM")
+    monkeypatch.setattr(planning, "find_config", lambda path: blind)
+    run = EvalConfig(model=ModelSource("m"), tasks=("gsm8k", "mmmu"), protocol="card")
+    with pytest.raises(ValueError, match="m has no vision tower, which mmmu need"):
+        planning.make_plans(PlanConfig(run))
+
+
+@needs_libtpu
+def test_a_vision_benchmark_is_planned_with_its_tower(capsys):
+    main([str(REPO / "configs" / "eval_vision_2b.py"), "--tasks", "mmmu", "ocrbench", "--topology", "v5e:1x1"])
+    told = capsys.readouterr().out
+    assert told.count("ms of the tower / 1 at a time") == 2 and "an image of a megapixel" in told
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,11 @@ def test_a_chunk_computes_no_logits():
 
 def test_the_tower_multiplies_by_its_weights_and_lets_all_patches_of_an_image_meet():
     tower, weights = CONFIG.vision, 2 * 331_000_000
-    small, large = (tower_work(tower, patches, weights) for patches in (4096, 65_536))
+    small, large = (tower_work(tower, patches, patches, weights) for patches in (4096, 65_536))
     attention = 4 * tower.depth * tower.hidden_size * (65_536**2 - 16 * 4096**2)
     assert large.flops - 16 * small.flops == pytest.approx(attention)
     # Of 16 frames, each patch meets a sixteenth.
-    parted = tower_work(tower, 65_536, weights, frames=16)
+    parted = tower_work(tower, 65_536, 4096, weights)
     assert large.flops - parted.flops == pytest.approx(4 * tower.depth * tower.hidden_size * 65_536**2 * 15 / 16)
     # The weights, but the positions' and what the merger joins, meet every patch.
     assert small.flops - 4 * tower.depth * tower.hidden_size * 4096**2 == pytest.approx(4096 * weights, rel=0.1)

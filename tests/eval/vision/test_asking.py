@@ -330,10 +330,12 @@ def test_a_result_of_vision_is_judged_by_its_own_settings():
         "n": 900, "headline": "accuracy", "metrics": {"accuracy": metric}, "modality": "image", "sampling": sampling,
         "max_new_tokens": 32_768, "cut": {"count": 0, "value": 0.0, "unknown": 0}, "finished": {},
     }  # fmt: skip
-    told = against_card(summary, "mmmu", config, PRESETS["2b"])
+    how = {"protocol": "card"}
+    told = against_card(summary, "mmmu", how, "2b", "thinking")
     assert told["met"] is True and told["published"] == 0.642 and "which judge read the answers" in told["note"]
     text = summary | {"sampling": sampling | {"temperature": 1.0}}
-    assert against_card(text, "mmmu", config, PRESETS["2b"])["not_comparable"] == ["another sampling than the card's"]
+    told = against_card(text, "mmmu", how, "2b", "thinking")
+    assert told["not_comparable"] == ["another sampling than the card's"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from eval.compare import compare
 from eval.score import ScoreConfig, score
 from eval.scorers.options import inferred_option, videomme_letter
 from eval.summary import summarize
+from eval.tasks import get_task
 from tests.eval.conftest import write_rows
 from tests.eval.vision.pictures import base64_of, load, png, text_of, write_parquet, write_tsv
 
@@ -119,6 +120,13 @@ def test_the_orders_of_a_question_stand_together(mmbench):
 def stored(mmbench, answers):
     path = write_rows(mmbench / "answers.jsonl", [{"id": key, "response": text} for key, text in answers.items()])
     return score(ScoreConfig("mmbench", str(path), data_dir=str(mmbench), out=str(mmbench / "out")))
+
+
+def test_a_limit_asks_every_order_of_its_last_question(mmbench):
+    loaded = {limit: get_task("mmbench").load("card", str(mmbench), limit=limit) for limit in (1, 3, 4, None)}
+    assert {limit: len(each.documents) for limit, each in loaded.items()} == {1: 3, 3: 3, 4: 5, None: 5}
+    digests = [each.digest for each in loaded.values()]
+    assert digests[0] == digests[1] != digests[2] == digests[3]
 
 
 def test_a_question_counts_if_every_order_is_right(mmbench):

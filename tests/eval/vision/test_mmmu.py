@@ -171,6 +171,26 @@ def test_the_authors_files_of_answers_are_scored_without_data(tmp_path):
     assert one["n"] == 3
 
 
+def test_of_answers_to_several_splits_the_scored_one_counts(tmp_path):
+    rows = [answers(1, "B"), answers(2, "A"), answers(1, "B", id="dev_Math_1")]
+    named = [row | {"split": row["id"].partition("_")[0]} for row in rows]
+    qwen = [
+        {"question_id": number, "annotation": row, "result": {"gen": row["response"]}}
+        for number, row in enumerate(named)
+    ]
+    for name, content in {"kit.json": named, "qwen.json": qwen}.items():
+        (tmp_path / name).write_text(json.dumps(content))
+        scored = {
+            split: score(ScoreConfig("mmmu", str(tmp_path / name), split=split))["tasks"]["mmmu"]
+            for split in (None, "dev")
+        }
+        assert [(each["n"], each["metrics"]["accuracy"]["value"]) for each in scored.values()] == [(2, 0.5), (1, 1.0)]
+    (tmp_path / "dev.json").write_text(json.dumps(named[2:]))
+    assert score(ScoreConfig("mmmu", str(tmp_path / "dev.json")))["tasks"]["mmmu"]["n"] == 1
+    with pytest.raises(ValueError, match=r"dev\.json holds no rows of the split validation"):
+        score(ScoreConfig("mmmu", str(tmp_path / "dev.json"), split="validation"))
+
+
 def test_parsed_answers_need_the_key_alone(tmp_path):
     key = {"validation_Math_1": {"question_type": "multiple-choice", "ground_truth": "B"},
            "validation_Math_2": {"question_type": "short-answer", "ground_truth": ["24/7", "3.429"]},

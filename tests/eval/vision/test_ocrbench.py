@@ -63,6 +63,26 @@ def test_the_authors_file_and_their_answers(tmp_path):
     assert results["metrics"]["accuracy"]["value"] == 0.5
 
 
+def test_the_five_parts_of_the_authors_table(tmp_path):
+    kinds = {
+        "Regular Text Recognition": 1, "Digit String Recognition": 0, "Scene Text-centric VQA": 1,
+        "Doc-oriented VQA": 0, "Key Information Extraction": 1,
+        "Handwritten Mathematical Expression Recognition": 1, "a kind of its own": 0,
+    }  # fmt: skip
+    rows = [
+        {"dataset_name": "svt", "type": kind, "question": "q", "answers": "inn", "predict": "inn" if right else "out"}
+        for kind, right in kinds.items()
+    ]
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(rows))
+    results = score(ScoreConfig("ocrbench", str(path)))["tasks"]["ocrbench"]
+    assert {name: (each["value"], each["n"]) for name, each in results["metrics"].items()} == {
+        "accuracy": (pytest.approx(4 / 7), 7), "text_recognition": (0.5, 2), "scene_text_vqa": (1.0, 1),
+        "document_vqa": (0.0, 1), "key_information": (1.0, 1), "formulas": (1.0, 1),
+    }  # fmt: skip
+    assert len(results["groups"]) == 7
+
+
 def test_no_answer_is_refused(tmp_path):
     write_tsv(tmp_path / "ocrbench" / "OCRBench.tsv", [{"index": "5", "answer": "[]", "question": "q"}])
     with pytest.raises(ValueError, match=r"answer=\[\] has no answer"):

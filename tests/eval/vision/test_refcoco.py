@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from eval.card import stored_against_card
+from eval.card import against_card
 from eval.score import ScoreConfig, score
 from eval.scorers.boxes import as_box, first_box, overlap
 from eval.tasks.refcoco import SPLITS
@@ -127,7 +127,8 @@ def test_the_headline_is_the_mean_over_the_splits(tmp_path):
     assert (told["macro"]["value"], told["macro"]["groups"], told["headline_macro"]) == (7 / 8, 8, True)
     assert told["card"]["difference"] == pytest.approx(7 / 8 - 0.843)
     assert "refcoco, accuracy, mean of the groups" in (out / "report.html").read_text()
-    assert stored_against_card(told, "refcoco", "2b", "thinking", "card")["difference"] == pytest.approx(7 / 8 - 0.848)
+    thinking = against_card(told, "refcoco", {"protocol": "card"}, "2b", "thinking")
+    assert thinking["difference"] == pytest.approx(7 / 8 - 0.848)
 
 
 def test_a_box_in_shares_of_the_picture_is_one_too(tmp_path):
