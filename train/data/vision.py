@@ -9,9 +9,10 @@ import contextlib
 import dataclasses
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from qwen35_jax.vision.mrope import mrope_positions
 from qwen35_jax.vision.patches import patch_places
 from train.batch import Fields, HostBatch, vision_fields
 from train.config.vision import VisionDataConfig
-from train.data.headers import VideoHeader, image_size, video_header
+from train.data.content import content_of
+from train.data.headers import Opened, VideoHeader, image_size, video_header
 from train.data.masking import Example, Rendered
 from train.data.pictures import Grid, Picture
 from train.data.rows import Media, RowError
@@ -197,6 +199,8 @@ class VisionReader:
             name: np.zeros((len(sequences), patches, *self.fields[name].sizes[1:]), self.fields[name].dtype)
             for name in ("pixels", "frames", "places")
         }
+        # Several documents may show one picture, as the answers to one prompt do.
+        uses = Counter(id(picture) for sequence in sequences for _, each in sequence for picture in each.pictures)
         for s, sequence in enumerate(sequences):
             end, grids = 0, []
             for key, example in sequence:
@@ -206,7 +210,9 @@ class VisionReader:
                         batch["pixels"][s, start:end] = picture.patches()
                     except RowError as err:
                         raise ValueError(f"{where(key)}: {err}") from err
-                    picture.forget()
+                    uses[id(picture)] -= 1
+                    if not uses[id(picture)]:
+                        picture.forget()
                     grids.append(picture.grid)
             batch["frames"][s, :end], batch["places"][s, :end] = patch_places(
                 np.array(grids, np.int32).reshape(-1, 3), self._image.merge_size
@@ -229,7 +235,7 @@ class VisionReader:
             with _named(name):
                 return _checked(*image_patches(load_image(opened, policy), settings), grid, name)
 
-        return Picture(grid, decode)
+        return Picture(grid, decode, _content(opened, policy, name))
 
     def _open_video(self, media: Media, policy: MediaPolicy, name: str) -> Picture:
         settings = self._video.limited(_capped(media.options, self._video.max_pixels, self._video.max_frames))
@@ -260,7 +266,22 @@ class VisionReader:
                 frames = load_video(source, policy, settings, **rates).frames
                 return _checked(*cut_frames(frames, settings), grid, name)
 
-        return Picture(grid, decode, tuple(times))
+        return Picture(grid, decode, _content(source, policy, name), tuple(times))
+
+
+def vision_reader(
+    settings: VisionDataConfig | None, folder: Path, model: ModelConfig, tokenizer: Tokenizer
+) -> VisionReader | None:
+    """Returns what reads images and videos as the checkpoint's processor does; None where the settings ask for none.
+
+    Raises:
+      ValueError: the model has no tower, or one that reads other patches than the processor makes.
+    """
+    if settings is None:
+        return None
+    reader = VisionReader.from_pretrained(folder, settings, tokenizer)
+    reader.check_model(model, folder)
+    return reader
 
 
 @contextlib.contextmanager
@@ -270,6 +291,17 @@ def _named(name: str) -> Iterator[None]:
         yield
     except MediaError as err:
         raise RowError("media", f"{name}: {str(err).rstrip('.')}") from err
+
+
+def _content(opened: Opened | Sequence[Any], policy: MediaPolicy, name: str) -> Callable[[], bytes]:
+    """Returns what reads the content of an image or a video once, where it is asked for."""
+
+    @cache
+    def content() -> bytes:
+        with _named(name):
+            return content_of(opened, policy)
+
+    return content
 
 
 def _capped(options: Mapping[str, Any], most_pixels: int, most_frames: int = 0) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from qwen35_jax.hf.load import load
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.sharding import check_mesh
 from train.agreement import check_takes_all_devices
-from train.batch import put_batch, sequences_of_process, take_sequences
+from train.batch import TOKEN_FIELDS, Fields, put_batch, sequences_of_process, take_sequences
 from train.config import DataConfig, Distillation, TrainConfig
 from train.data.measure import Measurement, check_lost, describe, measure
 from train.data.packing import PackedSequence
+from train.data.vision import vision_reader
 from train.setup import model_options
 from train.signals.header import Header, make_header
 from train.signals.lessons import Lesson, Lessons
@@ -52,6 +53,8 @@ class Job(NamedTuple):
     """The store."""
     header: Header
     lessons: Lessons
+    fields: Fields
+    """The arrays of a batch that the teacher reads."""
     sequences: range
     """Those of every batch that this process feeds."""
     owned: range
@@ -120,7 +123,8 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> Job:
     ]
     owned = _share_out(fed)
     own = jax.process_index()
-    lessons = Lessons(data, tokenizer, fed[own])
+    vision = vision_reader(data.vision, student, model_config, tokenizer)
+    lessons = Lessons(data, tokenizer, fed[own], vision)
     found = measure(lessons.batches.corpus, whole=False)
     check_lost(found, data)
     _tell_size(found, teacher.settings, data)
@@ -134,7 +138,8 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> Job:
     )
     writers = [process for process, sequences in enumerate(owned) if sequences]
     folder = Path(place).expanduser()
-    return Job(config, teacher, student, folder, header, lessons, fed[own], owned[own], writers, mesh)
+    fields = {**TOKEN_FIELDS, **({} if vision is None else vision.fields)}
+    return Job(config, teacher, student, folder, header, lessons, fields, fed[own], owned[own], writers, mesh)
 
 
 def _tell_size(found: Measurement, settings: SignalSettings, data: DataConfig) -> None:
@@ -162,9 +167,9 @@ def _share_out(fed: list[range]) -> list[range]:
 
 def _check_agreement(header: Header) -> None:
     """Raises a ValueError if the processes are about to write different stores."""
-    first, *others = gather(header.to_json())
+    first, *others = map(Header.from_json, gather(header.to_json()))
     for index, other in enumerate(others, start=1):
-        if differ := [name for name, value in first.items() if other[name] != value]:
+        if differ := first.fields_unlike(other):
             raise ValueError(
                 f"the processes disagree: {', '.join(differ)} of process {index} differ from those of process 0; start "
                 "the same command on every host, with the same data, models and store."
@@ -250,6 +255,7 @@ def _one_ahead(job: Job, heard: Heard) -> Iterator[tuple[Lesson, Mapping[str, Ar
                 lesson.batch,
                 accumulation=recipe.accumulation,
                 mesh=job.mesh,
+                fields=job.fields,
                 num_sequences=recipe.data.sequences_per_batch,
                 first_sequence=job.sequences.start,
             )
