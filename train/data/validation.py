@@ -99,7 +99,7 @@ def read_validation(
         pad_token_id=tokenizer.pad_token_id,
         signals=signals,
         vision=documents.vision,
-        where=partial(_where, documents, rows),
+        where=partial(row_name, documents, rows),
     )
     identity = documents.identity() | {"eval_fraction": config.eval_fraction, "eval_batches": config.eval_batches}
     return ValidationData(PackedBatches(packed, lay_out), identity, documents, rows)
@@ -140,7 +140,8 @@ def _rows(documents: Documents) -> list[tuple[int, int]]:
     return [(source, row) for source, rows in enumerate(documents.held_out) for row in sorted(rows)]
 
 
-def _where(documents: Documents, rows: list[tuple[int, int]], key: Key) -> str:
+def row_name(documents: Documents, rows: list[tuple[int, int]], key: Key) -> str:
+    """Names the file and the line of a validation document by its key, which begins with the place of its row."""
     source, row = rows[key[0]]
     return f"validation data: {documents.sources[source].where(row)}"
 
