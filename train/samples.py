@@ -14,6 +14,7 @@ from qwen35_jax.inference.sampling import SamplingParams
 from qwen35_jax.storage import write_atomically
 from train.config import TrainConfig
 from train.config.options import SamplesConfig
+from train.data.masking import Example
 from train.inputs import Inputs
 from train.observe.trackers import Text
 from train.setup import TrainingSetup
@@ -62,7 +63,7 @@ def _from_validation(settings: SamplesConfig, inputs: Inputs) -> Iterator[Reques
         return
     documents, mode = inputs.validation.documents, MODES[settings.mode]
     prompts = (documents.prompt(source, row, enable_thinking=mode) for source, row in inputs.validation.rows)
-    of_text = (prompt for prompt in prompts if prompt is not None and not prompt.pictures)
+    of_text = (prompt for prompt in prompts if isinstance(prompt, Example) and not prompt.pictures)
     for number, prompt in enumerate(islice(of_text, settings.count)):
         yield Request(number, prompt.input_ids.tolist())
 

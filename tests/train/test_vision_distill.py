@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qwen35_jax.config import ModelConfig
@@ -18,6 +19,7 @@ from train.config import (
     CheckpointConfig,
     Distillation,
     LoraConfig,
+    MeshConfig,
     MtpDistillConfig,
     OptimConfig,
     RolloutConfig,
@@ -28,6 +30,7 @@ from train.data.pipeline import make_batches
 from train.data.vision import vision_reader
 from train.observe.metrics import METRICS, read_entries
 from train.run import run
+from train.signals.signal import STATES
 from train.signals.store import Store
 from train.signals.teaching import write_store
 
@@ -42,7 +45,7 @@ def inputs(tmp_path_factory):
     create_checkpoint(seeing, folder / "teacher", seed=1, dtype="float32", tokenizer_from=folder / "tokenizer")
     rows = []
     for number in range(ROWS):
-        drawn(32, 64, seed=number).save(folder / f"twin_{number}.png")
+        drawn(64, 64, seed=number).save(folder / f"twin_{number}.png")
         content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
         shown = [f"twin_{number}.png"]
         if number % 6 == 0:
@@ -103,13 +106,22 @@ def open_batches(inputs, store, **changes):
     return make_batches(data, tokenizer, signals=opened, vision=reader)
 
 
+@pytest.mark.slow
+def test_a_mesh_writes_the_same_signal(inputs, store, tmp_path):
+    write_store(make_config(inputs, store=str(tmp_path / "store")).replace(mesh=MeshConfig(data=2)))
+    for got, want in zip(*(open_batches(inputs, each) for each in (tmp_path / "store", store)), strict=True):
+        assert np.any(want[STATES])
+        # float32 sums in another order.
+        np.testing.assert_allclose(got[STATES], want[STATES], atol=1e-5)
+
+
 def test_an_image_that_gave_way_to_another_of_its_size_is_named(inputs, store, tmp_path):
     for file in inputs.glob("*.png"):
         shutil.copy(file, tmp_path)
     moved = shutil.copy(inputs / "train.jsonl", tmp_path)
     assert len([*open_batches(inputs, store, path=str(moved))]) == 3
     for file in tmp_path.glob("*.png"):
-        drawn(32, 64, seed=99).save(file)
+        drawn(64, 64, seed=99).save(file)
     told = r"train\.jsonl line \d+: a document of \d+ tokens and 1 images or videos is not in the store"
     with pytest.raises(ValueError, match=told):
         list(open_batches(inputs, store, path=str(moved)))

@@ -112,8 +112,11 @@ def test_a_run_of_text_refuses_images(inputs, tmp_path):
 
 
 def test_samples_are_of_the_validation_rows_without_images(inputs, mesh):
-    made = recipe(inputs)
-    made = dataclasses.replace(made, data=dataclasses.replace(made.data, eval_path=made.data.path))
+    made, rows = recipe(inputs), (inputs / "train.jsonl").read_text()
+    lost = rows.splitlines()[1].replace("1_0.png", "none.png") + "\n"
+    (inputs / "lost.jsonl").write_text(lost + rows)
+    held = {"eval_path": str(inputs / "lost.jsonl"), "bad_rows": "drop"}
+    made = dataclasses.replace(made, data=dataclasses.replace(made.data, **held))
     config = TrainConfig(made, options=Options(samples=SamplesConfig(every=2, count=9)))
     found = check_inputs(config, mesh)
     shown = [found.tokenizer.decode(prompt.token_ids) for prompt in read_prompts(config, found)]

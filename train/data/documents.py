@@ -116,17 +116,15 @@ class Documents:
         source, row = self.locate(position)
         return self.sources[source].where(row)
 
-    def prompt(self, source: int, row: int, *, enable_thinking: bool | None = None) -> Example | None:
+    def prompt(self, source: int, row: int, *, enable_thinking: bool | None = None) -> Example | RowError | None:
         """Returns the conversation of a row before its last answer, rendered for the next turn; nothing of it trains.
 
         Args:
           enable_thinking: what the template is told; None leaves its default.
 
         Returns:
-          None for a row that cannot be read or holds no answer.
-
-        Raises:
-          RowError: the template refuses it, or an image cannot be opened.
+          None for a row that cannot be read or holds no answer; an error if the template refuses it, or an image of it
+          cannot be opened.
         """
         try:
             content = self._readers[source].read(self.sources[source][row])
@@ -139,10 +137,12 @@ class Documents:
             return None
         options = {"tools": content.tools, "enable_thinking": enable_thinking, "add_generation_prompt": True}
         try:
-            rendered = Rendered(self._tokenizer.chat_template.render(content.messages[:last], **options), [])
+            text = self._tokenizer.chat_template.render(content.messages[:last], **options)
+            [rendered] = self._with_pictures([Rendered(text, [])], content, source, row)
         except ChatTemplateError as err:
-            raise RowError("template", str(err)) from err
-        [rendered] = self._with_pictures([rendered], content, source, row)
+            return RowError("template", str(err))
+        except RowError as err:
+            return err
         [example] = encode_conversations(self._tokenizer, [rendered])
         return example if self.vision is None else self.vision.finish(example, rendered.pictures)
 

@@ -66,10 +66,9 @@ def decoded(prompt: Example) -> Example | LeftOut:
 
 
 def _find(documents: Documents, settings: RolloutConfig, source: int, row: int) -> Example | LeftOut:
-    try:
-        found = documents.prompt(source, row, enable_thinking=MODES[settings.mode])
-    except RowError as err:
-        return LeftOut(err.reason, str(err))
+    found = documents.prompt(source, row, enable_thinking=MODES[settings.mode])
+    if isinstance(found, RowError):
+        return LeftOut(found.reason, str(found))
     return LeftOut("no_prompt", "no conversation with an answer") if found is None else found
 
 

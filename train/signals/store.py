@@ -198,6 +198,12 @@ def predicting(example: Example) -> Int[np.ndarray, " R"]:
     return np.flatnonzero(example.trained[1:])
 
 
+def rows_of(example: Example, values: Mapping[str, np.ndarray]) -> Rows:
+    """Returns what is stored of the signal [T, ...] for a document."""
+    positions = predicting(example)
+    return {name: each[positions] for name, each in values.items()}
+
+
 def read_header_file(folder: Path) -> Header:
     """Reads what a store belongs to.
 
@@ -268,9 +274,3 @@ def _spread(rows: np.ndarray, positions: np.ndarray, length: int) -> np.ndarray:
     whole = np.zeros((length, *rows.shape[1:]), rows.dtype)
     whole[positions] = rows
     return whole
-
-
-def rows_of(example: Example, values: Mapping[str, np.ndarray]) -> Rows:
-    """Returns what is stored of the signal [T, ...] for a document."""
-    positions = predicting(example)
-    return {name: each[positions] for name, each in values.items()}
