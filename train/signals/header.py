@@ -165,7 +165,8 @@ def _vision_differences(stored: Mapping[str, Any] | None, wanted: Mapping[str, A
     for name, theirs in stored.items():
         ours = wanted[name]
         # Documents with more patches than a sequence held may be missing; that is all it decides.
-        if ours > theirs if name == "patches_per_sequence" else ours != theirs:
+        is_wrong = ours > theirs if name == "patches_per_sequence" else ours != theirs
+        if is_wrong:
             yield f"data.vision.{name} is {theirs!r} there and {ours!r} here; give the former"
 
 

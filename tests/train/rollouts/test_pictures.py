@@ -6,13 +6,16 @@ import logging
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from examples.quickstart.tokenizer import build_tiny_tokenizer
+from qwen35_jax.model import Qwen35
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.processing.image import image_patches, load_image
 from qwen35_jax.processing.settings import ImageSettings, VideoSettings
 from qwen35_jax.vision.mrope import mrope_positions
 from tests.processing.conftest import TEXTS
+from tests.train.conftest import small_config
 from tests.train.data.pictures import IMAGE, VISION, as_png, asks, drawn, pads, part, show_images, text
 from tests.train.data.pictures import documents as documents_of
 from tests.train.rollouts.conftest import SETTINGS
@@ -166,3 +169,11 @@ def test_processes_that_decoded_other_images_end_before_they_sample(open_documen
     monkeypatch.setattr(sampler, "exchange", lambda own: [own, own[1:]])
     with pytest.raises(ValueError, match="the processes have prompts with other images"):
         answers.sample(STATE, prompts)
+
+
+def test_a_model_that_sees_is_asked_for_no_tokens_of_images():
+    config = small_config()
+    for has_tower, bias in ((True, {config.image_token_id: -100, config.video_token_id: -100}), (False, {})):
+        model = nnx.eval_shape(lambda has_tower=has_tower: Qwen35(config, vision=has_tower, rngs=nnx.Rngs(0)))
+        asked = sampler._without_pads(SETTINGS.sampling, model)
+        assert asked == dataclasses.replace(SETTINGS.sampling, logit_bias=bias)
