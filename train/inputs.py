@@ -21,7 +21,7 @@ from train.data.epochs import batches_of_epochs
 from train.data.measure import Measurement, check_lost, describe, measure
 from train.data.pipeline import BatchIterator, make_batches
 from train.data.validation import ValidationData, read_validation
-from train.data.vision import VisionReader
+from train.data.vision import vision_reader
 from train.observe.warnings import many_epochs
 from train.rollouts import HeldOutPrompts, RolloutBatches
 from train.settle import Settled, announce, settle
@@ -70,7 +70,7 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     recipe.objective.check_model(model_config.text, folder)
     tokenizer = Tokenizer.from_pretrained(folder)
     tokenizer.check_vocabulary(model_config.text.vocab_size)
-    vision = _vision_reader(recipe, model_config, folder, tokenizer)
+    vision = vision_reader(data.vision, folder, model_config, tokenizer)
     teacher, objective = None, recipe.objective
     if isinstance(objective, Distillation):
         teacher = find_teacher(recipe, objective, folder=folder, student=model_config, tokenizer=tokenizer)
@@ -84,28 +84,13 @@ def check_inputs(config: TrainConfig, mesh: Mesh) -> Inputs:
     if rollouts is None:
         batches = make_batches(data, tokenizer, sequences, signals, vision)
     else:
-        batches = RolloutBatches(data, rollouts, tokenizer, sequences, seed=recipe.seed)
+        batches = RolloutBatches(data, rollouts, tokenizer, sequences, vision, seed=recipe.seed)
     found = _look_at_data(batches, recipe)
     validation = read_validation(data, tokenizer, sequences, batches.corpus, signals)
     held_out = None
     if isinstance(batches, RolloutBatches) and rollouts is not None and validation is not None:
         held_out = HeldOutPrompts(validation, rollouts, data, tokenizer, sequences, batches.answer)
     return Inputs(settled, folder, model_config, tokenizer, batches, found, sequences, validation, teacher, held_out)
-
-
-def _vision_reader(
-    recipe: Recipe, model_config: ModelConfig, folder: Path, tokenizer: Tokenizer
-) -> VisionReader | None:
-    """Returns what reads images and videos as the checkpoint's processor does; None where the data hold none.
-
-    Raises:
-      ValueError: the model has no tower, or one that reads other patches than the processor makes.
-    """
-    if recipe.data.vision is None:
-        return None
-    reader = VisionReader.from_pretrained(folder, recipe.data.vision, tokenizer)
-    reader.check_model(model_config, folder)
-    return reader
 
 
 def _look_at_data(batches: BatchIterator | RolloutBatches, recipe: Recipe) -> Measurement | None:

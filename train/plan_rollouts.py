@@ -21,14 +21,13 @@ def rollout_bytes(config: TrainConfig, setup: TrainingSetup) -> int:
         return 0
     model = setup.model(setup.state)
     text = model.config.text
-    most = objective.rollouts.num_answers(config.recipe.data)
     sizes = EngineSizes.of(
         model,
         page_size=None,
         prefill_chunk=None,
         steps_per_call=1,
         draft_vocabulary=None,
-        **engine_options(objective.rollouts, model, most),
+        **engine_options(objective.rollouts, config.recipe.data, model),
     )
     itemsize, tensor = jnp.dtype(model.dtype).itemsize, config.layout.mesh.tensor
     token = bytes_of_token(text, itemsize, drafts=bool(sizes.num_drafts), tensor=tensor) // tensor

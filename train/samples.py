@@ -11,10 +11,10 @@ import jax
 from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.generate import MODES, Request, generate_rows, in_order, read_requests
 from qwen35_jax.inference.sampling import SamplingParams
-from qwen35_jax.processing.processor import media_of
 from qwen35_jax.storage import write_atomically
 from train.config import TrainConfig
 from train.config.options import SamplesConfig
+from train.data.masking import Example
 from train.inputs import Inputs
 from train.observe.trackers import Text
 from train.setup import TrainingSetup
@@ -61,11 +61,11 @@ def _from_validation(settings: SamplesConfig, inputs: Inputs) -> Iterator[Reques
     """Yields the first conversations of text of the validation data, each up to its last answer."""
     if inputs.validation is None:
         return
-    documents = inputs.validation.documents
-    prompts = filter(None, (documents.prompt(source, row) for source, row in inputs.validation.rows))
-    of_text = ((messages, tools) for messages, tools in prompts if not media_of(messages))
-    for number, (messages, tools) in enumerate(islice(of_text, settings.count)):
-        yield Request(number, inputs.tokenizer.encode_chat(messages, tools=tools, enable_thinking=MODES[settings.mode]))
+    documents, mode = inputs.validation.documents, MODES[settings.mode]
+    prompts = (documents.prompt(source, row, enable_thinking=mode) for source, row in inputs.validation.rows)
+    of_text = (prompt for prompt in prompts if isinstance(prompt, Example) and not prompt.pictures)
+    for number, prompt in enumerate(islice(of_text, settings.count)):
+        yield Request(number, prompt.input_ids.tolist())
 
 
 def make_sample(

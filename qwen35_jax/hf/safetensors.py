@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"BF16": np.dtype(jnp.bfloat16), "F16": np.dtype("float16"), "F32": np.dtype("float32")}
+"""What weights are stored as."""
+_WHOLE = {"U8": "uint8", "U32": "uint32", "I32": "int32", "I64": "int64"}
+TYPES = DTYPES | {name: np.dtype(dtype) for name, dtype in _WHOLE.items()}
+"""These, and the whole numbers that other files hold."""
 # Other formats of weights, which would be stale beside an export.
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 _BLOCK_BYTES = 64 * 2**20
@@ -175,11 +180,14 @@ def read_header(file: Path) -> dict[str, Stored]:
     return {name: stored for name, (stored, _) in tensors.items()}
 
 
-def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
+def header_bytes(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Builds the start of a safetensors file, whose tensors, (name, dtype, shape), follow in this order."""
-    header, offset = {}, 0
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    offset = 0
     for name, dtype, shape in tensors:
-        end = offset + math.prod(shape) * DTYPES[dtype].itemsize
+        end = offset + math.prod(shape) * TYPES[dtype].itemsize
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -158,7 +158,7 @@ def plan_decode(
            "capacity": layout.device.hbm_bytes}  # fmt: skip
     compiles, seen = decoding.fits and reading.fits, ()
     length, sent, sent_reading = workload.length, _collectives(decoding), _collectives(reading)
-    if workload.patches:
+    if workload.patches and config.vision is not None:
         hbm = with_tower(hbm, compile_tower(model, engine, on_mesh))
         seen = sights(config.vision, engine, layout.look, lambda tokens: layout.chunk(tokens, sent_reading))
         compiles = compiles and hbm["peak"] <= hbm["capacity"]

@@ -15,11 +15,13 @@ from train.config import (
     LoraConfig,
     MtpDistillConfig,
     Options,
-    RolloutConfig,
+    SamplesConfig,
     TeacherConfig,
     TrainConfig,
 )
+from train.inputs import check_inputs
 from train.run import run
+from train.samples import read_prompts
 
 TOWER = "model.visual."
 
@@ -109,13 +111,16 @@ def test_a_run_of_text_refuses_images(inputs, tmp_path):
         train(text, tmp_path / "run")
 
 
-def test_what_images_are_not_for_is_refused(inputs):
-    store = Distillation(TeacherConfig(own_base=True, store="signals"))
-    with pytest.raises(ValueError, match=r"teacher\.store='signals' knows documents by their tokens"):
-        TrainConfig(recipe(inputs, objective=store))
-    on_policy = Distillation(TeacherConfig(path="teacher"), rollouts=RolloutConfig())
-    with pytest.raises(ValueError, match="rollouts are sampled from text alone"):
-        TrainConfig(recipe(inputs, objective=on_policy))
+def test_samples_are_of_the_validation_rows_without_images(inputs, mesh):
+    made, rows = recipe(inputs), (inputs / "train.jsonl").read_text()
+    lost = rows.splitlines()[1].replace("1_0.png", "none.png") + "\n"
+    (inputs / "lost.jsonl").write_text(lost + rows)
+    held = {"eval_path": str(inputs / "lost.jsonl"), "bad_rows": "drop"}
+    made = dataclasses.replace(made, data=dataclasses.replace(made.data, **held))
+    config = TrainConfig(made, options=Options(samples=SamplesConfig(every=2, count=9)))
+    found = check_inputs(config, mesh)
+    shown = [found.tokenizer.decode(prompt.token_ids) for prompt in read_prompts(config, found)]
+    assert [int(text.split("number ")[1].split("?")[0]) for text in shown] == [0, 3, 6, 9]
 
 
 @pytest.mark.slow

@@ -76,24 +76,9 @@ class TrainConfig:
 
         self._check_evaluation()
         objective = self.recipe.objective
-        if self.recipe.data.vision is not None:
-            self._check_vision()
         if isinstance(objective, Distillation) and objective.rollouts is not None:
             objective.rollouts.check_data(self.recipe.data)
             objective.rollouts.check_mesh(self.layout.mesh, self.recipe.data)
-
-    def _check_vision(self) -> None:
-        """Checks that what the run does is done with images too."""
-        objective = self.recipe.objective
-        if not isinstance(objective, Distillation):
-            return
-        if objective.rollouts is not None:
-            raise ValueError("rollouts are sampled from text alone; leave out data.vision, or train without rollouts.")
-        if objective.teacher.store is not None:
-            raise ValueError(
-                f"teacher.store={objective.teacher.store!r} knows documents by their tokens, which do not tell one "
-                "image from another; leave it out, so that a live teacher sees the images of data.vision."
-            )
 
     def _check_evaluation(self) -> None:
         """Checks that there is something to evaluate where the settings speak of evaluations."""

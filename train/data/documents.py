@@ -116,8 +116,16 @@ class Documents:
         source, row = self.locate(position)
         return self.sources[source].where(row)
 
-    def prompt(self, source: int, row: int) -> tuple[list[Any], list[Any] | None] | None:
-        """Returns the messages of a row before its last answer, and its tools; None for other rows."""
+    def prompt(self, source: int, row: int, *, enable_thinking: bool | None = None) -> Example | RowError | None:
+        """Returns the conversation of a row before its last answer, rendered for the next turn; nothing of it trains.
+
+        Args:
+          enable_thinking: what the template is told; None leaves its default.
+
+        Returns:
+          None for a row that cannot be read or holds no answer; an error if the template refuses it, or an image of it
+          cannot be opened.
+        """
         try:
             content = self._readers[source].read(self.sources[source][row])
         except RowError:
@@ -125,7 +133,18 @@ class Documents:
         if isinstance(content, str):
             return None
         last = max((n for n, message in enumerate(content.messages) if message["role"] == "assistant"), default=0)
-        return (content.messages[:last], content.tools) if last else None
+        if not last:
+            return None
+        options = {"tools": content.tools, "enable_thinking": enable_thinking, "add_generation_prompt": True}
+        try:
+            text = self._tokenizer.chat_template.render(content.messages[:last], **options)
+            [rendered] = self._with_pictures([Rendered(text, [])], content, source, row)
+        except ChatTemplateError as err:
+            return RowError("template", str(err))
+        except RowError as err:
+            return err
+        [example] = encode_conversations(self._tokenizer, [rendered])
+        return example if self.vision is None else self.vision.finish(example, rendered.pictures)
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the documents and their order."""
@@ -198,13 +217,20 @@ class Documents:
             if isinstance(content, str):
                 pieces = encode_text(self._tokenizer, content, max_length=self.config.sequence_length)
                 return pieces if self.vision is None else [self.vision.finish(piece) for piece in pieces]
-            rendered = self._render(content)
-            if self.vision is None:
-                return rendered
-            pictures = self.vision.open(content.media, self.sources[source].folder(row))
-            return [self.vision.place(each, pictures) for each in rendered]
+            return self._with_pictures(self._render(content), content, source, row)
         except RowError as err:
             return [err]
+
+    def _with_pictures(self, rendered: list[Rendered], content: Conversation, source: int, row: int) -> list[Rendered]:
+        """Opens the images and videos that texts of a conversation show.
+
+        Raises:
+          RowError: one cannot be opened.
+        """
+        if self.vision is None:
+            return rendered
+        pictures = self.vision.open(content.media, self.sources[source].folder(row))
+        return [self.vision.place(each, pictures) for each in rendered]
 
     def _render(self, content: Conversation) -> list[Rendered]:
         """Renders a conversation.

@@ -157,7 +157,7 @@ def make_batch(
             for name, array in batch.items():
                 array[s, start : start + len(example)] = values[name]
             start += len(example)
-    return batch if vision is None else {**batch, **vision.lay_out(sequences)}
+    return batch if vision is None else {**batch, **vision.lay_out(sequences, where)}
 
 
 def _read(signals: Signals, key: Key, example: Example, where: Callable[[Key], str]) -> Mapping[str, np.ndarray]:

@@ -18,6 +18,8 @@ class Picture:
     grid: Grid
     decode: Callable[[], UInt8[np.ndarray, "P C"]]
     """Makes the patches; it raises a `train.data.rows.RowError` where it cannot."""
+    content: Callable[[], bytes]
+    """Returns what tells it from others of its size (`train.data.content`); it raises a RowError where it cannot."""
     timestamps: tuple[float, ...] = ()
     """Seconds of each frame of a video; an image has none."""
     _made: Future | None = field(default=None, init=False, repr=False)
@@ -27,6 +29,14 @@ class Picture:
         """Patches of all its frames."""
         frames, rows, columns = self.grid
         return frames * rows * columns
+
+    def key(self) -> bytes:
+        """Returns what decides its patches: its content, its grid and the times of its frames.
+
+        Raises:
+          RowError: its file cannot be read.
+        """
+        return self.content() + np.asarray(self.grid, "<i4").tobytes() + np.asarray(self.timestamps, "<f8").tobytes()
 
     @property
     def is_video(self) -> bool:

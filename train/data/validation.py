@@ -141,7 +141,8 @@ def _rows(documents: Documents) -> list[tuple[int, int]]:
     return [(source, row) for source, rows in enumerate(documents.held_out) for row in sorted(rows)]
 
 
-def _where(documents: Documents, rows: list[tuple[int, int]], key: Key) -> str:
+def row_name(documents: Documents, rows: list[tuple[int, int]], key: Key) -> str:
+    """Names the file and the line of a validation document by its key, which begins with the place of its row."""
     source, row = rows[key[0]]
     return f"validation data: {documents.sources[source].where(row)}"
 
@@ -149,7 +150,7 @@ def _where(documents: Documents, rows: list[tuple[int, int]], key: Key) -> str:
 def _lay_out(
     documents: Documents, rows: list[tuple[int, int]], sequences: Sequence[PackedSequence], **options: Any
 ) -> HostBatch:
-    where, vision = partial(_where, documents, rows), documents.vision
+    where, vision = partial(row_name, documents, rows), documents.vision
     if vision is not None:
         vision.start(example for sequence in sequences for _, example in sequence)
         sequences = [[(key, _decoded(documents, vision, where(key), each)) for key, each in s] for s in sequences]

@@ -9,9 +9,10 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from jaxtyping import UInt8
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.processing.image import decode_image, image_patches, image_size, smart_resize
-from qwen35_jax.processing.media import MediaError, MediaPolicy, describe, open_media
+from qwen35_jax.processing.media import MediaError, MediaPolicy, Opened, describe, open_media
 from qwen35_jax.processing.processor import PADS, Processor
 from qwen35_jax.processing.settings import ImageSettings, VideoSettings
 from qwen35_jax.processing.video import (
@@ -40,6 +41,7 @@ from qwen35_jax.vision.mrope import mrope_positions
 from qwen35_jax.vision.patches import patch_places
 from train.batch import Fields, HostBatch, vision_fields
 from train.config.vision import VisionDataConfig
+from train.data.content import content_of
 from train.data.masking import Example, Rendered
 from train.data.pictures import Grid, Picture
 from train.data.rows import Media, RowError
@@ -213,11 +215,14 @@ class VisionReader:
         _, values = self.fields["pixels"].sizes
         return dataclasses.replace(picture, decode=partial(np.zeros, (picture.num_patches, values), np.uint8))
 
-    def lay_out(self, sequences: Sequence[Sequence[tuple[Any, Example]]]) -> HostBatch:
+    def lay_out(self, sequences: Sequence[Sequence[tuple[Any, Example]]], where: Callable[[Any], str]) -> HostBatch:
         """Returns the patches of packed sequences as arrays of a batch, and frees the pictures.
 
+        Args:
+          where: names the file and the line of a document by its key, for messages.
+
         Raises:
-          RowError: a picture cannot be decoded; `decoded` puts a black one in its place.
+          ValueError: a picture cannot be decoded; `decoded` puts a black one in its place.
         """
         self.start(example for sequence in sequences for _, example in sequence)
         patches = self.settings.patches_per_sequence
@@ -225,13 +230,20 @@ class VisionReader:
             name: np.zeros((len(sequences), patches, *self.fields[name].sizes[1:]), self.fields[name].dtype)
             for name in ("pixels", "frames", "places")
         }
+        # Several documents may show one picture, as the answers to one prompt do.
+        uses = Counter(id(picture) for sequence in sequences for _, each in sequence for picture in each.pictures)
         for s, sequence in enumerate(sequences):
             end, grids = 0, []
-            for _, example in sequence:
+            for key, example in sequence:
                 for picture in example.pictures:
                     start, end = end, end + picture.num_patches
-                    batch["pixels"][s, start:end] = picture.patches()
-                    picture.forget()
+                    try:
+                        batch["pixels"][s, start:end] = picture.patches()
+                    except RowError as err:
+                        raise ValueError(f"{where(key)}: {err}") from err
+                    uses[id(picture)] -= 1
+                    if not uses[id(picture)]:
+                        picture.forget()
                     grids.append(picture.grid)
             batch["frames"][s, :end], batch["places"][s, :end] = patch_places(
                 np.array(grids, np.int32).reshape(-1, 3), self._image.merge_size
@@ -254,18 +266,18 @@ class VisionReader:
             with _named(name):
                 return _checked(*image_patches(decode_image(opened, called, policy), settings), grid, name)
 
-        return Picture(grid, decode)
+        return Picture(grid, decode, _content(opened, policy, name))
 
     def _open_video(self, media: Media, policy: MediaPolicy, name: str) -> Picture:
         source, called = media.source, describe(media.source)
         settings = self._video.limited(_capped(media.options, self._video.max_pixels, self._video.max_frames))
+        opened = source if are_frames(source) else open_media(source, policy)
         if are_frames(source):
             rates = {rate: media.options.get(rate) for rate in ("raw_fps", "sample_fps")}
             indices, fps = choose_frames(len(source), settings, **rates)
             height, width = image_size(open_media(source[0], policy), describe(source[0]), policy)
             load = partial(load_video, source, policy, settings, **rates)
         else:
-            opened = open_media(source, policy)
             total, fps, height, width = video_header(opened, called, policy)
             indices, fps = sample_frames(total, fps, settings), fps or UNKNOWN_FPS
             # Where fewer frames can be decoded than the header counts, as many are chosen of these.
@@ -279,7 +291,22 @@ class VisionReader:
             with _named(name):
                 return _checked(*cut_frames(load().frames, settings), grid, name)
 
-        return Picture(grid, decode, tuple(times))
+        return Picture(grid, decode, _content(opened, policy, name), tuple(times))
+
+
+def vision_reader(
+    settings: VisionDataConfig | None, folder: Path, model: ModelConfig, tokenizer: Tokenizer
+) -> VisionReader | None:
+    """Returns what reads images and videos as the checkpoint's processor does; None where the settings ask for none.
+
+    Raises:
+      ValueError: the model has no tower, or one that reads other patches than the processor makes.
+    """
+    if settings is None:
+        return None
+    reader = VisionReader.from_pretrained(folder, settings, tokenizer)
+    reader.check_model(model, folder)
+    return reader
 
 
 @contextlib.contextmanager
@@ -289,6 +316,17 @@ def _named(name: str) -> Iterator[None]:
         yield
     except MediaError as err:
         raise RowError("media", f"{name}: {str(err).rstrip('.')}") from err
+
+
+def _content(opened: Opened | Sequence[Any], policy: MediaPolicy, name: str) -> Callable[[], bytes]:
+    """Returns what reads the content of an image or a video once, where it is asked for."""
+
+    @cache
+    def content() -> bytes:
+        with _named(name):
+            return content_of(opened, policy)
+
+    return content
 
 
 def _capped(options: Mapping[str, Any], most_pixels: int, most_frames: int = 0) -> dict[str, Any]:

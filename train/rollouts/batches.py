@@ -18,6 +18,7 @@ from train.config.data import DataConfig
 from train.data.documents import Documents
 from train.data.packing import PackedSequence, make_batch
 from train.data.pipeline import BatchIterator, merge_states
+from train.data.vision import VisionReader
 from train.objectives.rollouts import ROLLOUT_FIELDS, RolloutConfig
 from train.rollouts.figures import Figures, figures_of
 from train.rollouts.layout import are_rollouts, join, pack, shares
@@ -52,6 +53,7 @@ class RolloutBatches:
     Args:
       config: of the data; its rows give the prompts, and documents for the sequences without rollouts.
       sequences: the neighbouring sequences of every batch that this process feeds; None for all.
+      vision: reads images and videos, where ``config.vision`` asks for them.
       seed: of the run.
 
     Raises:
@@ -64,6 +66,7 @@ class RolloutBatches:
         settings: RolloutConfig,
         tokenizer: Tokenizer,
         sequences: range | None = None,
+        vision: VisionReader | None = None,
         *,
         seed: int,
     ):
@@ -76,7 +79,7 @@ class RolloutBatches:
         self._where = are_rollouts(self._count, whole, sequences)
         self._data: BatchIterator | None = None
         self._checks: dict[str, Any] = {}
-        self._documents = Documents(config, tokenizer)
+        self._documents = Documents(config, tokenizer, vision)
         if self._count < whole:
             self._data = BatchIterator(self._documents.in_batches_of(whole - self._count), tokenizer, others)
             self._documents = self._data.corpus.in_batches_of(whole)
@@ -90,7 +93,7 @@ class RolloutBatches:
             )
         for warning in settings.warnings():
             logger.warning(warning)
-        self._prompts = Prompts(self._documents, tokenizer, settings)
+        self._prompts = Prompts(self._documents, settings)
         self._sampler: Sampler | None = None
         self._state: TrainState | None = None
         self._ready: deque[_Sampled] = deque()
@@ -105,8 +108,7 @@ class RolloutBatches:
 
         The engine is made when the first answers are sampled, under the mesh of that moment.
         """
-        most = self._settings.num_answers(self._config)
-        self._sampler = Sampler(self._settings, self._tokenizer, model_of, most=most, seed=self._seed)
+        self._sampler = Sampler(self._settings, self._config, self._tokenizer, model_of, seed=self._seed)
 
     def answer(self, state: TrainState, prompts: Sequence[Prompt]) -> list[Rollout]:
         """Answers each of some held-out prompts once; the batches to come stay as they are."""
@@ -139,12 +141,18 @@ class RolloutBatches:
         # What one process may find wrong comes after what all do together.
         data = None if self._data is None else next(self._data)
         rollouts, _, age = self._ready.popleft()
-        packed = pack(rollouts, self._count, self._config.sequence_length)
-        own = packed[self._own.start : self._own.stop]
-        options = {"sequence_length": self._config.sequence_length, "pad_token_id": self._tokenizer.pad_token_id}
-        batch = join(make_batch(own, fields=_FIELDS, **options), data, self._where)
+        own = pack(rollouts, self._count, self._config)[self._own.start : self._own.stop]
+        laid_out = make_batch(
+            own,
+            sequence_length=self._config.sequence_length,
+            pad_token_id=self._tokenizer.pad_token_id,
+            fields=_FIELDS,
+            vision=self._documents.vision,
+            where=lambda key: self._name(*key),
+        )
+        batch = join(laid_out, data, self._where)
         self._last, self._num_batches = own, self._num_batches + 1
-        self._end = 1 + rollouts[-1].position
+        self._end = 1 + rollouts[-1].prompt.position
         self._figures = figures_of(rollouts, self._tokenizer, staleness=age, seconds=seconds)
         self._counts["rollouts"] += len(rollouts)
         self._counts["rollout_tokens"] += sum(len(each.answer) for each in rollouts)
@@ -217,7 +225,8 @@ class RolloutBatches:
         """Continues from a state with the same data and settings; nothing is sampled again.
 
         Raises:
-          ValueError: the data, the tokenizer or a setting that decides the rollouts are not those of the state.
+          ValueError: the data, the tokenizer or a setting that decides the rollouts are not those of the state, or an
+            image of a prompt has another size.
         """
         mine = self._identity()
         changed = [name for name, value in mine.items() if state["identity"].get(name) != value]
@@ -230,7 +239,7 @@ class RolloutBatches:
         self._num_batches, self._counts = state["batches"], Counter(state["counts"])
         kept = ({name: value for name, value in each.items() if name != "age"} for each in state["rollouts"])
         self._ready = deque(
-            _Sampled(from_json(stored), stored, each["age"])
+            _Sampled(from_json(stored, self._prompts.again), stored, each["age"])
             for stored, each in zip(kept, state["rollouts"], strict=True)
         )
         self._last, self._figures, self._end = [], {}, state["prompts"]["position"]

@@ -7,17 +7,18 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from qwen35_jax.processing import Tokenizer
-from train.batch import HostBatch
 from train.config.data import DataConfig
+from train.data.masking import Example
 from train.data.packing import make_batch
-from train.data.validation import ValidationData
+from train.data.validation import PackedBatches, ValidationData, row_name
 from train.objectives.rollouts import RolloutConfig
 from train.rollouts.figures import figures_of
 from train.rollouts.layout import pack
-from train.rollouts.prompts import Prompt, read_prompt
+from train.rollouts.prompts import Prompt, decoded, read_prompt
 from train.rollouts.rollout import Rollout
 from train.state import TrainState
 
@@ -33,7 +34,7 @@ Answer = Callable[[TrainState, Sequence[Prompt]], list[Rollout]]
 class Answered(NamedTuple):
     """What a state answered."""
 
-    batches: list[HostBatch]
+    batches: PackedBatches
     """The answers as batches of validation data."""
     figures: dict[str, float | int]
     """What they are like; ``rollout_seconds`` alone depends on the clock."""
@@ -59,6 +60,8 @@ class HeldOutPrompts:
         answer: Answer,
     ):
         self._tokenizer, self._config, self._sequences, self._answer = tokenizer, config, sequences, answer
+        self._vision = validation.documents.vision
+        self._where = partial(row_name, validation.documents, validation.rows)
         self._per_batch = config.sequences_per_batch * (config.sequence_length // settings.longest)
         self.prompts: list[Prompt] = []
         left_out: Counter[str] = Counter()
@@ -66,11 +69,12 @@ class HeldOutPrompts:
         for place, (source, row) in enumerate(looked_at):
             if len(self.prompts) == settings.eval_prompts:
                 break
-            found = read_prompt(validation.documents, tokenizer, settings, source, row)
-            if isinstance(found, tuple):
-                left_out[found[0]] += 1
-            else:
+            found = read_prompt(validation.documents, settings, source, row)
+            found = decoded(found) if isinstance(found, Example) else found
+            if isinstance(found, Example):
                 self.prompts.append(Prompt(place, found))
+            else:
+                left_out[found.reason] += 1
         told = f", {left_out.total()} rows before them are left out: {dict(left_out)}" if left_out else ""
         if self.prompts:
             logger.info("rollouts: every validation answers %d held-out prompts%s", len(self.prompts), told)
@@ -80,14 +84,21 @@ class HeldOutPrompts:
     def sample(self, state: TrainState) -> Answered:
         """Answers the prompts with the weights of a state; all processes call this."""
         began = time.perf_counter()
+        if self._vision is not None:
+            self._vision.start(prompt.document for prompt in self.prompts)
         rollouts = self._answer(state, self.prompts)
         figures = figures_of(rollouts, self._tokenizer, staleness=0, seconds=time.perf_counter() - began)
         told = {name: value for name, value in figures.items() if value is not None and name != "rollout_staleness"}
-        starts = range(0, len(rollouts), self._per_batch)
-        return Answered([self._lay_out(rollouts[start : start + self._per_batch]) for start in starts], told)
-
-    def _lay_out(self, rollouts: Sequence[Rollout]) -> HostBatch:
-        length = self._config.sequence_length
-        packed = pack(rollouts, self._config.sequences_per_batch, length)
-        own = packed[self._sequences.start : self._sequences.stop]
-        return make_batch(own, sequence_length=length, pad_token_id=self._tokenizer.pad_token_id)
+        packed = [
+            pack(rollouts[start : start + self._per_batch], self._config.sequences_per_batch, self._config)
+            for start in range(0, len(rollouts), self._per_batch)
+        ]
+        lay_out = partial(
+            make_batch,
+            sequence_length=self._config.sequence_length,
+            pad_token_id=self._tokenizer.pad_token_id,
+            vision=self._vision,
+            where=self._where,
+        )
+        own = [sequences[self._sequences.start : self._sequences.stop] for sequences in packed]
+        return Answered(PackedBatches(own, lay_out), told)

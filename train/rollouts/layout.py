@@ -8,19 +8,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from train.batch import HostBatch
+from train.config.data import DataConfig
 from train.data.packing import PackedSequence, Packer
 from train.rollouts.rollout import Rollout
 
 
-def pack(rollouts: Sequence[Rollout], sequences: int, sequence_length: int) -> list[PackedSequence]:
+def pack(rollouts: Sequence[Rollout], sequences: int, data: DataConfig) -> list[PackedSequence]:
     """Packs rollouts by first fit in their order; sequences at the end may be empty.
 
-    All fit if each sequence has room for its share of documents of the greatest length: a document is refused by those
-    sequences only that hold as many already.
+    All fit if each sequence has room for its share of documents of the most tokens and patches: a document is refused
+    by those sequences only that hold as many already.
     """
-    packer, packed = Packer(sequence_length, sequences), []
+    patches = 1 if data.vision is None else data.vision.patches_per_sequence
+    packer, packed = Packer(data.sequence_length, sequences, patches), []
     for each in rollouts:
-        packed += packer.add((each.position, each.number), each.example())
+        packed += packer.add((each.prompt.position, each.number), each.example())
     packed += packer.flush()
     assert len(packed) <= sequences, "the number of prompts is chosen so that all answers fit"
     return [*packed, *[[]] * (sequences - len(packed))]

@@ -2,15 +2,16 @@
 
 import logging
 from collections import Counter
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
 from qwen35_jax.inference.generate import MODES
-from qwen35_jax.processing import ChatTemplateError, Tokenizer
-from train.data.documents import Documents
+from train.config.data import DataConfig
+from train.data.documents import REMEDIES, Documents
+from train.data.masking import Example
+from train.data.rows import RowError
 from train.objectives.rollouts import RolloutConfig
 
 logger = logging.getLogger(__name__)
@@ -20,64 +21,118 @@ _LOOKED_AT, _ENOUGH = 2048, 256
 
 
 class Prompt(NamedTuple):
-    """A prompt and the position of its document."""
+    """A prompt and the position of the document that it is from."""
 
     position: int
-    token_ids: Int32[np.ndarray, " P"]
+    document: Example
+    """Nothing of it is trained."""
+
+    @property
+    def token_ids(self) -> Int32[np.ndarray, " P"]:
+        """Its tokens, with as many pads as its images and videos have."""
+        return self.document.input_ids
 
 
-def read_prompt(
-    documents: Documents, tokenizer: Tokenizer, settings: RolloutConfig, source: int, row: int
-) -> Int32[np.ndarray, " P"] | tuple[str, str]:
-    """Returns the tokens of a row's prompt, or why there is none: in a word, and in a clause."""
-    found = documents.prompt(source, row)
-    if found is None:
-        return "no_prompt", "no conversation with an answer"
-    messages, tools = found
+class LeftOut(NamedTuple):
+    """Why a row gives no prompt."""
+
+    reason: str
+    """In a word, by which it is counted."""
+    problem: str
+    """In a clause; empty where there is nothing to tell."""
+
+
+def most_patches(settings: RolloutConfig, data: DataConfig) -> int:
+    """Returns how many patches a prompt may have, so that a sequence holds as many as it does by their tokens."""
+    if data.vision is None:
+        return 0
+    return data.vision.patches_per_sequence // (data.sequence_length // settings.longest)
+
+
+def read_prompt(documents: Documents, settings: RolloutConfig, source: int, row: int) -> Example | LeftOut:
+    """Returns the prompt of a row, or why it is left out. Its images and videos are not decoded."""
+    found = _find(documents, settings, source, row)
+    return found if isinstance(found, LeftOut) else _too_large(found, settings, documents.config) or found
+
+
+def decoded(prompt: Example) -> Example | LeftOut:
+    """Waits until the images and videos of a prompt are decoded; returns what is wrong with one."""
     try:
-        ids = tokenizer.encode_chat(messages, tools=tools, enable_thinking=MODES[settings.mode])
-    except ChatTemplateError as err:
-        return "template", str(err)
-    if len(ids) > settings.max_prompt_tokens:
-        longest = settings.max_prompt_tokens
-        return "too_long", f"a prompt of {len(ids)} tokens, more than rollouts.max_prompt_tokens={longest}"
-    return np.asarray(ids, np.int32)
+        for picture in prompt.pictures:
+            picture.patches()
+    except RowError as err:
+        return LeftOut(err.reason, str(err))
+    return prompt
+
+
+def _find(documents: Documents, settings: RolloutConfig, source: int, row: int) -> Example | LeftOut:
+    found = documents.prompt(source, row, enable_thinking=MODES[settings.mode])
+    if isinstance(found, RowError):
+        return LeftOut(found.reason, str(found))
+    return LeftOut("no_prompt", "no conversation with an answer") if found is None else found
+
+
+def _too_large(prompt: Example, settings: RolloutConfig, data: DataConfig) -> LeftOut | None:
+    longest, most = settings.max_prompt_tokens, most_patches(settings, data)
+    if len(prompt) > longest:
+        return LeftOut("too_long", f"a prompt of {len(prompt)} tokens, more than rollouts.max_prompt_tokens={longest}")
+    if prompt.num_patches > most:
+        told = f"a prompt of {prompt.num_patches} patches, more than the {most} of each document in a sequence"
+        return LeftOut("too_many_patches", f"{told}; {REMEDIES['too_many_patches']}")
+    return None
 
 
 class Prompts:
     """The conversations of the data up to their last answer, rendered for the next turn. They never end.
 
-    Rows that hold none, that are held out for validation or whose prompt is too long are left out and counted.
+    Rows that hold none, that are held out for validation or whose prompt is too large are left out and counted.
     """
 
-    def __init__(self, documents: Documents, tokenizer: Tokenizer, settings: RolloutConfig):
-        self._documents, self._tokenizer, self._settings = documents, tokenizer, settings
+    def __init__(self, documents: Documents, settings: RolloutConfig):
+        self._documents, self._settings = documents, settings
         self.position = 0
         """Documents looked at so far."""
         self.left_out: Counter[str] = Counter()
 
     def take(self, count: int) -> list[Prompt]:
-        """Returns the next prompts.
+        """Returns the next prompts, whose images and videos are decoded.
 
         Raises:
           ValueError: no document of a whole epoch, or of very many, has a prompt.
         """
         taken, unused = [], 0
         while len(taken) < count:
-            found = self._read(self.position)
-            self.position += 1
-            if isinstance(found, Prompt):
-                taken.append(found)
-                unused = 0
-                continue
-            self._leave_out(*found)
-            unused += 1
-            if unused == min(self._documents.epoch_length, _MAX_UNUSED):
-                raise ValueError(
-                    f"no row of {self._documents.names} gives a prompt; {unused} rows in a row were left out: "
-                    f"{dict(self.left_out)}; give conversations, or raise rollouts.max_prompt_tokens."
-                )
+            for found in self._next(count - len(taken)):
+                position, self.position = self.position, self.position + 1
+                if isinstance(found, Example):
+                    taken.append(Prompt(position, found))
+                    unused = 0
+                    continue
+                self._leave_out(position, found)
+                unused += 1
+                if unused == min(self._documents.epoch_length, _MAX_UNUSED):
+                    raise ValueError(
+                        f"no row of {self._documents.names} gives a prompt; {unused} rows in a row were left out: "
+                        f"{dict(self.left_out)}; give conversations, or raise rollouts.max_prompt_tokens."
+                    )
         return taken
+
+    def again(self, position: int, token_ids: Int32[np.ndarray, " P"]) -> Prompt:
+        """Returns a prompt that was taken before; where there are images, its row is read again for them.
+
+        Raises:
+          ValueError: the row gives other tokens now, as it does if an image has another size.
+        """
+        if self._documents.vision is None:
+            return Prompt(position, Example(token_ids, np.zeros(len(token_ids), bool)))
+        found = _find(self._documents, self._settings, *self._documents.locate(position))
+        if isinstance(found, LeftOut) or not np.array_equal(found.input_ids, token_ids):
+            why = found.problem if isinstance(found, LeftOut) else "its tokens were others"
+            raise ValueError(
+                f"{self._documents.where(position)}: the prompt is not the one whose answers the checkpoint holds: "
+                f"{why}; put its images and videos back as they were."
+            )
+        return Prompt(position, found)
 
     def look(self) -> str:
         """Reads the first rows without taking them, until enough of them give a prompt, and says what they are like.
@@ -85,21 +140,30 @@ class Prompts:
         Raises:
           ValueError: none gives a prompt, as ``take`` would find after the model was loaded and compiled.
         """
-        unlimited = Prompts(self._documents, self._tokenizer, replace(self._settings, max_prompt_tokens=1 << 30))
-        longest, lengths, rows = self._settings.max_prompt_tokens, [], 0
-        for position in range(min(self._documents.epoch_length, _LOOKED_AT)):
-            found = unlimited._read(position)
-            rows += isinstance(found, Prompt) or found[0] != "held_out"
-            lengths += [len(found.token_ids)] if isinstance(found, Prompt) else []
-            if len(lengths) == _ENOUGH and min(lengths) <= longest:
+        documents, settings = self._documents, self._settings
+        lengths, used, rows, problem = [], 0, 0, "they hold no conversation with an answer; give some"
+        for position in range(min(documents.epoch_length, _LOOKED_AT)):
+            source, row = documents.locate(position)
+            if row in documents.held_out[source]:
+                continue
+            rows += 1
+            if isinstance(found := _find(documents, settings, source, row), LeftOut):
+                continue
+            lengths.append(len(found))
+            if (left_out := _too_large(found, settings, documents.config)) is None:
+                used += 1
+            else:
+                problem = left_out.problem
+            if used and len(lengths) >= _ENOUGH:
                 break
-        if not lengths or min(lengths) > longest:
-            why = f"the shortest has {min(lengths)} tokens" if lengths else "they hold no conversation with an answer"
-            raise ValueError(
-                f"none of the first {rows:,} rows of {self._documents.names} gives a prompt of at most "
-                f"rollouts.max_prompt_tokens={longest}: {why}; give conversations, or raise it."
+        longest = settings.max_prompt_tokens
+        if lengths and min(lengths) > longest:
+            problem = (
+                f"the shortest has {min(lengths)} tokens; give conversations with shorter ones, or raise "
+                f"rollouts.max_prompt_tokens={longest}"
             )
-        used = sum(length <= longest for length in lengths)
+        if not used:
+            raise ValueError(f"none of the first {rows:,} rows of {documents.names} gives a prompt: {problem}.")
         return (
             f"{used:,} of the first {rows:,} rows give a prompt; {int(np.median(lengths))} tokens by the median, "
             f"{max(lengths)} at most, and up to {longest} are allowed"
@@ -113,17 +177,22 @@ class Prompts:
         """Continues from a state of ``get_state``."""
         self.position, self.left_out = state["position"], Counter(state["left_out"])
 
-    def _read(self, position: int) -> Prompt | tuple[str, str]:
-        """Returns what is at a position, or why there is nothing: in a word, and in a clause."""
+    def _next(self, count: int) -> list[Example | LeftOut]:
+        """Reads what is at the next positions. Their images and videos are decoded at the same time."""
+        found = [self._read(position) for position in range(self.position, self.position + count)]
+        if self._documents.vision is not None:
+            self._documents.vision.start(each for each in found if isinstance(each, Example))
+        return [decoded(each) if isinstance(each, Example) else each for each in found]
+
+    def _read(self, position: int) -> Example | LeftOut:
         source, row = self._documents.locate(position)
         if row in self._documents.held_out[source]:
-            return "held_out", ""
-        found = read_prompt(self._documents, self._tokenizer, self._settings, source, row)
-        return found if isinstance(found, tuple) else Prompt(position, found)
+            return LeftOut("held_out", "")
+        return read_prompt(self._documents, self._settings, source, row)
 
-    def _leave_out(self, reason: str, problem: str) -> None:
+    def _leave_out(self, position: int, why: LeftOut) -> None:
         """Counts a row, and tells the first of its kind."""
-        if problem and not self.left_out[reason]:
-            where = self._documents.where(self.position - 1)
-            logger.warning("rollouts: %s is left out, as are all rows like it: %s", where, problem)
-        self.left_out[reason] += 1
+        if why.problem and not self.left_out[why.reason]:
+            where = self._documents.where(position)
+            logger.warning("rollouts: %s is left out, as are all rows like it: %s", where, why.problem)
+        self.left_out[why.reason] += 1

@@ -11,6 +11,7 @@ from qwen35_jax.processing import Tokenizer
 from qwen35_jax.runs import identify_base
 from qwen35_jax.storage import fingerprint
 from train.config.data import DataConfig
+from train.config.vision import VisionDataConfig
 from train.data.documents import Documents
 from train.signals.signal import SignalKind, SignalSettings
 
@@ -50,11 +51,14 @@ class Header:
     """Longest document of a conversation, and the length of the pieces of a text."""
     teacher: Mapping[str, Any] | None
     """What ``identify_teacher`` says; None in a run that does not know the teacher but by its store."""
+    vision: Mapping[str, Any] | None = None
+    """How images and videos are read; None in a store of text."""
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the header as JSON values."""
-        return dataclasses.asdict(self)
+        """Returns the header as JSON values; that of a text says nothing of images."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name != "vision" or value is not None}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Header":
@@ -67,6 +71,11 @@ class Header:
             raise ValueError(f"it is of version {values['version']}, and this is version {VERSION}")
         fields: dict[str, Any] = {**values, "sources": tuple(values["sources"])}
         return cls(**fields)
+
+    def fields_unlike(self, other: "Header") -> list[str]:
+        """Names the fields that have other values in another header."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
 def make_header(
@@ -98,7 +107,13 @@ def make_header(
         sources=tuple(sorted({origin for each in documents for origin in each.origins})),
         sequence_length=data.sequence_length,
         teacher=teacher,
+        vision=None if data.vision is None else _deciding(data.vision),
     )
+
+
+def _deciding(vision: VisionDataConfig) -> dict[str, Any]:
+    """Returns the settings that decide the patches of documents, and which documents there are."""
+    return {field.name: getattr(vision, field.name) for field in dataclasses.fields(vision) if field.compare}
 
 
 def differences(stored: Header, wanted: Header) -> list[str]:
@@ -124,6 +139,7 @@ def _differences(stored: Header, wanted: Header) -> Iterator[str]:
             f"data.sequence_length is {stored.sequence_length} there and {wanted.sequence_length} here, so that longer "
             "documents may be missing; give the former"
         )
+    yield from _vision_differences(stored.vision, wanted.vision)
     if stored.vocabulary != wanted.vocabulary:
         yield f"its teacher has {stored.vocabulary} tokens and the student {wanted.vocabulary}; both need the same"
     if stored.tokenizer != wanted.tokenizer:
@@ -137,6 +153,21 @@ def _differences(stored: Header, wanted: Header) -> Iterator[str]:
     for part in ("model", "adapter"):
         if stored.teacher.get(part) != wanted.teacher.get(part):
             yield f"its teacher has another {part} than the run's teacher; name the one that it was written with"
+
+
+def _vision_differences(stored: Mapping[str, Any] | None, wanted: Mapping[str, Any] | None) -> Iterator[str]:
+    if stored is None or wanted is None:
+        if stored is not None:
+            yield "it was made with data.vision, which the run lacks; give it"
+        if wanted is not None:
+            yield "it was made without data.vision, so that it knows text alone; leave it out"
+        return
+    for name, theirs in stored.items():
+        ours = wanted[name]
+        # Documents with more patches than a sequence held may be missing; that is all it decides.
+        is_wrong = ours > theirs if name == "patches_per_sequence" else ours != theirs
+        if is_wrong:
+            yield f"data.vision.{name} is {theirs!r} there and {ours!r} here; give the former"
 
 
 def missing_sources(stored: Header, sources: Iterable[str]) -> str | None:

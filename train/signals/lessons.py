@@ -16,6 +16,7 @@ from train.data.documents import Document, Documents
 from train.data.packing import PackedSequence
 from train.data.pipeline import BatchIterator, merge_states
 from train.data.validation import ValidationData, read_validation
+from train.data.vision import VisionReader
 
 
 class EveryRow(Documents):
@@ -44,16 +45,17 @@ class Lesson(NamedTuple):
 class Lessons:
     """Yields the batches, from any position. All processes of the run take them together."""
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, sequences: range):
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, sequences: range, vision: VisionReader | None = None):
         """Opens and checks the data.
 
         Args:
           sequences: the sequences of every batch that this process feeds.
+          vision: reads images and videos, where ``config.vision`` asks for them.
 
         Raises:
           ValueError: the data cannot be used.
         """
-        self.batches = BatchIterator(EveryRow(replace(config, epochs=1), tokenizer), tokenizer, sequences)
+        self.batches = BatchIterator(EveryRow(replace(config, epochs=1), tokenizer, vision), tokenizer, sequences)
         self.validation: ValidationData | None = read_validation(config, tokenizer, sequences, self.batches.corpus)
         self._validated: int | None = None
 

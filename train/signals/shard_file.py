@@ -18,23 +18,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt32
 
+from qwen35_jax.hf.safetensors import TYPES, header_bytes
 from train.batch import Fields
 
 KEY_BYTES = 16
-_DTYPES = {
-    "U8": np.dtype("uint8"),
-    "U32": np.dtype("<u4"),
-    "I32": np.dtype("<i4"),
-    "I64": np.dtype("<i8"),
-    "BF16": np.dtype(jnp.bfloat16),
-    "F16": np.dtype("<f2"),
-    "F32": np.dtype("<f4"),
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in TYPES.items()}
 _INDEX = ("offsets", "checksums", "keys")
 _MOST_HEADER_BYTES = 100_000_000
 
@@ -107,12 +98,12 @@ def write_shard(
         "checksums": np.asarray([checksum(rows) for rows in ordered], np.uint32),
         "keys": np.frombuffer(b"".join(key for key, _ in documents), np.uint8).reshape(-1, KEY_BYTES),
     }
-    layout = [(name, array.dtype, array.shape) for name, array in arrays.items()]
+    layout = [(name, _NAMES[array.dtype], array.shape) for name, array in arrays.items()]
     total = int(offsets[-1])
-    layout += [(name, np.dtype(field.dtype), (total, *field.shape(1, 1)[2:])) for name, field in fields.items()]
+    layout += [(name, _NAMES[np.dtype(field.dtype)], (total, *field.shape(1, 1)[2:])) for name, field in fields.items()]
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
-        file.write(_header(layout, metadata))
+        file.write(header_bytes(layout, metadata))
         for array in arrays.values():
             file.write(array.tobytes())
         for name in fields:
@@ -161,18 +152,6 @@ def _part(content: bytes, place: _Place, start: int) -> np.ndarray:
     return np.frombuffer(content, place.dtype, count, place.start - start).reshape(place.shape)
 
 
-def _header(layout: Sequence[tuple[str, np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    offset = 0
-    for name, dtype, shape in layout:
-        end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
 def _parse(path: Path, text: bytes) -> tuple[dict[str, str], dict[str, _Place], int]:
     """Returns the metadata, the place of each array, and where the last one ends."""
     try:
@@ -189,4 +168,4 @@ def _parse(path: Path, text: bytes) -> tuple[dict[str, str], dict[str, _Place], 
 
 def _places(header: Mapping[str, Any], start: int) -> Iterator[tuple[str, _Place]]:
     for name, entry in header.items():
-        yield name, _Place(_DTYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0])
+        yield name, _Place(TYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0])

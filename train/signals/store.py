@@ -165,8 +165,9 @@ class Store:
         key = np.asarray(document_key(example), self._keys.dtype)
         place = int(np.searchsorted(self._keys, key))
         if place == len(self._keys) or self._keys[place] != key:
+            shown = f" and {len(example.pictures)} images or videos" if example.pictures else ""
             raise ValueError(
-                f"a document of {len(example)} tokens is not in the store {self.folder}, which was written with "
+                f"a document of {len(example)} tokens{shown} is not in the store {self.folder}, which was written with "
                 f"data.sequence_length={self.header.sequence_length} for other documents; write a store for these data "
                 "and settings with `python -m train.teach`."
             )
@@ -180,15 +181,27 @@ _REMEDY = (
 
 
 def document_key(example: Example) -> bytes:
-    """Returns what identifies a document: a hash of its token ids and of which of them are trained."""
+    """Returns what identifies a document: a hash of its token ids, of which of them are trained, and of its pictures.
+
+    Raises:
+      ValueError: a picture cannot be read.
+    """
     ids = np.ascontiguousarray(example.input_ids, "<i4")
     marks = np.packbits(np.asarray(example.trained, bool))
-    return hashlib.sha256(len(ids).to_bytes(8, "little") + ids.tobytes() + marks.tobytes()).digest()[:KEY_BYTES]
+    pictures = b"".join(picture.key() for picture in example.pictures)
+    whole = len(ids).to_bytes(8, "little") + ids.tobytes() + marks.tobytes() + pictures
+    return hashlib.sha256(whole).digest()[:KEY_BYTES]
 
 
 def predicting(example: Example) -> Int[np.ndarray, " R"]:
     """Returns the positions of a document that predict a trained token of it."""
     return np.flatnonzero(example.trained[1:])
+
+
+def rows_of(example: Example, values: Mapping[str, np.ndarray]) -> Rows:
+    """Returns what is stored of the signal [T, ...] for a document."""
+    positions = predicting(example)
+    return {name: each[positions] for name, each in values.items()}
 
 
 def read_header_file(folder: Path) -> Header:
@@ -261,9 +274,3 @@ def _spread(rows: np.ndarray, positions: np.ndarray, length: int) -> np.ndarray:
     whole = np.zeros((length, *rows.shape[1:]), rows.dtype)
     whole[positions] = rows
     return whole
-
-
-def rows_of(example: Example, values: Mapping[str, np.ndarray]) -> Rows:
-    """Returns what is stored of the signal [T, ...] for a document."""
-    positions = predicting(example)
-    return {name: each[positions] for name, each in values.items()}

@@ -21,10 +21,11 @@ from qwen35_jax.hf.load import load
 from qwen35_jax.processing import Tokenizer
 from qwen35_jax.sharding import check_mesh
 from train.agreement import check_takes_all_devices
-from train.batch import put_batch, sequences_of_process, take_sequences
-from train.config import DataConfig, Distillation, TrainConfig
+from train.batch import TOKEN_FIELDS, Fields, put_batch, sequences_of_process, take_sequences
+from train.config import DataConfig, Distillation, Recipe, TrainConfig
 from train.data.measure import Measurement, check_lost, describe, measure
 from train.data.packing import PackedSequence
+from train.data.vision import vision_reader
 from train.setup import model_options
 from train.signals.header import Header, make_header
 from train.signals.lessons import Lesson, Lessons
@@ -41,6 +42,18 @@ SHARD_BYTES = 1 << 28
 _LOG_SECONDS = 10.0
 
 
+class Share(NamedTuple):
+    """What this process does of every batch."""
+
+    sequences: range
+    """Those that it feeds."""
+    owned: range
+    """Those of them whose documents it writes."""
+    writer: int | None
+    """Which of the processes that write it is; None if it writes nothing."""
+    num_writers: int
+
+
 class Job(NamedTuple):
     """What is taught and into what, found and checked before the teacher is loaded."""
 
@@ -52,12 +65,9 @@ class Job(NamedTuple):
     """The store."""
     header: Header
     lessons: Lessons
-    sequences: range
-    """Those of every batch that this process feeds."""
-    owned: range
-    """Those whose documents this process writes."""
-    writers: list[int]
-    """The processes that write any."""
+    fields: Fields
+    """The arrays of a batch that the teacher reads."""
+    share: Share
     mesh: Mesh
 
 
@@ -112,15 +122,9 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> Job:
         sequences=data.sequences_per_batch // recipe.accumulation,
         tokens=data.sequence_length,
     )
-    fed = [
-        sequences_of_process(
-            sequences=data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh, process=process
-        )
-        for process in range(jax.process_count())
-    ]
-    owned = _share_out(fed)
-    own = jax.process_index()
-    lessons = Lessons(data, tokenizer, fed[own])
+    share = _share_of(recipe, mesh)
+    vision = vision_reader(data.vision, student, model_config, tokenizer)
+    lessons = Lessons(data, tokenizer, share.sequences, vision)
     found = measure(lessons.batches.corpus, whole=False)
     check_lost(found, data)
     _tell_size(found, teacher.settings, data)
@@ -132,9 +136,8 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> Job:
         documents=lessons.documents,
         teacher=teacher.identity,
     )
-    writers = [process for process, sequences in enumerate(owned) if sequences]
-    folder = Path(place).expanduser()
-    return Job(config, teacher, student, folder, header, lessons, fed[own], owned[own], writers, mesh)
+    fields = {**TOKEN_FIELDS, **({} if vision is None else vision.fields)}
+    return Job(config, teacher, student, Path(place).expanduser(), header, lessons, fields, share, mesh)
 
 
 def _tell_size(found: Measurement, settings: SignalSettings, data: DataConfig) -> None:
@@ -150,21 +153,26 @@ def _bytes_per_token(settings: SignalSettings) -> int:
     return sum(np.dtype(field.dtype).itemsize * int(np.prod(field.sizes)) for field in fields)
 
 
-def _share_out(fed: list[range]) -> list[range]:
-    """Returns which sequences each process writes: of those that several feed, the first one writes them."""
-    owned, next_free = [], 0
-    for sequences in fed:
-        first = max(sequences.start, min(next_free, sequences.stop))
-        owned.append(range(first, sequences.stop))
-        next_free = max(next_free, sequences.stop)
-    return owned
+def _share_of(recipe: Recipe, mesh: Mesh) -> Share:
+    """Returns what this process feeds and writes: of sequences that several feed, the first one writes them."""
+    shares, next_free, num_writers = [], 0, 0
+    for process in range(jax.process_count()):
+        fed = sequences_of_process(
+            sequences=recipe.data.sequences_per_batch, accumulation=recipe.accumulation, mesh=mesh, process=process
+        )
+        owned = range(max(fed.start, min(next_free, fed.stop)), fed.stop)
+        next_free = max(next_free, fed.stop)
+        shares.append((fed, owned, num_writers if owned else None))
+        num_writers += bool(owned)
+    fed, owned, writer = shares[jax.process_index()]
+    return Share(fed, owned, writer, num_writers)
 
 
 def _check_agreement(header: Header) -> None:
     """Raises a ValueError if the processes are about to write different stores."""
-    first, *others = gather(header.to_json())
+    first, *others = map(Header.from_json, gather(header.to_json()))
     for index, other in enumerate(others, start=1):
-        if differ := [name for name, value in first.items() if other[name] != value]:
+        if differ := first.fields_unlike(other):
             raise ValueError(
                 f"the processes disagree: {', '.join(differ)} of process {index} differ from those of process 0; start "
                 "the same command on every host, with the same data, models and store."
@@ -212,20 +220,19 @@ def _resume(job: Job, states: list[dict]) -> None:
 
 def _write_batches(job: Job, heard: Heard, done: int) -> None:
     """Teaches batch after batch, and ends a file after every few of them."""
-    fields, data = signal_fields(job.teacher.settings), job.config.recipe.data
-    writer, own = None, jax.process_index()
-    if own in job.writers:
-        number = job.writers.index(own)
-        writer = Writer(job.folder, fields, number=number, writers=len(job.writers), after=done)
+    data, share, writer = job.config.recipe.data, job.share, None
+    if share.writer is not None:
+        fields = signal_fields(job.teacher.settings)
+        writer = Writer(job.folder, fields, number=share.writer, writers=share.num_writers, after=done)
     batch_tokens = data.sequence_length * data.sequences_per_batch
-    batch_bytes = _bytes_per_token(job.teacher.settings) * batch_tokens // len(job.writers)
+    batch_bytes = _bytes_per_token(job.teacher.settings) * batch_tokens // share.num_writers
     every = max(1, SHARD_BYTES // batch_bytes)
     progress, since_cut, lesson = _Progress(job.folder), 0, None
     for lesson, signal in _one_ahead(job, heard):
         if writer is not None:
-            taken = {name: take_sequences(array, job.sequences, mesh=job.mesh) for name, array in signal.items()}
-            for sequence in job.owned:
-                place = sequence - job.sequences.start
+            taken = {name: take_sequences(array, share.sequences, mesh=job.mesh) for name, array in signal.items()}
+            for sequence in share.owned:
+                place = sequence - share.sequences.start
                 _add(writer, lesson.packed[place], {name: array[place] for name, array in taken.items()})
         progress.add(lesson)
         since_cut += 1
@@ -250,8 +257,9 @@ def _one_ahead(job: Job, heard: Heard) -> Iterator[tuple[Lesson, Mapping[str, Ar
                 lesson.batch,
                 accumulation=recipe.accumulation,
                 mesh=job.mesh,
+                fields=job.fields,
                 num_sequences=recipe.data.sequences_per_batch,
-                first_sequence=job.sequences.start,
+                first_sequence=job.share.sequences.start,
             )
             waiting.append((lesson, heard.live.teach(placed)))
         if waiting and (lesson is None or len(waiting) > 1):

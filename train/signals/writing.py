@@ -57,8 +57,8 @@ def begin(folder: Path, header: Header) -> None:
             raise ValueError(f"{folder} is not empty and holds no store; name another folder with --teacher.store.")
         write_json(folder / HEADER, header.to_json())
         return
-    stored, new = read_header_file(folder), header.to_json()
-    if changed := [name for name, value in stored.to_json().items() if value != new[name]]:
+    stored = read_header_file(folder)
+    if changed := stored.fields_unlike(header):
         found = differences(stored, header) or [f"the run file now has another {', '.join(changed)}"]
         raise ValueError(
             f"{folder} holds a store of another run: {found[0]}; or name another folder with --teacher.store."

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -50,10 +51,11 @@ def timeless(figures):
 
 def prompts_of(batches, tokenizer, count):
     """Returns position and ids of the first prompts, read without the code under test."""
-    found, corpus = [], batches.corpus
+    found = []
     for position in range(count):
-        messages, tools = corpus.prompt(*corpus.locate(position))
-        found.append((position, tokenizer.encode_chat(messages, tools=tools)))
+        path, line = batches.corpus.where(position).split(" line ")
+        messages = json.loads(Path(path).read_text().splitlines()[int(line) - 1])["messages"]
+        found.append((position, tokenizer.encode_chat(messages[:-1])))
     return found
 
 

@@ -23,10 +23,7 @@ STATE = TrainState(jnp.int32(0), nnx.State({}), (), new_health())
 def answer(state, prompts):
     """Stands for the engine: each answer says which prompt it is to."""
     assert state is STATE
-    return [
-        Rollout(each.position, 0, each.token_ids, np.full(3, each.position + 1, np.int32), np.full(3, -1, np.float32))
-        for each in prompts
-    ]
+    return [Rollout(each, 0, np.full(3, each.position + 1, np.int32), np.full(3, -1, np.float32)) for each in prompts]
 
 
 @pytest.fixture

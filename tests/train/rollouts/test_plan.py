@@ -17,9 +17,8 @@ def test_the_plan_counts_the_memory_of_the_engine(setup, data, tokenizer, change
     settings = dataclasses.replace(SETTINGS, max_new_tokens=40, **changes)
     objective = dataclasses.replace(tiny().recipe.objective, rollouts=settings)
     config = tiny().replace(data=data, objective=objective)
-    most = settings.num_answers(data)
     model = setup.model(setup.state)
-    engine = Engine(model, tokenizer, **engine_options(settings, model, most))
+    engine = Engine(model, tokenizer, **engine_options(settings, data, model))
     held = sum(x.nbytes for x in jax.tree.leaves((engine._runner._memory, engine._runner._slots)))
     # Counters of the slots and room for text are left out of the plan.
     assert held == pytest.approx(rollout_bytes(config, setup), rel=0.03)

@@ -40,7 +40,7 @@ def test_prompts_come_in_the_order_of_the_documents_and_others_are_counted(open_
         conversation("What is 1", "And 2", "It is 4."),
     ]
     documents = open_documents(*rows)
-    prompts = Prompts(documents, tokenizer, dataclasses.replace(SETTINGS, max_prompt_tokens=99))
+    prompts = Prompts(documents, dataclasses.replace(SETTINGS, max_prompt_tokens=99))
     with caplog.at_level(logging.WARNING):
         taken = prompts.take(4)
     lines = [int(documents.where(position).split()[-1]) for position in range(10)]
@@ -61,7 +61,7 @@ def test_prompts_come_in_the_order_of_the_documents_and_others_are_counted(open_
 
 def test_held_out_rows_are_no_prompts(open_documents, tokenizer):
     documents = open_documents(*(conversation(f"What is {n} plus 1") for n in range(8)), eval_fraction=0.25)
-    prompts = Prompts(documents, tokenizer, dataclasses.replace(SETTINGS, max_prompt_tokens=99))
+    prompts = Prompts(documents, dataclasses.replace(SETTINGS, max_prompt_tokens=99))
     rows = {documents.locate(prompt.position)[1] for prompt in prompts.take(12)}
     assert len(rows) == 6 and not rows & documents.held_out[0] and prompts.left_out["held_out"] > 0
 
@@ -69,14 +69,14 @@ def test_held_out_rows_are_no_prompts(open_documents, tokenizer):
 @pytest.mark.parametrize(("mode", "end"), [("thinking", "<think>\n"), ("non_thinking", "<think>\n\n</think>\n\n")])
 def test_the_template_opens_the_mode_of_the_settings(open_documents, tokenizer, mode, end):
     documents = open_documents(conversation("What is 1"))
-    [prompt] = Prompts(documents, tokenizer, dataclasses.replace(SETTINGS, max_prompt_tokens=99, mode=mode)).take(1)
+    [prompt] = Prompts(documents, dataclasses.replace(SETTINGS, max_prompt_tokens=99, mode=mode)).take(1)
     assert tokenizer.decode(prompt.token_ids.tolist(), skip_special_tokens=False).endswith(f"assistant\n{end}")
 
 
 def test_data_without_usable_prompts_are_refused(open_documents, tokenizer):
     documents = open_documents(conversation("What is 7 plus 2? " * 40))
     with pytest.raises(ValueError, match=r"gives a prompt; 1 rows in a row .*'too_long': 1.*max_prompt_tokens"):
-        Prompts(documents, tokenizer, SETTINGS).take(1)
+        Prompts(documents, SETTINGS).take(1)
     texts = open_documents({"text": "What is 3"})
     with pytest.raises(ValueError, match="holds no conversations, so there is nothing to answer"):
         RolloutBatches(texts.config, SETTINGS, tokenizer, seed=0)
@@ -84,7 +84,7 @@ def test_data_without_usable_prompts_are_refused(open_documents, tokenizer):
 
 def test_a_look_at_the_prompts_takes_none(open_documents, tokenizer):
     rows = [conversation("What is 1 plus 1"), {"text": "What is 3"}, conversation("What is 7 plus 2? " * 40)]
-    prompts = Prompts(open_documents(*rows), tokenizer, SETTINGS)
+    prompts = Prompts(open_documents(*rows), SETTINGS)
     assert prompts.look().startswith("1 of the first 3 rows give a prompt; ")
     assert prompts.position == 0 and not prompts.left_out
 
@@ -92,5 +92,8 @@ def test_a_look_at_the_prompts_takes_none(open_documents, tokenizer):
 def test_prompts_that_are_all_too_long_are_refused_at_the_start(open_documents, tokenizer):
     documents = open_documents(conversation("What is 7 plus 2? " * 40))
     batches = RolloutBatches(documents.config, SETTINGS, tokenizer, seed=0)
-    with pytest.raises(ValueError, match=r"none of the first 1 rows .* the shortest has \d+ tokens; give conver"):
+    with pytest.raises(
+        ValueError,
+        match=r"none of the first 1 rows .* the shortest has \d+ tokens; give conversations with shorter ones",
+    ):
         list(batches.describe(1))
