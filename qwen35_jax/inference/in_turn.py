@@ -30,7 +30,7 @@ def generate_in_turn(
 
     Args:
       keys: one a completion; neighbours with equal keys have one prompt.
-      prompt_of: makes the prompt of a completion; it is called in a thread.
+      prompt_of: makes the prompt of a completion, in a thread; what ``Engine.read`` returned is not read again.
       on_finish: called as each completion finishes, with its place.
       sampling, max_new_tokens, seed: as in ``Engine.generate``, one a completion.
 
@@ -41,18 +41,12 @@ def generate_in_turn(
     groups = collections.deque(list(group) for _, group in by_key)
     places: dict[int, int] = {}
     ready: collections.deque[tuple[list[int], Future[Prompt]]] = collections.deque()
-
-    def make(place: int) -> Prompt:
-        # Read once, however many completions it gets.
-        [prompt] = engine.read([prompt_of(place)])
-        return prompt
-
     pool = ThreadPoolExecutor(_PREPARING, "media")
     try:
         while groups or ready or places:
             while groups and len(ready) < engine.slots:
                 group = groups.popleft()
-                ready.append((group, pool.submit(make, group[0])))
+                ready.append((group, pool.submit(prompt_of, group[0])))
             while ready and len(places) < 2 * engine.slots:
                 group, made = ready.popleft()
                 for place in group:
