@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from qwen35_jax.inference.distribution import PROMPT, log_probabilities
 from qwen35_jax.inference.memory import Memory
 from qwen35_jax.model import Qwen35
-from qwen35_jax.sharding import constrain
 from qwen35_jax.state import PagedState, SlotDelta
+from qwen35_jax.state.paged import at_slots
 from qwen35_jax.vision.placing import Embedded
 from qwen35_jax.vision.tower import VisionFeatures
 
@@ -29,7 +29,7 @@ class Chunk(NamedTuple):
     """One chunk of a prompt in each row.
 
     Attributes:
-      slots: the slot of each row; -1 for a row without one.
+      slots: the slot of each row, which lies in the data shard of the row; -1 for a row without one.
       ids: its tokens.
       next_ids: the token after each, which the MTP head reads.
       segment_ids: 1 for tokens, then 0 for padding.
@@ -90,14 +90,16 @@ def prefill(
     model = nnx.merge(graph, weights)
     slots, ids, next_ids, segment_ids, table, lengths = chunk
     begins = lengths == 0
-    taken = tuple(_from_zero(x.take(slots), begins) if isinstance(x, SlotDelta) else x for x in memory.layers)
+    taken = tuple(
+        _from_zero(x.take(slots, by_shard=True), begins) if isinstance(x, SlotDelta) else x for x in memory.layers
+    )
     none = jnp.zeros_like(lengths)
     position_ids = None if vision is None else vision.position_ids
     embedded, next_embedded = (None, None) if vision is None else _embed(model, ids, next_ids, vision.vectors)
     state = PagedState(taken, table, lengths, none, on_grid=True)
     hidden, state = model.forward(ids, segment_ids, position_ids, state, embedded=embedded)
     layers = tuple(
-        old.put(slots, new) if isinstance(old, SlotDelta) else new
+        old.put(slots, new, by_shard=True) if isinstance(old, SlotDelta) else new
         for old, new in zip(memory.layers, state.layers, strict=True)
     )
     mtp = memory.mtp
@@ -107,12 +109,7 @@ def prefill(
             hidden, next_ids, segment_ids, state, position_ids=position_ids, embedded=next_embedded
         )
         (mtp,) = drafting.layers
-    places = jnp.where(slots < 0, seen.shape[0], slots)
-    kept = jnp.where(begins[:, None], 0, seen.at[slots].get(mode="clip"))
-    rows = jnp.arange(slots.shape[0])[:, None]
-    for tokens in (ids, next_ids):
-        kept = kept.at[rows, jnp.where(segment_ids > 0, tokens, seen.shape[1])].max(PROMPT, mode="drop")
-    seen = constrain(seen.at[places].set(kept, mode="drop"), ("batch", None))
+    seen = _see(seen, chunk)
     scores = _scores(model, hidden, next_ids) if scored else None
     return Memory(layers, mtp).split(), seen, scores
 
@@ -124,6 +121,21 @@ def _embed(
     both = model.embed(jnp.concatenate([ids[:, :1], next_ids], axis=1), vectors)
     deep = None if both.deep is None else both.deep[:, :, :-1]
     return Embedded(both.values[:, :-1], deep), Embedded(both.values[:, 1:])
+
+
+def _see(seen: Int[Array, "B V"], chunk: Chunk) -> Int[Array, "B V"]:
+    """Marks the tokens of a chunk as seen by its slots; those that begin forget what they had seen."""
+
+    def local(slots, seen, begins, ids, next_ids, segment_ids):
+        places, rows = jnp.where(slots < 0, seen.shape[0], slots), jnp.arange(slots.shape[0])[:, None]
+        kept = jnp.where(begins[:, None], 0, seen.at[places].get(mode="clip"))
+        for tokens in (ids, next_ids):
+            kept = kept.at[rows, jnp.where(segment_ids > 0, tokens, seen.shape[1])].max(PROMPT, mode="drop")
+        return seen.at[places].set(kept, mode="drop")
+
+    row, rows = ("batch",), ("batch", None)
+    args = (seen, chunk.lengths == 0, chunk.ids, chunk.next_ids, chunk.segment_ids)
+    return at_slots(local, chunk.slots, *args, in_axes=(rows, row, rows, rows, rows), out_axes=rows, by_shard=True)
 
 
 def _from_zero(states, begins: Bool[Array, " R"]):

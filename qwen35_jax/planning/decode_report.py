@@ -239,6 +239,7 @@ def _speed(plan: DecodePlan) -> Iterator[str]:
             f"{what} ({sight.patches:,} patches, {sight.tokens:,} tokens): at least {tower + chunks:.2f} s, "
             f"{tower:.2f} s in the tower and {chunks:.2f} s in chunks; {sizes.shards} at a time"
         )
-    sent = [f"{x.kind} {x.count} x, {x.bytes / 1e6:.1f} MB" for x in plan.full.collectives]
-    yield f"sent by a chip in a decode step: {'; '.join(sent) or 'nothing'}"
+    for what, work in (("a decode step", plan.full), ("a prompt's chunk", plan.chunk)):
+        sent = [f"{x.kind} {x.count} x, {x.bytes / 1e6:.1f} MB" for x in work.collectives]
+        yield f"sent by a chip in {what}: {'; '.join(sent) or 'nothing'}"
     yield "Peak rates of data sheets, nothing measured on a TPU."

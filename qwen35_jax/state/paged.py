@@ -12,7 +12,9 @@ width, ``W`` inputs that the convolution looks back, ``I = W + T`` inputs that a
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +25,14 @@ from qwen35_jax.config import LINEAR, TextConfig
 from qwen35_jax.ops.attention.paged import paged_attention, write_pages
 from qwen35_jax.ops.gated_delta import DeltaRule
 from qwen35_jax.ops.gated_delta.replay import gated_delta_replay
-from qwen35_jax.sharding import constrain, num_shards, over_mesh, shard_index
+from qwen35_jax.sharding import Axes, constrain, num_shards, over_mesh, shard_index
 from qwen35_jax.state.delta import DeltaState
 from qwen35_jax.state.protocol import LayerMemory
 
 _PAGES = (None, "batch", "heads", None, None)
 _STATES = (None, "batch", "heads", None, None)
 _HEADS = (None, "batch", None, "heads", None)
+_INPUTS = (None, "batch", None, None)
 
 
 @jax.tree_util.register_dataclass
@@ -156,7 +159,7 @@ class SlotDelta:
     def split(self) -> "SlotDelta":
         """Splits slots and heads over the devices of the mesh."""
         by_head = {"recurrent": _STATES, "k": _HEADS, "v": _HEADS, "log_decay": _HEADS[:-1], "beta": _HEADS[:-1]}
-        axes = by_head | {"inputs": (None, "batch", None, None)}
+        axes = by_head | {"inputs": _INPUTS}
         return SlotDelta(**{name: constrain(getattr(self, name), names) for name, names in axes.items()})
 
     def window(self, placement: PagedPlacement) -> Float[Array, "B W C"]:
@@ -193,20 +196,58 @@ class SlotDelta:
         stacks = (stack.at[layer].set(x.astype(stack.dtype)) for stack, x in zip(old, new, strict=True))
         return out, SlotDelta(recurrent, *stacks)
 
-    def take(self, slots: Int[Array, " R"]) -> DeltaState:
-        """Returns the states of some slots that have taken in all of their tokens."""
-        width = self.inputs.shape[2] - self.k.shape[2]
-        return DeltaState(self.inputs[:, slots, :width], self.recurrent[:, slots])
+    def take(self, slots: Int[Array, " R"], *, by_shard: bool = False) -> DeltaState:
+        """Returns the states of some slots that have taken in all of their tokens.
 
-    def put(self, slots: Int[Array, " R"], states: DeltaState) -> "SlotDelta":
-        """Returns the memory with the states of some slots replaced; no token waits there. Slots below 0 are left."""
-        width = states.inputs.shape[2]
-        places = jnp.where(slots < 0, self.recurrent.shape[1], slots)
-        return dataclasses.replace(
-            self,
-            inputs=self.inputs.at[:, places, :width].set(states.inputs.astype(self.inputs.dtype), mode="drop"),
-            recurrent=self.recurrent.at[:, places].set(states.recurrent, mode="drop"),
-        )
+        Args:
+          by_shard: as in ``at_slots``.
+        """
+        width = self.inputs.shape[2] - self.k.shape[2]
+
+        def local(slots, inputs, recurrent):
+            return tuple(stack.at[:, slots].get(mode="clip") for stack in (inputs[:, :, :width], recurrent))
+
+        axes = (_INPUTS, _STATES)
+        args = (self.inputs, self.recurrent)
+        return DeltaState(*at_slots(local, slots, *args, in_axes=axes, out_axes=axes, by_shard=by_shard))
+
+    def put(self, slots: Int[Array, " R"], states: DeltaState, *, by_shard: bool = False) -> "SlotDelta":
+        """Returns the memory with the states of some slots replaced; no token waits there. Slots below 0 are left.
+
+        Args:
+          by_shard: as in ``at_slots``.
+        """
+
+        def local(slots, inputs, recurrent, new_inputs, new_recurrent):
+            # Numbers below 0 would count from the end.
+            places, width = jnp.where(slots < 0, recurrent.shape[1], slots), new_inputs.shape[2]
+            inputs = inputs.at[:, places, :width].set(new_inputs.astype(inputs.dtype), mode="drop")
+            return inputs, recurrent.at[:, places].set(new_recurrent, mode="drop")
+
+        axes, args = (_INPUTS, _STATES), (self.inputs, self.recurrent, states.inputs, states.recurrent)
+        inputs, recurrent = at_slots(local, slots, *args, in_axes=axes + axes, out_axes=axes, by_shard=by_shard)
+        return dataclasses.replace(self, inputs=inputs, recurrent=recurrent)
+
+
+def at_slots(
+    function: Callable, slots: Int[Array, " R"], *args: Array, in_axes: Sequence[Axes], out_axes: Any, by_shard: bool
+) -> Any:
+    """Calls ``function(slots, *args)``.
+
+    Args:
+      slots: numbers of slots; those below 0 are none.
+      by_shard: whether the slot of each row lies in the row's own data shard. Then each device calls the function with
+        its part of all arguments and its own numbers of the slots, and nothing is sent.
+      in_axes, out_axes: logical axes of ``args`` and of what is returned; slots and rows lie along ``batch``.
+    """
+    if not by_shard or num_shards("batch") == 1:
+        return function(slots, *args)
+    count = args[0].shape[in_axes[0].index("batch")] // num_shards("batch")
+
+    def local(slots, *args):
+        return function(jnp.where(slots < 0, slots, slots - shard_index("batch") * count), *args)
+
+    return over_mesh(local, slots, *args, in_axes=(("batch",), *in_axes), out_axes=out_axes)
 
 
 @jax.tree_util.register_dataclass

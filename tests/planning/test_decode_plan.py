@@ -197,13 +197,15 @@ def test_the_real_programs_compile_for_a_tpu_and_are_accounted_for(tmp_path, cap
     main(["plan", "v5e:2x2", "--preset", "tiny", "--length", "1024", "--slots", "8", "--json", str(target)])
     report = json.loads(target.read_text())
     hbm = report["hbm"]
-    assert report["fits"] and "v5e:2x2 (4 chips, data=4): fits" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert report["fits"] and "v5e:2x2 (4 chips, data=4): fits" in out
     assert sum(hbm[name] for name in ("weights", "states", "pages", "temporaries")) == hbm["peak"] < hbm["capacity"]
     # Two layers, two key heads of 32 in bfloat16; every request may get as long as the model allows: 4,096 tokens.
     assert hbm["pages"] == (2 * 4096 + 256) * 2 * 2 * 2 * 32 * 2 and report["requests"] == 8 * 4
     assert 0 < hbm["temporaries"] < 2**28
     # Devices that share out the slots have nothing to tell each other but whether somebody still writes.
     assert sum(sent["bytes"] for sent in report["collectives"]) < 100_000
+    assert "sent by a chip in a prompt's chunk: nothing" in out
     with pytest.raises(SystemExit, match="2"):
         main(["plan", "v5e:2x2", "--json", str(target)])
     assert "exists" in capsys.readouterr().err
