@@ -10,8 +10,9 @@ other work on the machine slows both; of each the sum of all calls is printed. T
 are equal.
 
 With torch 2.13.0 and torchvision 0.28.0, on two cores that other work kept busy too: 100 photographs took transformers
-59.4 s (17.9 CPU seconds) from files and 62.2 s from Pillow; ours 38.5 s (11.9 CPU seconds), or 0.65x, as float32, and
-26.9 s (8.3 CPU seconds), or 0.45x, as bytes. Another run of 16 gave 0.62x, and one by one 0.74x.
+40.3 s (17.2 CPU seconds) from files and 46.9 s from Pillow; ours 25.3 s (10.0 CPU seconds), or 0.63x, as float32, and
+18.1 s (6.5 CPU seconds), or 0.45x, as bytes. An earlier run gave 0.65x and 0.45x; one of 16 photographs 0.62x, and one
+by one 0.74x.
 
 It needs torchvision, whose build must be that of torch (``pip install torchvision==0.28.0`` for torch 2.13.0).
 """

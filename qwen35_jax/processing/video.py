@@ -155,7 +155,7 @@ def choose_frames(
       raw_fps, sample_fps: see `load_video`.
 
     Raises:
-      MediaError: there is no frame, or a rate is none.
+      MediaError: there is no frame, or what is given is no rate.
     """
     if not total:
         raise MediaError("a list of 0 is a video without frames.")
