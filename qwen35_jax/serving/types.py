@@ -259,7 +259,7 @@ class CompletionRequest(_Generation):
 
     def prompts(self) -> list[str | list[int]]:
         """Returns the prompts one by one."""
-        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]  # pyrefly: ignore
         return list(self.prompt)  # pyrefly: ignore
 
