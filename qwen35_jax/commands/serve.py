@@ -30,8 +30,8 @@ KEY_VARIABLE = "QWEN35_API_KEY"
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
     """Adds what ``run_serve`` reads."""
     parser.epilog = (
-        "Programs are compiled before the first client comes; those of the vision tower for the smallest images, and with "
-        "--most-patches for all sizes up to it."
+        "Programs are compiled before the first client comes; those of the vision tower for the smallest images, and "
+        "with --most-patches for all sizes up to it."
     )
     add_model_options(parser)
     add_engine_options(parser)

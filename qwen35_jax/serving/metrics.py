@@ -29,7 +29,6 @@ _GAUGES = {
     "num_free_pages": "pages without an owner",
     "num_waiting": "completions that wait for a slot",
 }
-_DRAFTS = {"position": "by_position", "section": "by_section", "length": "by_length"}
 
 
 @dataclasses.dataclass
@@ -81,8 +80,8 @@ def prometheus_text(engine: Mapping[str, Any], http: HttpCounts, *, num_open: in
 
 
 def _drafts(metrics: Any, kind: str) -> Iterator[tuple[str, int]]:
-    for label, attribute in _DRAFTS.items():
-        for value, counted in getattr(metrics, attribute).items():
+    for label in ("position", "section", "length"):
+        for value, counted in getattr(metrics, f"by_{label}").items():
             yield _labels(by=label, value=value), getattr(counted, kind)
 
 

@@ -259,7 +259,7 @@ class CompletionRequest(_Generation):
 
     def prompts(self) -> list[str | list[int]]:
         """Returns the prompts one by one."""
-        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]  # pyrefly: ignore
         return list(self.prompt)  # pyrefly: ignore
 
@@ -278,9 +278,9 @@ def read_request(kind: type[T], body: bytes) -> T:
                 f"{err.error_count():,} fields of the body are unknown or wrong; send fields of the protocol alone."
             ) from err
         errors = err.errors(include_url=False, include_context=False)
-    # Of the types that a field may have, the one that fits best is refused for the deepest reason.
+    # Of the types that a field may have, the one that fits best is refused for the deepest and the last reason.
     of_first_field = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
-    details: Mapping[str, Any] = max(of_first_field, key=lambda one: len(one["loc"]))
+    details: Mapping[str, Any] = max(of_first_field, key=lambda one: (len(one["loc"]), _places(one["loc"])))
     path = _path_of(details["loc"])
     if details["type"] == "extra_forbidden":
         nearest = did_you_mean(path, kind.model_fields) if len(details["loc"]) == 1 else ""
@@ -293,6 +293,10 @@ def read_request(kind: type[T], body: bytes) -> T:
     given = given if len(given) <= 60 else f"{given[:60]}..."
     reason = details["msg"].removeprefix("Value error, ")
     raise RequestError(f"{path or 'the body'}: {reason[:1].lower()}{reason[1:]} (given: {given}).", param=path or None)
+
+
+def _places(location: Sequence[str | int]) -> list[int]:
+    return [name for name in location if isinstance(name, int)]
 
 
 def _path_of(location: Sequence[str | int]) -> str:

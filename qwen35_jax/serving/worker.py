@@ -37,9 +37,6 @@ class Submission:
     grammar: Grammar | None = None
 
 
-_SETTINGS = ("sampling", "max_new_tokens", "seed", "grammar")
-
-
 class Job:
     """The completions of one HTTP request. Iterate over it for their events, and close it.
 
@@ -250,9 +247,12 @@ class EngineWorker:
     def _begin(self, job: Job) -> None:
         try:
             for number, one in enumerate(job.submissions):
-                settings = {field: getattr(one, field) for field in _SETTINGS}
-                job.ids.append(self.engine.submit(one.prompt, stream=True, **settings))
-                self._places[job.ids[-1]] = job, number
+                name = self.engine.submit(
+                    one.prompt, sampling=one.sampling, max_new_tokens=one.max_new_tokens, seed=one.seed,
+                    grammar=one.grammar, stream=True,
+                )  # fmt: skip
+                job.ids.append(name)
+                self._places[name] = job, number
         except ValueError:
             self._abort(job)
             raise

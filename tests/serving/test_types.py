@@ -129,6 +129,7 @@ MANY = 50_000
 HUGE = {
     "prompt": ({"prompt": [0.5] * MANY}, "prompt.0: input should be a valid"),
     "prompts": ({"prompt": [[5], [0.5] * MANY]}, "prompt.1.0: input should be a valid integer (given: 0.5)."),
+    "one token": ({"prompt": [5] * MANY + ["a"]}, 'prompt.50000: input should be a valid integer (given: "a").'),
     "stop tokens": ({"stop_token_ids": ["a"] * MANY}, "stop_token_ids.0: input should be a valid integer"),
     "biases": ({"logit_bias": {str(n): "a" for n in range(MANY)}}, "50,000 fields of the body are unknown or wrong"),
     "fields": ({f"a{n}": 1 for n in range(MANY)}, "50,000 fields of the body are unknown or wrong; send fields of"),
