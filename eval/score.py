@@ -210,8 +210,9 @@ def _judged(
     by_id = {document.id: document for document in documents}
     places = [place for place, sample in enumerate(samples) if needs_judge(by_id[sample["id"]], sample)]
     pairs = [(by_id[samples[place]["id"]], samples[place]) for place in places]
-    judged = {places[number]: sample for number, sample in ask_judge(config, pairs, protocol).items()}
-    return [judged.get(place, sample) for place, sample in enumerate(samples)]
+    judged = dict(enumerate(samples))
+    ask_judge(config, pairs, protocol, lambda number, sample: judged.__setitem__(places[number], sample))
+    return [*judged.values()]
 
 
 def _digest(responses: Path) -> str:

@@ -298,6 +298,26 @@ def test_a_run_asks_the_judge_once_and_its_samples_keep_what_it_read(data):
     assert rescored["metrics"]["accuracy"]["value"] == 1 and rescored["judge"]["asked"] == {"fake": 1}
 
 
+def test_what_a_judge_has_read_is_not_asked_again_after_a_break(data, monkeypatch):
+    fake = FakeServer(answers=answers("the crimson one", "the azure one"))
+    judge = Judge(answers={"the crimson one": "A", "the azure one": "B"})
+
+    class BrokenOff(Client):
+        def ask_all(self, requests, on_answer):
+            super().ask_all(requests[:1], on_answer)
+            raise KeyboardInterrupt
+
+    with fake.serve() as url, judge.serve() as judge_url:
+        config = config_of(data, url, judge=judge_of(judge_url))
+        with monkeypatch.context() as patch:
+            patch.setattr("eval.judge.Client", BrokenOff)
+            with pytest.raises(KeyboardInterrupt):
+                run(config)
+        told = run(config)["tasks"]["mmmu"]
+    assert told["judge"]["read"] == 2 and len(judge.bodies) == 2
+    assert len((data / "out" / "samples" / "mmmu.jsonl").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("mode", "modality", "name", "values"),
     [
