@@ -1,4 +1,4 @@
-"""What is expected of the benchmarks before one is run: their documents, and the lengths of prompts and responses.
+"""What is expected of the benchmarks before one is run: documents, patches of images, tokens of prompts and responses.
 
 Every figure says where it comes from. Where nobody has measured it is an assumption and says so.
 """

@@ -55,6 +55,15 @@ def test_samples_of_a_run_with_a_limit_are_scored_against_the_same_documents(tmp
     assert digests[0] == digests[1] and again["tasks"]["qa"]["missing"] == 0 and not caplog.text
 
 
+def test_damaged_results_beside_the_samples_are_named(finished):
+    out, _ = finished
+    (out / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results\.json is not valid JSON .*; remove it"):
+        score_again(out, out / "samples" / "qa.jsonl")
+    (out / "results.json").unlink()
+    assert score_again(out, out / "samples" / "qa.jsonl")["mode"] == "thinking"
+
+
 def test_foreign_text_that_was_scored_has_no_mode_either(finished):
     out, _ = finished
     foreign = write_rows(out.parent / "foreign.jsonl", [{"id": 0, "response": "2"}, {"id": 1, "response": "4"}])
