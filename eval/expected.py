@@ -1,4 +1,4 @@
-"""What is expected of the benchmarks before one is run: their documents, and the lengths of prompts and responses.
+"""What is expected of the benchmarks before one is run: documents, patches of images, tokens of prompts and responses.
 
 Every figure says where it comes from. Where nobody has measured it is an assumption and says so.
 """
@@ -39,8 +39,8 @@ DOCUMENTS: dict[str, dict[str, int]] = {
 
 # Tokens of a solved example with its question and of a question alone: a paragraph each.
 _QUESTION, _FIVE_SHOTS = 150, 1_800
-PATCHES_OF_TOKEN = 4
-"""Patches of an image or a video that become one token of the prompt."""
+# Of an image or a video: patches that become one token of the prompt.
+_PATCHES_OF_TOKEN = 4
 _SHOWN = {"image": 4_000, "video": 37_632}
 # Of two frames, which share their patches: Qwen's code shows 512 frames of a long video.
 _FRAME_PATCHES = {"image": None, "video": 147}
@@ -92,7 +92,7 @@ def expected_prompt(protocol: ProtocolName, shots: int, patches: Expected | None
       patches: of what the question shows.
     """
     if patches is not None:
-        shown = patches.value // PATCHES_OF_TOKEN
+        shown = patches.value // _PATCHES_OF_TOKEN
         return Expected(shown + _QUESTION, f"{shown:,} of what is shown, and an assumed question of {_QUESTION}")
     shown = f" with {shots} solved examples" if shots else ""
     return Expected(_FIVE_SHOTS * shots // 5 + _QUESTION, f"assumption: a question{shown}, protocol {protocol}")

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eval.backends.client import Client, Failure
@@ -33,19 +33,21 @@ def needs_judge(document: Document, sample: Mapping[str, Any]) -> bool:
 
 
 def ask_judge(
-    config: JudgeConfig, pairs: Sequence[tuple[Document, Sample]], protocol: Protocol
-) -> dict[int, dict[str, Any]]:
-    """Returns the samples anew as the judge reads them, by their place; those that it did not answer are absent.
+    config: JudgeConfig, pairs: Sequence[tuple[Document, Sample]], protocol: Protocol,
+    on_judged: Callable[[int, dict[str, Any]], None],
+) -> None:  # fmt: skip
+    """Lets the judge read samples; ``on_judged`` is called with the place of each and the sample anew, in any order.
+
+    Those that it did not answer stay as they are.
 
     Raises:
       ValueError: the judge answers nothing at all.
     """
     assert config.url is not None and config.model is not None
     if not pairs:
-        return {}
+        return
     client = Client(config.url, os.environ.get(config.key_variable), config.connections, option="--judge.url")
     requests = [("/chat/completions", _question(config.model, *pair)) for pair in pairs]
-    judged: dict[int, dict[str, Any]] = {}
     failures: list[Failure] = []
 
     def take(place: int, answer: Answer | Failure) -> None:
@@ -61,7 +63,7 @@ def ask_judge(
             judge=config.model,
             extraction=text if document.judging.score(text).parsed else None,
         )
-        judged[place] = make_sample(document, reply, protocol, int(sample["repeat"]))
+        on_judged(place, make_sample(document, reply, protocol, int(sample["repeat"])))
 
     client.ask_all(requests, take)
     if len(failures) == len(pairs):
@@ -71,7 +73,6 @@ def ask_judge(
             "the judge failed on %d of %d responses, which stay unparsed; run again to ask about them. The first: %s",
             len(failures), len(pairs), failures[0],
         )  # fmt: skip
-    return judged
 
 
 def _question(model: str, document: Document, sample: Sample) -> dict[str, Any]:

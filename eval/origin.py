@@ -55,6 +55,9 @@ def recorded(responses: Path, task: str) -> tuple[dict[str, Any], dict[str, Any]
 
     Args:
       responses: ``OUT/samples/TASK.jsonl`` of a finished run; of any other file nothing is known.
+
+    Raises:
+      ValueError: the run's results are damaged.
     """
     out = responses.parent.parent
     if responses != samples_path(out, task) or not (out / "config.json").is_file():
@@ -69,4 +72,7 @@ def recorded(responses: Path, task: str) -> tuple[dict[str, Any], dict[str, Any]
 
 def _results_in(out: Path) -> dict[str, Any]:
     path = out / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as err:
+        raise ValueError(f"{path} is not valid JSON ({err}); remove it: the run that it is of writes it anew.") from err

@@ -42,16 +42,15 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def paired_difference(a: np.ndarray, b: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> Estimate:
+def paired_difference(a: np.ndarray, b: np.ndarray, *, draws: int = DRAWS) -> Estimate:
     """Returns the score of B less that of A on the same documents, with the percentiles of a paired bootstrap.
 
     Where documents have repeats there are two levels: a document's repeats are averaged, and documents are drawn. A
     document's mean carries the noise of its repeats already. Drawing the repeats anew too would count that noise twice
-    and find too few differences.
+    and find too few differences. Equal arguments give equal intervals.
 
     Args:
       a, b: one row a document, [documents, 2], in the same order: the sum of its trials, and its weight.
-      seed: of the drawing; equal arguments give equal intervals.
 
     Raises:
       ValueError: there is no document, or A and B have not as many.
@@ -61,7 +60,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, draws: int = DRAWS, seed:
     if a.shape != b.shape or not len(a):
         raise ValueError(f"{len(a)} documents of A and {len(b)} of B: give the same ones, at least one.")
     rows = np.concatenate([a, b], axis=1)
-    sums = resampled_sums(rows, len(rows), draws, np.random.default_rng(seed))
+    sums = resampled_sums(rows, len(rows), draws, np.random.default_rng(0))
     value, differences = (
         each[..., 2] / each[..., 3] - each[..., 0] / each[..., 1] for each in (rows.sum(axis=0), sums)
     )

@@ -158,7 +158,7 @@ def _measured_patches(documents: Sequence[Document]) -> Expected:
             try:
                 with Image.open(io.BytesIO(image.read())) as opened:
                     width, height = opened.size
-            except OSError as err:
+            except (OSError, Image.DecompressionBombError) as err:
                 raise ValueError(f"{image.where}: its image cannot be read: {err}.") from err
             settings = ImageSettings().limited(part)
             size = smart_resize(

@@ -106,7 +106,7 @@ def _tail(own: np.ndarray, every: np.ndarray) -> Tail:
 
 def tokens_to_the_end(
     lengths: Survival, running: Sequence[float], running_limits: Sequence[int], waiting_limits: Sequence[int],
-    slots: int, seed: int = 0,
+    slots: int,
 ) -> float:  # fmt: skip
     """Returns how many tokens a slot that is never idle writes until the last response has ended, the median of draws.
 
@@ -115,7 +115,7 @@ def tokens_to_the_end(
       running_limits, waiting_limits: most tokens of each response; those that wait begin in this order.
       slots: most responses at once.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     beyond, limits = np.asarray(running, float), np.asarray(running_limits, float)
     waiting = np.asarray(waiting_limits, float)
     ends = []

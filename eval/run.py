@@ -183,8 +183,8 @@ def _judge(config: EvalConfig, jobs: Sequence[Job], team: Team) -> None:
             documents = {str(document.id): document for document in job.loaded.documents}
             keys = [key for key in job.keys if needs_judge(documents[key[0]], job.file.finished[key])]
             pairs = [(documents[key[0]], job.file.read(key)) for key in keys]
-            for sample in ask_judge(config.judge, pairs, job.protocol).values():
-                job.file.append(sample)
+            # Each is stored at once: a run that is broken off asks about the others alone.
+            ask_judge(config.judge, pairs, job.protocol, lambda _, sample, file=job.file: file.append(sample))
             job.file.sort(job.keys)
 
 

@@ -77,17 +77,18 @@ def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: in
     Its keys: ``id`` and ``group`` of the document, ``repeat`` (from 0), ``response``, ``thinking``, ``prediction``,
     ``target``, ``correct``, ``outcome``, ``finish_reason``, ``metrics`` with the list of trials of each metric,
     ``prompt_ids``, ``token_ids``, ``num_tokens`` (generated), ``close_positions``, ``multiple_closes``,
-    ``closed_by_budget``, ``seed``, ``engine`` and ``template``; where the document has it ``circle``, and where a judge
-    was asked ``judge`` and ``extraction``. A response that was cut off is wrong under a protocol
-    that says so: ``correct`` and every metric are 0 then.
+    ``closed_by_budget``, ``seed``, ``engine`` and ``template``; where the document has it ``circle``; where a judge was
+    asked ``judge``, and where it has read the response ``extraction`` and ``by_rule``, which has ``correct`` and
+    ``metrics`` as the rules alone give them. A response that was cut off is wrong under a protocol that says so:
+    ``correct`` and every metric are 0 then.
 
     Raises:
       ValueError: the document's score is no ``Verdict``.
     """
-    judge, extraction = (None, None) if document.judging is None else (reply.judge, reply.extraction)
+    judging = document.judging
+    judge, extraction = (None, None) if judging is None else (reply.judge, reply.extraction)
     by_rule = document.score(reply.response)
-    is_read = extraction is not None and document.judging is not None
-    verdict = document.judging.score(extraction) if is_read else by_rule
+    verdict = by_rule if judging is None or extraction is None else judging.score(extraction)
     for each in (by_rule, verdict):
         if not isinstance(each, Verdict):
             raise ValueError(
@@ -99,7 +100,7 @@ def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: in
         "circle": None if document.circle is None else list(document.circle),
         "judge": judge,
         "extraction": extraction,
-        "by_rule": _values(by_rule, lost=lost) if is_read else None,
+        "by_rule": None if verdict is by_rule else _values(by_rule, lost=lost),
     }
     return {
         "id": document.id,

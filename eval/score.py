@@ -105,12 +105,14 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     responses = Path(config.responses)
     if not responses.is_dir():
         responses = find_file(config.responses)
+    of_run, of_task = recorded(responses, task.name)
+    if config.split is None:
+        config = dataclasses.replace(config, split=of_run.get("split"))
     rows = _of_split(config, task, read_answers(responses))
-    loaded = _load(config, task, rows)
+    loaded = _load(config, task, rows, of_run.get("limit"))
     protocol = task.protocol(config.protocol)
     samples, missing = _samples(config, loaded, _read_replies(rows, config.opened), protocol)
-    of_run, of_task = recorded(responses, task.name)
-    mode = of_run.get("mode") or _mode(rows, samples)
+    mode = of_run["mode"] if "mode" in of_run else _mode(rows, samples)
     results: dict[str, Any] = {
         "responses": config.responses,
         **of_run,
@@ -151,8 +153,12 @@ def _mode(rows: Sequence[Row], samples: Sequence[Sample]) -> Mode | None:
     """Returns how responses were asked for, where they show it."""
     if any(sample["thinking"] is not None for sample in samples):
         return "thinking"
-    # Our rows say that there was no thought; others may have lost theirs.
-    return "non_thinking" if all("thinking" in row.fields for row in rows) else None
+    # What we wrote says that there was no thought. Other texts may have lost theirs, scored ones too.
+    ours = [
+        "thinking" in row.fields and (row.fields.get("engine") is not None or "outcome" not in row.fields)
+        for row in rows
+    ]
+    return "non_thinking" if all(ours) else None
 
 
 def _samples(
@@ -191,10 +197,14 @@ def _of_split(config: ScoreConfig, task: Task, rows: list[Row]) -> list[Row]:
     return of_split(rows, task.data, split, Path(config.responses))
 
 
-def _load(config: ScoreConfig, task: Task, rows: list[Row]) -> Loaded:
-    """Returns the documents that answers belong to: the task's, or those that the answers' own rows hold."""
+def _load(config: ScoreConfig, task: Task, rows: list[Row], limit: int | None) -> Loaded:
+    """Returns the documents that answers belong to: the task's, or those that the answers' own rows hold.
+
+    Args:
+      limit: how many of the task's were asked, if that is known.
+    """
     if not questions_in(rows, task.question_fields):
-        return task.load(config.protocol, config.data_dir, split=config.split, asked=False)
+        return task.load(config.protocol, config.data_dir, limit, config.split, asked=False)
     if config.data_dir is None:
         source = f"{config.responses}, whose rows hold the questions"
         return task.load(config.protocol, None, asked=False, given=(source, rows))
@@ -210,8 +220,9 @@ def _judged(
     by_id = {document.id: document for document in documents}
     places = [place for place, sample in enumerate(samples) if needs_judge(by_id[sample["id"]], sample)]
     pairs = [(by_id[samples[place]["id"]], samples[place]) for place in places]
-    judged = {places[number]: sample for number, sample in ask_judge(config, pairs, protocol).items()}
-    return [judged.get(place, sample) for place, sample in enumerate(samples)]
+    judged = dict(enumerate(samples))
+    ask_judge(config, pairs, protocol, lambda number, sample: judged.__setitem__(places[number], sample))
+    return [*judged.values()]
 
 
 def _digest(responses: Path) -> str:

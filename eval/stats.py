@@ -126,17 +126,16 @@ def pass_at(right: Sequence[int] | np.ndarray, repeats: Sequence[int] | np.ndarr
     return estimates
 
 
-def macro_mean(groups: Sequence[np.ndarray], *, draws: int = DRAWS, seed: int = 0) -> Estimate:
+def macro_mean(groups: Sequence[np.ndarray], *, draws: int = DRAWS) -> Estimate:
     """Returns the mean over groups of each group's share, with the percentiles of a bootstrap within every group.
 
     Every group counts the same, however many documents it has. One document fewer is drawn than a group has, which
     makes the variance of a drawn mean equal to that of the mean itself; that matters for groups of 20 documents. A
     group of one document says nothing about its spread and stays as it is. Where no group has any spread the interval
-    is that of all documents together.
+    is that of all documents together. Equal arguments give equal intervals.
 
     Args:
       groups: for each group one row a document, [documents, 2]: the sum of its trials, and its weight.
-      seed: of the drawing; equal arguments give equal intervals.
 
     Raises:
       ValueError: there is no group, or an empty one.
@@ -145,7 +144,7 @@ def macro_mean(groups: Sequence[np.ndarray], *, draws: int = DRAWS, seed: int = 
     """
     if not groups or not all(map(len, groups)):
         raise ValueError(f"groups of {[len(rows) for rows in groups]} documents: each needs at least one.")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     value = float(np.mean([rows[:, 0].sum() / rows[:, 1].sum() for rows in groups]))
     means = np.zeros(draws)
     for rows in groups:

@@ -11,7 +11,7 @@ from eval.lengths import curve, lengths, thinking_curve
 from eval.samples import Sample
 from eval.stats import clustered_counts, macro_mean, pass_at
 from eval.tasks.base import CUT, OUTCOMES
-from eval.trials import Trials, trials_of
+from eval.trials import CIRCULAR, Trials, trials_of
 
 
 def summarize(
@@ -47,7 +47,11 @@ def summarize(
         raise ValueError("there are no samples to summarize; give at least one.")
     trials = trials_of(samples)
     if headline not in trials:
-        raise ValueError(f"no sample has the headline metric {headline!r}; the metrics are {sorted(trials)}.")
+        raise ValueError(
+            "no question has a response to every order of its options; give them all."
+            if headline == CIRCULAR
+            else f"no sample has the headline metric {headline!r}; the metrics are {sorted(trials)}."
+        )
     outcomes = Counter(sample["outcome"] for sample in samples)
     cut = np.array([sample["outcome"] in CUT for sample in samples])
     ended = ~cut & np.array([sample["outcome"] != "error" for sample in samples])

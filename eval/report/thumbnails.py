@@ -11,6 +11,7 @@ from PIL import Image
 from eval.backends.media import data_uri
 from eval.tasks.media import StoredImage, media_of
 from eval.videos import some_frames
+from qwen35_jax.processing.image import load_image
 
 ALL_BYTES = 3_000_000
 """What all copies of a page may take."""
@@ -59,21 +60,20 @@ def _of_image(image: StoredImage, name: str, room: int) -> list[Thumbnail]:
     if image.is_missing:  # stored answers are scored without images
         return []
     try:
-        with Image.open(io.BytesIO(image.read())) as opened:
-            return [_small(opened, name, room)]
-    except (OSError, ValueError, Image.DecompressionBombError) as err:
+        # As the model sees it: upright, and what is transparent on white.
+        return [_small(Image.fromarray(load_image(image.read())), name, room)]
+    except (OSError, ValueError) as err:
         return [Thumbnail(f"{name} cannot be shown: {err}")]
 
 
 def _small(image: Image.Image, name: str, room: int) -> Thumbnail:
-    plain = image.convert("RGB")
     for side in _SIDES:
-        plain.thumbnail((side, side))
+        image.thumbnail((side, side))
         buffer = io.BytesIO()
-        plain.save(buffer, "JPEG", quality=_QUALITY)
+        image.save(buffer, "JPEG", quality=_QUALITY)
         source = data_uri(buffer.getvalue())
         if len(source) <= room:
-            return Thumbnail(name, source, *plain.size)
+            return Thumbnail(name, source, *image.size)
     return Thumbnail(f"{name} is left out, for the page has no room")
 
 

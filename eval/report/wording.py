@@ -104,7 +104,9 @@ def _sampling(settings: Mapping[str, Any]) -> str:
 
 
 def _thinking_budget(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    sampling = summary.get("sampling") or {}
+    sampling = summary.get("sampling")
+    if sampling is None:  # nobody recorded it
+        return ""
     budget = results.get("thinking_budget") or sampling.get("thinking_budget")
     if not budget:
         return "no thinking budget" if results.get("mode") == "thinking" else ""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, as shares of the picture's width and height."""
 
+# What the width and the height of the picture count in a response.
+_SCALE = 1000.0
 _NUMBER = r"([-+]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][-+]?\d++)?)"
 _GAP = r"(?:\s*+,\s*+|\s++)"
 # Four numbers in brackets, or two points of two numbers; longer rows of numbers are no box.
@@ -15,19 +17,16 @@ _BOX = re.compile(
 )
 
 
-def first_box(response: str, scale: float = 1000.0) -> Box | None:
+def first_box(response: str) -> Box | None:
     """Returns the first box of a response, cut at the picture's edges; None where it has none.
 
     It is ``[left, top, right, bottom]``, in any JSON or text around it, or ``(left, top), (right, bottom)``. Ends in
     the wrong order are put right.
-
-    Args:
-      scale: what the width and the height of the picture count in the response.
     """
     found = _BOX.search(response)
     if found is None:
         return None
-    return as_box([float(number) / scale for number in found.groups() if number is not None])
+    return as_box([float(number) / _SCALE for number in found.groups() if number is not None])
 
 
 def as_box(ends: Sequence[float]) -> Box:

@@ -198,8 +198,10 @@ def _from_tsv(path: Path, start: int, end: int, column: int, place: int) -> byte
 def _texts(text: str) -> list[str]:
     """Returns the base64 texts of a column: one, or a written list of them."""
     if text.startswith("[") and text.endswith("]"):
-        listed = ast.literal_eval(text)
-        return [str(each) for each in listed]
+        try:
+            return [str(each) for each in ast.literal_eval(text)]
+        except (ValueError, SyntaxError):
+            pass  # it is no base64 either, which is said where it is decoded
     return [text]
 
 

@@ -43,6 +43,36 @@ def test_samples_that_are_scored_again_keep_what_their_run_recorded(finished):
     assert table(again) == table(results)
 
 
+def test_samples_of_a_run_with_a_limit_are_scored_against_the_same_documents(tmp_path, caplog):
+    rows = [{"question": question, "answer": "2"} for question in (*ANSWERS, "never asked")]
+    write_rows(tmp_path / "data" / "qa" / "dev.jsonl", rows)
+    write_rows(tmp_path / "data" / "qa" / "test.jsonl", rows[::-1])
+    out = tmp_path / "out"
+    config = EvalConfig(tasks=("qa",), data_dir=str(tmp_path / "data"), out=str(out), limit=2, split="dev")
+    results = run(config, FakeEngine(ANSWERS))
+    again = score_again(out, out / "samples" / "qa.jsonl")
+    digests = [each["tasks"]["qa"]["data_sha256"] for each in (results, again)]
+    assert digests[0] == digests[1] and again["tasks"]["qa"]["missing"] == 0 and not caplog.text
+
+
+def test_damaged_results_beside_the_samples_are_named(finished):
+    out, _ = finished
+    (out / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results\.json is not valid JSON .*; remove it"):
+        score_again(out, out / "samples" / "qa.jsonl")
+    (out / "results.json").unlink()
+    assert score_again(out, out / "samples" / "qa.jsonl")["mode"] == "thinking"
+
+
+def test_foreign_text_that_was_scored_has_no_mode_either(finished):
+    out, _ = finished
+    foreign = write_rows(out.parent / "foreign.jsonl", [{"id": 0, "response": "2"}, {"id": 1, "response": "4"}])
+    score(ScoreConfig("qa", str(foreign), data_dir=str(out.parent / "data"), out=str(out.parent / "scored")))
+    samples = out.parent / "scored" / "samples" / "qa.jsonl"
+    moved = shutil.copy(samples, out.parent / "moved.jsonl")
+    assert score_again(out, samples)["mode"] is None and score_again(out, moved)["mode"] is None
+
+
 def test_samples_elsewhere_show_their_mode_alone(finished):
     out, _ = finished
     moved = shutil.copy(out / "samples" / "qa.jsonl", out.parent / "moved.jsonl")

@@ -41,6 +41,17 @@ def test_any_mode_of_color_is_shown():
     assert [found.width for found in shown(*images, stored((8, 8), mode="CMYK", color=0, kind="TIFF"))] == [8] * 6
 
 
+def test_an_image_is_shown_as_the_model_sees_it():
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    turned, exif = Image.new("RGB", (40, 20), "red"), Image.Exif()
+    exif[0x0112] = 6
+    buffers = [io.BytesIO(), io.BytesIO()]
+    clear.save(buffers[0], "PNG")
+    turned.save(buffers[1], "JPEG", exif=exif)
+    found = [opened(each) for each in shown(*(StoredImage("here", each.getvalue) for each in buffers))]
+    assert found[0].getpixel((4, 4)) == (255, 255, 255) and found[1].size == (20, 40)
+
+
 def test_copies_become_smaller_where_there_is_less_room():
     noise = Image.effect_noise((800, 800), 80)
     buffer = io.BytesIO()

@@ -32,6 +32,7 @@ def test_controls_can_be_seen():
         ({"style": "text", "mode": "non_thinking"}, {}, "at most 32,768 tokens · style text · N 12,032"),
         ({"style": "likelihood"}, {"cut": {"value": 0.0}}, "protocol card · style likelihood · N 12,032"),
         ({"mode": None}, {"sampling": None, "max_new_tokens": None}, "card · mode, sampling, budget not recorded · N"),
+        ({}, {"sampling": None}, "card · thinking · at most 32,768 tokens · sampling not recorded · N 12,032"),
         ({"repeats": 4}, {}, "N 12,032 · 4 samples each"),
         ({"limit": 12, "repeats": 2}, {"n": 12}, "N 12, the first 12 of the data · 2 samples each"),
         ({"limit": 20_000, "repeats": 2}, {}, "N 12,032 · 2 samples each"),

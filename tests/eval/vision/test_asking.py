@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 
 from eval.backends.base import Request
-from eval.backends.client import Client
 from eval.backends.engine import EngineBackend
 from eval.backends.media import data_uri
 from eval.card import against_card
 from eval.cells import sampling_name
-from eval.config import EvalConfig, JudgeConfig, ServerConfig, sampling_of
+from eval.config import EvalConfig, sampling_of
 from eval.run import run
-from eval.score import ScoreConfig, main, score
 from eval.tasks import get_task
 from qwen35_jax.hf.source import ModelSource
 from qwen35_jax.inference.requests import Event
@@ -26,39 +24,7 @@ from qwen35_jax.presets import PRESETS, card_eval_sampling, card_sampling
 from qwen35_jax.processing.processor import Processor, VisionItem
 from tests.eval.conftest import FakeEngine, write_rows
 from tests.eval.openai_server import FakeServer
-from tests.eval.vision.pictures import png, write_parquet
-
-RED, BLUE = png("red", (400, 200)), png("blue", (300, 300))
-PROMPT = "Question: What is it?\nOptions:\nA. red\nB. blue\nPlease select the correct answer from the options above."
-THOUGHT = "hm\n</think>\n\n"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(Client, "first_wait", 0.001)
-
-
-@pytest.fixture
-def data(tmp_path):
-    rows = [
-        {"id": f"validation_Art_{number}", "question": f"What is {'it' if number == 1 else number}?",
-         "options": "['red', 'blue']", "image_1": {"bytes": image, "path": None}, "answer": "A",
-         "question_type": "multiple-choice"}
-        for number, image in enumerate((RED, BLUE), start=1)
-    ]  # fmt: skip
-    write_parquet(tmp_path / "data" / "mmmu" / "validation.parquet", rows)
-    return tmp_path
-
-
-def config_of(data, url, **settings):
-    server = ServerConfig(url=url, connections=2, accept_dropped=("presence_penalty", "top_k", "seed", "thinking"))
-    settings = {"tasks": ("mmmu",), "protocol": "card", "max_new_tokens": 50} | settings
-    return EvalConfig(server=server, data_dir=str(data / "data"), out=str(data / "out"), **settings)
-
-
-def answers(*texts):
-    prompts = [PROMPT, PROMPT.replace("What is it?", "What is 2?")]
-    return {prompt: THOUGHT + text for prompt, text in zip(prompts, texts, strict=True)}
+from tests.eval.vision.asked import BLUE, PROMPT, RED, answers, config_of
 
 
 def test_a_server_gets_images_as_addresses_that_hold_them(data):
@@ -208,94 +174,6 @@ def test_an_engine_gets_what_a_processor_makes(data):
     assert len(processor.seen) == len(engine.pixels) == 2
     assert {media.source for media in processor.seen} == {RED, BLUE}
     assert processor.seen[0].options["min_pixels"] == 1_003_520
-
-
-def judge_of(url):
-    return JudgeConfig(url=url, model="fake", connections=2)
-
-
-def stored(data, *responses):
-    rows = [{"id": f"validation_Art_{number}", "response": text} for number, text in enumerate(responses, start=1)]
-    return str(write_rows(data / "answers.jsonl", rows))
-
-
-def scoring(data, *responses, **settings):
-    settings = {"protocol": "card", "data_dir": str(data / "data")} | settings
-    return ScoreConfig("mmmu", stored(data, *responses), **settings)
-
-
-class Judge(FakeServer):
-    """Answers each question about a response by the table."""
-
-    def write(self, prompt, body):
-        return self.answers[prompt.rpartition("\n")[2]], "stop"
-
-
-def test_a_judge_reads_what_no_rule_can_and_is_told(data, capsys):
-    fake = Judge(answers={"The crimson one": "<think>B?</think>A", "None of both": "I think: Z"})
-    path = stored(data, "The crimson one", "The answer is (B).")
-    out = data / "scored"
-    arguments = ["--task", "mmmu", "--protocol", "card", "--responses", path, "--data-dir", str(data / "data")]
-    with fake.serve() as url:
-        main([*arguments, "--out", str(out), "--judge.url", url, "--judge.model", "fake"])
-    (body,) = fake.bodies
-    assert body["temperature"] == 0 and "A. red\nB. blue" in body["messages"][0]["content"]
-    results = json.loads((out / "results.json").read_text())
-    told = results["tasks"]["mmmu"]
-    assert told["metrics"]["accuracy"]["value"] == 0.5 and told["judge"]["without"]["value"] == 0.0
-    assert (told["judge"]["asked"], told["judge"]["read"], told["judge"]["share"]) == ({"fake": 1}, 1, 0.5)
-    assert results["judge"] == {"url": url, "model": "fake"}
-    first, second = [json.loads(line) for line in (out / "samples" / "mmmu.jsonl").read_text().splitlines()]
-    assert (first["judge"], first["extraction"], first["correct"], first["outcome"]) == ("fake", "A", True, "ok")
-    assert "judge" not in second
-    page = (out / "report.html").read_text()
-    words = "of 1 of 2 responses (50.00 %) the answer was read by fake in place of a rule"
-    assert words in " ".join(page.split()) and "judge read 50.00 %" in page
-    assert words in " ".join(capsys.readouterr().out.split())
-
-
-def test_without_a_judge_nothing_is_said_of_one(data):
-    told = score(scoring(data, "hm", "A"))
-    assert "judge" not in told and "judge" not in told["tasks"]["mmmu"]
-    assert told["tasks"]["mmmu"]["outcomes"]["unparsed"] == 1
-
-
-def test_what_the_judge_cannot_read_stays_unparsed(data):
-    fake = Judge(answers={"hm": "I can not tell", "so": "Z"})
-    with fake.serve() as url:
-        config = ScoreConfig(
-            "mmmu", stored(data, "hm", "so"), protocol="card", data_dir=str(data / "data"), judge=judge_of(url)
-        )
-        told = score(config)["tasks"]["mmmu"]
-    assert told["outcomes"]["unparsed"] == 1 and told["judge"]["asked"] == {"fake": 2} and told["judge"]["read"] == 1
-
-
-def test_a_judge_that_answers_nothing_is_an_error(data):
-    fake = Judge(answers={}, rejects=["temperature"])
-    with fake.serve() as url:
-        config = ScoreConfig(
-            "mmmu", stored(data, "hm", "A"), protocol="card", data_dir=str(data / "data"), judge=judge_of(url)
-        )
-        with pytest.raises(ValueError, match=r"the judge fake at http.* answers nothing: HTTP 400"):
-            score(config)
-    with pytest.raises(ValueError, match=r"give --judge\.model too"):
-        JudgeConfig(url="http://localhost:1/v1")
-    with pytest.raises(ValueError, match=r"--judge\.url ftp://x: give an address"):
-        score(dataclasses.replace(config, judge=judge_of("ftp://x")))
-
-
-def test_a_run_asks_the_judge_once_and_its_samples_keep_what_it_read(data):
-    fake, judge = FakeServer(answers=answers("the crimson one", "A")), Judge(answers={"the crimson one": "A"})
-    with fake.serve() as url, judge.serve() as judge_url:
-        config = config_of(data, url, judge=judge_of(judge_url))
-        assert run(config)["tasks"]["mmmu"]["metrics"]["accuracy"]["value"] == 1
-        again = run(config)
-        assert again["tasks"]["mmmu"]["judge"]["read"] == 1 and len(judge.bodies) == 1
-        with pytest.raises(ValueError, match="was made with other settings"):
-            run(config_of(data, url))
-    path = str(data / "out" / "samples" / "mmmu.jsonl")
-    rescored = score(ScoreConfig("mmmu", path, protocol="card", data_dir=str(data / "data")))["tasks"]["mmmu"]
-    assert rescored["metrics"]["accuracy"]["value"] == 1 and rescored["judge"]["asked"] == {"fake": 1}
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,11 @@ def test_a_question_that_lacks_an_order_does_not_count(mmbench):
     assert (metrics["circular"]["value"], metrics["circular"]["n"]) == (1.0, 1)
 
 
+def test_responses_without_any_whole_question_are_refused(mmbench):
+    with pytest.raises(ValueError, match="no question has a response to every order of its options"):
+        stored(mmbench, {1: "B", 1_000_001: "A", 2: "A"})
+
+
 def sample(name, place, correct, outcome="ok", repeat=0):
     return {
         "id": f"{name}{place}", "circle": [name, 2], "repeat": repeat, "correct": correct, "outcome": outcome,

@@ -70,9 +70,10 @@ def test_a_sheet_with_a_wrong_row_or_a_wrong_picture_is_refused(folder):
     path.write_text("index\timage\n1\n")
     with pytest.raises(ValueError, match="a row has 1 fields, and the header 2"):
         read_rows(path, ["image"])
-    path.write_text("index\timage\n1\t" + "?" * 80 + "\n")
-    with pytest.raises(ValueError, match="a picture is not base64"):
-        read_rows(path, ["image"])
+    for picture in ("?" * 80, "[" + "?" * 80 + "]", "[" + "a" * 79 + ", 'b']"):
+        path.write_text(f"index\timage\n1\t{picture}\n")
+        with pytest.raises(ValueError, match="a picture is not base64"):
+            read_rows(path, ["image"])
 
 
 def test_json_by_id_and_other_values(folder):
