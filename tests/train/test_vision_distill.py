@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,16 +152,18 @@ ROLLOUTS = RolloutConfig(
     fraction=0.5, answers=2, max_prompt_tokens=60, max_new_tokens=8, slots=4, refresh=4, eval_prompts=3
 )
 CONFIG = """
-from tests.train.test_vision_distill import on_policy
+from dataclasses import replace
+from configs.tiny_distill import config as tiny
+from train.config import RolloutConfig
 
 def config():
-    return on_policy({inputs!r})
+    return tiny().replace(objective=replace(tiny().recipe.objective, rollouts={rollouts!r}))
 """
 
 
 def on_policy(inputs, **teacher):
     """Returns a run of six steps on the student's own answers."""
-    made = make_config(Path(inputs), **teacher)
+    made = make_config(inputs, **teacher)
     objective = dataclasses.replace(made.recipe.objective, rollouts=ROLLOUTS, mtp=MtpDistillConfig(weight=0.0))
     return made.replace(
         data=dataclasses.replace(made.recipe.data, epochs=None),
@@ -204,15 +205,22 @@ def test_an_on_policy_run_that_resumes_equals_the_whole_one_bit_for_bit(whole, i
 
 
 @pytest.mark.slow
-def test_a_killed_on_policy_run_equals_an_uninterrupted_one(inputs, compiled, tmp_path):
+def test_killed_processes_of_an_on_policy_run_go_on_as_if_nothing_had_happened(inputs, compiled, tmp_path):
     config = tmp_path / "on_policy.py"
-    config.write_text(CONFIG.format(inputs=str(inputs)))
+    config.write_text(CONFIG.format(rollouts=ROLLOUTS))
     command = Command(inputs, compiled)
-    where = {"config": str(config), "code": "from train.distill import main; main()"}
-    command.run(tmp_path / "whole", "--steps", "12", **where)
-    running = command.start(tmp_path / "killed", "--steps", "12", **where)
+    where = {"config": str(config), "code": "from train.distill import main; main()", "processes": 2}
+    options = (
+        *("--teacher.path", str(inputs / "teacher"), "--teacher.dtype", "float32", "--mesh.data", "2"),
+        *("--data.sequence-length", "160", "--data.sequences-per-batch", "4"),
+        *("--data.vision.max-pixels", "4096", "--data.vision.min-pixels", "1024"),
+        *("--data.vision.video-max-pixels", "8192", "--data.vision.patches-per-sequence", "256"),
+        *("--steps", "12", "--checkpoint.every", "2", "--checkpoint.keep", "9"),
+    )
+    command.run(tmp_path / "whole", *options, **where)
+    running = command.start(tmp_path / "killed", *options, **where)
     wait_for_save(running, tmp_path / "killed", 2)
     kill(running)
-    assert "resumed after step" in command.run(tmp_path / "killed", "--steps", "12", **where)
+    assert "resumed after step" in command.run(tmp_path / "killed", *options, **where)
     assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
     assert exported(tmp_path / "killed") == exported(tmp_path / "whole")
