@@ -48,6 +48,8 @@ def test_a_document_is_its_tokens_and_its_trained_mask():
     ids, trained = np.arange(9, dtype=np.int32), np.arange(9) > 4
     key = document_key(Example(ids, trained))
     assert key == document_key(Example(ids.copy(), trained.copy())) and len(key) == 16
+    # Stores that were written before go on to be read.
+    assert key.hex() == "aa3f775e860ddbcf2d9a74457b86642c"
     others = [Example(ids + 1, trained), Example(ids, ~trained), Example(ids[:8], trained[:8])]
     assert len({key, *map(document_key, others)}) == 4
 
