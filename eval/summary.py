@@ -43,15 +43,7 @@ def summarize(
     Raises:
       ValueError: there are no samples, or none has the headline metric.
     """
-    if not samples:
-        raise ValueError("there are no samples to summarize; give at least one.")
-    trials = trials_of(samples)
-    if headline not in trials:
-        raise ValueError(
-            "no question has a response to every order of its options; give them all."
-            if headline == CIRCULAR
-            else f"no sample has the headline metric {headline!r}; the metrics are {sorted(trials)}."
-        )
+    trials = _checked_trials(samples, headline)
     outcomes = Counter(sample["outcome"] for sample in samples)
     cut = np.array([sample["outcome"] in CUT for sample in samples])
     ended = ~cut & np.array([sample["outcome"] != "error" for sample in samples])
@@ -77,6 +69,18 @@ def summarize(
         "thinking_curve": thinking_curve(samples, trials[headline]) if thinking else None,
     }
     return summary | {name: figures for name, figures in optional.items() if figures}
+
+
+def _checked_trials(samples: Sequence[Sample], headline: str) -> dict[str, Trials]:
+    """Returns the trials by metric; raises ``ValueError`` if the headline is not one of them."""
+    if not samples:
+        raise ValueError("there are no samples to summarize; give at least one.")
+    trials = trials_of(samples)
+    if headline not in trials and headline == CIRCULAR:
+        raise ValueError("no question has a response to every order of its options; give them all.")
+    if headline not in trials:
+        raise ValueError(f"no sample has the headline metric {headline!r}; the metrics are {sorted(trials)}.")
+    return trials
 
 
 def _figure(trials: Trials) -> dict[str, Any]:
