@@ -74,7 +74,8 @@ def _missing_package_named(command: str) -> Iterator[None]:
         if command not in EXTRAS or package == "qwen35_jax":
             raise
         raise ValueError(
-            f'qwen35 {command} needs the package {package}; install it: pip install "qwen35-jax[{EXTRAS[command]}]"'
+            f"qwen35 {command} needs the package {package}; install the extra in the checkout: "
+            f"pip install -e '.[{EXTRAS[command]}]'"
         ) from err
 
 

@@ -106,7 +106,9 @@ def filesystem() -> Any:
         import fsspec
         from gcsfs.core import GCSFileSystem
     except ImportError as err:
-        raise ValueError("gs:// addresses need the package gcsfs: pip install 'qwen35-jax[gcs]'.") from err
+        raise ValueError(
+            "gs:// addresses need the package gcsfs; install the extra in the checkout: pip install -e '.[gcs]'"
+        ) from err
     # Its other class asks one more service, with more rights, for the kind of every bucket.
     fsspec.register_implementation("gcs", GCSFileSystem, clobber=True)
     # tensorstore writes and deletes without the knowledge of a cache of listings.

@@ -174,7 +174,9 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(monkeypatch, caps
     with pytest.raises(SystemExit) as stop:
         main(["serve"])
     assert stop.value.code == 2
-    needed = 'error: qwen35 serve needs the package uvicorn; install it: pip install "qwen35-jax[serve]"\n'
+    needed = (
+        "error: qwen35 serve needs the package uvicorn; install the extra in the checkout: pip install -e '.[serve]'\n"
+    )
     assert capsys.readouterr().err == needed
 
 

@@ -1,6 +1,6 @@
 """Compiles programs for TPUs on a machine that has none, from shapes alone.
 
-This needs ``libtpu``, which brings the TPU compiler to any Linux machine: ``pip install "qwen35-jax[plan]"``.
+This needs ``libtpu``, which brings the TPU compiler to any Linux machine: ``pip install -e '.[plan]'``.
 """
 
 import importlib.util

@@ -308,7 +308,9 @@ def _read(opened: Opened, name: str, policy: MediaPolicy, read: Callable[[Any, A
     try:
         import av
     except ImportError as err:
-        raise MediaError("videos need the package av: pip install 'qwen35-jax[video]'.") from err
+        raise MediaError(
+            "videos need the package av; install the extra in the checkout: pip install -e '.[video]'"
+        ) from err
     try:
         # FFmpeg gets an open file, and no name from which it could find others.
         file: IO[bytes] = io.BytesIO(opened) if isinstance(opened, bytes) else opened.open("rb")

@@ -264,5 +264,5 @@ def test_frames_that_are_too_large_are_refused():
 
 def test_the_decoder_is_asked_for_where_it_is_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(MediaError, match=r"pip install 'qwen35-jax\[video\]'"):
+    with pytest.raises(MediaError, match=r"pip install -e '\.\[video\]'"):
         load_video(b"video")
