@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen35_jax.inference.prompts import conversation_prompt
-from qwen35_jax.processing.media import MediaError
-from qwen35_jax.processing.processor import Media, VisionItem
+from qwen35_jax.processing.media import MediaError, describe
+from qwen35_jax.processing.processor import Media, Processor, VisionItem
 from qwen35_jax.serving.errors import RequestError
 from qwen35_jax.serving.service import Service
 
@@ -36,8 +36,14 @@ def read_media(
     def open_items(media: Sequence[Media]) -> list[VisionItem]:
         items: list[VisionItem] = []
         for field, one in zip(fields, media, strict=True):
+            if one.source.startswith(("http://", "https://")) and not processor.policy.allow_urls:
+                raise RequestError(
+                    f"{field}: {describe(one.source)} is not fetched; send a data URI, or start the server with "
+                    "--allow-urls.",
+                    param=field,
+                )
             try:
-                items.append(processor.item(one))
+                items.append(processor.item(_within(processor, one)))
             except MediaError as err:
                 raise RequestError(f"{field}: {err}", param=field) from err
             patches = sum(len(item.patches) for item in items)
@@ -52,3 +58,11 @@ def read_media(
 
     [prompt] = engine.read([conversation_prompt(processor, messages, open_items=open_items, **how)])
     return prompt
+
+
+def _within(processor: Processor, media: Media) -> Media:
+    """Lowers the pixels of low detail to what this checkpoint allows."""
+    if "max_pixels" not in media.options:
+        return media
+    most = (processor.image if media.kind == "image" else processor.video).max_pixels
+    return media._replace(options={**media.options, "max_pixels": min(media.options["max_pixels"], most)})

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # The protocol's low detail is a picture of 512 x 512 pixels.
 _LOW_DETAIL = {"max_pixels": 512 * 512}
@@ -27,8 +27,15 @@ class Location(Checked):
     url: Annotated[str, Field(min_length=1)]
     detail: Literal["auto", "low", "high"] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_object(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError('write {"url": ...} around the address')
+        return value
+
     def options(self) -> dict[str, Any]:
-        """Returns what the processor is told besides."""
+        """Returns what the processor is told besides; ``read_media`` keeps it within the processor's own limits."""
         return _LOW_DETAIL if self.detail == "low" else {}
 
 
@@ -56,3 +63,4 @@ class VideoPart(Checked):
 
 ContentPart = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 MEDIA_PARTS = (ImagePart, VideoPart)
+PART_TYPES = "'text', 'image_url' or 'video_url'"

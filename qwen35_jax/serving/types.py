@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from qwen35_jax.inference.sampling import MAX_LOGPROBS, BudgetClose, SamplingParams
 from qwen35_jax.presets import CardSampling
 from qwen35_jax.serving.errors import RequestError
-from qwen35_jax.serving.parts import MEDIA_PARTS, Checked, ContentPart, TextPart
+from qwen35_jax.serving.parts import MEDIA_PARTS, PART_TYPES, Checked, ContentPart, TextPart
 from qwen35_jax.wording import did_you_mean
 
 MAX_CHOICES = 128
@@ -291,7 +291,8 @@ def read_request(kind: type[T], body: bytes) -> T:
         raise RequestError(f"the field {path!r} is missing.", param=path)
     given = json.dumps(details["input"], default=str)
     given = given if len(given) <= 60 else f"{given[:60]}..."
-    reason = details["msg"].removeprefix("Value error, ")
+    is_part = details["type"] in ("union_tag_invalid", "union_tag_not_found")
+    reason = f"its type must be {PART_TYPES}" if is_part else details["msg"].removeprefix("Value error, ")
     raise RequestError(f"{path or 'the body'}: {reason[:1].lower()}{reason[1:]} (given: {given}).", param=path or None)
 
 

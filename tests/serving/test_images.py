@@ -115,6 +115,14 @@ def test_low_detail_makes_an_image_small():
     assert item == {"type": "image", "image": "x", "max_pixels": 512 * 512}
 
 
+def test_low_detail_asks_for_no_more_than_the_checkpoint_allows(server):
+    _, _, app = server
+    plain, low = (image_part(uri(png(size=(256, 256))), **more) for more in ({}, {"detail": "low"}))
+    replies = post(app, body(plain), body(low))
+    assert [reply.status_code for reply in replies] == [200, 200]
+    assert replies[0].json()["usage"] == replies[1].json()["usage"]
+
+
 def bomb() -> bytes:
     """A PNG that says it is 30,000 pixels wide and high."""
     content = bytearray(png())
@@ -129,11 +137,12 @@ def bomb() -> bytes:
     [
         ([TEXT, image_part(uri(b"no image"))], "messages.0.content.1.image_url", "cannot be read"),
         ([image_part("data:image/png;base64,!!!")], "messages.0.content.0.image_url", "no valid base64"),
-        ([image_part("http://127.0.0.1/x.png")], "messages.0.content.0.image_url", "addresses are not allowed"),
+        ([image_part("http://127.0.0.1/x.png")], "messages.0.content.0.image_url",
+         "'http://127.0.0.1/x.png' is not fetched; send a data URI, or start the server with --allow-urls."),
         ([image_part("/etc/passwd")], "messages.0.content.0.image_url", "files are not allowed here"),
         ([image_part("file:///etc/passwd")], "messages.0.content.0.image_url", "files are not allowed here"),
         ([image_part("gs://bucket/x.png")], "messages.0.content.0.image_url", "files are not allowed here"),
-        ([image_part(uri(bomb()))], "messages.0.content.0.image_url", "900000000 pixels"),
+        ([image_part(uri(bomb()))], "messages.0.content.0.image_url", "more pixels than max_pixels=89478485;"),
         ([image_part(uri(png(size=(1, 300))))], "messages.0.content.0.image_url", "oblong"),
         (
             [image_part(uri(png(size=(128, 128))))] * 5, "messages.0.content.4.image_url",

@@ -73,7 +73,11 @@ WRONG = {
     "role": (chat() | {"messages": [{"role": "me"}]}, "messages.0.role", "messages.0.role: input should be 'system', "),
     "audio": (
         chat([{"type": "text", "text": ""}, {"type": "input_audio", "input_audio": {}}]), "messages.0.content.1",
-        "messages.0.content.1: input tag 'input_audio' found using 'type' does not match any of the expected tags: 't",
+        "messages.0.content.1: its type must be 'text', 'image_url' or 'video_url' (given: {\"type\": \"input_aud",
+    ),
+    "part without a type": (
+        chat([{"text": "hi"}]), "messages.0.content.0",
+        "messages.0.content.0: its type must be 'text', 'image_url' or 'video_url' (given: {\"text\": \"hi\"}).",
     ),
     "image without an address": (
         chat([{"type": "image_url", "image_url": {}}]), "messages.0.content.0.image_url.url",
@@ -81,7 +85,7 @@ WRONG = {
     ),
     "image as a text": (
         chat([{"type": "image_url", "image_url": "x"}]), "messages.0.content.0.image_url",
-        "messages.0.content.0.image_url: input should be an object (given: \"x\").",
+        "messages.0.content.0.image_url: write {\"url\": ...} around the address (given: \"x\").",
     ),
     "own turn last": (
         chat() | {"messages": [{"role": "assistant", "content": "a"}]}, "messages",
