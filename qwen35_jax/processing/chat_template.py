@@ -78,8 +78,7 @@ class ChatTemplate:
         Raises:
           ChatTemplateError: the template refuses the conversation, or fails on it.
         """
-        if not messages:
-            raise ChatTemplateError("An empty conversation cannot be rendered: give at least one message.")
+        _check_conversation(messages)
         variables: dict[str, Any] = dict(self._special_tokens)
         if enable_thinking is not None:
             variables["enable_thinking"] = enable_thinking
@@ -95,6 +94,15 @@ class ChatTemplate:
             )
         except _TEMPLATE_FAILURES as err:
             raise ChatTemplateError(f"The chat template refuses this conversation: {err}") from err
+
+
+def _check_conversation(messages: Any) -> None:
+    if isinstance(messages, (str, Mapping)):
+        raise ChatTemplateError(
+            f'A conversation is a list of messages, not {messages!r:.40}; write [{{"role": "user", "content": TEXT}}].'
+        )
+    if not messages:
+        raise ChatTemplateError("An empty conversation cannot be rendered: give at least one message.")
 
 
 def normalize_message(message: Any) -> dict[str, Any]:
@@ -116,7 +124,7 @@ def normalize_message(message: Any) -> dict[str, Any]:
 def with_tidy_items(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the message with the items of its content as a template can read them.
 
-    A key without a value says nothing: tables give every item every key. A template knows ``video``, and
+    A key without a value is treated as absent: tables give every item every key. A template knows ``video``, and
     ``video_url`` is the same. A Pillow image, an array or bytes stay what they are.
     """
     content = message.get("content")

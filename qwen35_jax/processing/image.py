@@ -12,6 +12,7 @@ import functools
 import io
 import math
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +46,8 @@ _TURNS = {
 _FIRST_SIDEWAYS = 5
 # Pillow decodes an image when it is first used, which two threads must not do to one image.
 _given_images = threading.Lock()
+# Every size is checked here before anything is decoded.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -185,6 +188,10 @@ def _read(
             return read(image)
     except MediaError:
         raise
+    except Image.DecompressionBombError as err:
+        # Pillow raises it for pictures of more than twice its own limit, before it tells their size.
+        most = min(policy.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or policy.max_pixels))
+        raise MediaError(f"{name} has more pixels than max_pixels={most}; reduce the picture.") from err
     # Pillow's readers raise whatever a damaged file makes them stumble over.
     except Exception as err:
         reason = (str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")

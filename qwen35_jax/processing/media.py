@@ -148,7 +148,7 @@ def _file(name: str, policy: MediaPolicy) -> Path | bytes:
         path = Path(policy.root or "", name)
         outside = policy.only_inside_root and not path.resolve().is_relative_to(Path(policy.root or "").resolve())
         # Devices and pipes would be read for ever.
-        exists = path.is_file()
+        exists, is_folder = path.is_file(), path.is_dir()
     except (OSError, ValueError) as err:
         # The text of an OSError would hold the whole name.
         reason = getattr(err, "strerror", None) or err
@@ -157,6 +157,8 @@ def _file(name: str, policy: MediaPolicy) -> Path | bytes:
         raise MediaError(f"{describe(name)} cannot be opened: {reason}.") from err
     if outside:
         raise MediaError(f"{describe(name)} lies outside {policy.root}, where all files must be; move it there.")
+    if is_folder:
+        raise MediaError(f"{describe(name)} is a folder; name a file in it.")
     if not exists:
         raise MediaError(f"there is no file {describe(name)}{f' in {policy.root}' if policy.root else ''}.")
     return path

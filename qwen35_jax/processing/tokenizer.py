@@ -54,6 +54,11 @@ class Tokenizer:
           ValueError: a file is missing or malformed, or a token's id is not the one the configuration says.
         """
         folder = Path(path)
+        if not folder.is_dir():
+            raise ValueError(
+                f"there is no folder {folder}, and hub ids are not read here; give the folder of a checkpoint, such as "
+                'qwen35_jax.hf.hub.find_folder("org/name") downloads.'
+            )
         tokenizer_file = folder / "tokenizer.json"
         if not tokenizer_file.is_file():
             if (folder / "checkpoints").is_dir():

@@ -9,7 +9,7 @@ import pytest
 
 from examples.quickstart import tokenizer as tiny_tokenizer
 from qwen35_jax.processing import ChatTemplate, ChatTemplateError
-from qwen35_jax.processing.chat_template import normalize_message
+from qwen35_jax.processing.chat_template import _check_conversation, normalize_message
 from tests.conftest import PUBLISHED
 from tests.processing.conversations import ASK, ERRORS, TEXT, VISION, assistant, system, user
 
@@ -119,6 +119,9 @@ def test_messages_are_not_changed():
 def test_unusual_inputs_are_refused():
     with pytest.raises(ChatTemplateError, match="empty conversation"):
         ChatTemplate(OWN).render([])
+    for alone in ("hello", {"role": "user", "content": "hello"}):
+        with pytest.raises(ChatTemplateError, match=r"a list of messages, not .*hello.*; write \[{\"role"):
+            _check_conversation(alone)
     with pytest.raises(TypeError, match="must be a mapping with role and content, not 'hi'"):
         normalize_message("hi")
     with pytest.raises(ChatTemplateError, match=r"not valid jinja, line 2"):

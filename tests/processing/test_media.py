@@ -38,6 +38,7 @@ def test_contents_are_given_as_they_are():
     [
         ("gone.png", "there is no file 'gone.png'"),
         ("/dev/zero", "there is no file '/dev/zero'"),
+        ("/", "^'/' is a folder; name a file in it"),
         ("a\0b", "there is no file"),
         (
             "a" * 5000,

@@ -136,6 +136,8 @@ def _folder(path, **files):
 def test_errors_name_the_file(tmp_path, tiny_tokenizer_dir):
     with pytest.raises(ValueError, match=r"holds no tokenizer\.json"):
         Tokenizer.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no folder Qwen/Qwen3\.5-2B, and hub ids are not read here"):
+        Tokenizer.from_pretrained("Qwen/Qwen3.5-2B")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(ValueError, match="run is the --workdir of a training run and no Hugging Face folder; make one"):
         Tokenizer.from_pretrained(tmp_path / "run")
