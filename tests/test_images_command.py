@@ -23,6 +23,7 @@ from qwen35_jax.presets import PRESETS
 from qwen35_jax.processing import Processor, Tokenizer
 from qwen35_jax.processing.processor import PADS
 from tests.conftest import PUBLISHED
+from tests.inference.scripted import ScriptedEngine
 
 SHORT = ["--dtype", "float32", "--cache-tokens", "1024", "--max-new-tokens", "5"]
 
@@ -105,10 +106,21 @@ def test_rows_whose_pictures_would_be_overlooked_end_in_one_line(checkpoint, tmp
     assert line.startswith("error: ") and message in line
 
 
+def test_a_picture_that_is_not_there_is_told_with_its_row_before_the_model_is_loaded(
+    checkpoint, pictures, capsys, monkeypatch
+):
+    monkeypatch.setattr("qwen35_jax.commands.generate.engine_of", lambda *_, **__: pytest.fail("a model was loaded"))
+    rows = [{"id": name, "messages": question(f"{name}.png")} for name in ("0", "gone")]
+    (pictures / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit):
+        main(["generate", "--model", checkpoint, "--input", str(pictures / "in.jsonl"), *SHORT])
+    assert capsys.readouterr().err == f"error: request gone: there is no file 'gone.png' in {pictures}.\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["hi", "--image", "nowhere.png"], "there is no file 'nowhere.png'"),
+        (["hi", "--image", "nowhere.png"], "request 0: there is no file 'nowhere.png'"),
         (["hi", "--image", "http://127.0.0.1/x.png"], "or set --allow-urls."),
         (["hi", "--image", "http://127.0.0.1/x.png", "--allow-urls"], "private"),
         (["hi", "--image", "PICTURE", "--most-patches", "-1"], "--most-patches -1; give at least 0"),
@@ -138,7 +150,18 @@ def test_pictures_are_attached_to_the_next_turn_of_a_conversation(checkpoint, pi
     assert engine.metrics.tower_runs == 2
     blind = io.StringIO()
     chat(engine, lines[1:2], blind, **how)
-    assert blind.getvalue().startswith("error: this model reads text alone")
+    assert blind.getvalue() == "error: this chat reads text alone; leave --text-only out.\n"
+
+
+def test_the_path_of_a_picture_may_be_quoted_or_begin_with_the_home_folder(checkpoint, pictures, monkeypatch):
+    monkeypatch.setenv("HOME", str(pictures))
+    Image.new("RGB", (64, 64)).save(pictures / "a cat.png")
+    processor = Processor.from_pretrained(checkpoint)
+    engine = ScriptedEngine(processor.tokenizer, [])
+    file = pictures / "a cat.png"
+    lines, out = [f"/image {path}" for path in (file, f'"{file}"', f"'{file}'", "~/a cat.png")], io.StringIO()
+    chat(engine, lines, out, processor=processor, sampling=SamplingParams(), max_new_tokens=5)
+    assert out.getvalue() == "(image of 4 tokens, for the next turn)\n" * 4
 
 
 @pytest.mark.parametrize(

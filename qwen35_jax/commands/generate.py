@@ -34,7 +34,7 @@ from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.generate import MODES, Request, generate_rows, in_order, read_requests, request_of
 from qwen35_jax.inference.row_file import open_row_file
 from qwen35_jax.inference.sampling import SamplingParams
-from qwen35_jax.processing.media import open_media
+from qwen35_jax.processing.media import MediaError, open_media
 from qwen35_jax.processing.processor import Processor, media_of
 from qwen35_jax.processing.tokenizer import Tokenizer
 from qwen35_jax.sharding import GENERATION_AXES
@@ -131,10 +131,13 @@ def _processor(args: argparse.Namespace, requests: Sequence[Request]) -> Process
         )
     root = None if args.input is None else args.input.rpartition("/")[0] or None
     processor = load_processor(source_of(args), policy_of(args, root))
-    sources = [media.source for _, messages in rows for media in media_of(messages)]
-    for source in sources:
-        if isinstance(source, str) and not source.startswith(("http:", "https:", "data:", "gs:")):
-            open_media(source, processor.policy)
+    for request_id, messages in rows:
+        for source in (media.source for media in media_of(messages)):
+            if isinstance(source, str) and not source.startswith(("http:", "https:", "data:", "gs:")):
+                try:
+                    open_media(source, processor.policy)
+                except MediaError as err:
+                    raise ValueError(f"request {request_id}: {err}") from err
     return processor
 
 

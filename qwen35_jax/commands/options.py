@@ -102,7 +102,8 @@ def add_media_options(parser: argparse.ArgumentParser, *, text_only: bool = Fals
                              "networks")  # fmt: skip
     parser.add_argument("--most-patches", type=int, metavar="N",
                         help="patches of 16 x 16 pixels of all images and videos of a conversation, each frame pair of "
-                             "a video counted; by default 65,536, those of the largest image")  # fmt: skip
+                             "a video counted; rounded up to 256, 512, 768, 1,024, 1,536, 2,048, 3,072, ...; by "
+                             "default 65,536, those of the largest image")  # fmt: skip
 
 
 def has_vision(args: argparse.Namespace) -> bool:

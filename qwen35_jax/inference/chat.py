@@ -1,6 +1,7 @@
 """A conversation line by line: each line of input is a user turn, and its answer appears as it is generated."""
 
 import io
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
@@ -65,7 +66,7 @@ def chat(
         if text == "/reset":
             messages, attached = list(first), []
         elif text.startswith(("/image ", "/video ")):
-            attached += _attach(text, processor, out)
+            attached += _attach(engine, text, processor, out)
         elif text.startswith("/") and text.split()[0][1:].isalpha():
             print(HELP, file=out, flush=True)
         elif text:
@@ -82,13 +83,18 @@ def chat(
             messages += [question, _message(_write_answer(engine, request, out, color=color))]
 
 
-def _attach(line: str, processor: Processor | None, out: Output) -> list[dict[str, str]]:
+def _attach(engine: Engine, line: str, processor: Processor | None, out: Output) -> list[dict[str, str]]:
     """Returns what ``/image PATH`` adds to the next turn: nothing if it cannot be opened, which is told."""
     kind, _, path = line[1:].partition(" ")
-    item = {"type": kind, kind: path.strip()}
+    # As in a shell, quotes may surround a path, and ~ is the home folder.
+    path = path.strip()
+    path = path[1:-1] if path[:1] in ("'", '"') and path[-1:] == path[:1] else os.path.expanduser(path)
+    item = {"type": kind, kind: path}
     try:
         if processor is None:
-            raise ValueError("this model reads text alone; give a checkpoint that has a vision tower.")
+            has_tower = engine.model.config.vision is not None
+            remedy = "leave --text-only out" if has_tower else "give a checkpoint that has a vision tower"
+            raise ValueError(f"this chat reads text alone; {remedy}.")
         [opened] = processor.items(media_of([{"role": "user", "content": [item]}]))
     except ValueError as err:
         print(f"error: {err}", file=out, flush=True)
