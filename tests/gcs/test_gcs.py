@@ -219,5 +219,5 @@ def test_a_disk_that_is_full_in_the_middle(place, monkeypatch, tmp_path):
 def test_the_package_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs.core", None)
     gcs.filesystem.cache_clear()
-    with pytest.raises(ValueError, match=r"pip install 'qwen35-jax\[gcs\]'\.$"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[gcs\]'$"):
         gcs.list_files("gs://bucket/x")
