@@ -214,10 +214,11 @@ class BatchIterator:
         """Counts what became of the data so far, in the data shards that this process reads.
 
         Returns:
-          ``rows_in_data``; of the ``rows_checked`` at the start the ``unusable_rows`` by reason; ``epochs`` that
-          the batches held, and ``passes`` over each source that were read; ``documents`` read, those of them that are
-          ``waiting`` for a batch, those ``held_out`` for validation, and those ``dropped`` by reason; ``batches``, ``tokens`` and ``trained_tokens`` in them; and ``packing_efficiency``, the fraction of
-          positions that hold a token.
+          ``rows_in_data``; of the ``rows_checked`` at the start the ``unusable_rows`` by reason; ``epochs`` that the
+          batches held, and ``passes`` over each source that were read; ``documents`` read, those of them that are
+          ``waiting`` for a batch, those ``held_out`` for validation, and those ``dropped`` by reason; ``batches``,
+          ``tokens`` and ``trained_tokens`` in them; and ``packing_efficiency``, the fraction of positions that hold a
+          token.
         """
         shards = self._shards.values()
         documents, waiting = (sum(getattr(shard, name) for shard in shards) for name in ("taken", "waiting"))

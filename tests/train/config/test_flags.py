@@ -186,9 +186,9 @@ def test_adapters_need_tune_in_a_recipe_without():
 
 
 def test_rollouts_are_the_run_files_alone():
-    argv = ["--rollouts.answers=4"]
+    argv, told = ["--rollouts.answers=4"], r"no rollouts, so that --rollouts\.answers changes .* docs/distillation\.md"
     for objective in (Supervised(), Distillation()):
-        with pytest.raises(ValueError, match=r"no rollouts, so that --rollouts\.answers changes .* docs/distillation\.md"):
+        with pytest.raises(ValueError, match=told):
             DEFAULT.replace(objective=objective).before_overrides(argv)
     default = DEFAULT.replace(objective=Distillation(rollouts=RolloutConfig(answers=2)))
     assert parse(argv, default.before_overrides(argv)).recipe.objective.rollouts.answers == 4
