@@ -229,7 +229,8 @@ def _validation_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> I
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Returns dotted name and both values of everything that differs between two records."""
-    return sorted(each for name in old for each in _leaf_differences(old[name], new[name], name))
+    found = (each for name in old for each in _leaf_differences(old[name], new[name], name))
+    return sorted((each.name, each.old, each.new) for each in found)
 
 
 def _leaf_differences(old: Any, new: Any, name: str) -> Iterator[_Difference]:
