@@ -8,6 +8,7 @@ import pytest
 from examples.quickstart import run as quickstart
 from tests.commands import fenced_blocks, find_commands, parse_command
 from tests.conftest import REPO
+from train.config import TrainConfig
 
 PAGES = [
     *map(REPO.joinpath, ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
@@ -24,6 +25,11 @@ ALL = [
 ]
 # What stands for something that only the reader knows.
 PLACEHOLDERS = {"configs/NAME.py": "configs/lora_2b_v5e8.py", "$i": "0"}
+# The page shows these run files, and the reader saves them.
+PLACEHOLDERS |= {
+    "tiny_onpolicy.py": "configs/distill_onpolicy_9b_to_2b.py",
+    "tiny_seeing.py": "configs/distill_live_9b_to_2b.py",
+}
 # A step of a drawing in the design: the file, then the function, class or method that takes it.
 STEP = re.compile(r"^[ |]+([\w/]+\.py) +([A-Z]\w+(?:\.\w+)?|[a-z]\w+)[:, \n]", flags=re.MULTILINE)
 
@@ -72,6 +78,15 @@ def test_the_pages_hold_commands():
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{name}: {' '.join(command)[:60]}" for name, command in ALL])
 def test_commands_are_accepted_by_their_parsers(page, command):
     parse_command([PLACEHOLDERS.get(part, part) for part in command])
+
+
+def test_run_files_of_a_page_configure_runs():
+    run_files = fenced_blocks(TEXTS["docs/distillation.md"], "python")
+    assert len(run_files) == 2
+    for text in run_files:
+        scope: dict = {}
+        exec(compile(text, "docs/distillation.md", "exec"), scope)
+        assert isinstance(scope["config"](), TrainConfig)
 
 
 @pytest.fixture(scope="module")

@@ -48,9 +48,10 @@ class _Difference(NamedTuple):
     name: str
     old: Any
     new: Any
+    told: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name} was {self.old!r}, now {self.new!r}"
+        return self.told or f"{self.name} was {self.old!r}, now {self.new!r}"
 
 
 def make_record(
@@ -111,7 +112,7 @@ def check_resumable(workdir: Path, record: RunRecord, name: str | None = None) -
             *_leaf_differences(old_base["model"], new_base["model"], "model_fingerprint"),
             # Records of earlier versions hold no digests of the tokenizer.
             *_leaf_differences(old_base.get("tokenizer", new_base["tokenizer"]), new_base["tokenizer"], "tokenizer"),
-            *_leaf_differences(old_base["data"], new_base["data"], "data_identity"),
+            *_data_differences(recorded, new, record.config),
             *_leaf_differences(old_base.get("teacher"), new_base.get("teacher"), "teacher"),
             *_validation_differences(recorded["identity"], new["identity"]),
         )
@@ -120,7 +121,7 @@ def check_resumable(workdir: Path, record: RunRecord, name: str | None = None) -
     if binding:
         raise ValueError(
             f"{name} was started with other settings: {'; '.join(map(str, sorted(binding)))}. Give the old values "
-            f"to resume, or another --workdir to start anew.{_how_to_lengthen(record, binding, name)}"
+            f"and data to resume, or another --workdir to start anew.{_how_to_lengthen(record, binding, name)}"
         )
 
 
@@ -184,14 +185,52 @@ def _differences(settings: Any, old: Mapping[str, Any], new: Mapping[str, Any], 
         yield from _leaf_differences(old[name], None, _join(prefix, name))
 
 
+def _data_differences(old: Mapping[str, Any], new: Mapping[str, Any], config: TrainConfig) -> Iterator[_Difference]:
+    """Yields what decides the batches and differs between two records, except what is a setting of the recipe."""
+    before, after = (_paths(each["recipe"]["data"]) for each in (old, new))
+    settings = {each.name for each in _differences(config.recipe, old["recipe"], new["recipe"])}
+    for each in _identity_differences(old["identity"]["data"], new["identity"]["data"], "data"):
+        if each.name == "data.data":
+            yield each._replace(told=_told(before, after, each.old, each.new))
+        elif not {each.name, each.name.removeprefix("data.")} & settings:
+            yield each
+
+
+def _identity_differences(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> Iterator[_Difference]:
+    """Yields what differs between two identities of data; where the content does, without what follows from it."""
+    found = list(_leaf_differences(old, new, name))
+    if any(each.name == f"{name}.data" for each in found):
+        found = [each for each in found if each.name not in {f"{name}.{key}" for key in ("forms", "rows", "shares")}]
+    yield from found
+
+
+def _told(before: list[str], after: list[str], old: Any, new: Any) -> str:
+    """Says which sources of data hold something else than those of the start; fingerprints tell it."""
+    olds, news = str(old).split("-"), str(new).split("-")
+    if not len(before) == len(after) == len(olds) == len(news):
+        return f"the data were {', '.join(before)}, now {', '.join(after)}"
+    changed = [each[:2] for each in zip(before, after, olds, news, strict=True) if each[2] != each[3]]
+    return "; ".join(
+        f"the content of {now} has changed" if was == now else f"the data were {was}, now {now} with another content"
+        for was, now in changed
+    )
+
+
+def _paths(data: Mapping[str, Any]) -> list[str]:
+    return [data["path"]] if data.get("path") else [source["path"] for source in data.get("sources", ())]
+
+
 def _validation_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[_Difference]:
     if "validation" in old and "validation" in new:
-        yield from _leaf_differences(old["validation"], new["validation"], "validation_identity")
+        for each in _identity_differences(old["validation"], new["validation"], "validation"):
+            changed = each.name == "validation.data"
+            yield each._replace(told="the content of the validation data has changed" if changed else "")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Returns dotted name and both values of everything that differs between two records."""
-    return sorted(each for name in old for each in _leaf_differences(old[name], new[name], name))
+    found = (each for name in old for each in _leaf_differences(old[name], new[name], name))
+    return sorted((each.name, each.old, each.new) for each in found)
 
 
 def _leaf_differences(old: Any, new: Any, name: str) -> Iterator[_Difference]:

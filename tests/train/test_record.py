@@ -16,6 +16,7 @@ from train.config import (
     OptimConfig,
     Options,
     Recipe,
+    Source,
     Supervised,
     TrainConfig,
 )
@@ -65,7 +66,15 @@ def test_the_same_settings_resume(check, caplog):
         ({"data": DataConfig("train.jsonl", sequence_length=32)}, "data.sequence_length was 64, now 32"),
         ({"weights": b"others"}, "model_fingerprint was"),
         ({"template": "b"}, "tokenizer.chat_template.jinja was 'ca978112ca1bbdca', now '3e23e8160039594a'"),
-        ({"rows": "2"}, "data_identity.data was '1', now '2'"),
+        ({"rows": "2"}, r"settings: the content of train\.jsonl has changed\. Give the old"),
+        (
+            {"rows": "2", "data": DataConfig("x.jsonl", sequence_length=64)},
+            r"settings: the data were train\.jsonl, now x\.jsonl with another content\. Give the old",
+        ),
+        (
+            {"rows": "2-1", "data": DataConfig(sources=(Source("x.jsonl"), Source("y.jsonl")), sequence_length=64)},
+            r"settings: the data were train\.jsonl, now x\.jsonl, y\.jsonl\. Give the old",
+        ),
         ({"data": DataConfig("x.jsonl", sequence_length=64, seed=1)}, "data.seed was 0, now 1"),
     ],
 )
@@ -77,7 +86,7 @@ def test_what_affects_numbers_is_refused(check, changes, message):
 def test_a_run_may_begin_and_cease_to_validate_but_not_on_other_data(check):
     check(validation={"data": "v"})()
     check(validation={"data": "v"})
-    with pytest.raises(ValueError, match=r"validation_identity.data was 'v', now 'w'"):
+    with pytest.raises(ValueError, match=r"settings: the content of the validation data has changed\. Give"):
         check(validation={"data": "w"})
     check()
 

@@ -59,6 +59,10 @@ __all__ = [
 
 # Flags do not name the three classes: it is ``--steps``, not ``--recipe.steps``.
 _UNNAMED = tyro.conf.arg(name="")
+_HOW_TO_ADD = {
+    "lora": ("adapters", "add --tune lora"),
+    "rollouts": ("rollouts", "docs/distillation.md shows how to add them to a run file"),
+}
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,9 @@ class TrainConfig:
 
         Where ``--tune`` changes what trains, the learning rate of the run file is another kind's, and gives way to the
         default.
+
+        Raises:
+          ValueError: an option changes adapters or rollouts where there are none.
         """
         if self.recipe.data.vision is None and any(argument.startswith("--data.vision.") for argument in argv):
             with_vision = dataclasses.replace(self.recipe.data, vision=VisionDataConfig())
@@ -116,8 +123,18 @@ class TrainConfig:
         words = [word for argument in argv for word in argument.split("=", 1)]
         given = words[words.index("--tune") + 1 :][:1] if "--tune" in words else []
         if given == [self.recipe.kind] or given not in (["full"], ["lora"]):
+            self._check_absent(argv)
             return self
-        return self.replace(tune=given[0], optim=dataclasses.replace(self.recipe.optim, learning_rate=None))
+        tuned = self.replace(tune=given[0], optim=dataclasses.replace(self.recipe.optim, learning_rate=None))
+        tuned._check_absent(argv)
+        return tuned
+
+    def _check_absent(self, argv: Sequence[str]) -> None:
+        parts = {"lora": self.recipe.lora, "rollouts": getattr(self.recipe.objective, "rollouts", None)}
+        for name, (what, remedy) in _HOW_TO_ADD.items():
+            typed = next((word.partition("=")[0] for word in argv if word.startswith(f"--{name}.")), None)
+            if typed is not None and parts[name] is None:
+                raise ValueError(f"this run has no {what}, so that {typed} changes nothing; {remedy}.")
 
     def replace(self, **changes: Any) -> "TrainConfig":
         """Returns these settings with other values for some fields of recipe, layout or options."""

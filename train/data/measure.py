@@ -166,9 +166,9 @@ def describe(found: Measurement, config: DataConfig, steps: int | None) -> list[
     if not found.is_whole:
         lines.append(f"judged from {found.documents:,} documents")
     fewest = found.steps_of_epoch(config)
-    lines.append(f"an epoch fills {fewest:,.1f} steps or a little more")
+    lines.append(f"an epoch is at least {fewest:,.1f} steps")
     if steps is not None:
-        lines[-1] += f"; the run's {steps:,} steps are {steps / fewest:,.1f} epochs or a little less"
+        lines[-1] += f"; the run's {steps:,} steps are at most {steps / fewest:,.1f} epochs"
     return lines
 
 

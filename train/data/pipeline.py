@@ -166,9 +166,9 @@ class BatchIterator:
 
     @property
     def epoch(self) -> float:
-        """Epochs passed, judged by the first data shard that this process reads."""
+        """Epochs that the batches so far held, judged by the first data shard that this process reads."""
         first = next(iter(self._shards.values()))
-        return first.taken * self._config.shards / self._documents.epoch_length
+        return (first.taken - first.waiting) * self._config.shards / self._documents.epoch_length
 
     def get_state(self) -> dict[str, Any]:
         """Returns a JSON-able state from which `set_state` continues with exactly the batches that would follow.
@@ -214,13 +214,14 @@ class BatchIterator:
         """Counts what became of the data so far, in the data shards that this process reads.
 
         Returns:
-          ``rows_in_data``; of the ``rows_checked`` at the start the ``unusable_rows`` by reason; ``epochs`` passed, and
-          ``passes`` over each source; ``documents`` read, those ``held_out`` for validation, and those ``dropped`` by
-          reason; ``batches``, ``tokens`` and ``trained_tokens`` in them; and ``packing_efficiency``, the fraction of
-          positions that hold a token.
+          ``rows_in_data``; of the ``rows_checked`` at the start the ``unusable_rows`` by reason; ``epochs`` that the
+          batches held, and ``passes`` over each source that were read; ``documents`` read, those of them that are
+          ``waiting`` for a batch, those ``held_out`` for validation, and those ``dropped`` by reason; ``batches``,
+          ``tokens`` and ``trained_tokens`` in them; and ``packing_efficiency``, the fraction of positions that hold a
+          token.
         """
         shards = self._shards.values()
-        documents = sum(shard.taken for shard in shards)
+        documents, waiting = (sum(getattr(shard, name) for shard in shards) for name in ("taken", "waiting"))
         counts = sum((shard.counts for shard in shards), Counter())
         space = counts["sequences"] * self._config.sequence_length
         # The position in the whole order, if the other shards are as far as these.
@@ -229,9 +230,10 @@ class BatchIterator:
             "rows_in_data": sum(map(len, self._documents.sources)),
             "rows_checked": self._checked,
             "unusable_rows": dict(self._unusable),
-            "epochs": position / self._documents.epoch_length,
+            "epochs": (documents - waiting) * self._config.shards / len(shards) / self._documents.epoch_length,
             "passes": self._documents.passes_before(position),
             "documents": documents,
+            "waiting": waiting,
             "held_out": counts["held_out"],
             "dropped": dict(sum((shard.dropped for shard in shards), Counter())),
             "batches": self._num_batches,

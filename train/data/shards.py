@@ -94,6 +94,11 @@ class Shard:
         """Documents taken from the data so far, those left out included."""
         return self._taken
 
+    @property
+    def waiting(self) -> int:
+        """How many of these wait, in whole or in part, in sequences that no batch has held yet."""
+        return len({position for sequence in (*self._packer.open, *self._ready) for (position, _), _ in sequence})
+
     def next_sequences(self, count: int) -> list[PackedSequence]:
         """Returns the next sequences; there are fewer than ``count`` at the end of the last epoch only.
 

@@ -165,11 +165,14 @@ class Store:
         key = np.asarray(document_key(example), self._keys.dtype)
         place = int(np.searchsorted(self._keys, key))
         if place == len(self._keys) or self._keys[place] != key:
-            shown = f" and {len(example.pictures)} images or videos" if example.pictures else ""
+            number, changed = len(example.pictures), ""
+            shown = f" and {number} images or videos" if number > 1 else " and an image or a video" if number else ""
+            if number:
+                changed = ", or before the file of " + ("one of these" if number > 1 else "it") + " changed"
             raise ValueError(
                 f"a document of {len(example)} tokens{shown} is not in the store {self.folder}, which was written with "
-                f"data.sequence_length={self.header.sequence_length} for other documents; write a store for these data "
-                "and settings with `python -m train.teach`."
+                f"data.sequence_length={self.header.sequence_length} for other documents{changed}; write a store for "
+                "these data and settings with `python -m train.teach`."
             )
         return int(self._numbers[place]), int(self._places[place])
 

@@ -5,7 +5,18 @@ import dataclasses
 import pytest
 
 from qwen35_jax.command import parse
-from train.config import DataConfig, LoraConfig, ModelSource, Recipe, Source, TrainConfig, VisionDataConfig
+from train.config import (
+    DataConfig,
+    Distillation,
+    LoraConfig,
+    ModelSource,
+    Recipe,
+    RolloutConfig,
+    Source,
+    Supervised,
+    TrainConfig,
+    VisionDataConfig,
+)
 
 SOURCES = (Source("a.jsonl"), Source("b.jsonl", 2.0))
 DEFAULT = TrainConfig(Recipe(ModelSource("base"), DataConfig(sources=SOURCES), steps=10, lora=LoraConfig()))
@@ -166,10 +177,21 @@ def test_tune_as_the_run_file_changes_nothing():
 
 
 def test_adapters_need_tune_in_a_recipe_without():
-    with pytest.raises(ValueError, match=r"lora\.rank"):
-        tuned("--lora.rank", "8", lora=False)
+    for argv in (["--lora.rank", "8"], ["--lora.rank=8", "--tune", "full"], ["--tune", "full", "--lora.rank", "8"]):
+        for lora in {False, "--tune" in argv}:
+            with pytest.raises(ValueError, match=r"no adapters, so that --lora\.rank changes nothing; add --tune lora"):
+                tuned(*argv, lora=lora)
     with pytest.raises(ValueError, match="--tune"):
         tuned("--tune", "half", lora=False)
+
+
+def test_rollouts_are_the_run_files_alone():
+    argv, told = ["--rollouts.answers=4"], r"no rollouts, so that --rollouts\.answers changes .* docs/distillation\.md"
+    for objective in (Supervised(), Distillation()):
+        with pytest.raises(ValueError, match=told):
+            DEFAULT.replace(objective=objective).before_overrides(argv)
+    default = DEFAULT.replace(objective=Distillation(rollouts=RolloutConfig(answers=2)))
+    assert parse(argv, default.before_overrides(argv)).recipe.objective.rollouts.answers == 4
 
 
 def test_an_option_of_vision_turns_it_on():

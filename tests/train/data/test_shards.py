@@ -147,6 +147,23 @@ def test_an_epoch_of_a_mixture(config, tokenizer, num_shards):
     assert next(iterator, None) is None
 
 
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_epochs_count_what_batches_held(tmp_path, tokenizer, num_shards):
+    """Not the documents that wait in open sequences, which are most of a small source."""
+    (tmp_path / "short.jsonl").write_text('{"text": "alone"}\n' * 60)
+    config = DataConfig(str(tmp_path / "short.jsonl"), LENGTH, sequences_per_batch=2, shards=num_shards)
+    iterator, held = make_batches(config, tokenizer), 0
+    for _ in range(3):
+        next(iterator)
+        held += sum(map(len, iterator.documents()))
+        report = iterator.report()
+        assert report["epochs"] == iterator.epoch == held / 60
+        assert report["documents"] - report["waiting"] == held and report["waiting"] > 0
+    resumed = make_batches(config, tokenizer)
+    resumed.set_state(iterator.get_state())
+    assert (resumed.report(), resumed.epoch) == (iterator.report(), iterator.epoch)
+
+
 def test_more_shards_than_documents(tmp_path, tokenizer):
     (tmp_path / "one.jsonl").write_text('{"text": "alone"}\n')
     config = DataConfig(str(tmp_path / "one.jsonl"), LENGTH, sequences_per_batch=4, shards=4, epochs=2)
