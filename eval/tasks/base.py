@@ -207,7 +207,8 @@ class Task:
             is_enough = limit is not None and len(documents) >= limit
             if is_enough and documents[-1].circle is None:
                 break
-            document = self.document(self._joined(row, more or {}), protocol, examples)
+            row = dataclasses.replace(self._joined(row, more or {}), asked=asked)
+            document = self.document(row, protocol, examples)
             if is_enough and document.circle != documents[-1].circle:
                 break
             if asked and self.protocol(protocol).modality != "text":

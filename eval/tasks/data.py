@@ -32,11 +32,13 @@ class Row:
       fields: its keys and values.
       where: the file with the line (JSONL) or row (others), from 1, for messages.
       number: its place in the file, from 0.
+      asked: whether a model will read what the row becomes; else it may lack what a prompt alone needs.
     """
 
     fields: dict[str, Any]
     where: str
     number: int
+    asked: bool = True
 
     def get(self, name: str, *kinds: type) -> Any:
         """Returns a field that must be there.
@@ -50,6 +52,13 @@ class Row:
         if type(value) not in kinds:
             expected = " or ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"{self.where}: {name}={value!r} is {type_of(value)}, expected {expected}.")
+        return value
+
+    def one_of(self, name: str, *values: str) -> str:
+        """Returns a field that must be there and be one of these texts; raises ``ValueError`` if it is not."""
+        value = self.get(name, str)
+        if value not in values:
+            raise ValueError(f"{self.where}: {name}={value!r} is none of {', '.join(values)}.")
         return value
 
     def own_id(self) -> int | str:

@@ -63,8 +63,8 @@ def choice_judging(question: str, options: Mapping[str, str], target: str, **mor
 
 
 def text_of(row: Row, name: str) -> str:
-    """Returns a field that a prompt needs; where it is missing, as in files of answers, an empty text."""
-    return row.get(name, str) if name in row.fields else ""
+    """Returns a field that a prompt needs; where a row that is not asked lacks it, as in files of answers, no text."""
+    return row.get(name, str) if name in row.fields or row.asked else ""
 
 
 def group_of(row: Row, *names: str) -> str | None:
