@@ -16,7 +16,7 @@ import pyarrow.parquet
 from eval.tasks.media import image_of, parquet_rows, tsv_rows
 from qwen35_jax import gcs
 from qwen35_jax.hf.hub import HubFile, find_hub_file
-from qwen35_jax.wording import type_of
+from qwen35_jax.wording import reason_of, type_of
 
 _ENDINGS = (".jsonl", ".parquet", ".csv", ".json", ".tsv")
 _SHARD_ENDINGS = (".parquet", ".arrow")
@@ -258,7 +258,7 @@ def read_rows(path: Path, images: Sequence[str] = ()) -> list[Row]:
         readers = {".parquet": _table_rows, ".arrow": _table_rows, ".csv": _csv_rows, ".tsv": _tsv_rows}
         rows = list((readers | {".json": _json_rows}).get(path.suffix, _jsonl_rows)(path, images))
     except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowInvalid) as err:
-        raise ValueError(f"cannot read {path}: {err}") from err
+        raise ValueError(f"cannot read {path}: {reason_of(err)}.") from err
     if not rows:
         raise ValueError(f"{path} holds no rows.")
     return rows
