@@ -36,9 +36,18 @@ def qwen_prompt(question: str, options: Mapping[str, str], hint: str | None = No
 
 
 def options_of(row: Row) -> dict[str, str]:
-    """Returns the options in the columns A, B, ... of a row, by letter; empty columns are none."""
+    """Returns the options in the columns A, B, ... of a row, by letter; empty columns are none.
+
+    Raises:
+      ValueError: a column before the last option is missing or empty.
+    """
     found = {letter: row.fields.get(letter) for letter in LETTERS}
-    return {letter: str(option) for letter, option in found.items() if option not in (None, "")}
+    options = {letter: str(option) for letter, option in found.items() if option not in (None, "")}
+    if [*options] != [*LETTERS[: len(options)]]:
+        raise ValueError(
+            f"{row.where}: options in the columns {[*options]}; they begin with A and leave no letter out."
+        )
+    return options
 
 
 def chosen(response: str, options: Mapping[str, str]) -> str | None:

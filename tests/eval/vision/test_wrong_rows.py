@@ -1,11 +1,13 @@
 """A row that lacks a field of the prompt or the verdict is refused, and scored without the fields of the prompt."""
 
+import json
 import re
 
 import pytest
 
+from tests.conftest import REPO
 from tests.eval.conftest import write_rows
-from tests.eval.vision.pictures import load, png
+from tests.eval.vision.pictures import load, png, text_of
 
 _CHOICE = {"question": "Which way?", "A": "Left", "B": "Right", "answer": "B"}
 _BOX = {"split": "RefCOCO_val", "bbox": [20, 20, 100, 60], "width": 200, "height": 100}
@@ -67,3 +69,21 @@ def test_a_kind_that_is_not_known_is_refused(tmp_path, monkeypatch, task, change
     monkeypatch.setitem(ROWS, task, (split, row | changes, *more))
     with pytest.raises(ValueError, match=re.escape(message)):
         load_without(tmp_path, task)
+
+
+def test_the_rows_of_the_page_are_read(tmp_path):
+    page = (REPO / "docs" / "evaluating_vision.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)/(\w+\.jsonl)` \| `(\{.*?\})`", page, re.MULTILINE)
+    assert sorted(task for task, *_ in rows) == sorted(ROWS)
+    for task, name, row in rows:
+        place = write_rows(tmp_path / task / name, [json.loads(row)]).parent
+        for file in ("images/1.jpg", "data/1.mp4"):
+            (place / file).parent.mkdir()
+            (place / file).write_bytes(png())
+        (document,) = load(task, tmp_path, "official")
+        fields = json.loads(row)
+        assert fields.get("question", fields.get("description")) in text_of(document)
+        for name_of_field in fields:
+            write_rows(place / name, [{key: value for key, value in fields.items() if key != name_of_field}])
+            with pytest.raises(ValueError, match=rf"{name}:1: "):
+                load(task, tmp_path, "official")
