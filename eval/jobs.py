@@ -150,6 +150,19 @@ def said_of(task: Task, protocol: Protocol) -> dict[str, Any]:
     return said if protocol.modality == "text" else said | {"modality": protocol.modality, "media": protocol.media}
 
 
+def failures_of(job: Job) -> tuple[str | None, bool]:
+    """Returns what to say of requests that failed, None if there are none, and whether no other was made."""
+    samples = [job.file.finished[key] for key in job.keys]
+    failed = [sample for sample in samples if sample["outcome"] == "error"]
+    if not failed:
+        return None, False
+    said = f"{job.task.name}: {len(failed):,} of {len(samples):,} requests failed"
+    first = next((sample for sample in failed if sample.get("failure")), None)
+    if first is not None:
+        said += f"; the first, of document {first['id']!r}: {first['failure'].rstrip('.')}"
+    return said, len(failed) == len(samples)
+
+
 def missing_of(jobs: Sequence[Job], team: Team) -> list[Missing]:
     """Returns the samples that no process has stored; those that failed are asked for again."""
     answered = [[key for key, sample in job.file.finished.items() if sample["outcome"] != "error"] for job in jobs]

@@ -12,7 +12,7 @@ from eval.samples import Sample, samples_path
 from eval.tasks.base import CUT
 from eval.trials import Trials, trials_of
 from qwen35_jax import gcs
-from qwen35_jax.wording import type_of
+from qwen35_jax.wording import reason_of, type_of
 
 _NEEDED = ("id", "metrics", "outcome")
 
@@ -84,7 +84,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
-        raise ValueError(f"cannot read {path}: {err}") from err
+        raise ValueError(f"cannot read {path}: {reason_of(err)}.") from err
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type_of(content)}, expected a JSON object.")
     return content

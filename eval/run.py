@@ -7,6 +7,7 @@ what a whole one draws. Several processes share out the documents; the first one
 
 import dataclasses
 import json
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from eval.backends.engine import EngineBackend, check_mtp_head, load_engine, tem
 from eval.backends.server import ServerBackend
 from eval.card import against_card, size_of
 from eval.config import EvalConfig
-from eval.jobs import Job, Missing, missing_of, prepare, said_of, tasks_of
+from eval.jobs import Job, Missing, failures_of, missing_of, prepare, said_of, tasks_of
 from eval.judge import ask_judge, needs_judge
 from eval.likelihood import choose
 from eval.origin import describe
@@ -42,6 +43,8 @@ from qwen35_jax.inference.requests import seed_of
 from qwen35_jax.inference.speculative import acceptance_by_completion
 from qwen35_jax.wording import options_as_typed, options_of
 
+logger = logging.getLogger(__name__)
+
 # Samples that hold their texts, and documents whose choices are scored.
 _AT_ONCE = 64
 
@@ -55,7 +58,8 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
         only if a sample is missing or MTP drafts are to be counted.
 
     Raises:
-      ValueError: model, data or directory are not usable; nothing is overwritten.
+      ValueError: model, data or directory are not usable; nothing is overwritten. Or all requests of a task failed; the
+        other tasks are reported.
     """
     started = time.monotonic()
     out = Path(config.out)
@@ -67,6 +71,7 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
         template = _template(config, engine)
         settings, jobs = prepare(config, tasks, out, lambda: _model_config(config, engine), template, team)
     missing = missing_of(jobs, team)
+    resumed = sum(len(job.keys) for job in jobs) - len(missing)
     # A server's labels are known from its probe alone, or from results that were written after one.
     knows_labels = config.server.url is None or (out / "results.json").exists()
     shows = any(media_of(document.messages) for job in jobs for document in job.loaded.documents)
@@ -81,6 +86,8 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
     if backend is not None:
         _fill(config, backend, missing[team.index :: team.count])
     _gather_samples(jobs, team)
+    unanswered = _unanswered(jobs, team)
+    jobs = [job for job in jobs if job.task.name not in unanswered]
     if config.judge.url is not None:
         _judge(config, jobs, team)
     engines = {sample.get("engine") for job in jobs for sample in job.file.finished.values()}
@@ -92,11 +99,13 @@ def run(config: EvalConfig, engine: Engine | None = None) -> dict[str, Any]:
         if config.mtp_acceptance and isinstance(backend, EngineBackend):
             acceptance = _mtp_acceptance(backend.engine, job, team)
             results["tasks"][job.task.name]["metrics"]["mtp_acceptance"] = acceptance
-    resumed = sum(len(job.keys) for job in jobs) - len(missing)
     results["seconds"] = {"total": time.monotonic() - started, "resumed_samples": resumed}
-    if team.is_first:
+    if team.is_first and jobs:
         documents = {job.task.name: job.loaded.documents for job in jobs}
         write_report(out, results, {job.task.name: job.file for job in jobs}, documents)
+    if unanswered:
+        others = f" That of {', '.join(results['tasks'])} is in {out / 'report.html'}." if jobs else ""
+        raise ValueError(f"{'; '.join(unanswered.values())}. There is no score of {', '.join(unanswered)}.{others}")
     return results
 
 
@@ -174,6 +183,20 @@ def _gather_samples(jobs: Sequence[Job], team: Team) -> None:
         team.gather(None)
         if not team.is_first:
             job.file.path.unlink(missing_ok=True)
+
+
+def _unanswered(jobs: Sequence[Job], team: Team) -> dict[str, str]:
+    """Returns the tasks all of whose requests failed, with what to say of each; warns of other requests that failed."""
+    if not team.is_first:
+        return team.gather(None)[0]
+    unanswered = {}
+    for job in jobs:
+        said, is_whole = failures_of(job)
+        if said is not None and is_whole:
+            unanswered[job.task.name] = said
+        elif said is not None:
+            logger.warning("%s.", said)
+    return team.gather(unanswered)[0]
 
 
 def _judge(config: EvalConfig, jobs: Sequence[Job], team: Team) -> None:

@@ -39,6 +39,7 @@ class Reply:
       seed: of sampling.
       closed_by_budget: whether a budget ended the thinking.
       num_tokens: how many were generated, where the tokens themselves are not known.
+      failure: why a backend gave none.
       engine, template: the fingerprints of what wrote it and of the chat template; None where they are not known.
       judge: what was asked to read the response where no rule could, or ``stored`` for an extraction that stood beside
         a stored response; None for the rules alone.
@@ -55,6 +56,7 @@ class Reply:
     seed: int | None = None
     closed_by_budget: bool = False
     num_tokens: int | None = None
+    failure: str | None = None
     engine: str | None = None
     template: str | None = None
     judge: str | None = None
@@ -77,10 +79,10 @@ def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: in
     Its keys: ``id`` and ``group`` of the document, ``repeat`` (from 0), ``response``, ``thinking``, ``prediction``,
     ``target``, ``correct``, ``outcome``, ``finish_reason``, ``metrics`` with the list of trials of each metric,
     ``prompt_ids``, ``token_ids``, ``num_tokens`` (generated), ``close_positions``, ``multiple_closes``,
-    ``closed_by_budget``, ``seed``, ``engine`` and ``template``; where the document has it ``circle``; where a judge was
-    asked ``judge``, and where it has read the response ``extraction`` and ``by_rule``, which has ``correct`` and
-    ``metrics`` as the rules alone give them. A response that was cut off is wrong under a protocol that says so:
-    ``correct`` and every metric are 0 then.
+    ``closed_by_budget``, ``seed``, ``engine`` and ``template``; where a request failed ``failure``, the reason; where
+    the document has it ``circle``; where a judge was asked ``judge``, and where it has read the response ``extraction``
+    and ``by_rule``, which has ``correct`` and ``metrics`` as the rules alone give them. A response that was cut off is
+    wrong under a protocol that says so: ``correct`` and every metric are 0 then.
 
     Raises:
       ValueError: the document's score is no ``Verdict``.
@@ -97,6 +99,7 @@ def make_sample(document: Document, reply: Reply, protocol: Protocol, repeat: in
     outcome = outcome_of(verdict, reply)
     lost = outcome == "error" or (outcome in CUT and protocol.cut_is_wrong)
     optional = {
+        "failure": reply.failure,
         "circle": None if document.circle is None else list(document.circle),
         "judge": judge,
         "extraction": extraction,

@@ -61,7 +61,8 @@ logger = logging.getLogger(__name__)
 _REASONS = ("stop", "length", "budget", "loop", "aborted", "error")
 # What a stored sample says besides its text.
 _KEPT = (
-    "prompt_ids", "token_ids", "num_tokens", "close_positions", "seed", "closed_by_budget", "engine", "template",
+    "prompt_ids", "token_ids", "num_tokens", "close_positions", "seed", "closed_by_budget", "failure", "engine",
+    "template",
 )  # fmt: skip
 
 

@@ -20,6 +20,11 @@ def type_of(value: object) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
+def reason_of(err: Exception) -> str:
+    """Returns what an error says, without its number and the file that the message names already, and no full stop."""
+    return (getattr(err, "strerror", None) or str(err) or type(err).__name__).rstrip(".")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns `` Did you mean X?`` for the known name that is most like ``name``, or nothing where none is."""
     by_lower = {each.lower(): each for each in known}

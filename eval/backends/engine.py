@@ -21,6 +21,7 @@ from qwen35_jax.inference.engine import Engine
 from qwen35_jax.inference.in_turn import generate_in_turn
 from qwen35_jax.inference.prompts import Prompt
 from qwen35_jax.inference.requests import Completion
+from qwen35_jax.processing.media import MediaError
 from qwen35_jax.processing.processor import Processor
 from qwen35_jax.processing.thinking import CLOSE
 from qwen35_jax.processing.tokenizer import Tokenizer
@@ -89,7 +90,8 @@ class EngineBackend:
         """Writes all responses; ``on_reply`` is called with the place of each as it finishes, in any order.
 
         Raises:
-          ValueError: a prompt is too long for the engine, or has images or videos and the engine takes none.
+          ValueError: a prompt is too long for the engine, or has images or videos and the engine takes none, or one of
+            them cannot be read.
         """
         sampling, limits = [request.sampling for request in requests], [request.max_new_tokens for request in requests]
         how: dict[str, Any] = {"sampling": sampling, "max_new_tokens": limits, "seed": [x.seed for x in requests]}
@@ -132,7 +134,10 @@ class EngineBackend:
                 f"document {request.document.id!r} shows images or videos, but the model that is evaluated here reads "
                 "text alone; evaluate its export with eval.run."
             )
-        return prompt_with_media(self._processor, messages, enable_thinking=request.mode == "thinking")
+        try:
+            return prompt_with_media(self._processor, messages, enable_thinking=request.mode == "thinking")
+        except MediaError as err:
+            raise ValueError(f"{request.document.where}: {err}") from err
 
     def _reply(self, prompt: list[int], request: Request, completion: Completion) -> Reply:
         tokens = completion.token_ids

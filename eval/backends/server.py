@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -19,8 +18,6 @@ from eval.tasks import get_task
 from eval.tasks.base import Likelihood
 from qwen35_jax.inference.requests import FinishReason
 from qwen35_jax.processing.thinking import CLOSE, Split, split_text
-
-logger = logging.getLogger(__name__)
 
 _OUR_NAME = "qwen35-jax"
 _PATHS = {"chat": "/chat/completions", "text": "/completions"}
@@ -108,7 +105,8 @@ class ServerBackend:
     def generate(self, requests: Sequence[Request], on_reply: Callable[[int, Reply], None]) -> None:
         """Writes all responses; ``on_reply`` is called with the place of each as it finishes, in any order.
 
-        A request that the server refuses, or fails to answer again and again, gets a reply that says ``"error"``.
+        A request that the server refuses, or fails to answer again and again, gets a reply that says ``"error"``, with
+        the reason.
 
         Raises:
           ValueError: the server refuses whatever it is asked.
@@ -116,7 +114,6 @@ class ServerBackend:
         """
         # As in an engine, the longest may begin first, so that none of them is left alone at the end.
         places = sorted(range(len(requests)), key=lambda place: -requests[place].max_new_tokens)
-        failures: list[Failure] = []
 
         def finish(number: int, answer: Answer | Failure) -> None:
             place = places[number]
@@ -125,13 +122,10 @@ class ServerBackend:
                 on_reply(place, self._reply(request, answer))
                 return
             self._check_is_there(answer)
-            failures.append(answer)
-            on_reply(place, Reply(None, "", "error", seed=request.seed))
+            on_reply(place, Reply(None, "", "error", seed=request.seed, failure=str(answer)))
 
         ordered = [requests[place] for place in places]
         self._client.ask_all(_Bodies(ordered, lambda each: (_PATHS[each.style], self._body(each))), finish)
-        if failures:
-            logger.warning("%d of %d requests failed; the first: %s", len(failures), len(requests), failures[0])
 
     def _check_is_there(self, failure: Failure) -> None:
         """Raises an error if what made a request fail will make all fail."""

@@ -97,6 +97,7 @@ class Document:
       judging: how a judge may read a response; None where the task has no use for one.
       circle: the question whose options stand in another order here, and how many orders of it are asked. The metric
         ``circular`` counts it as right if it is right in all of them.
+      where: its task, id and place in the data, for messages; set when a task is loaded.
     """
 
     id: int | str
@@ -108,6 +109,7 @@ class Document:
     target: str | None = None
     judging: Judging | None = None
     circle: tuple[str, int] | None = None
+    where: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +209,8 @@ class Task:
             is_enough = limit is not None and len(documents) >= limit
             if is_enough and documents[-1].circle is None:
                 break
-            document = self.document(self._joined(row, more or {}), protocol, examples)
+            row = dataclasses.replace(self._joined(row, more or {}), asked=asked)
+            document = self.document(row, protocol, examples)
             if is_enough and document.circle != documents[-1].circle:
                 break
             if asked and self.protocol(protocol).modality != "text":
@@ -215,7 +218,8 @@ class Task:
             if str(document.id) in places:
                 raise ValueError(f"{row.where}: id {document.id!r} stands at {places[str(document.id)]} already.")
             places[str(document.id)] = row.where
-            documents.append(document)
+            where = f"{self.name}, document {document.id!r} ({row.where})"
+            documents.append(dataclasses.replace(document, where=where))
         return Loaded(source, digest_of([*rows[: len(documents)], *examples]), documents)
 
     def _joined(self, row: Row, more: Mapping[str, Mapping[str, Any]]) -> Row:

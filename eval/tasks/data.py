@@ -16,7 +16,7 @@ import pyarrow.parquet
 from eval.tasks.media import image_of, parquet_rows, tsv_rows
 from qwen35_jax import gcs
 from qwen35_jax.hf.hub import HubFile, find_hub_file
-from qwen35_jax.wording import type_of
+from qwen35_jax.wording import reason_of, type_of
 
 _ENDINGS = (".jsonl", ".parquet", ".csv", ".json", ".tsv")
 _SHARD_ENDINGS = (".parquet", ".arrow")
@@ -32,11 +32,13 @@ class Row:
       fields: its keys and values.
       where: the file with the line (JSONL) or row (others), from 1, for messages.
       number: its place in the file, from 0.
+      asked: whether a model will read what the row becomes; else it may lack what a prompt alone needs.
     """
 
     fields: dict[str, Any]
     where: str
     number: int
+    asked: bool = True
 
     def get(self, name: str, *kinds: type) -> Any:
         """Returns a field that must be there.
@@ -50,6 +52,13 @@ class Row:
         if type(value) not in kinds:
             expected = " or ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"{self.where}: {name}={value!r} is {type_of(value)}, expected {expected}.")
+        return value
+
+    def one_of(self, name: str, *values: str) -> str:
+        """Returns a field that must be there and be one of these texts; raises ``ValueError`` if it is not."""
+        value = self.get(name, str)
+        if value not in values:
+            raise ValueError(f"{self.where}: {name}={value!r} is none of {', '.join(values)}.")
         return value
 
     def own_id(self) -> int | str:
@@ -249,7 +258,7 @@ def read_rows(path: Path, images: Sequence[str] = ()) -> list[Row]:
         readers = {".parquet": _table_rows, ".arrow": _table_rows, ".csv": _csv_rows, ".tsv": _tsv_rows}
         rows = list((readers | {".json": _json_rows}).get(path.suffix, _jsonl_rows)(path, images))
     except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowInvalid) as err:
-        raise ValueError(f"cannot read {path}: {err}") from err
+        raise ValueError(f"cannot read {path}: {reason_of(err)}.") from err
     if not rows:
         raise ValueError(f"{path} holds no rows.")
     return rows

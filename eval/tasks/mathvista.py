@@ -55,8 +55,8 @@ _LIST = re.compile(r"\[[^\[\]]*\]")
 
 
 def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Document:
-    choices, kind, answer = _choices(row), row.get("answer_type", str), row.get("answer", str)
-    precision = row.fields.get("precision")
+    choices, kind, answer = _choices(row), row.one_of("answer_type", *_FORMS), row.get("answer", str)
+    precision = row.get("precision", int, float) if kind == "float" else None
     question = _question(row, choices)
     media = PROTOCOLS[protocol].media
     asked = f"{question}\n{CARD_REQUEST}" if protocol == "card" else f"Hint: {_hint(kind, precision)}\n{question}"
@@ -76,8 +76,7 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
         said_nothing = isinstance(reply, str) and reply.strip().strip(".").upper() == "NONE"
         return Verdict(False, {"accuracy": [0]}, None, parsed=False) if said_nothing else verdict(reply)
 
-    form = _FORMS.get(kind, "a text")
-    judging = Judging(lambda response: _JUDGE.format(form=form, question=question, response=response), read)
+    judging = Judging(lambda response: _JUDGE.format(form=_FORMS[kind], question=question, response=response), read)
     return Document(
         row.get("pid" if "pid" in row.fields else "id", str, int),
         user_parts(*image_parts(images_of(row.fields, _IMAGES)[:1], media), asked),
@@ -94,7 +93,7 @@ def _is_short(response: str) -> bool:
 
 
 def _choices(row: Row) -> list[str] | None:
-    if row.get("question_type", str) != "multi_choice":
+    if row.one_of("question_type", "multi_choice", "free_form") == "free_form":
         return None
     choices = row.get("choices", list)
     if not 1 <= len(choices) <= len(LETTERS) or not all(isinstance(choice, str) for choice in choices):
@@ -111,8 +110,8 @@ def _question(row: Row, choices: Sequence[str] | None) -> str:
 
 def _hint(kind: str, precision: float | None) -> str:
     """Returns the authors' hint of the form of the answer. Source: evaluation/build_query.py of their repository."""
-    name = f"float {int(precision)}" if kind == "float" and precision is not None else kind
-    return _HINTS.get(name, _HINTS["integer"] if kind == "integer" else _HINTS["float 2"])
+    name = kind if precision is None else f"float {int(precision)}"
+    return _HINTS.get(name, _HINTS["float 2"])
 
 
 def extract(response: str, choices: Sequence[str] | None, kind: str) -> str | None:

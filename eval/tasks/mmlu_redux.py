@@ -41,6 +41,8 @@ ERROR_TYPES = (
     "ok", "wrong_groundtruth", "multiple_correct_answers", "no_correct_answer", "bad_question_clarity",
     "bad_options_clarity", "expert",
 )  # fmt: skip
+# Of these, `correct_answer` says which labels are right.
+_CORRECTED = ("wrong_groundtruth", "multiple_correct_answers")
 
 SUBJECTS = (
     "abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge", "college_biology",
@@ -83,14 +85,15 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
     label = row.get("answer", int)
     if not 0 <= label < _NUM_CHOICES:
         raise ValueError(f"{row.where}: answer={label} is the number of no choice; give 0 to 3.")
-    error, correct = _error_type(row), _correct_answer(row)
+    error = _error_type(row)
+    correct = _correct_answer(row, is_needed=error in _CORRECTED)
     accepted = frozenset({label})
     if error == "no_correct_answer":
         if protocol == "card" and correct:
             choices[label] = correct
         else:
             accepted = frozenset()
-    elif error in ("wrong_groundtruth", "multiple_correct_answers"):
+    elif error in _CORRECTED:
         accepted = named_choices(correct, choices)
         if error == "multiple_correct_answers":
             texts = {choices[place] for place in accepted}
@@ -135,8 +138,9 @@ def _error_type(row: Row) -> str:
     return error
 
 
-def _correct_answer(row: Row) -> str:
-    correct = row.get("correct_answer", str, int, type(None)) if "correct_answer" in row.fields else None
+def _correct_answer(row: Row, *, is_needed: bool) -> str:
+    is_there = is_needed or "correct_answer" in row.fields
+    correct = row.get("correct_answer", str, int, type(None)) if is_there else None
     return "" if correct is None else str(correct).strip()
 
 

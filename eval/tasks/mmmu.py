@@ -44,11 +44,13 @@ _DIRECT = "Answer with the option's letter from the given choices directly."
 _SHORT = "Answer the question using a single word or phrase."
 _MENTION = re.compile(r"<image (\d)>")
 _CHOICE = "multiple-choice"
+# The hub's word, and the authors' in their key.
+_OPEN = ("open", "short-answer")
 
 
 def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Document:
     question, gold, options = text_of(row, "question"), _gold(row), _options(row)
-    has_choices = row.fields.get("question_type", _CHOICE if options else "open") == _CHOICE
+    has_choices = _has_choices(row, options)
     if has_choices and options and not set(gold) <= options.keys():
         raise ValueError(f"{row.where}: answer={gold!r}; the letters of its {len(options)} options are {[*options]}.")
     options = options if has_choices else {}
@@ -64,6 +66,19 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
         target=" or ".join(gold),
         judging=_judging(question, gold, options, has_choices=has_choices),
     )
+
+
+def _has_choices(row: Row, options: Mapping[str, str]) -> bool:
+    """Whether the options of a row belong to its question; raises ``ValueError`` if a prompt lacks them."""
+    is_said = row.fields.get("question_type") not in (None, "")
+    is_choice = row.one_of("question_type", _CHOICE, *_OPEN) == _CHOICE if is_said else bool(options)
+    has_columns = any(name in row.fields for name in ("options", "index2ans", LETTERS[0]))
+    if row.asked and not options and (is_choice or not (is_said or has_columns)):
+        raise ValueError(
+            f"{row.where}: no field 'options'; the row has {sorted(row.fields)}, and the question_type of a question "
+            "without options is open."
+        )
+    return is_choice
 
 
 def _gold(row: Row) -> list[str]:

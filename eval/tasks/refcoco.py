@@ -67,9 +67,9 @@ def _document(row: Row, protocol: ProtocolName, examples: Sequence[Row]) -> Docu
 
 
 def _description(row: Row) -> str:
-    if "description" in row.fields:
-        return row.get("description", str)
-    question = text_of(row, "question")
+    if "description" in row.fields or "question" not in row.fields:
+        return text_of(row, "description")
+    question = row.get("question", str)
     marked = _REF.search(question)
     return (marked[1] if marked else question).strip()
 
@@ -91,7 +91,8 @@ def _box(row: Row) -> Box:
         if all(name in row.fields for name in _ENDS):
             ends = [float(row.fields[name]) for name in _ENDS]
         else:
-            value = listed(row.get("bbox" if "bbox" in row.fields else "answer", str, list))
+            is_answer = "answer" in row.fields and "bbox" not in row.fields
+            value = listed(row.get("answer" if is_answer else "bbox", str, list))
             ends = [float(end) for end in value]
         left, top, right, bottom = ends
     except (TypeError, ValueError) as err:

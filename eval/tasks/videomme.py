@@ -93,7 +93,7 @@ def _document(row: Row, protocol: ProtocolName, subtitles: bool) -> Document:
         raise ValueError(f"{row.where}: answer={target!r} is the letter of none of the options {[*options]}.")
     question = text_of(row, "question")
     asked = "\n".join(f"{letter}. {option}" for letter, option in options.items())
-    video = Path(row.where.partition(": row ")[0]).parent / "data" / f"{row.fields.get('videoID', row.number)}.mp4"
+    video = Path(row.where.partition(": row ")[0]).parent / "data" / f"{text_of(row, 'videoID')}.mp4"
     media = PROTOCOLS[protocol].media
     words = _words(video, media) if subtitles else ""
     request = _REQUEST.format(and_subtitles=" and the subtitles" if words and protocol == "official" else "")

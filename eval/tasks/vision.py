@@ -36,9 +36,18 @@ def qwen_prompt(question: str, options: Mapping[str, str], hint: str | None = No
 
 
 def options_of(row: Row) -> dict[str, str]:
-    """Returns the options in the columns A, B, ... of a row, by letter; empty columns are none."""
+    """Returns the options in the columns A, B, ... of a row, by letter; empty columns are none.
+
+    Raises:
+      ValueError: a column before the last option is missing or empty.
+    """
     found = {letter: row.fields.get(letter) for letter in LETTERS}
-    return {letter: str(option) for letter, option in found.items() if option not in (None, "")}
+    options = {letter: str(option) for letter, option in found.items() if option not in (None, "")}
+    if [*options] != [*LETTERS[: len(options)]]:
+        raise ValueError(
+            f"{row.where}: options in the columns {[*options]}; they begin with A and leave no letter out."
+        )
+    return options
 
 
 def chosen(response: str, options: Mapping[str, str]) -> str | None:
@@ -63,8 +72,8 @@ def choice_judging(question: str, options: Mapping[str, str], target: str, **mor
 
 
 def text_of(row: Row, name: str) -> str:
-    """Returns a field that a prompt needs; where it is missing, as in files of answers, an empty text."""
-    return row.get(name, str) if name in row.fields else ""
+    """Returns a field that a prompt needs; where a row that is not asked lacks it, as in files of answers, no text."""
+    return row.get(name, str) if name in row.fields or row.asked else ""
 
 
 def group_of(row: Row, *names: str) -> str | None:

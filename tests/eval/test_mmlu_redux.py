@@ -232,6 +232,14 @@ def test_the_hubs_own_files_are_read(tmp_path):
         get_task("mmlu_redux").load("card", str(tmp_path), split="dev")
 
 
+def test_a_correction_that_no_field_holds_is_missed(tmp_path):
+    fields = row("wrong_groundtruth", "2")
+    fields["corrected"] = fields.pop("correct_answer")
+    with pytest.raises(ValueError, match="no field 'correct_answer'; the row has"):
+        load(tmp_path, [fields])
+    assert len(load(tmp_path, [fields | {"error_type": "ok"}])) == 1
+
+
 def test_a_broken_stream_is_named(tmp_path):
     path = tmp_path / "mmlu_redux" / "anatomy" / "data-00000-of-00001.arrow"
     path.parent.mkdir(parents=True)

@@ -182,7 +182,7 @@ def test_ifeval(verifiers, tmp_path, command):
         ([{"id": 1, "response": "x", "repeat": "a"}], [], "repeat='a' is a str, expected int"),
         ([], [], "holds no rows"),
         (ROWS, ["--protocol", "mine"], "mine"),
-        (ROWS, ["--responses", "absent.jsonl"], "cannot read absent.jsonl"),
+        (ROWS, ["--responses", "absent.jsonl"], "error: cannot read absent.jsonl: No such file or directory.\n"),
     ],
 )
 def test_wrong_responses_end_in_one_line(command, tmp_path, capsys, rows, flags, message):

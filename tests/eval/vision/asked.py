@@ -10,8 +10,8 @@ THOUGHT = "hm\n</think>\n\n"
 
 def config_of(data, url, **settings):
     server = ServerConfig(url=url, connections=2, accept_dropped=("presence_penalty", "top_k", "seed", "thinking"))
-    settings = {"tasks": ("mmmu",), "protocol": "card", "max_new_tokens": 50} | settings
-    return EvalConfig(server=server, data_dir=str(data / "data"), out=str(data / "out"), **settings)
+    settings = {"tasks": ("mmmu",), "protocol": "card", "max_new_tokens": 50, "out": str(data / "out")} | settings
+    return EvalConfig(server=server, data_dir=str(data / "data"), **settings)
 
 
 def answers(*texts):

@@ -176,6 +176,64 @@ def test_an_engine_gets_what_a_processor_makes(data):
     assert processor.seen[0].options["min_pixels"] == 1_003_520
 
 
+def test_an_image_that_cannot_be_read_is_named_with_its_question(data, tiny_checkpoint):
+    folder = data / "data" / "mmmu"
+    (folder / "validation.parquet").unlink()
+    (folder / "a.png").write_bytes(b"no image")
+    row = {"id": "validation_Art_1", "question": "q", "options": ["red", "blue"], "image_1": "a.png", "answer": "A"}
+    write_rows(folder / "validation.jsonl", [row])
+    (document,) = get_task("mmmu").load("card", str(data / "data")).documents
+    sampling = sampling_of(EvalConfig(), get_task("mmmu").protocol("official"), lambda: None)
+    backend = EngineBackend(ImageEngine({}), processor=Processor.from_pretrained(tiny_checkpoint))
+    with pytest.raises(
+        ValueError,
+        match=r"^mmmu, document 'validation_Art_1' \(.*mmmu/validation\.jsonl:1\): image or video 1: .* cannot be read",
+    ):
+        backend.generate([Request(document, "chat", "non_thinking", sampling, 10, seed=0)], lambda *_: None)
+
+
+def test_a_task_all_of_whose_requests_fail_has_no_score(data):
+    write_rows(data / "data" / "qa" / "test.jsonl", [{"question": "1+1?", "answer": "2"}])
+    fake = FakeServer(answers=answers("A", "B") | {"1+1?": "2"})
+
+    def refuse_images(body):
+        fake.rejects = {"messages"} if isinstance(body["messages"][0]["content"], list) else set()
+
+    fake.hold = refuse_images
+    with fake.serve() as url:
+        alone = config_of(data, url)
+        said = (
+            r"mmmu: 2 of 2 requests failed; the first, of document 'validation_Art_1': HTTP 400: unknown field messages"
+        )
+        with pytest.raises(ValueError, match=rf"^{said}\. There is no score of mmmu\.$"):
+            run(alone)
+        assert not (data / "out" / "results.json").exists()
+        both = config_of(data, url, tasks=("mmmu", "qa"), out=str(data / "both"))
+        both = dataclasses.replace(both, server=dataclasses.replace(both.server, connections=1))
+        with pytest.raises(ValueError, match=r"There is no score of mmmu\. That of qa is in .*report\.html\.$"):
+            run(both)
+        told = json.loads((data / "both" / "results.json").read_text())["tasks"]
+        assert told.keys() == {"qa"} and told["qa"]["metrics"]["accuracy"]["value"] == 1
+        fake.hold, fake.rejects = lambda body: None, set()
+        # What failed is asked for again.
+        assert run(alone)["tasks"]["mmmu"]["metrics"]["accuracy"]["value"] == 0.5
+
+
+def test_requests_that_fail_beside_others_count_as_errors(data, caplog):
+    fake = FakeServer(answers=answers("A", "B"))
+
+    def refuse_one(body):
+        content = body["messages"][0]["content"]
+        fake.rejects = {"messages"} if isinstance(content, list) and "What is 2?" in content[1]["text"] else set()
+
+    fake.hold = refuse_one
+    with fake.serve() as url:
+        config = config_of(data, url)
+        results = run(dataclasses.replace(config, server=dataclasses.replace(config.server, connections=1)))
+    assert results["tasks"]["mmmu"]["outcomes"]["error"] == 1
+    assert "mmmu: 1 of 2 requests failed; the first, of document 'validation_Art_2': HTTP 400" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("mode", "modality", "name", "values"),
     [
