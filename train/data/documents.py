@@ -123,13 +123,13 @@ class Documents:
           enable_thinking: what the template is told; None leaves its default.
 
         Returns:
-          None for a row that cannot be read or holds no answer; an error if the template refuses it, or an image of it
+          None for a row without an answer; an error if it cannot be used, the template refuses it, or an image of it
           cannot be opened.
         """
         try:
             content = self._readers[source].read(self.sources[source][row])
-        except RowError:
-            return None
+        except RowError as err:
+            return err
         if isinstance(content, str):
             return None
         last = max((n for n, message in enumerate(content.messages) if message["role"] == "assistant"), default=0)
