@@ -315,7 +315,8 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except MediaError as err:
-        raise RowError("media", f"{name}: {str(err).rstrip('.')}") from err
+        told = str(err).rstrip(".").replace("set allow_urls", "give --data.vision.allow-urls")
+        raise RowError("media", f"{name}: {told}") from err
 
 
 def _content(opened: Opened | Sequence[Any], policy: MediaPolicy, name: str) -> Callable[[], bytes]:
