@@ -28,7 +28,6 @@ from tests.train.data.pictures import (
     text,
 )  # fmt: skip
 from train.config.data import DataConfig
-from train.config.vision import VisionDataConfig
 from train.data.epochs import count_batches
 from train.data.forms import forms_of, read_as
 from train.data.measure import measure
@@ -299,23 +298,6 @@ def test_the_folder_of_images_may_be_another(write_rows, tokenizer, tmp_path):
     path = write_rows([asks(part(image="a.png"), text("Colour?"))])
     vision = replace(VISION, folder=str(tmp_path / "elsewhere"))
     assert len(list(documents(batches(path, tokenizer, vision=vision), tokenizer))) == 1
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"max_pixels": 100}, r"data\.vision\.max_pixels=100 is too small"),
-        ({"min_pixels": 10_000, "max_pixels": 5_000}, r"min_pixels=10000 is above"),
-        ({"patches_per_sequence": 1000}, r"must be a multiple of 256, such as 1024"),
-        ({"patches_per_sequence": 1024}, r"lets one fill 4096 patches, but a sequence holds .*=1024"),
-        ({"max_pixels": 4096, "patches_per_sequence": 1024}, r"video_max_pixels=4194304 lets one fill 8192 patches"),
-        ({"fps": 0.0}, r"data\.vision\.fps=0\.0 must be positive"),
-        ({"num_threads": 0}, r"num_threads=0 is too small"),
-    ],
-)
-def test_settings_that_do_not_agree(fields, message):
-    with pytest.raises(ValueError, match=message):
-        VisionDataConfig(**fields)
 
 
 def test_images_of_the_next_batches_are_decoded_meanwhile(write_rows, tokenizer, images, monkeypatch):
