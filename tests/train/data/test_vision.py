@@ -108,7 +108,7 @@ WRONG = {
     "another key": (asks(part(img="a.png")), "vision", r"a source \(what is under img belongs under 'image'\), and"),
     "another type": (
         asks({"type": "picture", "path": "a.png"}),
-        "wrong_type",
+        "missing_key",
         "type 'picture' .* types are text, .*, image",
     ),
     "no type": (asks({"picture": "a.png"}), "missing_key", "that can be read; its keys: picture"),
