@@ -8,6 +8,7 @@ from train.objectives.checks import check_finite
 _PATCH, _VIDEO_PATCH = 16 * 16, 2 * 16 * 16
 # What TPU kernels cut without a rest.
 _STEP = 256
+_VIDEO_PIXELS = 4_194_304
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,9 @@ class VisionDataConfig:
     """Fewest pixels of an image, to which smaller ones are enlarged; None takes the checkpoint's (65,536), or
     ``max_pixels`` where that is less."""
 
-    video_max_pixels: int = 4_194_304
-    """Most pixels of all chosen frames of a video together: 4,194,304 give 8,192 patches, which are 2,048 tokens."""
+    video_max_pixels: int | None = None
+    """Most pixels of all chosen frames of a video together; None takes 4,194,304, which give 8,192 patches, 2,048
+    tokens, or what a sequence holds where that is less."""
 
     fps: float = 2.0
     """Frames chosen from a second of video."""
@@ -67,9 +69,19 @@ class VisionDataConfig:
                 f"data.vision.patches_per_sequence={capacity} must be a multiple of {_STEP}, such as "
                 f"{-(-max(capacity, 1) // _STEP) * _STEP}."
             )
-        for name, pixels in (("max_pixels", _PATCH), ("video_max_pixels", _VIDEO_PATCH)):
-            if (needed := getattr(self, name) // pixels) > capacity:
+        for name, most, pixels in (
+            ("max_pixels", self.max_pixels, _PATCH),
+            ("video_max_pixels", self.most_video_pixels, _VIDEO_PATCH),
+        ):
+            if (needed := most // pixels) > capacity:
                 raise ValueError(
-                    f"data.vision.{name}={getattr(self, name)} lets one fill {needed} patches, but a sequence holds "
+                    f"data.vision.{name}={most} lets one fill {needed} patches, but a sequence holds "
                     f"data.vision.patches_per_sequence={capacity}; lower the one or raise the other."
                 )
+
+    @property
+    def most_video_pixels(self) -> int:
+        """``video_max_pixels``, or what None stands for."""
+        if self.video_max_pixels is None:
+            return min(_VIDEO_PIXELS, self.patches_per_sequence * _VIDEO_PATCH)
+        return self.video_max_pixels

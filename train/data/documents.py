@@ -123,13 +123,13 @@ class Documents:
           enable_thinking: what the template is told; None leaves its default.
 
         Returns:
-          None for a row that cannot be read or holds no answer; an error if the template refuses it, or an image of it
+          None for a row without an answer; an error if it cannot be used, the template refuses it, or an image of it
           cannot be opened.
         """
         try:
             content = self._readers[source].read(self.sources[source][row])
-        except RowError:
-            return None
+        except RowError as err:
+            return err
         if isinstance(content, str):
             return None
         last = max((n for n, message in enumerate(content.messages) if message["role"] == "assistant"), default=0)
@@ -198,11 +198,23 @@ class Documents:
                     unusable[err.reason] += 1
             survey.finish(source.columns_not_read)
         if unusable.total() == checked:
-            first = next(iter(self._told.values()))
-            raise ValueError(f"no row of {self.names} can be used: {dict(unusable)}; mend the rows, such as {first}.")
+            raise self.none_usable(unusable, next(iter(self._told.values())), "no row")
         if unusable:
             logger.warning("%d of %d rows are left out: %s", unusable.total(), checked, dict(unusable))
         return checked, unusable
+
+    def none_usable(self, reasons: Counter[str], first: str, what: str) -> ValueError:
+        """Returns the error of data of which nothing is left to train on.
+
+        Args:
+          reasons: what is left out, by reason.
+          first: where the first of it is, and what is wrong there.
+          what: the rows that were read, such as ``no row``.
+        """
+        helps = "".join(f" ({reason}: {remedy})" for reason, remedy in REMEDIES.items() if reason in reasons)
+        return ValueError(
+            f"{what} of {self.names} can be used: {dict(reasons)}; mend the rows{helps}, such as {first}."
+        )
 
     def tell_left_out(self, where: str, err: RowError) -> None:
         """Logs that a document is left out, once for each reason."""

@@ -77,7 +77,7 @@ def measure(documents: Documents, *, whole: bool) -> Measurement:
       whole: all of them, which takes a CPU second for some 400,000 tokens.
 
     Raises:
-      ValueError: a document cannot be used, and the policy for its reason is ``error``.
+      ValueError: a document cannot be used, and the policy for its reason is ``error``; or none of those read can be.
     """
     count = documents.epoch_length if whole else min(documents.epoch_length, SAMPLE_DOCUMENTS)
     positions = range(count)
@@ -110,6 +110,9 @@ def measure(documents: Documents, *, whole: bool) -> Measurement:
         ends.append(len(lengths))
         if not whole and tokens > SAMPLE_TOKENS:
             break
+    if lost and not lengths:
+        what = "no row" if len(ends) == documents.epoch_length else f"none of the first {len(ends):,} rows"
+        raise documents.none_usable(lost, next(iter(places.values())), what)
     counts = _int32(lengths), _int32(trained), _int32(patches), _int32(ends)
     return Measurement(documents.epoch_length, *counts, num_held_out, num_lost, lost, places)
 

@@ -9,7 +9,7 @@ from typing import Any
 from train.config.data import Source
 from train.data.convert import converted, source_digest
 from train.data.forms import NAMES, FormName, forms_of, read_as, unread_columns, unread_message_keys
-from train.data.forms.media import media_column
+from train.data.forms.media import check_words, media_column
 from train.data.rows import Conversation, RowError, check_row
 from train.data.values import named
 
@@ -79,6 +79,8 @@ class RowReader:
         content = read_as(form, row)
         if isinstance(content, Conversation) and content.media and not self._vision:
             raise RowError("vision", f"the row holds images or videos; {_TURN_ON}")
+        if isinstance(content, Conversation) and self._vision:
+            check_words(row, content, unread_columns(form, row))
         if isinstance(content, str) and self._vision and (column := media_column(row)):
             raise RowError("vision", f"a text cannot hold the media of {column!r}; write the row as a conversation")
         check_row(content, self._control)

@@ -24,6 +24,7 @@ Reason = Literal[
     "think_marks",
     "tool_marks",
     "vision",
+    "no_media",
     "media",
     "control_token",
     "weight",

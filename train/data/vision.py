@@ -63,8 +63,8 @@ class VisionReader:
         self._image = dataclasses.replace(image, max_pixels=settings.max_pixels, min_pixels=least)
         self._video = dataclasses.replace(
             video,
-            max_pixels=settings.video_max_pixels,
-            min_pixels=min(video.min_pixels, settings.video_max_pixels),
+            max_pixels=settings.most_video_pixels,
+            min_pixels=min(video.min_pixels, settings.most_video_pixels),
             fps=settings.fps,
             max_frames=settings.max_frames,
             min_frames=min(video.min_frames, settings.max_frames),
@@ -315,7 +315,8 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except MediaError as err:
-        raise RowError("media", f"{name}: {str(err).rstrip('.')}") from err
+        told = str(err).rstrip(".").replace("set allow_urls", "give --data.vision.allow-urls")
+        raise RowError("media", f"{name}: {told}") from err
 
 
 def _content(opened: Opened | Sequence[Any], policy: MediaPolicy, name: str) -> Callable[[], bytes]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,6 +94,7 @@ class Prompts:
         self.position = 0
         """Documents looked at so far."""
         self.left_out: Counter[str] = Counter()
+        self._told: dict[str, str] = {}
 
     def take(self, count: int) -> list[Prompt]:
         """Returns the next prompts, whose images and videos are decoded.
@@ -111,9 +113,10 @@ class Prompts:
                 self._leave_out(position, found)
                 unused += 1
                 if unused == min(self._documents.epoch_length, _MAX_UNUSED):
+                    told = "".join(f", or mend the rows, such as {each}" for each in islice(self._told.values(), 1))
                     raise ValueError(
                         f"no row of {self._documents.names} gives a prompt; {unused} rows in a row were left out: "
-                        f"{dict(self.left_out)}; give conversations, or raise rollouts.max_prompt_tokens."
+                        f"{dict(self.left_out)}; give conversations, raise rollouts.max_prompt_tokens{told}."
                     )
         return taken
 
@@ -141,28 +144,32 @@ class Prompts:
           ValueError: none gives a prompt, as ``take`` would find after the model was loaded and compiled.
         """
         documents, settings = self._documents, self._settings
-        lengths, used, rows, problem = [], 0, 0, "they hold no conversation with an answer; give some"
+        lengths, used, rows, unused = [], 0, 0, Counter()
         for position in range(min(documents.epoch_length, _LOOKED_AT)):
             source, row = documents.locate(position)
             if row in documents.held_out[source]:
                 continue
             rows += 1
-            if isinstance(found := _find(documents, settings, source, row), LeftOut):
-                continue
-            lengths.append(len(found))
-            if (left_out := _too_large(found, settings, documents.config)) is None:
-                used += 1
+            found = _find(documents, settings, source, row)
+            if isinstance(found, Example):
+                lengths.append(len(found))
+                found = _too_large(found, settings, documents.config) or found
+            if isinstance(found, LeftOut):
+                self._tell(position, found)
+                unused[found.reason] += 1
             else:
-                problem = left_out.problem
+                used += 1
             if used and len(lengths) >= _ENOUGH:
                 break
         longest = settings.max_prompt_tokens
-        if lengths and min(lengths) > longest:
-            problem = (
-                f"the shortest has {min(lengths)} tokens; give conversations with shorter ones, or raise "
-                f"rollouts.max_prompt_tokens={longest}"
-            )
         if not used:
+            [(most, _)] = unused.most_common(1)
+            problem = f"{dict(unused)}; mend the rows, such as {self._told[most]}"
+            if most == "too_long":
+                problem = (
+                    f"the shortest has {min(lengths)} tokens; give conversations with shorter ones, or raise "
+                    f"rollouts.max_prompt_tokens={longest}"
+                )
             raise ValueError(f"none of the first {rows:,} rows of {documents.names} gives a prompt: {problem}.")
         return (
             f"{used:,} of the first {rows:,} rows give a prompt; {int(np.median(lengths))} tokens by the median, "
@@ -191,8 +198,13 @@ class Prompts:
         return read_prompt(self._documents, self._settings, source, row)
 
     def _leave_out(self, position: int, why: LeftOut) -> None:
-        """Counts a row, and tells the first of its kind."""
-        if why.problem and not self.left_out[why.reason]:
-            where = self._documents.where(position)
-            logger.warning("rollouts: %s is left out, as are all rows like it: %s", where, why.problem)
+        """Counts a row, and logs the first of its kind."""
+        self._tell(position, why)
         self.left_out[why.reason] += 1
+
+    def _tell(self, position: int, why: LeftOut) -> None:
+        """Logs that a row is left out, once for each reason."""
+        if why.problem and why.reason not in self._told:
+            where = self._documents.where(position)
+            self._told[why.reason] = f"{where}: {why.problem}"
+            logger.warning("rollouts: %s is left out, as are all rows like it: %s", where, why.problem)

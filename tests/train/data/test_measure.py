@@ -78,6 +78,17 @@ def test_too_many_lost_documents_are_an_error_that_says_what_to_raise(config, to
         replace(config, max_lost=5)
 
 
+def test_data_of_which_nothing_is_left_name_the_first_row(config, tokenizer, write_rows, monkeypatch):
+    path = write_rows([conversation(i, 200) for i in range(9)], "long.jsonl")
+    documents = Documents(replace(config, path=path, max_lost=1), tokenizer)
+    wanted = r"no row of data\.path=.*too_long': 9.*raise --data\.sequence-length\), such as .*line \d: \d+ tokens"
+    with pytest.raises(ValueError, match=wanted):
+        measure(documents, whole=True)
+    monkeypatch.setattr("train.data.measure.SAMPLE_DOCUMENTS", 4)
+    with pytest.raises(ValueError, match=r"none of the first 4 rows of data\.path="):
+        measure(documents, whole=False)
+
+
 def test_held_out_documents_are_counted_apart(config, tokenizer):
     found = measure(Documents(replace(config, eval_fraction=0.5), tokenizer), whole=True)
     assert found.documents == 61 and 20 < found.num_held_out < 40

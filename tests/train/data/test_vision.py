@@ -28,7 +28,6 @@ from tests.train.data.pictures import (
     text,
 )  # fmt: skip
 from train.config.data import DataConfig
-from train.config.vision import VisionDataConfig
 from train.data.epochs import count_batches
 from train.data.forms import forms_of, read_as
 from train.data.measure import measure
@@ -106,6 +105,13 @@ def test_columns_of_files_as_data_sets_of_the_hub_store_them(tmp_path, tokenizer
 WRONG = {
     "more places": (asks(part(), part()) | {"images": ["a.png"]}, "vision", r"message 1 \(user\) holds an image, numb"),
     "no column": (asks(part()), "vision", "and the row has no column 'images'"),
+    "another key": (asks(part(img="a.png")), "vision", r"a source \(what is under img belongs under 'image'\), and"),
+    "another type": (
+        asks({"type": "picture", "path": "a.png"}),
+        "missing_key",
+        "type 'picture' .* types are text, .*, image",
+    ),
+    "no type": (asks({"picture": "a.png"}), "missing_key", "that can be read; its keys: picture"),
     "fewer places": (
         asks(part(), text("a")) | {"images": ["a.png", "b.png"]},
         "vision",
@@ -127,9 +133,27 @@ def test_rows_whose_places_and_images_do_not_agree(name):
     assert err.value.reason == reason
 
 
-def test_the_word_image_is_text_without_a_column():
-    [message, _] = read_as("messages", {"messages": [USER | {"content": "What is <image>?"}, ANSWER]}).messages
-    assert message["content"] == "What is <image>?"
+def test_a_word_for_an_image_that_the_row_does_not_hold_is_no_text(write_rows, tokenizer, images):
+    shown = {"prompt": "<image>Colour?", "completion": "It is red."}
+    rows = [shown | {"img": images[0]}, shown | {"image": None}, shown | {"image": images[0]}]
+    path = write_rows(rows)
+    wanted = (
+        r"line 1: message 1 \(user\) holds <image>, but the row holds no image in a column 'images' or 'image' "
+        r"\(its other keys: img\); .* \"images\": \[\]; mend the row, or leave .* --data\.bad-rows drop"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        batches(path, tokenizer)
+    iterator = batches(path, tokenizer, bad_rows="drop")
+    assert len(list(documents(iterator, tokenizer))) == 1
+    assert iterator.report()["dropped"] == {"no_media": 2}
+
+
+def test_the_word_image_is_text_where_the_row_or_the_run_has_no_images(write_rows, tokenizer):
+    asked = {"prompt": "What is an <image>?", "completion": "A word of SVG."}
+    for row in (asked | {"images": []}, {"prompt": "What is 1?", "completion": "An <image>."}):
+        [(ids, *_)] = documents(batches(write_rows([row]), tokenizer), tokenizer)
+        assert "<image>" in tokenizer.decode(ids.tolist())
+    make_batches(DataConfig(write_rows([asked])), tokenizer)
 
 
 def test_rows_with_images_name_the_option(write_rows, tokenizer, images):
@@ -141,7 +165,7 @@ def test_rows_with_images_name_the_option(write_rows, tokenizer, images):
 BROKEN = {
     "missing": (asks(part(image="no.png")), r"image 1 of the row: there is no file 'no\.png'"),
     "no image": (asks(part(image="data:image/png;base64,AAAA")), "image 1 of the row: .* cannot be read"),
-    "address": (asks(part(image="https://example.com/a.png")), "addresses are not allowed"),
+    "address": (asks(part(image="https://example.com/a.png")), r"a data URI, or give --data\.vision\.allow-urls"),
 }
 
 
@@ -274,23 +298,6 @@ def test_the_folder_of_images_may_be_another(write_rows, tokenizer, tmp_path):
     path = write_rows([asks(part(image="a.png"), text("Colour?"))])
     vision = replace(VISION, folder=str(tmp_path / "elsewhere"))
     assert len(list(documents(batches(path, tokenizer, vision=vision), tokenizer))) == 1
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"max_pixels": 100}, r"data\.vision\.max_pixels=100 is too small"),
-        ({"min_pixels": 10_000, "max_pixels": 5_000}, r"min_pixels=10000 is above"),
-        ({"patches_per_sequence": 1000}, r"must be a multiple of 256, such as 1024"),
-        ({"patches_per_sequence": 1024}, r"lets one fill 4096 patches, but a sequence holds .*=1024"),
-        ({"max_pixels": 4096, "patches_per_sequence": 1024}, r"video_max_pixels=4194304 lets one fill 8192 patches"),
-        ({"fps": 0.0}, r"data\.vision\.fps=0\.0 must be positive"),
-        ({"num_threads": 0}, r"num_threads=0 is too small"),
-    ],
-)
-def test_settings_that_do_not_agree(fields, message):
-    with pytest.raises(ValueError, match=message):
-        VisionDataConfig(**fields)
 
 
 def test_images_of_the_next_batches_are_decoded_meanwhile(write_rows, tokenizer, images, monkeypatch):

@@ -138,6 +138,21 @@ def test_prompts_whose_image_is_damaged_or_too_large_are_left_out(open_documents
     assert "line 1 is left out, as are all rows like it: image 1 of the row" in caplog.text
 
 
+def test_data_whose_images_are_all_missing_are_refused_with_the_first_of_them(open_documents, tokenizer, tmp_path):
+    documents = open_documents((64, 96), (32, 64))
+    (tmp_path / "0.png").unlink()
+    assert Prompts(documents, LONGER).look().startswith("2 of the first 3 rows give a prompt; ")
+    (tmp_path / "1.png").unlink()
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join(lines[:2]))
+    missing = Documents(documents.config, tokenizer, documents.vision)
+    wanted = (
+        r"none of the first 2 rows .* gives a prompt: \{'media': 2\}; mend .*line \d: image 1 of the row: there is no"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        Prompts(missing, LONGER).look()
+
+
 def test_prompts_are_taken_in_the_same_order_however_many_at_once(open_documents, tmp_path):
     documents = open_documents((64, 96), (96, 96), (32, 64))
     (tmp_path / "0.png").write_bytes(b"no image")

@@ -75,7 +75,9 @@ def test_the_template_opens_the_mode_of_the_settings(open_documents, tokenizer, 
 
 def test_data_without_usable_prompts_are_refused(open_documents, tokenizer):
     documents = open_documents(conversation("What is 7 plus 2? " * 40))
-    with pytest.raises(ValueError, match=r"gives a prompt; 1 rows in a row .*'too_long': 1.*max_prompt_tokens"):
+    with pytest.raises(
+        ValueError, match=r"gives a prompt; 1 rows in a row .*'too_long': 1.*max_prompt_tokens, or mend .* line 1: a"
+    ):
         Prompts(documents, SETTINGS).take(1)
     texts = open_documents({"text": "What is 3"})
     with pytest.raises(ValueError, match="holds no conversations, so there is nothing to answer"):
@@ -87,6 +89,22 @@ def test_a_look_at_the_prompts_takes_none(open_documents, tokenizer):
     prompts = Prompts(open_documents(*rows), SETTINGS)
     assert prompts.look().startswith("1 of the first 3 rows give a prompt; ")
     assert prompts.position == 0 and not prompts.left_out
+
+
+def test_a_look_names_the_first_row_of_each_kind_once(open_documents, caplog):
+    rows = [{"text": "What is 3"}, {"messages": 7}, *(conversation(f"What is {n} plus 1") for n in range(6))]
+    prompts = Prompts(open_documents(*rows, bad_rows="drop"), SETTINGS)
+    with caplog.at_level(logging.WARNING, logger="train.rollouts.prompts"):
+        caplog.clear()
+        prompts.look()
+        prompts.take(9)
+    told = [record.message for record in caplog.records]
+    assert len(told) == 2 and prompts.left_out.keys() == {"no_prompt", "wrong_type"}
+    assert any(
+        each.endswith("rows.jsonl line 1 is left out, as are all rows like it: no conversation with an answer")
+        for each in told
+    )
+    assert any("rows.jsonl line 2 is left out" in each and "'messages' is the number 7" in each for each in told)
 
 
 def test_prompts_that_are_all_too_long_are_refused_at_the_start(open_documents, tokenizer):

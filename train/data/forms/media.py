@@ -2,19 +2,22 @@
 
 Data sets of the hub keep them in a column, as one value or a list. What takes them, in reading order, are the parts of
 a content that are an image or a video without a source, and the words ``<image>`` and ``<video>`` in the text of users
-and tools. Without such a column these words are text like any other.
+and tools.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from train.data.rows import Media, RowError
+from train.data.rows import Conversation, Media, RowError, text_in
+from train.data.values import named
 
 _COLUMNS = {"image": ("images", "image"), "video": ("videos", "video")}
 MEDIA_COLUMNS = tuple(name for names in _COLUMNS.values() for name in names)
 """The columns that hold images or videos."""
 _INDEX = "index"
+# Who may show an image or a video.
+_SHOW = ("user", "tool")
 
 
 def media_column(row: Mapping[str, Any]) -> str | None:
@@ -48,7 +51,9 @@ def place_media(
         taken[media.kind] += 1
         if number >= len(values):
             raise RowError(
-                "vision", f"{where} holds {_counted(media.kind, number + 1)} without a source, {_held(name, values)}"
+                "vision",
+                f"{where} holds {_counted(media.kind, number + 1)} without a source{_misnamed(media)}, "
+                f"{_held(name, values)}",
             )
         if media.options.get(_INDEX, number) != number:
             raise RowError(
@@ -74,6 +79,29 @@ def place_media(
     return placed, tuple(media)
 
 
+def check_words(row: Mapping[str, Any], content: Conversation, not_read: Iterable[str]) -> None:
+    """Checks that no text asks for an image or a video where the row holds none, as under another name of the column.
+
+    Args:
+      not_read: the keys of the row that its form does not read.
+
+    Raises:
+      RowError: a text does, and the row has no empty list in the column, which says that there are none.
+    """
+    for kind, names in _COLUMNS.items():
+        if any(each.kind == kind for each in content.media) or any(_is_empty_list(row.get(name)) for name in names):
+            continue
+        for number, message in enumerate(content.messages, start=1):
+            if message["role"] in _SHOW and f"<{kind}>" in text_in(message["content"]):
+                others = f" (its other keys: {named(other)})" if (other := list(not_read)) else ""
+                raise RowError(
+                    "no_media",
+                    f"message {number} ({message['role']}) holds <{kind}>, but the row holds no {kind} in a column "
+                    f"{' or '.join(map(repr, names))}{others}; if the word is only text, give the row "
+                    f'"{names[0]}": []',
+                )
+
+
 def _column(row: Mapping[str, Any], kind: str) -> tuple[str, list[Any]]:
     given = [(name, values) for name in _COLUMNS[kind] if (values := _values(row.get(name)))]
     if len(given) > 1:
@@ -87,6 +115,10 @@ def _values(value: Any) -> list[Any]:
     return [each for each in values if not _is_empty(each)]
 
 
+def _is_empty_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) and not value
+
+
 def _is_empty(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(_is_empty(each) for each in value.values())
@@ -96,7 +128,7 @@ def _is_empty(value: Any) -> bool:
 def _parts(message: Mapping[str, Any], columns: Mapping[str, tuple[str, list[Any]]]) -> Iterator[str | Media]:
     """Yields the parts of a content; the words that stand for media of a column are such parts too."""
     content = message["content"]
-    words = [kind for kind, (_, values) in columns.items() if values and message["role"] in ("user", "tool")]
+    words = [kind for kind, (_, values) in columns.items() if values and message["role"] in _SHOW]
     for part in [content] if isinstance(content, str) else content:
         if isinstance(part, Media) or not words:
             yield part
@@ -111,6 +143,12 @@ def _plain(part: str | Media) -> dict[str, Any]:
 
 def _counted(kind: str, number: int) -> str:
     return f"{'an image' if kind == 'image' else 'a video'}, number {number} of the row,"
+
+
+def _misnamed(media: Media) -> str:
+    """Names the keys of a part under which its source may stand."""
+    keys = [key for key, value in media.options.items() if not isinstance(value, bool | int | float)]
+    return f" (what is under {named(keys)} belongs under {media.kind!r})" if keys else ""
 
 
 def _held(name: str, values: list[Any]) -> str:

@@ -29,6 +29,7 @@ _SOURCES = {kind: (kind, f"{kind}_url", "url", "path", "bytes") for kind in _MED
 _NO_OPTIONS = {"type", "text", "detail", *_SOURCES["image"], *_SOURCES["video"]}
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _REASONING_PARTS = ("thinking", "reasoning")
+_TYPES = (*_TEXT_PARTS, *_REASONING_PARTS, *_MEDIA_TYPES["image"], *_MEDIA_TYPES["video"])
 
 
 def read_messages(value: Any, where: str) -> tuple[list[dict[str, Any]], list[bool]]:
@@ -161,7 +162,10 @@ def _part(part: Mapping[str, Any], where: str) -> tuple[str, str]:
         what = "words"
     if key is None:
         type_named = f" of type {shown(written)}" if written else ""
-        raise RowError("missing_key", f"a part{type_named} in the content of {where} has no 'text' that can be read")
+        told = f"its keys: {named(part)}" if written in _TYPES else f"the types are {', '.join(_TYPES[1:])}"
+        raise RowError(
+            "missing_key", f"a part{type_named} in the content of {where} has no 'text' that can be read; {told}"
+        )
     return what, text_of(part[key], f"the content of {where}")
 
 
