@@ -126,8 +126,8 @@ def _embed(
 def _see(seen: Int[Array, "B V"], chunk: Chunk) -> Int[Array, "B V"]:
     """Marks the tokens of a chunk as seen by its slots; those that begin forget what they had seen."""
 
-    def local(slots, seen, begins, ids, next_ids, segment_ids):
-        places, rows = jnp.where(slots < 0, seen.shape[0], slots), jnp.arange(slots.shape[0])[:, None]
+    def local(places, seen, begins, ids, next_ids, segment_ids):
+        rows = jnp.arange(places.shape[0])[:, None]
         kept = jnp.where(begins[:, None], 0, seen.at[places].get(mode="clip"))
         for tokens in (ids, next_ids):
             kept = kept.at[rows, jnp.where(segment_ids > 0, tokens, seen.shape[1])].max(PROMPT, mode="drop")

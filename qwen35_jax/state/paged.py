@@ -204,8 +204,8 @@ class SlotDelta:
         """
         width = self.inputs.shape[2] - self.k.shape[2]
 
-        def local(slots, inputs, recurrent):
-            return tuple(stack.at[:, slots].get(mode="clip") for stack in (inputs[:, :, :width], recurrent))
+        def local(places, inputs, recurrent):
+            return tuple(stack.at[:, places].get(mode="clip") for stack in (inputs[:, :, :width], recurrent))
 
         axes = (_INPUTS, _STATES)
         args = (self.inputs, self.recurrent)
@@ -218,10 +218,8 @@ class SlotDelta:
           by_shard: as in ``at_slots``.
         """
 
-        def local(slots, inputs, recurrent, new_inputs, new_recurrent):
-            # Numbers below 0 would count from the end.
-            places, width = jnp.where(slots < 0, recurrent.shape[1], slots), new_inputs.shape[2]
-            inputs = inputs.at[:, places, :width].set(new_inputs.astype(inputs.dtype), mode="drop")
+        def local(places, inputs, recurrent, new_inputs, new_recurrent):
+            inputs = inputs.at[:, places, : new_inputs.shape[2]].set(new_inputs.astype(inputs.dtype), mode="drop")
             return inputs, recurrent.at[:, places].set(new_recurrent, mode="drop")
 
         axes, args = (_INPUTS, _STATES), (self.inputs, self.recurrent, states.inputs, states.recurrent)
@@ -232,21 +230,25 @@ class SlotDelta:
 def at_slots(
     function: Callable, slots: Int[Array, " R"], *args: Array, in_axes: Sequence[Axes], out_axes: Any, by_shard: bool
 ) -> Any:
-    """Calls ``function(slots, *args)``.
+    """Calls ``function(places, *args)``, where a slot below 0, which is none, has the place behind the last.
 
     Args:
-      slots: numbers of slots; those below 0 are none.
+      slots: numbers of slots.
+      args: arrays; the first one has an entry for each slot.
       by_shard: whether the slot of each row lies in the row's own data shard. Then each device calls the function with
-        its part of all arguments and its own numbers of the slots, and nothing is sent.
+        its part of all arguments and the places of its slots, and nothing is sent.
       in_axes, out_axes: logical axes of ``args`` and of what is returned; slots and rows lie along ``batch``.
     """
-    if not by_shard or num_shards("batch") == 1:
-        return function(slots, *args)
-    count = args[0].shape[in_axes[0].index("batch")] // num_shards("batch")
+    by_shard = by_shard and num_shards("batch") > 1
+    axis = in_axes[0].index("batch")
 
     def local(slots, *args):
-        return function(jnp.where(slots < 0, slots, slots - shard_index("batch") * count), *args)
+        count = args[0].shape[axis]
+        first = shard_index("batch") * count if by_shard else 0
+        return function(jnp.where(slots < 0, count, slots - first), *args)
 
+    if not by_shard:
+        return local(slots, *args)
     return over_mesh(local, slots, *args, in_axes=(("batch",), *in_axes), out_axes=out_axes)
 
 
