@@ -7,7 +7,6 @@ compiled. CONFIG.py and its overrides are those of ``eval.run``.
 """
 
 import dataclasses
-import io
 import math
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from PIL import Image
 
 from eval.config import MOST_PATCHES, EvalConfig, max_new_tokens_of
 from eval.expected import (
@@ -38,7 +36,8 @@ from qwen35_jax.config import ModelConfig
 from qwen35_jax.planning.decode import Layout, Workload, lay_out
 from qwen35_jax.planning.published import find_config
 from qwen35_jax.presets import PRESETS
-from qwen35_jax.processing.image import smart_resize
+from qwen35_jax.processing.image import image_grid, image_size
+from qwen35_jax.processing.media import MediaPolicy
 from qwen35_jax.processing.settings import ImageSettings
 from qwen35_jax.processing.tokenizer import TOKENIZER_FILES, Tokenizer
 from qwen35_jax.sharding import GENERATION_AXES
@@ -155,16 +154,8 @@ def _measured_patches(documents: Sequence[Document]) -> Expected:
     for document in documents:
         for part in media_of(document.messages):
             image = part["image"]
-            try:
-                with Image.open(io.BytesIO(image.read())) as opened:
-                    width, height = opened.size
-            except (OSError, Image.DecompressionBombError) as err:
-                raise ValueError(f"{image.where}: its image cannot be read: {err}.") from err
-            settings = ImageSettings().limited(part)
-            size = smart_resize(
-                height, width, factor=settings.factor, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
-            )
-            total += math.prod(size) // settings.patch_size**2
+            size = image_size(image.read(), image.where, MediaPolicy())
+            total += math.prod(image_grid(*size, ImageSettings().limited(part)))
     return Expected(-(-total // len(documents)), "counted in the images")
 
 

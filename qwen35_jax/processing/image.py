@@ -121,6 +121,18 @@ def image_size(opened: Opened, name: str, policy: MediaPolicy) -> tuple[int, int
     return _read(opened, name, policy, _shown_size)
 
 
+def image_grid(height: int, width: int, settings: ImageSettings) -> tuple[int, int, int]:
+    """Returns the frames (1), rows and columns of patches that an image of a size becomes.
+
+    Raises:
+      MediaError: as ``smart_resize`` does.
+    """
+    height, width = smart_resize(
+        height, width, factor=settings.factor, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
+    )
+    return 1, height // settings.patch_size, width // settings.patch_size
+
+
 def image_patches(
     image: UInt8[np.ndarray, "H W 3"], settings: ImageSettings | None = None
 ) -> tuple[UInt8[np.ndarray, "P C"], Int32[np.ndarray, " 3"]]:
@@ -133,14 +145,10 @@ def image_patches(
       MediaError: one side is more than 200 times the other.
     """
     settings = settings or ImageSettings()
-    height, width = smart_resize(
-        *image.shape[:2], factor=settings.factor, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
-    )
-    planes = resize_bicubic(image, height, width)
+    grid = image_grid(image.shape[0], image.shape[1], settings)
+    planes = resize_bicubic(image, *(side * settings.patch_size for side in grid[1:]))
     frames = np.broadcast_to(planes, (settings.temporal_patch_size, *planes.shape))
-    return cut_patches(frames, settings), np.array(
-        [1, height // settings.patch_size, width // settings.patch_size], np.int32
-    )
+    return cut_patches(frames, settings), np.array(grid, np.int32)
 
 
 def cut_patches(

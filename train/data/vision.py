@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from qwen35_jax.config import ModelConfig
 from qwen35_jax.processing import Tokenizer
-from qwen35_jax.processing.image import decode_image, image_patches, image_size, smart_resize
+from qwen35_jax.processing.image import decode_image, image_grid, image_patches, image_size
 from qwen35_jax.processing.media import MediaError, MediaPolicy, Opened, describe, open_media
 from qwen35_jax.processing.processor import PADS, Processor
 from qwen35_jax.processing.settings import ImageSettings, VideoSettings
@@ -254,13 +254,7 @@ class VisionReader:
         settings = self._image.limited(_capped(media.options, self._image.max_pixels))
         # What was fetched or decoded from text once is not fetched again.
         opened, called = open_media(media.source, policy), describe(media.source)
-        height, width = smart_resize(
-            *image_size(opened, called, policy),
-            factor=settings.factor,
-            min_pixels=settings.min_pixels,
-            max_pixels=settings.max_pixels,
-        )
-        grid = 1, height // settings.patch_size, width // settings.patch_size
+        grid = image_grid(*image_size(opened, called, policy), settings)
 
         def decode() -> UInt8[np.ndarray, "P C"]:
             with _named(name):
